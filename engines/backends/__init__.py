@@ -1,0 +1,1 @@
+"""One module per backend; each fulfils the contract of ``engines.backend``."""

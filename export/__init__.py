@@ -1,0 +1,1 @@
+"""From a traced graph to a checked ONNX file: names, axes, opset, lowering, external data."""

@@ -1,0 +1,1 @@
+"""Models, UG-Sep, the splitter and its costs; knows neither ONNX nor runtimes."""

@@ -1,0 +1,26 @@
+"""The two errors a user can meet: bad input (exit 2) and a failed gate (exit 1)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UgsepError(Exception):
+    """Bad input or usage: one line saying what is wrong, where, and how to fix it; exit status 2."""
+
+
+class GateFailed(Exception):
+    """A parity, quality or latency gate did not hold; the message names value and bound; exit status 1."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``", did you mean 'x'?"`` for the closest known name, else the list of known names.
+
+    Made to be appended to an error message: ``f"unknown model 'zenit'{nearest('zenit', models)}"``.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f", did you mean '{close[0]}'?"
+    return f"; known: {', '.join(names) or 'none'}"

@@ -1,0 +1,1 @@
+"""Weight-only int8 on ONNX files: statistics, numerics, rewrite, sensitivity, search."""
