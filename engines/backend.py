@@ -1,0 +1,216 @@
+"""The contract every backend fulfils, and how backends are found: one module in ``engines/backends`` each.
+
+``engines/backends/tensorrt_rtx.py`` is the backend ``tensorrt-rtx``. Adding a backend adds one file there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+import engines.backends
+from graphs.errors import UgsepError, nearest
+
+Side = Literal["user", "item", "full"]
+Option = str | int | float | bool
+Array = NDArray[Any]
+Progress = Callable[[str], None]
+
+#: What a precision says: how weights are stored, and what the GEMMs multiply.
+PRECISIONS: dict[str, str] = {
+    "fp32": "FP32 weights, FP32 GEMMs",
+    "fp16": "FP16 weights, FP16 GEMMs",
+    "bf16": "FP32 weights on disk, BF16 GEMMs",
+    "w8a16": "int8 weights, FP16 activations",
+    "w8a32": "int8 weights, FP32 activations and exact FP32 GEMMs",
+    "w8a8-dynamic": "int8 weights, activations quantized to int8 per row while running",
+}
+
+#: What became of one weight in the engine, as read back from what the runtime really compiled.
+Fate = Literal["fused-int8", "dequantized-each-run", "folded-to-float", "float"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How many rows a dynamic axis takes: at least, mostly (kernels are tuned for it), at most."""
+
+    min: int = 1
+    opt: int = 1
+    max: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise UgsepError(f"profile rows {self.min}/{self.opt}/{self.max}: need 1 <= min <= opt <= max")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One bucket of input sizes: rows of the ``users`` axis and of the ``candidates`` axis."""
+
+    users: Rows = field(default_factory=Rows)
+    candidates: Rows = field(default_factory=lambda: Rows(1, 256, 1024))
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """What to build: one ONNX file (of the variant ``Backend.ONNX_VARIANT[precision]``) at one precision."""
+
+    side: Side
+    onnx: Path
+    precision: str
+    profiles: tuple[Profile, ...] = (Profile(),)
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Can this machine build for the backend, can it run what it built, and the reason where it cannot."""
+
+    can_build: bool
+    can_run: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: name, NumPy dtype name, shape with a string for a dynamic axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class WeightFate:
+    """What the compiled engine does with one GEMM weight; ``detail`` names the node, kernel or layer."""
+
+    name: str
+    fate: Fate
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """A finished build, and all that ``load`` needs beside the files; goes into the manifest as it is.
+
+    ``files`` are relative to the build's directory, ``bytes`` is their sum, ``session`` the pinned runtime
+    settings, ``requires`` what the machine must have (``isa`` or ``compute_capability``), ``tools`` the
+    versions that made it, ``figures`` numbers worth reporting (seconds to build, size ratios).
+    """
+
+    backend: str
+    side: Side
+    precision: str
+    files: tuple[str, ...]
+    bytes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    session: Mapping[str, Option] = field(default_factory=dict)
+    requires: Mapping[str, str] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    profiles: tuple[Profile, ...] = ()
+    weights: tuple[WeightFate, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Runner(Protocol):
+    """A loaded engine; ``infer`` may be called from several threads at once."""
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; feeds and results by tensor name, rows first."""
+        ...
+
+    def close(self) -> None:
+        """Release what the engine holds; ``infer`` must not be called afterwards."""
+        ...
+
+
+class Backend(Protocol):
+    """What a module in ``engines/backends`` defines at its top level."""
+
+    #: Precisions it builds, best known first, and for each the ONNX variant it reads: the file
+    #: ``onnx/<side>.onnx`` ("fp32") or ``onnx/<side>.<variant>.onnx`` ("w8a32", "w8a16").
+    ONNX_VARIANT: Mapping[str, str]
+
+    @staticmethod
+    def probe() -> Availability:
+        """Say what is possible on this machine; never raises, imports lazily."""
+        ...
+
+    @staticmethod
+    def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
+        """Write the engine's files into ``out_dir``, read back what was compiled, fail if not as named."""
+        ...
+
+    @staticmethod
+    def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> Runner:
+        """Load a built engine; ``threads`` replaces the pinned intra-op thread count on CPUs."""
+        ...
+
+
+def backend_names() -> tuple[str, ...]:
+    """Names of all backends, sorted; nothing is imported."""
+    found = (m.name for m in pkgutil.iter_modules(engines.backends.__path__))
+    return tuple(sorted(name.replace("_", "-") for name in found if not name.startswith("_")))
+
+
+def find_backend(name: str) -> Backend:
+    """Return a backend by name.
+
+    Raises:
+        UgsepError: no module of that name; the message carries the nearest name.
+    """
+    known = backend_names()
+    if name not in known:
+        raise UgsepError(f"unknown backend '{name}'{nearest(name, known)}")
+    return cast(Backend, importlib.import_module(f"engines.backends.{name.replace('-', '_')}"))
+
+
+def check_precision(name: str, backend: Backend, precision: str) -> str:
+    """Return the ONNX variant the backend reads for a precision.
+
+    Raises:
+        UgsepError: the backend does not build that precision.
+    """
+    if precision not in backend.ONNX_VARIANT:
+        raise UgsepError(
+            f"backend '{name}' does not build precision '{precision}'{nearest(precision, backend.ONNX_VARIANT)}"
+        )
+    return backend.ONNX_VARIANT[precision]
+
+
+def check_feeds(expected: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Return feeds as C-contiguous arrays, checked against an engine's inputs.
+
+    Raises:
+        UgsepError: a missing or unknown input, a wrong dtype, rank or fixed dimension, or zero rows.
+    """
+    names = {spec.name for spec in expected}
+    for name in feeds:
+        if name not in names:
+            raise UgsepError(f"unknown input '{name}'{nearest(name, names)}")
+    checked: dict[str, Array] = {}
+    for spec in expected:
+        if spec.name not in feeds:
+            raise UgsepError(f"input '{spec.name}' is missing; the engine needs {', '.join(sorted(names))}")
+        array = feeds[spec.name]
+        same = len(array.shape) == len(spec.shape) and all(
+            isinstance(want, str) or want == got for want, got in zip(spec.shape, array.shape, strict=True)
+        )
+        if array.dtype.name != spec.dtype or not same:
+            want = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
+            raise UgsepError(
+                f"input '{spec.name}' is {array.dtype.name}{list(array.shape)}; the engine takes {want}"
+            )
+        if 0 in array.shape:
+            raise UgsepError(f"input '{spec.name}' has no rows: shape {list(array.shape)}; give at least one")
+        checked[spec.name] = np.ascontiguousarray(array)
+    return checked
