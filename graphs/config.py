@@ -1,0 +1,52 @@
+"""Strict reading of configuration mappings into frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import dacite
+
+from graphs.errors import UgsepError, nearest
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Build the dataclass ``cls`` from ``values``; ``where`` names the file or field in errors.
+
+    Lists become tuples and integers are accepted for floats, as YAML and JSON write them.
+
+    Raises:
+        UgsepError: unknown key (with the nearest known one), missing key, or a value of the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise UgsepError(f"{where}: expected a mapping of settings, got {type(values).__name__}")
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is always a dataclass here
+    for key in values:
+        if key not in known:
+            raise UgsepError(f"{where}: unknown setting '{key}'{nearest(str(key), known)}")
+    settings = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _as_float})
+    try:
+        return dacite.from_dict(cls, dict(values), settings)
+    except dacite.DaciteError as error:
+        raise UgsepError(f"{where}: {str(error).rstrip('.')}; correct the value") from error
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """Return a dataclass as plain JSON types, the inverse of ``parse``."""
+    plain = dataclasses.asdict(config)
+    return {k: _plain(v) for k, v in plain.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,78 @@
+"""Layers that every architecture shares. Token tensors are token-major, ``[T, N, D]``.
+
+Token-major keeps each token's rows contiguous, so a per-token GEMM is one batched MatMul over ``[T, N, K]``
+with no transpose before it (that is the form TensorRT fuses with int8 weights).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis with a gain [width]; any leading shape."""
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x / rms(x) * weight``, same shape."""
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class TokenwiseLinear(nn.Module):
+    """One linear layer per token: ``[T, N, K] -> [T, N, M]``, weight [T, K, M], bias [T, 1, M]."""
+
+    def __init__(self, tokens: int, inputs: int, outputs: int, bias: bool = True, gain: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(tokens, inputs, outputs))
+        self.bias = nn.Parameter(torch.empty(tokens, 1, outputs)) if bias else None
+        self.gain = gain
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weights uniform with variance ``gain² / (3 K)``, as nn.Linear does; zero bias."""
+        bound = self.gain / math.sqrt(self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return each token's rows times its own weight, [T, N, M]."""
+        y = torch.matmul(x, self.weight)  # [T, N, M]
+        return y if self.bias is None else y + self.bias
+
+
+class TokenwiseSwiGLU(nn.Module):
+    """``W_down(SiLU(W_gate x) * (W_up x))`` with weights of its own for every token; [T, N, D] -> [T, N, D]."""
+
+    def __init__(self, tokens: int, width: int, hidden: int, down_gain: float = 1.0) -> None:
+        super().__init__()
+        self.gate = TokenwiseLinear(tokens, width, hidden)
+        self.up = TokenwiseLinear(tokens, width, hidden)
+        self.down = TokenwiseLinear(tokens, hidden, width, gain=down_gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gated transform of each token, [T, N, D]."""
+        y: Tensor = self.down(functional.silu(self.gate(x)) * self.up(x))
+        return y
+
+
+class Head(nn.Module):
+    """One task's tower: [N, D] -> logits [N]; the last layer, ``logit``, stays out of int8."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, hidden)
+        self.logit = nn.Linear(hidden, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits [N]."""
+        y: Tensor = self.logit(functional.gelu(self.hidden(x)))  # [N, 1]
+        return y.squeeze(-1)

@@ -1,0 +1,166 @@
+"""Zenith (arXiv 2601.21285): Retokenized Self-Attention and tokenwise SwiGLU, with UG-Sep (2602.10455)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from graphs.errors import UgsepError
+from graphs.layers import Head, RMSNorm, TokenwiseSwiGLU
+from graphs.ranking_model import ModelConfig, RankingModel
+from graphs.tokenize import FeatureEmbedding, PrimeTokenizer, plan_prime_tokens
+from graphs.ugsep import Compensation, Sided, Tokens, separate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZenithConfig(ModelConfig):
+    """Zenith's own sizes; the MLP's form, the norm's type and L are open in the paper.
+
+    ``fusion_width`` is k: a layer's T tokens become T*k/width tokens (2601.21285, retokenization; 0 means k =
+    width, which keeps T). ``hidden`` is the inner width of the tokenwise SwiGLU.
+
+    Raises:
+        UgsepError: T*k not divisible by the width, or a side that would lose all its tokens.
+    """
+
+    fusion_width: int = 0
+    hidden: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.token_counts()
+
+    @property
+    def k(self) -> int:
+        """Width of the fused rows before they are cut again."""
+        return self.fusion_width or self.width
+
+    def token_counts(self) -> list[tuple[int, int]]:
+        """Return (user, item) token counts before layer 0 and after each layer.
+
+        A re-cut token that straddles user and item values is an item token.
+        """
+        user, item = (self.user_tokens, self.item_tokens) if self.ug_sep else (0, self.tokens)
+        counts = [(user, item)]
+        for layer in range(self.layers):
+            total = (user + item) * self.k
+            if total % self.width:
+                raise UgsepError(
+                    f"layer {layer}: {user + item} tokens * fusion_width {self.k} = {total} is not divisible by "
+                    f"width {self.width}; fusion_width = {self.width} works"
+                )
+            after = user * self.k // self.width
+            user, item = after, total // self.width - after
+            if item < 1 or (self.ug_sep and user < 1):
+                raise UgsepError(
+                    f"layer {layer}: fusion_width {self.k} leaves {user} user and {item} item tokens; "
+                    f"fusion_width = {self.width} works"
+                )
+            counts.append((user, item))
+        return counts
+
+
+def recut(user: Tensor | None, item: Tensor, width: int) -> Tokens:
+    """Cut row-major flattened tokens again into tokens of ``width``; [N, n, k], [N, m, k] -> token-major Tokens.
+
+    Where the user values do not fill a token, the straddling token is an item token (models.md section 5).
+    """
+    rows = item.shape[0]
+    if user is None:
+        return Tokens(None, item.reshape(rows, -1, width).transpose(0, 1))
+    flat = user.reshape(rows, -1)  # [N, n*k]
+    whole = flat.shape[1] // width * width
+    if whole == flat.shape[1]:
+        rest = item.reshape(rows, -1)  # [N, m*k]
+    else:
+        rest = torch.cat([flat[:, whole:], item.reshape(rows, -1)], 1)  # [N, straddle + m*k]
+    first = flat[:, :whole].reshape(rows, -1, width)  # [N, n', D]
+    return Tokens(first.transpose(0, 1), rest.reshape(rows, -1, width).transpose(0, 1))
+
+
+class RetokenizedSelfAttention(nn.Module):
+    """RSA: O = (X Xᵀ) X W_R, no softmax and no scale, re-cut to tokens; (X Xᵀ)[U, G] = 0 under UG-Sep.
+
+    Token-major in and out: [n, N, D], [m, N, D] -> [n', N, D], [m', N, D]. The residual is the shared MLP of the
+    input tokens, cut the same way: Norm(O + MLP(X)) is finished by the caller's norm.
+    """
+
+    def __init__(self, width: int, k: int) -> None:
+        super().__init__()
+        self.width = width
+        self.retoken = nn.Linear(width, k, bias=False)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, k))
+
+    def forward(self, x: Tokens) -> Tokens:
+        """Return the fused tokens before the norm."""
+        item = x.item.transpose(0, 1)  # [N, m, D]
+        fused = self.mlp(item) + (item @ item.transpose(1, 2)) @ self.retoken(item)  # [N, m, k]
+        if x.user is None:
+            return recut(None, fused, self.width)
+        user = x.user.transpose(0, 1)  # [N, n, D]
+        values = self.retoken(user)  # [N, n, k], cached per user with X_U
+        fused = fused + (item @ user.transpose(1, 2)) @ values  # [N, m, k]
+        own = self.mlp(user) + (user @ user.transpose(1, 2)) @ values  # [N, n, k]
+        return recut(own, fused, self.width)
+
+
+class ZenithLayer(nn.Module):
+    """Token Fusion then Token Boost, post-norm; Tokens in, Tokens out (counts as ``token_counts`` says)."""
+
+    def __init__(self, config: ZenithConfig, user: int, item: int) -> None:
+        super().__init__()
+        width, hidden = config.width, config.hidden
+        masked = user > 0
+        self.fusion = RetokenizedSelfAttention(width, config.k)
+        self.fusion_norm = Sided(RMSNorm(width) if masked else None, RMSNorm(width))
+        self.compensation = Compensation(user, item, width) if masked and config.compensation else None
+        self.boost = Sided(
+            TokenwiseSwiGLU(user, width, hidden) if masked else None, TokenwiseSwiGLU(item, width, hidden)
+        )
+        self.boost_norm = Sided(RMSNorm(width) if masked else None, RMSNorm(width))
+
+    def forward(self, x: Tokens) -> Tokens:
+        """Return the tokens after fusion and boost."""
+        fused: Tokens = self.fusion_norm(self.fusion(x))
+        if self.compensation is not None:
+            fused = self.compensation(fused)
+        boosted: Tokens = self.boost(fused)
+        user = None if fused.user is None or boosted.user is None else boosted.user + fused.user
+        out: Tokens = self.boost_norm(Tokens(user, boosted.item + fused.item))
+        return out
+
+
+class Zenith(RankingModel):
+    """Zenith with UG-Sep; ``forward(features) -> {task: logits [N]}``. See ``ZenithConfig``."""
+
+    config_class = ZenithConfig
+
+    def __init__(self, config: ZenithConfig) -> None:
+        super().__init__(config)
+        width = config.width
+        self.embedding = FeatureEmbedding(config.features, width)
+        user_plan = plan_prime_tokens(config.features, "user", config.user_tokens, "user_tokens")
+        item_plan = plan_prime_tokens(config.features, "item", config.item_tokens, "item_tokens")
+        self.user_tokenizer = PrimeTokenizer(user_plan, width)
+        self.item_tokenizer = PrimeTokenizer(item_plan, width)
+        self.token_norm = Sided(RMSNorm(width) if config.ug_sep else None, RMSNorm(width))
+        counts = config.token_counts()
+        self.layers = nn.ModuleList(ZenithLayer(config, *after) for after in counts[1:])
+        self.heads = nn.ModuleDict({task: Head(width, config.tower) for task in config.tasks})
+        self.ug_sep = config.ug_sep
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the logits [N] of every task."""
+        vectors = self.embedding(features)
+        x: Tokens = separate(self.user_tokenizer(vectors), self.item_tokenizer(vectors), self.ug_sep)
+        # Raw embeddings differ in scale by orders of magnitude and RSA is cubic in them: normalise once first.
+        x = self.token_norm(x)
+        for layer in self.layers:
+            x = layer(x)
+        pooled = x.mean()  # [N, D]
+        return {task: head(pooled) for task, head in self.heads.items()}
+
+
+MODEL = Zenith
