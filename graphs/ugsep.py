@@ -77,7 +77,6 @@ class Compensation(nn.Module):
         """Return the tokens with the compensation added on the item side."""
         if x.user is None:
             return x
-        n, rows, width = x.user.shape
-        projected = self.project(x.user).reshape(n, rows * width)  # [n, N*D]
-        added = torch.matmul(self.spread, projected).reshape(-1, rows, width)  # [m, N, D]
+        projected = self.project(x.user).transpose(0, 1)  # [N, n, D]
+        added = torch.matmul(self.spread, projected).transpose(0, 1)  # [m, N, D]
         return Tokens(x.user, x.item + added)
