@@ -1,4 +1,4 @@
-"""The click group of both command lines: one-line errors, fixed exit statuses, traceback only with --debug."""
+"""The click group of both command lines: one-line errors, fixed exit statuses, tracebacks on --debug."""
 
 from __future__ import annotations
 
