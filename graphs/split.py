@@ -1,0 +1,148 @@
+"""The splitter: cut any traced ranking model in a user graph (once per request) and an item graph (per candidate)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphs.cost import SideCost, nbytes, side_cost
+from graphs.cut import choose_state
+from graphs.errors import UgsepError, nearest
+from graphs.halves import USER_INDEX, build_item_half, build_user_half
+from graphs.rows import check_rows_independent
+from graphs.sides import NodeSide, assign_sides
+from graphs.trace import Example, Traced, identifier, trace
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """One tensor that crosses the cut: ``[U, *row_shape]``, batch first."""
+
+    name: str
+    dtype: torch.dtype
+    row_shape: tuple[int, ...]
+    bytes_per_user: int
+
+
+@dataclass(frozen=True)
+class Half:
+    """One flat graph with named positional inputs (batch first) and named outputs."""
+
+    module: fx.GraphModule
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __call__(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Run the half on named tensors."""
+        with torch.no_grad():
+            values = self.module(*[feeds[name] for name in self.inputs])
+        return dict(zip(self.outputs, values, strict=True))
+
+
+@dataclass(frozen=True)
+class Split:
+    """A model cut in two.
+
+    ``user(user inputs [U, ...]) -> state``; ``item(item inputs [N, ...], state [U, ...], user_index [N]) -> outputs``;
+    ``full`` is the whole model in the same flat form. ``constant_flops`` is work on parameters only.
+    """
+
+    full: Half
+    user: Half
+    item: Half
+    state: tuple[StateTensor, ...]
+    user_cost: SideCost
+    item_cost: SideCost
+    plain_state_bytes: int
+    traced: Traced
+    sides: dict[fx.Node, NodeSide]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of user state per user."""
+        return sum(s.bytes_per_user for s in self.state)
+
+    @property
+    def reusable_share(self) -> float:
+        """Share of the whole model's FLOPs that runs once per request."""
+        total = self.user_cost.flops + self.item_cost.flops
+        return self.user_cost.flops / total if total else 0.0
+
+    def speedup_limit(self, candidates: int) -> float:
+        """Return the FLOP limit of the speed-up for one request of ``candidates`` items."""
+        whole = candidates * (self.user_cost.flops + self.item_cost.flops)
+        return whole / (self.user_cost.flops + candidates * self.item_cost.flops)
+
+
+def split(module: nn.Module, example: Example, *, user: Iterable[str], item: Iterable[str]) -> Split:
+    """Split ``module``, traced on ``example``, by naming its user-side and item-side inputs.
+
+    Raises:
+        UgsepError: an input named on both sides or on none, an unknown input, nothing user-side or item-side to
+            compute, rows that depend on each other, or a model torch.export cannot trace.
+    """
+    traced = trace(module, example)
+    by_side = _sides_of_inputs(traced.inputs, tuple(user), tuple(item))
+    return split_traced(traced, by_side["user"], by_side["item"])
+
+
+def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str]) -> Split:
+    """Split an already traced model; the errors of ``split``."""
+    graph = traced.module.graph
+    placeholders = {identifier(name): name for name in traced.inputs}
+    sides = assign_sides(graph, {p: "user" if name in user else "item" for p, name in placeholders.items()})
+    check_rows_independent(traced)
+    computed = [n for n in graph.nodes if sides[n] == "user" and n.op == "call_function"]
+    if not any(sides[n] == "item" for n in graph.nodes if n.op == "call_function"):
+        raise UgsepError(f"no node depends on the item inputs {list(item)}; name the inputs that differ by candidate")
+    if not computed:
+        raise UgsepError(f"nothing is computed from the user inputs {list(user)} alone; there is nothing to reuse")
+    cut = choose_state(graph, sides)
+    user_module, state_names = build_user_half(traced, sides, cut)
+    item_module = build_item_half(traced, sides, cut, state_names)
+    used_user = tuple(n for n in user if identifier(n) in _placeholder_names(user_module))
+    used_item = tuple(n for n in item if identifier(n) in _placeholder_names(item_module))
+    state = tuple(_state_tensor(name, node) for name, node in zip(state_names, cut.state, strict=True))
+    recomputed = set(cut.recomputed)
+    user_nodes = [n for n in graph.nodes if sides[n] == "user" and n.op == "call_function"]
+    item_nodes = [n for n in graph.nodes if (sides[n] == "item" or n in recomputed) and n.op == "call_function"]
+    return Split(
+        full=Half(traced.module, traced.inputs, traced.outputs),
+        user=Half(user_module, used_user, state_names),
+        item=Half(item_module, (*used_item, *state_names, USER_INDEX), traced.outputs),
+        state=state,
+        user_cost=side_cost(user_nodes),
+        item_cost=side_cost(item_nodes),
+        plain_state_bytes=cut.plain_bytes,
+        traced=traced,
+        sides=sides,
+    )
+
+
+def _placeholder_names(module: fx.GraphModule) -> set[str]:
+    return {n.name for n in module.graph.nodes if n.op == "placeholder"}
+
+
+def _state_tensor(name: str, node: fx.Node) -> StateTensor:
+    value = node.meta["val"]
+    row_shape = tuple(int(s) for s in value.shape if not isinstance(s, torch.SymInt))
+    return StateTensor(name, value.dtype, row_shape, nbytes(node))
+
+
+def _sides_of_inputs(names: Sequence[str], user: Sequence[str], item: Sequence[str]) -> dict[str, list[str]]:
+    for name in (*user, *item):
+        if name not in names:
+            raise UgsepError(f"no input '{name}'{nearest(name, names)}")
+    both = sorted(set(user) & set(item))
+    if both:
+        raise UgsepError(f"input '{both[0]}' is named on both sides; name it once")
+    missing = [n for n in names if n not in user and n not in item]
+    if missing:
+        raise UgsepError(f"input '{missing[0]}' is on no side; add it to the user or the item inputs")
+    for side, chosen in (("user", user), ("item", item)):
+        if not chosen:
+            raise UgsepError(f"no {side}-side input is named; name at least one")
+    return {"user": [n for n in names if n in user], "item": [n for n in names if n in item]}
