@@ -34,7 +34,7 @@ PRECISIONS: dict[str, str] = {
 }
 
 #: What became of one weight in the engine, as read back from what the runtime really compiled.
-Fate = Literal["fused-int8", "dequantized-each-run", "folded-to-float", "float"]
+Fate = Literal["fused-int8", "gathered-int8", "dequantized-each-run", "folded-to-float", "float", "missing"]
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,21 @@ def check_precision(name: str, backend: Backend, precision: str) -> str:
     return backend.ONNX_VARIANT[precision]
 
 
+def check_options(name: str, given: Mapping[str, Option], defaults: Mapping[str, Option]) -> dict[str, Option]:
+    """Return a backend's options with defaults filled in.
+
+    Raises:
+        UgsepError: an unknown option, or a value of another type than its default.
+    """
+    for key, value in given.items():
+        if key not in defaults:
+            raise UgsepError(f"backend '{name}': unknown option '{key}'{nearest(key, defaults)}")
+        if type(value) is not type(defaults[key]):
+            want = type(defaults[key]).__name__
+            raise UgsepError(f"backend '{name}': option '{key}' is {value!r}; give {want}, like {defaults[key]!r}")
+    return {**defaults, **given}
+
+
 def check_feeds(expected: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Return feeds as C-contiguous arrays, checked against an engine's inputs.
 
@@ -207,9 +222,7 @@ def check_feeds(expected: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) ->
         )
         if array.dtype.name != spec.dtype or not same:
             want = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
-            raise UgsepError(
-                f"input '{spec.name}' is {array.dtype.name}{list(array.shape)}; the engine takes {want}"
-            )
+            raise UgsepError(f"input '{spec.name}' is {array.dtype.name}{list(array.shape)}; the engine takes {want}")
         if 0 in array.shape:
             raise UgsepError(f"input '{spec.name}' has no rows: shape {list(array.shape)}; give at least one")
         checked[spec.name] = np.ascontiguousarray(array)

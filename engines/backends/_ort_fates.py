@@ -1,0 +1,68 @@
+"""Read ONNX Runtime's optimised graph: what became of each weight of the graph we handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+
+from engines.backend import Fate, WeightFate
+from export.lowering import LoweredGraph
+
+#: The fates each precision allows for a weight that is a matrix operand.
+WANTED: dict[str, frozenset[Fate]] = {
+    "fp32": frozenset({"float"}),
+    "w8a32": frozenset({"folded-to-float", "gathered-int8", "float"}),
+    "w8a8-dynamic": frozenset({"fused-int8", "gathered-int8", "float"}),
+}
+_GEMMS = frozenset({"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "MatMulNBits"})
+
+
+def weight_fates(
+    original: onnx.ModelProto, lowered: onnx.ModelProto, compiled: onnx.ModelProto, record: LoweredGraph
+) -> tuple[WeightFate, ...]:
+    """Return one fate per int8 weight and per float MatMul weight of the original graph.
+
+    ``original`` is the canonical graph, ``lowered`` the one we gave the runtime (``record`` says how it was
+    made), ``compiled`` the one the runtime optimised it to. A weight cut by token has the worst of its fates.
+    """
+    dequantized = {node.input[0]: node.output[0] for node in lowered.graph.node if node.op_type == "DequantizeLinear"}
+    at_run = {name for node in compiled.graph.node if node.op_type == "DequantizeLinear" for name in node.input}
+    users = {name: node.op_type for node in compiled.graph.node if node.op_type in _GEMMS for name in node.input}
+    fates: list[WeightFate] = []
+    for name, is_int8 in _weights(original):
+        parts = record.parts.get(name, (name,))
+        found: set[tuple[Fate, str]] = set()
+        for part in parts:
+            if name in record.gathered:
+                found.add(("gathered-int8", "Gather"))
+            elif part in at_run:
+                found.add(("dequantized-each-run", "DequantizeLinear"))
+            elif users.get(f"{part}.blocks") == "MatMulNBits":
+                found.add(("fused-int8", "MatMulNBits"))
+            elif is_int8 and dequantized.get(part, part) in users:
+                found.add(("folded-to-float", users[dequantized.get(part, part)]))
+            elif not is_int8 and part in users:
+                found.add(("float", users[part]))
+            else:
+                found.add(("missing", "in no GEMM of the optimised graph"))
+        order: list[Fate] = [
+            "missing",
+            "dequantized-each-run",
+            "folded-to-float",
+            "gathered-int8",
+            "fused-int8",
+            "float",
+        ]
+        fate, node = min(found, key=lambda item: order.index(item[0]))
+        fates.append(WeightFate(name, fate, f"{len(parts)} x {node}" if len(parts) > 1 else node))
+    return tuple(fates)
+
+
+def _weights(original: onnx.ModelProto) -> Iterator[tuple[str, bool]]:
+    """Names of the constant weights of the graph, int8 ones first, each with whether it is int8."""
+    initializers = {tensor.name for tensor in original.graph.initializer}
+    int8 = [node.input[0] for node in original.graph.node if node.op_type == "DequantizeLinear"]
+    floats = [name for node in original.graph.node if node.op_type == "MatMul" for name in node.input]
+    yield from ((name, True) for name in dict.fromkeys(int8) if name in initializers)
+    yield from ((name, False) for name in dict.fromkeys(floats) if name in initializers)

@@ -1,0 +1,211 @@
+"""ONNX Runtime on CPUs: the graph lowered for CPUs, session options pinned, what it compiled read back."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from engines.backend import (
+    Array,
+    Availability,
+    BuildSpec,
+    BuiltEngine,
+    Option,
+    Progress,
+    TensorSpec,
+    WeightFate,
+    check_feeds,
+    check_options,
+)
+from engines.backends._graph_io import graph_io, read_graph
+from engines.backends._ort_fates import WANTED, weight_fates
+from export.lowering import lower_for_cpu
+from graphs.errors import UgsepError
+
+NAME = "onnxruntime"
+ONNX_VARIANT = {"fp32": "fp32", "w8a32": "w8a32", "w8a8-dynamic": "w8a32"}
+#: ``threads``: intra-op threads. ``spinning``: idle threads spin, which lowers latency by microseconds and
+#: burns a core per thread. ``save_optimized``: also keep the runtime's optimised graph, for this CPU only.
+OPTIONS: dict[str, Option] = {"threads": 1, "spinning": False, "save_optimized": False}
+
+#: Folds DequantizeLinear(constant) to float when the session starts. Both are needed: the first lets constants
+#: fold through DequantizeLinear, the second keeps the runtime from fusing int8 GEMMs where it likes.
+_FOLD_INT8 = "session.disable_quant_qdq"
+_NO_FUSION_BY_CHANCE = "QDQSelectorActionTransformer"
+
+
+def probe() -> Availability:
+    """Can ONNX Runtime be imported here."""
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        return Availability(False, False, f"{error}; pip install 'ugsep[cpu]'")
+    return Availability(True, True, f"onnxruntime {ort.__version__}, CPU")
+
+
+def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
+    """Lower the graph for CPUs into ``<side>.onnx`` and check what ONNX Runtime makes of each weight.
+
+    Raises:
+        UgsepError: onnxruntime is missing, an option is unknown, or a weight does not run as the precision says.
+    """
+    ort = _import()
+    options = check_options(NAME, spec.options, OPTIONS)
+    session = _session_settings(options)
+    started = time.perf_counter()
+    file = out_dir / f"{spec.side}.onnx"
+    progress(f"onnxruntime: lowering {spec.side} for the CPU ({spec.precision})")
+    lowered = lower_for_cpu(spec.onnx, file, "matmul-nbits" if spec.precision == "w8a8-dynamic" else "keep")
+    files = [file.name, *(data.name for data in [file.with_name(f"{file.name}.data")] if data.exists())]
+    progress(f"onnxruntime: reading back the optimised {spec.side} graph")
+    requires: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(dir=out_dir, prefix=".optimised-") as scratch:
+        optimised = Path(scratch) / f"{spec.side}.optimised.onnx"
+        _start(ort, file, session, optimised)
+        compiled = onnx.load(optimised, load_external_data=False)
+        if options["save_optimized"]:
+            requires["isa"] = host_isa()
+            for path in sorted(Path(scratch).iterdir()):
+                path.rename(out_dir / path.name)
+                files.append(path.name)
+    original, graph = read_graph(spec.onnx), read_graph(file)
+    fates = weight_fates(original, graph, compiled, lowered)
+    _check_fates(spec, fates)
+    inputs, outputs = graph_io(graph)
+    return BuiltEngine(
+        backend=NAME,
+        side=spec.side,
+        precision=spec.precision,
+        files=tuple(files),
+        bytes=sum((out_dir / name).stat().st_size for name in files),
+        inputs=inputs,
+        outputs=outputs,
+        session=session,
+        requires=requires,
+        tools={"onnxruntime": ort.__version__, "onnx": onnx.__version__},
+        profiles=spec.profiles,
+        weights=fates,
+        figures={"build_seconds": time.perf_counter() - started, "nodes": float(len(compiled.graph.node))},
+    )
+
+
+def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> CpuRunner:
+    """Start a session with the pinned options.
+
+    The graph optimised at build time is used where the bundle has one and this CPU is the one it was made on;
+    else the portable graph, which is always there.
+
+    Raises:
+        UgsepError: onnxruntime is missing, a file is missing or broken, or the engine's inputs are not those
+            the manifest names.
+    """
+    ort = _import()
+    session = dict(built.session)
+    if threads is not None:
+        session["intra_op_num_threads"] = threads
+    portable = directory / f"{built.side}.onnx"
+    optimised = directory / f"{built.side}.optimised.onnx"
+    same_host = built.requires.get("isa") == host_isa() and built.tools.get("onnxruntime") == ort.__version__
+    if optimised.name in built.files and same_host:
+        session["graph_optimization_level"] = "disabled"
+        runner = CpuRunner(_start(ort, optimised, session), built)
+    else:
+        runner = CpuRunner(_start(ort, portable, session), built)
+    return runner
+
+
+class CpuRunner:
+    """One ONNX Runtime session; ``infer`` may be called from several threads."""
+
+    def __init__(self, session: Any, built: BuiltEngine) -> None:
+        self._session = session
+        self._inputs = built.inputs
+        self._outputs = [spec.name for spec in built.outputs]
+        _check_names("inputs", built, built.inputs, [i.name for i in session.get_inputs()])
+        _check_names("outputs", built, built.outputs, [o.name for o in session.get_outputs()])
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; raises UgsepError for wrong feeds or after ``close``."""
+        if self._session is None:
+            raise UgsepError("the engine is closed; load it again")
+        results = self._session.run(self._outputs, check_feeds(self._inputs, feeds))
+        return dict(zip(self._outputs, results, strict=True))
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session = None
+
+
+def host_isa() -> str:
+    """Return the microarchitecture of this machine, as archspec names it (``zen4``, ``icelake``)."""
+    import archspec.cpu
+
+    return str(archspec.cpu.host().name)
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise UgsepError("backend 'onnxruntime' needs onnxruntime; pip install 'ugsep[cpu]'") from error
+    return ort
+
+
+def _session_settings(options: Mapping[str, Option]) -> dict[str, Option]:
+    return {
+        "graph_optimization_level": "all",
+        "intra_op_num_threads": options["threads"],
+        "inter_op_num_threads": 1,
+        "session.intra_op.allow_spinning": "1" if options["spinning"] else "0",
+        _FOLD_INT8: "1",
+        "disabled_optimizers": _NO_FUSION_BY_CHANCE,
+    }
+
+
+def _start(ort: Any, file: Path, session: Mapping[str, Option], optimised: Path | None = None) -> Any:
+    options = ort.SessionOptions()
+    levels = ort.GraphOptimizationLevel
+    options.log_severity_level = 3
+    for key, value in session.items():
+        if key == "graph_optimization_level":
+            options.graph_optimization_level = levels.ORT_ENABLE_ALL if value == "all" else levels.ORT_DISABLE_ALL
+        elif key in ("intra_op_num_threads", "inter_op_num_threads"):
+            setattr(options, key, value)
+        elif key != "disabled_optimizers":
+            options.add_session_config_entry(key, str(value))
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+        # Folded weights may exceed the 2 GB of one protobuf message: keep them beside the graph.
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{optimised.name}.data"
+        )
+    disabled = str(session.get("disabled_optimizers", "")).split() or None
+    try:
+        return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+    except Exception as error:  # onnxruntime raises a class of its own per status code
+        line = str(error).strip().splitlines()[0]
+        raise UgsepError(f"{file}: onnxruntime cannot load it ({line}); build the bundle again") from error
+
+
+def _check_fates(spec: BuildSpec, fates: tuple[WeightFate, ...]) -> None:
+    wrong = [f for f in fates if f.fate not in WANTED[spec.precision]]
+    if wrong:
+        listed = ", ".join(f"{f.name} ({f.fate})" for f in wrong[:3])
+        raise UgsepError(
+            f"{spec.onnx}: {len(wrong)} weights do not run as {spec.precision}: {listed}; "
+            "quantize the graph again in the canonical form, or choose another precision"
+        )
+
+
+def _check_names(what: str, built: BuiltEngine, expected: tuple[TensorSpec, ...], found: list[str]) -> None:
+    names = [spec.name for spec in expected]
+    if names != found:
+        raise UgsepError(
+            f"{built.side} engine: {what} are {', '.join(found)} but the manifest says {', '.join(names)}; "
+            "build the bundle again"
+        )

@@ -1,0 +1,92 @@
+"""ONNX to ONNX: rewrite a canonical graph into the form a target runs fastest, same inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    LiftConstantsToInitializersPass,
+    RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
+    ShapeInferencePass,
+)
+
+from export.lowering_embedding import gather_int8_rows
+from export.lowering_int8 import fuse_int8_gemms
+from export.lowering_per_token import unstack_tokens
+from graphs.errors import UgsepError
+
+#: What the CPU lowering does with int8 GEMM weights: leave DequantizeLinear + MatMul for the runtime to fold
+#: to float once, or emit com.microsoft.MatMulNBits, which also quantizes the activations while running.
+Int8Gemms = Literal["keep", "matmul-nbits"]
+
+
+@dataclass(frozen=True)
+class LoweredGraph:
+    """What a lowering did: for each rewritten weight the initializers that now hold it, and how it is read.
+
+    ``parts``: weight name -> names of its lowered initializers, in token order (one where it was not cut).
+    ``fused``: weights (by original name) now inside one fused int8 node. ``gathered``: int8 tables read by row.
+    """
+
+    path: Path
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    fused: frozenset[str] = frozenset()
+    gathered: frozenset[str] = frozenset()
+
+
+def lower_for_cpu(source: Path, destination: Path, int8_gemms: Int8Gemms = "keep") -> LoweredGraph:
+    """Write ``source`` for a CPU runtime: one 2-D GEMM per token, int8 tables gathered as int8.
+
+    ``destination`` and ``<destination>.data`` (external data) are written; weights are streamed, so graphs
+    beyond 2 GB pass.
+
+    Raises:
+        UgsepError: ``source`` is missing or is no ONNX file.
+    """
+    model = read_model(source)
+    graph = model.graph
+    gathered = gather_int8_rows(graph)
+    parts = unstack_tokens(graph)
+    model = RemoveUnusedNodesPass()(model).model
+    fused: frozenset[str] = frozenset()
+    if int8_gemms == "matmul-nbits":
+        whole = {part: name for name, names in parts.items() for part in names}
+        fused = frozenset(whole.get(name, name) for name in fuse_int8_gemms(graph))
+        model.opset_imports["com.microsoft"] = 1
+    write_model(model, destination)
+    return LoweredGraph(destination, parts, fused, gathered)
+
+
+def read_model(source: Path) -> ir.Model:
+    """Read an ONNX file with shapes inferred and constants lifted to initializers; weights stay on disk.
+
+    Raises:
+        UgsepError: the file is missing or cannot be parsed.
+    """
+    try:
+        model = ir.load(source)
+    except FileNotFoundError as error:
+        raise UgsepError(f"{source}: no such file; export the model first") from error
+    except Exception as error:  # protobuf and onnx-ir raise many classes for the same broken file
+        raise UgsepError(f"{source}: not a readable ONNX file ({error}); export the model again") from error
+    model = LiftConstantsToInitializersPass(lift_all_constants=True)(model).model
+    return ShapeInferencePass()(model).model
+
+
+def write_model(
+    model: ir.Model,
+    destination: Path,
+    check: Callable[[str], None] = onnx.checker.check_model,
+) -> None:
+    """Clean up and write a model with its weights beside it, then run the ONNX checker on the file."""
+    model = RemoveUnusedNodesPass()(model).model
+    model = RemoveUnusedOpsetsPass()(model).model
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(model, destination, external_data=f"{destination.name}.data", size_threshold_bytes=1024)
+    check(str(destination))
