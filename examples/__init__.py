@@ -1,0 +1,1 @@
+"""Worked examples on public data; run from the repository root as ``python -m examples.<name>``."""

@@ -1,0 +1,1 @@
+"""MovieLens-100K: from raw ratings to request files and a trained checkpoint."""

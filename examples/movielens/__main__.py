@@ -1,0 +1,68 @@
+"""Command line of the example: ``python -m examples.movielens data`` and ``... checkpoint --model NAME``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from examples.movielens.prepare import prepare
+from examples.movielens.recipe import read_recipe
+from examples.movielens.train import checkpoint
+from graphs.command import CommandGroup
+from graphs.progress import show_progress
+
+DATA = Path("build/data")
+CHECKPOINTS = Path("build/checkpoints")
+
+data_option = click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DATA,
+    show_default=True,
+    help="Folder of the downloaded and prepared data.",
+)
+
+
+@click.group(cls=CommandGroup)
+def main() -> None:
+    """MovieLens-100K: prepare request files and train a model on them."""
+
+
+@main.command("data")
+@data_option
+def data_command(data: Path) -> None:
+    """Fetch the ratings and write train, calibration and test requests."""
+    with show_progress() as progress:
+        out = prepare(data, progress)
+    click.echo(f"requests: {out}")
+
+
+@main.command("checkpoint")
+@click.option("--model", required=True, help="Architecture, for example zenith.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="YAML with 'model' and 'training' settings; defaults otherwise.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=f"Where the checkpoint goes.  [default: {CHECKPOINTS}/MODEL]",
+)
+@data_option
+def checkpoint_command(model: str, config: Path | None, out: Path | None, data: Path) -> None:
+    """Train a model and print AUC and log-loss on the held-out days."""
+    recipe = read_recipe(config)
+    folder = out if out is not None else CHECKPOINTS / model
+    with show_progress() as progress:
+        prepared = prepare(data, progress)
+        metrics = checkpoint(model, recipe, prepared, folder, progress)
+    for task, value in metrics["test"]["auc"].items():
+        loss = metrics["test"]["log_loss"][task]
+        click.echo(f"{task}: AUC {value:.4f}, log-loss {loss:.4f} on the held-out days")
+    click.echo(f"checkpoint: {folder} ({metrics['parameters']:,} parameters, {metrics['seconds']} s)")
+
+
+if __name__ == "__main__":
+    main()

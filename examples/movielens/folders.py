@@ -1,0 +1,76 @@
+"""Replace a folder as a whole, and know which source files made it."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from graphs.errors import UgsepError
+
+PACKAGES = ("graphs", "examples")
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``out`` that takes its place on success; a killed run leaves the old one or none.
+
+    Raises:
+        UgsepError: the folder cannot be written.
+    """
+    fresh, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
+    try:
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        if out.exists():
+            out.rename(old)
+        fresh.rename(out)
+    except OSError as error:
+        raise UgsepError(f"cannot write {out}: {error.strerror or error}; make room or make it writable") from error
+    finally:
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def source_hash(*modules: str) -> str:
+    """Return one SHA-256 over the sources of the modules and of all they import from this repository."""
+    files: dict[str, bytes] = {}
+    left = list(modules)
+    while left:
+        name = left.pop()
+        if name in files:
+            continue
+        file = _source_file(name)
+        if file is not None:
+            files[name] = file.read_bytes()
+            left += _imports(files[name])
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name} {len(files[name])}\n".encode() + files[name])
+    return digest.hexdigest()
+
+
+def _source_file(module: str) -> Path | None:
+    """The file of a module, None where the name is something inside a module instead."""
+    spec = importlib.util.find_spec(module.split(".")[0])
+    if spec is None or spec.origin is None:
+        return None
+    place = Path(spec.origin).parent.parent.joinpath(*module.split("."))
+    candidates = (place.with_name(f"{place.name}.py"), place / "__init__.py")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _imports(source: bytes) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
+    return {name for name in found if name.split(".")[0] in PACKAGES}

@@ -1,0 +1,31 @@
+"""How good scores are on held-out rows: AUC and log-loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from graphs.errors import UgsepError
+
+
+def auc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
+    """Return the probability that a positive row scores above a negative one, ties counted half; [R] each.
+
+    Raises:
+        UgsepError: the labels are all equal, so there is no such pair.
+    """
+    positive = np.asarray(labels) > 0.5
+    above, below = int(positive.sum()), int((~positive).sum())
+    if above == 0 or below == 0:
+        raise UgsepError("AUC needs rows of both labels; hold out more days")
+    ranks = np.asarray(rankdata(scores), np.float64)
+    return float((ranks[positive].sum() - above * (above + 1) / 2) / (above * below))
+
+
+def log_loss(labels: NDArray[Any], logits: NDArray[Any]) -> float:
+    """Return the mean binary cross-entropy of logits in nats; [R] each."""
+    z = np.asarray(logits, np.float64)
+    return float(np.mean(np.logaddexp(0.0, z) - np.asarray(labels, np.float64) * z))

@@ -1,0 +1,57 @@
+"""Agreement between items: do people who liked (or disliked) what this user knows feel alike about the candidate?
+
+The item-to-item counts are those of the days before a request; the user's own history goes up to its start.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from examples.movielens.past import index_events, window
+from examples.movielens.requests import DAY, Requests
+from examples.movielens.tables import Ratings
+
+Floats = NDArray[np.float64]
+
+# Pairs of items seen together rarely tell little: their agreement is divided by (count + SHRINK).
+SHRINK = 10.0
+
+
+def neighbour_scores(ratings: Ratings, liked: NDArray[np.bool_], requests: Requests) -> Floats:
+    """Score each candidate against the user's history; float64 [R, 3].
+
+    Columns: sum of sign * agreement over the history / sqrt(history + 1); the same weighted by the
+    absolute agreement, in [-1, 1]; log1p of the co-rating count averaged over the history.
+    """
+    users, items = int(ratings.user.max()) + 1, int(ratings.item.max()) + 1
+    sign = np.where(liked, 1.0, -1.0)
+    seen = np.zeros((users, items), np.float32)  # +1 liked, -1 not, 0 unrated
+    agree = np.zeros((items, items), np.float32)  # whole numbers: exact in float32, whatever the summation order
+    both = np.zeros((items, items), np.float32)
+    by_user = index_events(ratings.user, ratings.time)
+    first, last = window(by_user, requests.user, requests.start)
+    out = np.zeros((len(ratings.user), 3))
+    event_day = ratings.time // DAY
+    request_day = requests.start // DAY
+    for day in np.unique(event_day):
+        for r in np.flatnonzero(request_day == day):
+            history = by_user.order[first[r] : last[r]]
+            if len(history) == 0:
+                continue
+            rows = requests.rows(int(r))
+            pairs = np.ix_(ratings.item[rows], ratings.item[history])
+            count = both[pairs].astype(np.float64)  # [candidates, history]
+            weight = agree[pairs] / (count + SHRINK)
+            vote = (weight * sign[history]).sum(axis=1)
+            out[rows, 0] = vote / np.sqrt(len(history) + 1.0)
+            out[rows, 1] = vote / (np.abs(weight).sum(axis=1) + 0.5)
+            out[rows, 2] = np.log1p(count.mean(axis=1))
+        today = np.flatnonzero(event_day == day)
+        who = np.unique(ratings.user[today])
+        before = seen[who]
+        seen[ratings.user[today], ratings.item[today]] = sign[today]
+        after = seen[who]
+        agree += after.T @ after - before.T @ before
+        both += np.abs(after).T @ np.abs(after) - np.abs(before).T @ np.abs(before)
+    return out

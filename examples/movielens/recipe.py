@@ -1,0 +1,97 @@
+"""What a checkpoint is made with: the model's settings and the training's, from a YAML file or the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from graphs import config as config_file
+from graphs.errors import UgsepError
+from graphs.features import Feature
+from graphs.ranking_model import ModelConfig, RankingModel
+
+FROM_DATA = ("features", "tasks")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train.
+
+    ``batch_rows`` rows at most per step; ``warmup`` is a share of all steps; ``patience`` in epochs; ``clip``
+    bounds the gradient's norm; ``forget`` is the share of requests per epoch whose id is hidden.
+
+    Raises:
+        UgsepError: a count below 1, a rate that is not positive, a share outside [0, 1).
+    """
+
+    seed: int = 0
+    threads: int = 2
+    epochs: int = 3
+    patience: int = 1
+    batch_rows: int = 512
+    lr: float = 1e-3
+    embedding_lr: float = 3e-3
+    decay: float = 0.02
+    embedding_decay: float = 0.02
+    warmup: float = 0.1
+    clip: float = 1.0
+    forget: dict[str, float] = field(default_factory=lambda: {"user_id": 0.5, "item_id": 0.05})
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "epochs", "patience", "batch_rows"):
+            if getattr(self, name) < 1:
+                raise UgsepError(f"training.{name} is {getattr(self, name)}; give at least 1")
+        for name in ("lr", "embedding_lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise UgsepError(f"training.{name} is {getattr(self, name)}; give a positive number")
+        shares = {"warmup": self.warmup, **{f"forget.{k}": v for k, v in self.forget.items()}}
+        for name, share in shares.items():
+            if not 0 <= share < 1:
+                raise UgsepError(f"training.{name} is {share}; give a share from 0 up to below 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``model``: settings of the architecture's config class, without features and tasks; ``training``."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
+
+
+def read_recipe(path: Path | None) -> Recipe:
+    """Read a recipe; None gives the defaults.
+
+    Raises:
+        UgsepError: the file is missing, no YAML mapping, has an unknown setting or a value of the wrong type.
+    """
+    if path is None:
+        return Recipe()
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UgsepError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UgsepError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    return config_file.parse(Recipe, values or {}, str(path))
+
+
+def model_config(
+    cls: type[RankingModel], recipe: Recipe, features: tuple[Feature, ...], tasks: tuple[str, ...]
+) -> ModelConfig:
+    """Return the architecture's config for the data's features and tasks.
+
+    Raises:
+        UgsepError: unknown or wrong setting, features or tasks given by hand, an unknown id to forget.
+    """
+    for name in FROM_DATA:
+        if name in recipe.model:
+            raise UgsepError(f"model.{name} comes from the data; leave it out of the recipe")
+    ids = [f.name for f in features if f.kind == "id"]
+    for name in recipe.training.forget:
+        if name not in ids:
+            raise UgsepError(f"training.forget names '{name}'; the data's id features are {', '.join(ids)}")
+    values = {**recipe.model, "features": features, "tasks": tasks}
+    return config_file.parse(cls.config_class, values, "model")
