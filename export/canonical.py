@@ -1,0 +1,111 @@
+"""Bring an exported graph to the one form every later step relies on (docs/architecture.md, ONNX files).
+
+Dense weights become ``MatMul(x, W)`` with ``W`` an initializer [K, N], plus ``Add`` for the bias; a reciprocal square
+root becomes a division, which is the RMSNorm that runtimes recognise; shape arithmetic is folded away.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import onnxscript.optimizer
+
+
+def canonicalize(model: ir.Model) -> None:
+    """Rewrite ``model`` in place; initializer names stay the parameters' own names."""
+    for node in list(model.graph):
+        if node.op_type == "Gemm":
+            _gemm_to_matmul(model.graph, node)
+    for node in list(model.graph):
+        if node.op_type == "Transpose":
+            _transpose_weight(model.graph, node)
+    for node in list(model.graph):
+        if node.op_type == "Mul":
+            _reciprocal_to_division(model.graph, node)
+    # Weights are left alone (no folding of large constants): their names and bytes are the contract.
+    onnxscript.optimizer.fold_constants(model, input_size_limit=1024, output_size_limit=1024)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.LiftConstantsToInitializersPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    common.TopologicalSortPass()(model)
+
+
+def _initializer(value: ir.Value | None) -> ir.Value | None:
+    return value if value is not None and value.is_initializer() else None
+
+
+def _transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
+    """Return the initializer ``weight`` [N, K] laid out as [K, N], under the same name.
+
+    A weight used in both layouts keeps its name for the [K, N] one; the other is renamed ``<name>.T``.
+    """
+    assert weight.const_value is not None
+    assert weight.name is not None
+    name = weight.name
+    array = np.ascontiguousarray(weight.const_value.numpy().T)
+    plain = name.removesuffix(".T")
+    if weight.meta.get("transposed") is not None:
+        existing: ir.Value = weight.meta["transposed"]
+        return existing
+    del graph.initializers[name]
+    weight.name = f"{plain}.T"
+    graph.initializers[weight.name] = weight
+    new = ir.Value(
+        name=plain, shape=ir.Shape(array.shape), type=weight.type, const_value=ir.Tensor(array, name=plain)
+    )
+    graph.initializers[plain] = new
+    weight.meta["transposed"] = new
+    return new
+
+
+def _gemm_to_matmul(graph: ir.Graph, node: ir.Node) -> None:
+    attributes = {k: node.attributes[k].value if k in node.attributes else d for k, d in _GEMM_DEFAULTS.items()}
+    weight = _initializer(node.inputs[1])
+    scaled = attributes["alpha"] != 1.0 or attributes["beta"] != 1.0
+    if weight is None or scaled or attributes["transA"]:
+        return
+    layout = _transposed(graph, weight) if attributes["transB"] else weight
+    output = node.outputs[0]
+    product = ir.node("MatMul", [node.inputs[0], layout])
+    product.outputs[0].shape, product.outputs[0].type = output.shape, output.type
+    product.outputs[0].name = f"{output.name}.product"
+    nodes = [product]
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        nodes.append(ir.node("Add", [product.outputs[0], node.inputs[2]]))
+        nodes[-1].outputs[0].shape, nodes[-1].outputs[0].type = output.shape, output.type
+    _replace(graph, node, nodes)
+
+
+_GEMM_DEFAULTS: dict[str, float | int] = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+
+
+def _transpose_weight(graph: ir.Graph, node: ir.Node) -> None:
+    weight = _initializer(node.inputs[0])
+    if weight is None or weight.shape is None or len(weight.shape) != 2:
+        return
+    layout = _transposed(graph, weight)
+    for user, index in list(node.outputs[0].uses()):
+        user.replace_input_with(index, layout)
+    graph.remove(node, safe=True)
+    if not weight.uses() and weight.name is not None and weight.name in graph.initializers:
+        del graph.initializers[weight.name]
+
+
+def _reciprocal_to_division(graph: ir.Graph, node: ir.Node) -> None:
+    for index in (0, 1):
+        value = node.inputs[index]
+        producer = value.producer() if value is not None else None
+        if producer is not None and producer.op_type == "Reciprocal":
+            division = ir.node("Div", [node.inputs[1 - index], producer.inputs[0]])
+            output = node.outputs[0]
+            division.outputs[0].shape, division.outputs[0].type = output.shape, output.type
+            _replace(graph, node, [division])
+            return
+
+
+def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
+    """Put ``nodes`` in the place of ``node``; the last one takes over its output and name."""
+    old, new = node.outputs[0], nodes[-1].outputs[0]
+    ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, [old], [new])

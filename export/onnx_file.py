@@ -1,0 +1,125 @@
+"""Write one half of a split (or the whole model) as a checked ONNX file."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from export.canonical import canonicalize
+from export.metadata import IR_VERSION, OPSET, Stamp
+from graphs.errors import UgsepError
+from graphs.split import Half
+from graphs.trace import identifier
+
+# A protobuf cannot exceed 2 GB, and readers map external data lazily; small models stay one file.
+EXTERNAL_DATA_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An exported graph: its path, its external data (if any), and its inputs and outputs in order."""
+
+    path: Path
+    data: Path | None
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def export_half(
+    half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str], path: Path, stamp: Stamp
+) -> OnnxFile:
+    """Export ``half`` to ``path`` with dynamic first axes, in canonical form, checked by onnx.
+
+    Args:
+        half: the graph to write.
+        feeds: example tensors by input name, at least 2 rows each.
+        rows: the name of each input's first axis, ``users`` or ``candidates``.
+        path: the file to write; weights go to ``<name>.data`` beside it.
+        stamp: the metadata to write into the file.
+
+    Raises:
+        UgsepError: the exporter or the checker refuses the graph.
+    """
+    model = _to_onnx(half, feeds, rows)
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "ugsep", ""
+    canonicalize(model)
+    _strip_traces(model)
+    stamp.write(model)
+    _name_ends(model, half)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = path.with_suffix(path.suffix + ".data")
+    ir.save(model, path, external_data=data.name, size_threshold_bytes=EXTERNAL_DATA_BYTES)
+    check_file(path)
+    return OnnxFile(path, data if data.exists() else None, half.inputs, half.outputs)
+
+
+def check_file(path: Path) -> None:
+    """Run onnx's checker and strict shape inference on a file, by path (any size).
+
+    Raises:
+        UgsepError: the file is not valid ONNX.
+    """
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UgsepError(f"{path} is not valid ONNX: {reason}; export the model again") from error
+
+
+def _to_onnx(half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> ir.Model:
+    dims = {name: torch.export.Dim(name) for name in sorted(set(rows.values()))}
+    shapes = tuple({0: dims[rows[name]]} for name in half.inputs)
+    args = tuple(feeds[name] for name in half.inputs)
+    # The exporter logs and warns about torch internals; its errors, which matter, are raised.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                half.module,
+                args,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=[identifier(n) for n in half.inputs],
+                output_names=[identifier(n) for n in half.outputs],
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises many types; all mean an op it cannot write
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise UgsepError(f"the ONNX exporter refuses the graph: {lines[0] if lines else error!r}") from error
+    assert program is not None
+    return program.model
+
+
+def _strip_traces(model: ir.Model) -> None:
+    """Drop the exporter's per-node notes: they hold source paths, which would make files differ by machine."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+
+
+def _name_ends(model: ir.Model, half: Half) -> None:
+    _rename(model.graph.inputs, half.inputs)
+    _rename(model.graph.outputs, half.outputs)
+
+
+def _rename(values: Sequence[ir.Value], names: Sequence[str]) -> None:
+    for value, name in zip(values, names, strict=True):
+        value.name = name
