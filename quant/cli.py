@@ -1,0 +1,194 @@
+"""Command line ``quant``: calibrate, choose and write int8 weights, and look at what is in a graph."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from graphs.command import CommandGroup
+from graphs.errors import UgsepError
+from graphs.progress import show_progress
+from quant import calibrate as calibration_run
+from quant.inspect import inspect_graph
+from quant.policy import Policy, read_policy
+from quant.requests import Request, read_requests, request_spec, synthetic_requests, table_rows
+from quant.schemes import CONFIGS, scheme_from
+from quant.statistics import load_calibration, save_calibration
+from quant.weights import QuantRow, quantize_side
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Weight-only int8 for exported ranking models, chosen on real requests."""
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--data", multiple=True, help="Requests: a file, a folder of shards, or a glob; repeatable.")
+@click.option("--synthetic", type=click.IntRange(min=1), help="Use this many random requests instead of data.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for calibration.json; default: SOURCE.")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after this many requests.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def calibrate(
+    source: Path,
+    data: tuple[str, ...],
+    synthetic: int | None,
+    out: Path | None,
+    limit: int | None,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Run the FP32 graphs of SOURCE (a bundle or a folder of ONNX files) over requests; keep the statistics."""
+    user, item = graph_pair(source)
+    folder = _output(source, out)
+    requests = _requests(user, item, data, synthetic, limit)
+    with show_progress() as progress:
+        found = calibration_run.calibrate(
+            user, item, requests, threads=threads, progress=progress, synthetic=synthetic is not None
+        )
+    text, tensors = save_calibration(found, folder)
+    summary = {
+        "files": [str(text), str(tensors)],
+        "requests": sum(s.requests for s in found.samples),
+        "rows": found.rows,
+        "samples_sha256": found.samples_sha256,
+        "synthetic": found.synthetic,
+        "weights": {"user": len(found.user.feeds), "item": len(found.item.feeds)},
+    }
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+    else:
+        kind = "random" if found.synthetic else "real"
+        click.echo(f"{text}: {summary['requests']} {kind} requests, {found.rows} rows")
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--scheme", default="mse", show_default=True, help=f"One of {', '.join(CONFIGS)}.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Folder of calibration.json; default: SOURCE.")
+@click.option("--policy", type=click.Path(path_type=Path), help="YAML file: precision per weight.")
+@click.option("--block", type=click.IntRange(min=0), help="Rows of K per scale; 0: one scale per channel.")
+@click.option("--tables/--no-tables", default=None, help="Quantize embedding tables too, per row.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder; default: the folder of the graphs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the tables as JSON.")
+def weights(
+    source: Path,
+    scheme: str,
+    calibration: Path | None,
+    policy: Path | None,
+    block: int | None,
+    tables: bool | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Write the int8 graphs of SOURCE (a bundle or a folder of ONNX files), in both typed views."""
+    config = scheme_from(scheme)
+    user, item = graph_pair(source)
+    folder = _output(source, out, user.parent)
+    chosen = read_policy(policy) if policy is not None else Policy()
+    if block is not None:
+        chosen = replace(chosen, block=block)
+    if tables is not None:
+        chosen = replace(chosen, tables=tables)
+    found = None
+    if scheme != "absmax" or calibration is not None:
+        found = load_calibration(calibration or source)
+    with show_progress() as progress:
+        results = [
+            quantize_side(p, folder, scheme=config, calibration=found, policy=chosen, progress=progress)
+            for p in (user, item)
+        ]
+    if as_json:
+        click.echo(json.dumps([r.to_json() for r in results], indent=1))
+        return
+    show_rows([row for r in results for row in r.rows])
+    before, after = sum(r.fp32_bytes for r in results), sum(r.quantized_bytes for r in results)
+    click.echo(f"{folder}: {before / 1e6:.2f} MB of weights are now {after / 1e6:.2f} MB")
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def inspect(source: Path, as_json: bool) -> None:
+    """List the weights of SOURCE (an ONNX file, a bundle or a folder): shape, precision, bytes, SQNR."""
+    rows = [row for path in _graphs(source) for row in inspect_graph(path)]
+    if as_json:
+        click.echo(json.dumps([r.to_json() for r in rows], indent=1))
+        return
+    show_rows(rows)
+
+
+def show_rows(rows: Iterable[QuantRow]) -> None:
+    """Print rows as a table on stdout."""
+    table = Table("graph", "weight", "shape", "precision", "scheme", "bytes", "SQNR dB", "why not int8")
+    for row in rows:
+        sqnr = "" if row.sqnr_db == float("inf") else f"{row.sqnr_db:.1f}"
+        shape = "x".join(map(str, row.shape))
+        scheme = f"{row.scheme}/{row.block}" if row.block else row.scheme
+        cells = (row.precision, scheme, f"{row.quantized_bytes:,}", sqnr, row.reason_if_skipped)
+        table.add_row(row.graph, row.weight, shape, *cells)
+    width = None if sys.stdout.isatty() else 200
+    Console(file=sys.stdout, width=width).print(table)
+
+
+def graph_pair(source: Path) -> tuple[Path, Path]:
+    """Return user.onnx and item.onnx of a bundle (its ``onnx`` folder) or of a folder of ONNX files.
+
+    Raises:
+        UgsepError: they are not there.
+    """
+    folder = source / "onnx" if (source / "onnx").is_dir() else source
+    pair = (folder / "user.onnx", folder / "item.onnx")
+    for path in pair:
+        if not path.is_file():
+            raise UgsepError(f"'{path}' does not exist; give a bundle or a folder with user.onnx and item.onnx")
+    return pair
+
+
+def _graphs(source: Path) -> tuple[Path, ...]:
+    if source.is_file():
+        return (source,)
+    folder = source / "onnx" if (source / "onnx").is_dir() else source
+    found = tuple(sorted(folder.glob("*.onnx")))
+    if not found:
+        raise UgsepError(f"no .onnx file in '{folder}'; give an ONNX file, a bundle or a folder of them")
+    return found
+
+
+def _output(source: Path, out: Path | None, default: Path | None = None) -> Path:
+    if out is not None:
+        return out
+    if (source / "manifest.json").is_file():
+        raise UgsepError(f"'{source}' is a finished bundle, sealed by its manifest; give --out")
+    return default or source
+
+
+def _requests(
+    user: Path, item: Path, data: tuple[str, ...], synthetic: int | None, limit: int | None
+) -> Iterable[Request]:
+    spec = request_spec(user, item)
+    if data and synthetic is not None:
+        raise UgsepError("--data and --synthetic exclude each other; give one")
+    if synthetic is not None:
+        requests = synthetic_requests(spec, synthetic, 64, table_rows(user, item), seed=0)
+    elif data:
+        requests = read_requests(data, spec)
+    else:
+        raise UgsepError("no data to calibrate on; give --data PATH, or --synthetic N for a trial")
+    return requests if limit is None else _first(requests, limit)
+
+
+def _first(requests: Iterable[Any], limit: int) -> Iterable[Any]:
+    for number, request in enumerate(requests):
+        if number == limit:
+            return
+        yield request

@@ -1,0 +1,30 @@
+"""What is in a graph: every weight with shape, precision, bytes and SQNR, from the file alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quant.gemms import keep_float_patterns, load_graph, matching, side_of, weights_of
+from quant.weights import QuantRow, table_of
+
+
+def inspect_graph(path: Path) -> tuple[QuantRow, ...]:
+    """Return one row per weight: of a quantized graph the table stamped in it, of a float graph its candidates.
+
+    Raises:
+        UgsepError: the file cannot be read as ONNX.
+    """
+    table = table_of(path)
+    if table is not None:
+        return table.rows
+    model = load_graph(path)
+    side, keep = side_of(model, path), keep_float_patterns(model)
+    rows = []
+    for weight in weights_of(model):
+        pattern = matching(weight.name, keep)
+        reason = weight.refusal or (f"the model keeps '{pattern}' float" if pattern else "")
+        size = weight.elements * 4
+        rows.append(
+            QuantRow(weight.name, side, weight.kind, weight.shape, "", 0, 32, float("inf"), None, size, size, reason)
+        )
+    return tuple(rows)

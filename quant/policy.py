@@ -1,0 +1,140 @@
+"""Which weight gets which precision: an ordered list of globs that a person can read and edit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from graphs.errors import UgsepError, nearest
+from quant.gemms import load_graph, side_of, weights_of
+
+Precision = Literal["int8", "fp16", "fp32"]
+NORMS = ("ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "Pow", "Sqrt", "Reciprocal")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Weights whose name, or ``side:name``, matches the glob get the precision; ``reason`` is for people."""
+
+    glob: str
+    precision: Precision
+    reason: str = ""
+
+    def matches(self, side: str, weight: str) -> bool:
+        """Whether the rule is about this weight of this side."""
+        return fnmatchcase(weight, self.glob) or fnmatchcase(f"{side}:{weight}", self.glob)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Precision of every weight: the first rule that matches decides, ``default`` where none does.
+
+    ``block`` is the number of rows of K per scale, 0 for one scale per output channel. int8 is int8 in both typed
+    views; fp16 is stored as FP16 in both (the FP32-typed view casts it); fp32 leaves the weight in the view's own
+    float type. ``tables`` also quantizes embedding tables, per row. ``keep_fp32_ops`` names what the FP16-typed
+    view computes in FP32: op types, ``MatMul:activations`` (a MatMul without a weight), or globs of node names.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    default: Precision = "int8"
+    block: int = 0
+    tables: bool = False
+    keep_fp32_ops: tuple[str, ...] = NORMS
+
+    def precision_of(self, side: str, weight: str) -> tuple[Precision, str]:
+        """Return the precision and the reason, "" where the default decides."""
+        for rule in self.rules:
+            if rule.matches(side, weight):
+                return rule.precision, rule.reason or f"policy '{rule.glob}'"
+        return self.default, ""
+
+
+def check_policy(policy: Policy, graphs: Iterable[Path]) -> None:
+    """Refuse a policy with a rule that matches no weight of any of the graphs.
+
+    Raises:
+        UgsepError: the first such rule, with the nearest weight name.
+    """
+    names: set[tuple[str, str]] = set()
+    for path in graphs:
+        model = load_graph(path)
+        names |= {(side_of(model, path), w.name) for w in weights_of(model)}
+    for rule in policy.rules:
+        if not any(rule.matches(side, name) for side, name in names):
+            hint = nearest(rule.glob.split(":")[-1], {name for _, name in names})
+            raise UgsepError(f"policy '{rule.glob}' matches no weight{hint}")
+
+
+def policy_from(document: Mapping[str, Any], where: str = "policy") -> Policy:
+    """Read a policy from the ``policy`` mapping of a recipe.
+
+    Keys: ``default``, ``block``, ``tables``, ``keep_fp32_ops`` and ``weights``, a list of
+    ``{glob, precision, reason}`` mappings.
+
+    Raises:
+        UgsepError: an unknown key, precision or type.
+    """
+    known = ("default", "block", "tables", "keep_fp32_ops", "weights")
+    _only(document, known, where)
+    rules = []
+    for number, entry in enumerate(document.get("weights") or ()):
+        if not isinstance(entry, Mapping):
+            raise UgsepError(f"{where}: weights[{number}] is not a mapping; write glob, precision and reason")
+        _only(entry, ("glob", "precision", "reason"), f"{where}: weights[{number}]")
+        if not isinstance(entry.get("glob"), str):
+            raise UgsepError(f"{where}: weights[{number}] has no glob; name the weights it is about")
+        precision = _precision(entry.get("precision"), f"{where}: weights[{number}]")
+        rules.append(Rule(entry["glob"], precision, str(entry.get("reason", ""))))
+    block = document.get("block", 0)
+    if not isinstance(block, int) or isinstance(block, bool) or block < 0:
+        raise UgsepError(f"{where}: block is {block!r}; give a number of rows, 0 for one scale per channel")
+    default = _precision(document.get("default", "int8"), where)
+    keep = tuple(str(op) for op in document.get("keep_fp32_ops", NORMS))
+    return Policy(tuple(rules), default, block, bool(document.get("tables", False)), keep)
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a policy from a YAML file, whether it stands alone or under a ``policy`` key.
+
+    Raises:
+        UgsepError: the file is missing, not YAML, or not a policy.
+    """
+    try:
+        document = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UgsepError(f"'{path}' does not exist; give a policy file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UgsepError(f"'{path}' is not YAML ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(document, Mapping):
+        raise UgsepError(f"'{path}' is not a mapping; write default, block and weights")
+    return policy_from(document.get("policy", document), f"'{path}'")
+
+
+def policy_document(policy: Policy) -> dict[str, Any]:
+    """Return the mapping that :func:`policy_from` reads back, ready for YAML or JSON."""
+    return {
+        "default": policy.default,
+        "block": policy.block,
+        "tables": policy.tables,
+        "keep_fp32_ops": list(policy.keep_fp32_ops),
+        "weights": [{"glob": r.glob, "precision": r.precision, "reason": r.reason} for r in policy.rules],
+    }
+
+
+def _precision(value: Any, where: str) -> Precision:
+    for known in get_args(Precision):
+        if value == known:
+            precision: Precision = known
+            return precision
+    raise UgsepError(f"{where}: precision is {value!r}; use {', '.join(get_args(Precision))}")
+
+
+def _only(document: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in document:
+        if key not in known:
+            raise UgsepError(f"{where}: unknown key '{key}'{nearest(str(key), known)}")

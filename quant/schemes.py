@@ -1,0 +1,97 @@
+"""The quantization schemes: one frozen config and one registered handler each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from graphs.errors import UgsepError, nearest
+from quant import numerics
+from quant.numerics import Floats, Ints
+from quant.statistics import InputStatistics
+
+
+@dataclass(frozen=True)
+class Absmax:
+    """The largest magnitude of a channel maps to 127; needs no calibration."""
+
+
+@dataclass(frozen=True)
+class Mse:
+    """Clip each channel where the calibrated output error is least."""
+
+    ratios: tuple[float, ...] = numerics.CLIP_RATIOS
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """int8 values [..., K, N] and their float32 scale [..., B, N]."""
+
+    values: Ints
+    scale: Floats
+
+
+SchemeConfig = Absmax | Mse
+Handler = Callable[[Any, Floats, InputStatistics | None, int], Quantized]
+_Config = TypeVar("_Config")
+
+CONFIGS: dict[str, type[SchemeConfig]] = {"absmax": Absmax, "mse": Mse}
+_HANDLERS: dict[type, Handler] = {}
+
+
+def register(config: type) -> Callable[[Handler], Handler]:
+    """Register the function that handles a config: (config, weight, statistics, block) -> Quantized."""
+
+    def add(handler: Handler) -> Handler:
+        _HANDLERS[config] = handler
+        return handler
+
+    return add
+
+
+def scheme_name(config: SchemeConfig) -> str:
+    """Return the name a config is known by."""
+    return next(name for name, known in CONFIGS.items() if known is type(config))
+
+
+def scheme_from(name: str, options: Mapping[str, Any] | None = None) -> SchemeConfig:
+    """Return the config of a name with its options.
+
+    Raises:
+        UgsepError: an unknown scheme or option.
+    """
+    if name not in CONFIGS:
+        raise UgsepError(f"unknown scheme '{name}'{nearest(name, CONFIGS)}")
+    known = {f.name for f in fields(CONFIGS[name])}
+    for option in options or {}:
+        if option not in known:
+            raise UgsepError(f"scheme '{name}' has no option '{option}'{nearest(option, known)}")
+    return CONFIGS[name](**(options or {}))
+
+
+def needs_calibration(config: SchemeConfig) -> bool:
+    """Whether the scheme cannot work without input statistics."""
+    return not isinstance(config, Absmax)
+
+
+def quantize_weight(
+    config: SchemeConfig, weight: Floats, statistics: InputStatistics | None, block: int
+) -> Quantized:
+    """Quantize one weight [K, N] or [T, K, N], ``block`` rows of K per scale (0: all)."""
+    return _HANDLERS[type(config)](config, weight, statistics, block)
+
+
+@register(Absmax)
+def _absmax(config: Absmax, weight: Floats, statistics: InputStatistics | None, block: int) -> Quantized:
+    scale = numerics.absmax_scale(weight, block)
+    return Quantized(numerics.quantize(weight, scale), scale)
+
+
+@register(Mse)
+def _mse(config: Mse, weight: Floats, statistics: InputStatistics | None, block: int) -> Quantized:
+    if statistics is None:
+        raise UgsepError("scheme 'mse' needs calibration; run quant calibrate, or use 'absmax'")
+    scale = numerics.mse_scale(weight, statistics.moments, block, config.ratios, config.threads)
+    return Quantized(numerics.quantize(weight, scale), scale)

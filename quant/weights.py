@@ -1,0 +1,264 @@
+"""Quantize one graph's weights: scheme per weight, one file of blobs, two typed views, one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnx
+
+from graphs.errors import UgsepError
+from graphs.progress import Progress, ProgressCallback, silent
+from quant import numerics
+from quant.files import append, staged, write_graph
+from quant.gemms import (
+    Array,
+    Weight,
+    keep_float_patterns,
+    load_graph,
+    matching,
+    metadata,
+    read_tensor,
+    side_of,
+    weights_of,
+)
+from quant.half import to_half
+from quant.policy import Policy, check_policy
+from quant.rewrite import Encoded, encode_weights, scale_of_matmul, stamp
+from quant.schemes import Absmax, SchemeConfig, needs_calibration, quantize_weight, scheme_name
+from quant.statistics import Calibration, SideStatistics
+
+TABLE_KEY = "quant"  # metadata property ugsep.quant: the table of the graph, as JSON
+
+
+@dataclass(frozen=True)
+class QuantRow:
+    """What became of one weight; ``bits`` 8, 16 or 32.
+
+    ``sqnr_db`` compares the stored weight with the FP32 one; ``output_sqnr_db`` weighs the errors with the
+    calibrated second moments of the inputs, None without calibration. ``reason_if_skipped`` is "" for int8 weights.
+    """
+
+    weight: str
+    graph: str
+    kind: str
+    shape: tuple[int, ...]
+    scheme: str
+    block: int
+    bits: int
+    sqnr_db: float
+    output_sqnr_db: float | None
+    fp32_bytes: int
+    quantized_bytes: int
+    reason_if_skipped: str = ""
+
+    @property
+    def precision(self) -> str:
+        """int8, fp16 or fp32."""
+        return {8: "int8", 16: "fp16", 32: "fp32"}[self.bits]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as plain values; infinite SQNR becomes None."""
+        return {k: _finite(v) for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class QuantTable:
+    """The rows of one graph, and the names of the files that hold it."""
+
+    graph: str
+    scheme: str
+    samples_sha256: str
+    rows: tuple[QuantRow, ...]
+    files: tuple[str, ...] = ()
+
+    @property
+    def fp32_bytes(self) -> int:
+        """Bytes of all listed weights in FP32."""
+        return sum(r.fp32_bytes for r in self.rows)
+
+    @property
+    def quantized_bytes(self) -> int:
+        """Bytes of all listed weights as stored, scales included."""
+        return sum(r.quantized_bytes for r in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as plain values; infinite SQNR becomes None."""
+        rows = [r.to_json() for r in self.rows]
+        totals = {"fp32_bytes": self.fp32_bytes, "quantized_bytes": self.quantized_bytes}
+        return {**asdict(self), **totals, "rows": rows, "files": list(self.files)}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def quantize_side(
+    src: Path,
+    out_dir: Path,
+    *,
+    scheme: SchemeConfig,
+    calibration: Calibration | None = None,
+    policy: Policy | None = None,
+    progress: ProgressCallback = silent,
+) -> QuantTable:
+    """Write ``<side>.w8a32.onnx``, ``<side>.w8a16.onnx`` and their shared ``<side>.int8.data`` into ``out_dir``.
+
+    One weight is in memory at a time. The files appear together or not at all.
+
+    Raises:
+        UgsepError: an unreadable graph, a calibration that is missing or of another graph, a policy rule that
+            matches no weight of this graph or of the graphs beside it, a weight with NaN or Inf, a full disk.
+    """
+    policy = policy or Policy()
+    model = load_graph(src)
+    side = side_of(model, src)
+    check_policy(policy, _graphs_beside(src))
+    if calibration is None and needs_calibration(scheme):
+        raise UgsepError(f"scheme '{scheme_name(scheme)}' needs calibration; run quant calibrate, or use 'absmax'")
+    statistics = calibration.side(src) if calibration is not None else None
+    blob = f"{side}.int8.data"
+    with staged(out_dir) as stage:
+        tensors = {t.name: t for t in model.graph.initializer}
+        weights = weights_of(model)
+        rows: list[QuantRow] = []
+        encoded: dict[str, Encoded] = {}
+        with (stage / blob).open("wb") as file:
+            for number, weight in enumerate(weights):
+                progress(Progress(f"quantize {side}", number, len(weights), weight.name))
+                values = read_tensor(tensors[weight.name], src.parent)
+                plan = _plan(weight, side, policy, keep_float_patterns(model))
+                row, entry = _encode(weight, side, values, plan, scheme, policy.block, statistics, file, blob)
+                rows.append(row)
+                if entry is not None:
+                    encoded[weight.name] = entry
+        if not encoded:
+            (stage / blob).unlink()
+        progress(Progress(f"quantize {side}", len(weights), len(weights)))
+        samples = calibration.samples_sha256 if calibration is not None else ""
+        table = QuantTable(side, scheme_name(scheme), samples, tuple(rows))
+        encode_weights(model, encoded)
+        _write_views(model, stage, side, src.parent, blob, policy, table)
+        files = tuple(sorted(p.name for p in stage.iterdir()))
+    return QuantTable(table.graph, table.scheme, table.samples_sha256, table.rows, files)
+
+
+def _write_views(
+    model: onnx.ModelProto,
+    stage: Path,
+    side: str,
+    source: Path,
+    blob: str,
+    policy: Policy,
+    table: QuantTable,
+) -> None:
+    text = json.dumps(table.to_json(), sort_keys=True)
+    half = onnx.ModelProto.FromString(model.SerializeToString())
+    stamp(model, precision="w8a32", **{TABLE_KEY: text})
+    write_graph(model, stage / f"{side}.w8a32.onnx", source, shared=blob)
+    narrow = to_half(half, policy.keep_fp32_ops)
+    stamp(half, precision="w8a16", **{TABLE_KEY: text})
+    write_graph(half, stage / f"{side}.w8a16.onnx", source, narrow, shared=blob)
+
+
+def _graphs_beside(src: Path) -> Iterable[Path]:
+    """Return the graph and the other sides' float graphs in its folder: a policy speaks about all of them."""
+    names = [src.parent / f"{side}.onnx" for side in ("user", "item", "full")]
+    return dict.fromkeys([src, *(p for p in names if p.is_file())])
+
+
+def _plan(weight: Weight, side: str, policy: Policy, keep_float: tuple[str, ...]) -> tuple[int, str]:
+    """Return (bits, reason if not int8) of a weight."""
+    if weight.refusal:
+        return 32, weight.refusal
+    if pattern := matching(weight.name, keep_float):
+        return 32, f"the model keeps '{pattern}' float"
+    if weight.kind == "table" and not policy.tables:
+        return 32, "embedding table; the policy leaves tables float"
+    precision, reason = policy.precision_of(side, weight.name)
+    if precision == "int8":
+        return 8, ""
+    return (16 if precision == "fp16" else 32), reason or f"policy default {precision}"
+
+
+def _encode(
+    weight: Weight,
+    side: str,
+    values: Array,
+    plan: tuple[int, str],
+    scheme: SchemeConfig,
+    block: int,
+    statistics: SideStatistics | None,
+    file: IO[bytes],
+    location: str,
+) -> tuple[QuantRow, Encoded | None]:
+    bits, reason = plan
+    full = int(np.prod(weight.shape)) * 4
+
+    def row(scheme: str, block: int, sqnr: float, output_sqnr: float | None, size: int) -> QuantRow:
+        shape = tuple(weight.shape)
+        names = (weight.name, side, weight.kind, shape, scheme, block, bits)
+        return QuantRow(*names, sqnr, output_sqnr, full, size, reason)
+
+    if bits == 32:
+        return row("", 0, float("inf"), None, full), None
+    if not np.isfinite(values).all():
+        raise UgsepError(f"weight '{weight.name}' of '{side}' holds NaN or Inf; fix the checkpoint")
+    if bits == 16:
+        half = values.astype(np.float16)
+        if np.isinf(half).any():
+            raise UgsepError(f"weight '{weight.name}' exceeds the FP16 range; give it int8 or fp32 in the policy")
+        offset, length = append(file, half)
+        sqnr = numerics.sqnr_db(values, half.astype(np.float32))
+        return row("fp16", 0, sqnr, None, full // 2), Encoded(location, offset, length)
+    if weight.kind == "table":
+        done = quantize_weight(Absmax(), values.T, None, 0)  # one scale per row of [V, D]
+        offset, length = append(file, done.values.T)
+        restored = numerics.dequantize(done.values, done.scale).T
+        entry = Encoded(location, offset, length, done.scale[0], 0)
+        size = length + done.scale.size * 4
+        return row("absmax", 0, numerics.sqnr_db(values, restored), None, size), entry
+    seen = statistics.of(weight.name) if statistics is not None else None
+    if block and weight.shape[-2] % block:
+        raise UgsepError(f"weight '{weight.name}' has K = {weight.shape[-2]}, not a multiple of block {block}")
+    done = quantize_weight(scheme, values, seen, block)
+    offset, length = append(file, done.values)
+    restored = numerics.dequantize(done.values, done.scale)
+    scale, axis, block_size = scale_of_matmul(done.scale, weight.shape[-2])
+    output = None if seen is None else _output_sqnr(values, restored, seen.moments)
+    size = length + scale.size * 4
+    sqnr = numerics.sqnr_db(values, restored)
+    return row(scheme_name(scheme), block, sqnr, output, size), Encoded(
+        location, offset, length, scale, axis, block_size
+    )
+
+
+def _output_sqnr(values: Array, restored: Array, moments: Array) -> float:
+    power = numerics.output_error(values, np.zeros_like(values), moments).sum()
+    noise = numerics.output_error(values, restored, moments).sum()
+    if noise == 0:
+        return float("inf")
+    return float(10 * np.log10(power / noise)) if power > 0 else float("-inf")
+
+
+def table_of(path: Path) -> QuantTable | None:
+    """Return the table stamped in a quantized graph, None for a float graph."""
+    text = metadata(load_graph(path)).get(f"ugsep.{TABLE_KEY}")
+    if text is None:
+        return None
+    document = json.loads(text)
+    rows = tuple(
+        QuantRow(**{**r, "shape": tuple(r["shape"]), "sqnr_db": _number(r["sqnr_db"])}) for r in document["rows"]
+    )
+    return QuantTable(document["graph"], document["scheme"], document["samples_sha256"], rows)
+
+
+def _row(document: dict[str, Any]) -> QuantRow:
+    sqnr = float("inf") if document["sqnr_db"] is None else document["sqnr_db"]
+    return QuantRow(**{**document, "shape": tuple(document["shape"]), "sqnr_db": sqnr})
