@@ -253,9 +253,7 @@ def table_of(path: Path) -> QuantTable | None:
     if text is None:
         return None
     document = json.loads(text)
-    rows = tuple(
-        QuantRow(**{**r, "shape": tuple(r["shape"]), "sqnr_db": _number(r["sqnr_db"])}) for r in document["rows"]
-    )
+    rows = tuple(_row(r) for r in document["rows"])
     return QuantTable(document["graph"], document["scheme"], document["samples_sha256"], rows)
 
 
