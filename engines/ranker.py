@@ -1,0 +1,214 @@
+"""The runtime: score candidates for a user from a bundle, computing each user once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from engines.backend import Array, BuiltEngine, Runner
+from engines.bundle import load_engine
+from engines.manifest import Engine, engine_for, read_manifest, verify_files
+from graphs.errors import UgsepError, nearest
+
+USER_INDEX = "user_index"
+DEFAULT_CACHE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What the user-state cache did: lookups that hit and missed, users and bytes held, and the byte limit."""
+
+    hits: int
+    misses: int
+    users: int
+    bytes: int
+    limit: int
+
+    @property
+    def hit_ratio(self) -> float:
+        """Share of the lookups that found the user's state, 0 before the first lookup."""
+        looked = self.hits + self.misses
+        return self.hits / looked if looked else 0.0
+
+
+class Ranker:
+    """Scores candidates with a user engine and an item engine; safe to call from several threads.
+
+    The state of recent users is kept, least recently used out first, up to ``cache_bytes``.
+    """
+
+    def __init__(
+        self,
+        user: Runner,
+        item: Runner,
+        user_built: BuiltEngine,
+        item_built: BuiltEngine,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
+        self._user, self._item = user, item
+        self._state_names = tuple(o.name for o in user_built.outputs)
+        missing = [n for n in self._state_names if n not in {i.name for i in item_built.inputs}]
+        if missing:
+            raise UgsepError(f"item engine takes no state '{missing[0]}'; the engines are of different models")
+        engine_only = {*self._state_names, USER_INDEX}
+        self.user_inputs = user_built.inputs
+        self.item_inputs = tuple(i for i in item_built.inputs if i.name not in engine_only)
+        self._takes_index = any(i.name == USER_INDEX for i in item_built.inputs)
+        self.outputs = tuple(o.name for o in item_built.outputs)
+        self.max_candidates = max((p.candidates.max for p in item_built.profiles), default=0)
+        self._cache: OrderedDict[bytes, dict[str, Array]] = OrderedDict()
+        self._cache_bytes, self._limit = 0, cache_bytes
+        self._hits = self._misses = 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_bundle(
+        cls,
+        directory: str | Path,
+        *,
+        backend: str | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> Self:
+        """Load the engines that the bundle chose (or of one backend and precision), after checking their hashes.
+
+        Only the files that are loaded are hashed; ``ugsep verify`` checks the whole bundle. ``threads`` replaces the
+        pinned intra-op thread count.
+
+        Raises:
+            UgsepError: no bundle, a tampered or truncated file, or an engine this machine cannot run.
+        """
+        root = Path(directory)
+        manifest = read_manifest(root)
+        engines = [engine_for(manifest, side, backend, precision) for side in ("user", "item")]
+        needed = {f"{e.directory}/{name}" for e in engines for name in e.built.files}
+        verify_files(root, dataclasses.replace(manifest, files={k: manifest.files[k] for k in sorted(needed)}))
+        loaded: list[tuple[Engine, Runner]] = [(e, load_engine(root, manifest, e, threads)) for e in engines]
+        (user, user_runner), (item, item_runner) = loaded
+        return cls(user_runner, item_runner, user.built, item.built, cache_bytes)
+
+    def score(self, user: Mapping[str, Array], items: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the logits [N] of every task for one user's N candidates.
+
+        Args:
+            user: user features by name, one row each ([1, ...]).
+            items: item and cross features by name, N rows each ([N, ...]).
+
+        Raises:
+            UgsepError: a missing or unknown feature, wrong dtype or shape, rows that do not match, no row at all,
+                more rows than the engine's profile allows, or a value that is not finite.
+        """
+        rows = self._check("item", items)
+        state = self.user_state(user)
+        feeds: dict[str, Array] = {**items, **state}
+        if self._takes_index:
+            feeds[USER_INDEX] = np.zeros(rows, np.int64)
+        return self._item.infer(feeds)
+
+    def score_users(
+        self, users: Mapping[str, Array], items: Mapping[str, Array], user_index: Array
+    ) -> dict[str, Array]:
+        """Return the logits [N] for candidates of several users in one item call.
+
+        ``users`` has U rows; ``user_index`` int64 [N] gives the row of ``users`` each candidate belongs to.
+
+        Raises:
+            UgsepError: as ``score``, an index outside [0, U), or an engine built for single users.
+        """
+        if not self._takes_index:
+            raise UgsepError("the item engine serves one user per call; build it with several users")
+        rows = self._check("item", items)
+        count = self._check("user", users)
+        if user_index.shape != (rows,) or user_index.dtype != np.int64:
+            got = f"{user_index.dtype.name}{list(user_index.shape)}"
+            raise UgsepError(f"user_index is {got}; give int64[{rows}], one row of users per candidate")
+        if user_index.min() < 0 or user_index.max() >= count:
+            raise UgsepError(f"user_index reaches {user_index.max()}, but there are {count} users")
+        return self._item.infer({**items, **self._user.infer(users), USER_INDEX: user_index})
+
+    def user_state(self, user: Mapping[str, Array]) -> dict[str, Array]:
+        """Return one user's state, from the cache where the same features were seen; the errors of ``score``."""
+        key = self._key(user)
+        with self._lock:
+            found = self._cache.get(key)
+            if found is not None:
+                self._cache.move_to_end(key)
+                self._hits += 1
+                return found
+        if self._check("user", user) != 1:
+            raise UgsepError("user features have several rows; give one user, or call score_users")
+        state = self._user.infer(user)
+        size = sum(a.nbytes for a in state.values())
+        with self._lock:
+            self._misses += 1
+            if key not in self._cache and size <= self._limit:
+                self._cache[key] = state
+                self._cache_bytes += size
+                while self._cache_bytes > self._limit:
+                    _, old = self._cache.popitem(last=False)
+                    self._cache_bytes -= sum(a.nbytes for a in old.values())
+        return state
+
+    def cache_info(self) -> CacheInfo:
+        """Return the counters of the user-state cache."""
+        with self._lock:
+            return CacheInfo(self._hits, self._misses, len(self._cache), self._cache_bytes, self._limit)
+
+    def forget_users(self) -> None:
+        """Empty the user-state cache, for example when the model's inputs change meaning."""
+        with self._lock:
+            self._cache.clear()
+            self._cache_bytes = 0
+
+    def close(self) -> None:
+        """Release both engines."""
+        self._user.close()
+        self._item.close()
+
+    def _key(self, user: Mapping[str, Array]) -> bytes:
+        digest = hashlib.blake2b(digest_size=16)
+        for spec in self.user_inputs:
+            value = user.get(spec.name)
+            if value is None:
+                known = ", ".join(i.name for i in self.user_inputs)
+                raise UgsepError(f"user feature '{spec.name}' is missing; the user engine takes {known}")
+            digest.update(f"{value.dtype.str}{value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).data)
+        if len(user) != len(self.user_inputs):
+            known_names = [i.name for i in self.user_inputs]
+            extra = next(name for name in user if name not in known_names)
+            raise UgsepError(f"unknown user feature '{extra}'{nearest(extra, known_names)}")
+        return digest.digest()
+
+    def _check(self, side: str, given: Mapping[str, Array]) -> int:
+        """Return the number of rows after checking names, rows and finiteness; dtypes are the runner's check."""
+        names = [s.name for s in (self.user_inputs if side == "user" else self.item_inputs)]
+        for name in names:
+            if name not in given:
+                raise UgsepError(f"{side} feature '{name}' is missing; the {side} engine takes {', '.join(names)}")
+        rows = -1
+        for name, value in given.items():
+            if name not in names:
+                raise UgsepError(f"unknown {side} feature '{name}'{nearest(name, names)}")
+            if value.ndim == 0 or value.shape[0] == 0:
+                raise UgsepError(f"{side} feature '{name}' has no rows; give at least one")
+            if rows not in (-1, value.shape[0]):
+                raise UgsepError(f"{side} feature '{name}' has {value.shape[0]} rows, others have {rows}")
+            rows = value.shape[0]
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise UgsepError(f"{side} feature '{name}' has a value that is not finite; clean it before scoring")
+        if side == "item" and self.max_candidates and rows > self.max_candidates:
+            raise UgsepError(
+                f"{rows} candidates, but the item engine's profile ends at {self.max_candidates}; send them in parts "
+                "or build with a larger serving.max_candidates"
+            )
+        return rows
