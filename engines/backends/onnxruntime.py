@@ -59,6 +59,9 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     session = _session_settings(options)
     started = time.perf_counter()
     file = out_dir / f"{spec.side}.onnx"
+    if file.resolve() == spec.onnx.resolve():
+        raise UgsepError(f"{file}: the engine would overwrite the graph it is built from; give another directory")
+    original = read_graph(spec.onnx)
     progress(f"onnxruntime: lowering {spec.side} for the CPU ({spec.precision})")
     lowered = lower_for_cpu(spec.onnx, file, "matmul-nbits" if spec.precision == "w8a8-dynamic" else "keep")
     files = [file.name, *(data.name for data in [file.with_name(f"{file.name}.data")] if data.exists())]
@@ -73,7 +76,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
             for path in sorted(Path(scratch).iterdir()):
                 path.rename(out_dir / path.name)
                 files.append(path.name)
-    original, graph = read_graph(spec.onnx), read_graph(file)
+    graph = read_graph(file)
     fates = weight_fates(original, graph, compiled, lowered)
     _check_fates(spec, fates)
     inputs, outputs = graph_io(graph)

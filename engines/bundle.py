@@ -1,0 +1,175 @@
+"""A bundle directory: published whole or not at all, checked before it is loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import glob
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from engines.backend import Runner, find_backend
+from engines.manifest import Engine, Manifest, read_manifest, verify_files
+from graphs.errors import UgsepError
+
+_BUILDING = ".building-"
+_RETIRED = ".retired-"
+
+
+@contextmanager
+def publish(destination: Path, timeout: float = 0.0) -> Iterator[Path]:
+    """Give an empty sibling directory to build in; put it in the destination's place when the block ends well.
+
+    A build that fails or is killed at any moment leaves the old bundle, or none: the new directory is written
+    to disk first, then takes the name in one rename (where a bundle stands there already, one exchange of
+    names where the system can, else two renames). What dead builds left behind is removed. ``timeout``: seconds to
+    wait for another build of the same destination.
+
+    Raises:
+        UgsepError: another process builds there, the directory cannot be written, or the disk is full.
+    """
+    destination = destination.absolute()
+    with _user_errors(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if destination.exists() and not destination.is_dir():
+            raise UgsepError(f"{destination}: a file is in the way; remove it or choose another directory")
+        lock = FileLock(destination.parent / f".{destination.name}.lock")
+    try:
+        with _user_errors(destination):
+            lock.acquire(timeout=timeout)
+    except Timeout as error:
+        raise UgsepError(
+            f"{destination}: another process is building here; wait for it or choose another directory"
+        ) from error
+    try:
+        with _user_errors(destination):
+            _clean(destination)
+            work = Path(tempfile.mkdtemp(prefix=f".{destination.name}{_BUILDING}", dir=destination.parent))
+        try:
+            with _user_errors(destination):
+                yield work
+                work.chmod(0o755)
+                _sync(work)
+                _swap(work, destination)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def open_bundle(directory: Path) -> Manifest:
+    """Read the manifest of a bundle and check every file against it; nothing is loaded.
+
+    Raises:
+        UgsepError: see ``read_manifest`` and ``verify_files``.
+    """
+    manifest = read_manifest(directory)
+    verify_files(directory, manifest)
+    return manifest
+
+
+def load_engine(directory: Path, manifest: Manifest, engine: Engine, threads: int | None = None) -> Runner:
+    """Load one engine of a verified bundle.
+
+    Raises:
+        UgsepError: the backend is unknown or cannot run here; what the engine needs and what this machine has
+            are both printed, with the command that rebuilds it.
+    """
+    built = engine.built
+    backend = find_backend(built.backend)
+    here = backend.probe()
+    if not here.can_run:
+        needs = ", ".join(f"{k} {v}" for k, v in sorted(built.requires.items())) or built.backend
+        raise UgsepError(
+            f"{built.side} engine needs {needs}, this machine: {here.reason}; rebuild: {manifest.rebuild}"
+        )
+    return backend.load(directory / engine.directory, built, threads)
+
+
+def compare_versions(built_with: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """Return one line per tool whose version differs: ``onnxruntime 1.30.0 (bundle) != 1.31.1 (here)``."""
+    return [
+        f"{tool} {version} (bundle) != {here[tool]} (here)"
+        for tool, version in sorted(built_with.items())
+        if tool in here and here[tool] != version
+    ]
+
+
+@contextmanager
+def _user_errors(destination: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UgsepError(
+                f"{destination}: the disk is full; free some space or choose another directory"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UgsepError(f"{destination}: not writable ({error.strerror}); choose another directory") from error
+        raise
+
+
+def _clean(destination: Path) -> None:
+    """Remove what killed builds left; we hold the lock, so no live build owns any of it."""
+    retired = _retired(destination)
+    if retired.is_dir() and not destination.exists():  # killed between two renames: the old bundle is still good
+        retired.rename(destination)
+    for kind in (_BUILDING, _RETIRED):
+        for stale in destination.parent.glob(f".{glob.escape(destination.name)}{kind}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _retired(destination: Path) -> Path:
+    return destination.parent / f".{destination.name}{_RETIRED}old"
+
+
+def _swap(work: Path, destination: Path) -> None:
+    """Put ``work`` in the destination's place, and remove what stood there."""
+    if not destination.exists():
+        work.rename(destination)
+    elif _exchange(work, destination):
+        shutil.rmtree(work, ignore_errors=True)
+    else:
+        retired = _retired(destination)
+        destination.rename(retired)
+        work.rename(destination)
+        shutil.rmtree(retired, ignore_errors=True)
+    _sync_directory(destination.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    done: int = libc.renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange)
+    return done == 0
+
+
+def _sync(directory: Path) -> None:
+    """Force files and directories to disk, so that a power cut cannot publish a bundle of empty files."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        elif path.is_dir():
+            _sync_directory(path)
+    _sync_directory(directory)
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

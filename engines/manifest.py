@@ -1,0 +1,257 @@
+"""``manifest.json``: what a bundle contains, typed, parsed strictly, and checked before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from engines.backend import BuiltEngine, Option, Profile, TensorSpec
+from graphs.errors import UgsepError
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+_MAX_MANIFEST_BYTES = 64 << 20
+_MAX_FILE_BYTES = 1 << 42  # 4 TiB: beyond any model, below what breaks arithmetic
+_MAX_RANK = 8
+_MAX_DIM = 1 << 31
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the bundle: size in bytes and sha256 in hex."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One built engine and the directory, relative to the bundle, that holds its files."""
+
+    directory: str
+    built: BuiltEngine
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a bundle says of itself; ``extra`` is free-form and never needed to load.
+
+    ``choice`` names the engine that serves each side, as ``side -> directory``. ``calibration`` is the sha256
+    of the samples, empty where none were used; ``synthetic`` is true where weights or samples are random.
+    """
+
+    model: str
+    rebuild: str
+    opset: int
+    engines: tuple[Engine, ...]
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    host: Mapping[str, str] = field(default_factory=dict)
+    choice: Mapping[str, str] = field(default_factory=dict)
+    calibration: str = ""
+    synthetic: bool = False
+    extra: Mapping[str, Option] = field(default_factory=dict)
+    version: int = FORMAT_VERSION
+
+
+def engine_for(manifest: Manifest, side: str, backend: str | None = None, precision: str | None = None) -> Engine:
+    """Return the engine of one side: the chosen one, or the first of a given backend and precision.
+
+    Raises:
+        UgsepError: the bundle holds no such engine.
+    """
+    for engine in manifest.engines:
+        if engine.built.side != side:
+            continue
+        if backend is None and precision is None:
+            if manifest.choice.get(side, engine.directory) == engine.directory:
+                return engine
+        elif engine.built.backend == (backend or engine.built.backend) and (
+            engine.built.precision == (precision or engine.built.precision)
+        ):
+            return engine
+    held = ", ".join(f"{e.built.side}/{e.built.backend}/{e.built.precision}" for e in manifest.engines) or "none"
+    raise UgsepError(
+        f"the bundle of '{manifest.model}' has no {side} engine for backend '{backend or 'any'}', precision "
+        f"'{precision or 'any'}'; it holds {held}; build it: {manifest.rebuild}"
+    )
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Return size and sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb") as stream:
+        while piece := stream.read(_CHUNK):
+            digest.update(piece)
+            size += len(piece)
+    return FileEntry(size, digest.hexdigest())
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
+    """Hash every file under ``directory`` into the manifest, write it, and return it complete."""
+    found = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = {path.relative_to(directory).as_posix(): hash_file(path) for path in found}
+    complete = dataclasses.replace(manifest, files=files)
+    text = json.dumps(dataclasses.asdict(complete), indent=1, sort_keys=True)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return complete
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Parse a bundle's manifest; nothing else of the bundle is touched.
+
+    Raises:
+        UgsepError: no manifest, no JSON, another version, an unknown or missing field, a wrong type, a path
+            that leaves the bundle, or an absurd shape or size.
+    """
+    path = directory / MANIFEST
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise UgsepError(f"{path}: {path.stat().st_size} bytes is no manifest; build the bundle again")
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UgsepError(f"{directory}: no {MANIFEST}, so no bundle; build one with 'ugsep build'") from error
+    except (ValueError, RecursionError) as error:
+        raise UgsepError(f"{path}: not valid JSON ({error}); build the bundle again") from error
+    except OSError as error:
+        raise UgsepError(f"{path}: cannot read it ({error.strerror})") from error
+    if not isinstance(raw, dict):
+        raise UgsepError(f"{path}: not a JSON object; build the bundle again")
+    _check_version(path, raw)
+    try:
+        manifest = _typed(Manifest, raw, "manifest")
+    except _Malformed as error:
+        raise UgsepError(f"{path}: {error}; build the bundle again") from error
+    assert isinstance(manifest, Manifest)
+    _check_sane(path, manifest)
+    return manifest
+
+
+def verify_files(directory: Path, manifest: Manifest) -> None:
+    """Check size and sha256 of every file before any is loaded.
+
+    Raises:
+        UgsepError: a file is missing, leaves the bundle through a link, or differs; both values are printed.
+    """
+    root = directory.resolve()
+    for name, entry in manifest.files.items():
+        path = directory / name
+        if not path.resolve().is_relative_to(root):
+            raise UgsepError(f"{path}: a link leads out of the bundle; rebuild: {manifest.rebuild}")
+        if not path.is_file():
+            raise UgsepError(f"{path}: missing from the bundle; rebuild: {manifest.rebuild}")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise UgsepError(f"{path}: {size} bytes but the manifest says {entry.bytes}; rebuild: {manifest.rebuild}")
+        digest = hash_file(path).sha256
+        if digest != entry.sha256:
+            raise UgsepError(
+                f"{path}: sha256 {digest[:16]} but the manifest says {entry.sha256[:16]}; rebuild: {manifest.rebuild}"
+            )
+
+
+def _check_version(path: Path, raw: Mapping[str, Any]) -> None:
+    version = raw.get("version")
+    if type(version) is not int or version < 1:
+        raise UgsepError(f"{path}: manifest version is {version!r}; this ugsep reads {FORMAT_VERSION}; rebuild it")
+    if version > FORMAT_VERSION:
+        raise UgsepError(
+            f"{path}: manifest version {version} is newer than {FORMAT_VERSION}, the newest this ugsep reads; "
+            "upgrade: pip install -U ugsep"
+        )
+
+
+class _Malformed(Exception):
+    """A value of the manifest has the wrong type; the message names field and value."""
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """Return a JSON value as the given type, or raise; never converts one type into another."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _Malformed(f"{where} is {value!r:.60}, not a list")
+        return tuple(_typed(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise _Malformed(f"{where} is {value!r:.60}, not an object")
+        return {key: _typed(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise _Malformed(f"{where} is {value!r:.60}, not one of {', '.join(map(str, arguments))}")
+        return value
+    allowed = arguments if origin in (types.UnionType, typing.Union) else (kind,)
+    if type(value) is int and float in allowed and int not in allowed:
+        return float(value)
+    if type(value) not in allowed:
+        raise _Malformed(f"{where} is {value!r:.60}, not {' or '.join(t.__name__ for t in allowed)}")
+    return value
+
+
+def _dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise _Malformed(f"{where} is {value!r:.60}, not an object")
+    hints = typing.get_type_hints(kind)
+    names = {f.name for f in dataclasses.fields(kind)}
+    if set(value) != names:
+        odd = sorted(set(value) ^ names)
+        raise _Malformed(f"{where} has unknown or missing fields: {', '.join(odd)[:120]}")
+    try:
+        return kind(**{name: _typed(hints[name], value[name], f"{where}.{name}") for name in names})
+    except UgsepError as error:
+        raise _Malformed(f"{where}: {error}") from error
+
+
+def _check_sane(path: Path, manifest: Manifest) -> None:
+    for name, entry in manifest.files.items():
+        _check_relative(path, name)
+        if not 0 <= entry.bytes <= _MAX_FILE_BYTES:
+            raise UgsepError(f"{path}: '{name}' of {entry.bytes} bytes is absurd; build the bundle again")
+        if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
+            raise UgsepError(f"{path}: '{name}' has no valid sha256; build the bundle again")
+    for engine in manifest.engines:
+        _check_relative(path, engine.directory)
+        for name in engine.built.files:
+            whole = f"{engine.directory}/{name}"
+            _check_relative(path, whole)
+            if whole not in manifest.files:
+                raise UgsepError(f"{path}: engine file '{whole}' is not among the hashed files; build it again")
+        for spec in (*engine.built.inputs, *engine.built.outputs):
+            _check_shape(path, spec)
+        for profile in engine.built.profiles:
+            _check_rows(path, profile)
+    directories = {(e.built.side, e.directory) for e in manifest.engines}
+    for side, directory in manifest.choice.items():
+        if (side, directory) not in directories:
+            raise UgsepError(f"{path}: the chosen {side} engine '{directory}' is not in the bundle; build it again")
+
+
+def _check_relative(path: Path, name: str) -> None:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name or "\0" in name:
+        raise UgsepError(f"{path}: path '{name}' leaves the bundle; do not use this bundle")
+
+
+def _check_shape(path: Path, spec: TensorSpec) -> None:
+    fixed = [dim for dim in spec.shape if isinstance(dim, int)]
+    elements = 1
+    for dim in fixed:
+        elements *= max(dim, 1)
+    if len(spec.shape) > _MAX_RANK or any(not 1 <= dim <= _MAX_DIM for dim in fixed) or elements > _MAX_DIM:
+        raise UgsepError(f"{path}: tensor '{spec.name}' has absurd shape {list(spec.shape)}; build it again")
+
+
+def _check_rows(path: Path, profile: Profile) -> None:
+    if max(profile.users.max, profile.candidates.max) > _MAX_DIM:
+        raise UgsepError(f"{path}: a profile of {profile.candidates.max} candidates is absurd; build it again")

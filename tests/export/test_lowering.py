@@ -1,0 +1,171 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from export.lowering import lower_for_cpu
+from export.lowering_int8 import block_size, pack_blocks
+from graphs.errors import UgsepError
+from tests.export.lowering_graphs import FFN_SHAPE, Graph, ffn, item, reference
+
+ROWS = (1, 2, 257)
+FLOAT = onnx.TensorProto.FLOAT
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng()
+
+
+def _ops(path: Path) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in onnx.load(path, load_external_data=False).graph.node:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return counts
+
+
+@pytest.mark.parametrize("kind", ["gelu", "swiglu"])
+@pytest.mark.parametrize("int8", [False, True])
+def test_per_token_chains_are_equal_and_stay_per_token(
+    tmp_path: Path, rng: np.random.Generator, kind: str, int8: bool
+) -> None:
+    tokens, width, _ = FFN_SHAPE
+    source = ffn(tmp_path / "a.onnx", rng, int8, kind)
+    lowered = lower_for_cpu(source, tmp_path / "b.onnx")
+    for rows in ROWS:
+        x = rng.standard_normal((rows, tokens, width)).astype(np.float32)
+        want, got = reference(source, {"x": x})["click"], reference(lowered.path, {"x": x})["click"]
+        # Same products, other summation order: K <= 72 terms of size ~1 round to 72 * 2^-24, twice through.
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+        assert np.ptp(want) > 0 or rows == 1
+    ops = _ops(lowered.path)
+    # One Split at the start and one Concat at the end: nothing is stacked inside the chain, no Transpose is left.
+    assert (ops["Split"], ops["Concat"], ops.get("Transpose", 0)) == (1, 1, 0)
+    assert ops["MatMul"] == (2 if kind == "gelu" else 3) * tokens + 2
+    assert lowered.parts["up.weight"] == tuple(f"up.weight[{t}]" for t in range(tokens))
+
+
+def test_int8_bytes_are_cut_not_copied_twice(tmp_path: Path, rng: np.random.Generator) -> None:
+    source = ffn(tmp_path / "a.onnx", rng, True, "gelu")
+    lowered = lower_for_cpu(source, tmp_path / "b.onnx")
+    before = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(source).graph.initializer}
+    after = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(lowered.path).graph.initializer}
+    for name, parts in lowered.parts.items():
+        assert np.array_equal(np.stack([after[part] for part in parts]), before[name])
+        assert name not in after
+
+
+def test_int8_gemms_become_one_node_with_the_same_weights(tmp_path: Path, rng: np.random.Generator) -> None:
+    tokens, width, _ = FFN_SHAPE
+    source = ffn(tmp_path / "a.onnx", rng, True, "swiglu")
+    lowered = lower_for_cpu(source, tmp_path / "b.onnx", "matmul-nbits")
+    assert lowered.fused == {"up.weight", "gate.weight", "down.weight", "dense.weight"}
+    ops = _ops(lowered.path)
+    assert ops["MatMulNBits"] == 3 * tokens + 1
+    assert "DequantizeLinear" not in ops
+    assert ops["Add"] == 1  # the residual: every bias went into its GEMM
+    exact = onnx.load(lowered.path)
+    for node in exact.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 1  # FP32 arithmetic on the same packed weights: layout and scales must be exact
+    onnx.save(exact, tmp_path / "exact.onnx")
+    for rows in ROWS:
+        x = rng.standard_normal((rows, tokens, width)).astype(np.float32)
+        want = reference(source, {"x": x})["click"]
+        np.testing.assert_allclose(reference(tmp_path / "exact.onnx", {"x": x})["click"], want, rtol=0, atol=2e-5)
+        # int8 activations: relative error of a row about 1/254 per GEMM; three GEMMs deep, logits of size 1..5.
+        got = reference(lowered.path, {"x": x})["click"]
+        assert 0 < np.abs(got - want).max() < 0.2
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 9), st.sampled_from([16, 32, 256]))
+def test_packed_blocks_hold_every_weight(k: int, n: int, block: int) -> None:
+    q = np.random.default_rng().integers(-128, 128, (k, n), dtype=np.int8)
+    packed = pack_blocks(q, block)
+    assert packed.shape == (n, -(-k // block), block)
+    flat = packed.reshape(n, -1).astype(np.int16) - 128
+    assert np.array_equal(flat[:, :k].T, q)
+    assert not flat[:, k:].any()
+
+
+def test_block_size_is_the_largest_that_divides() -> None:
+    assert [block_size(k) for k in (768, 384, 192, 96, 48, 50)] == [256, 128, 64, 32, 16, 32]
+
+
+@pytest.mark.parametrize("mode", ["keep", "matmul-nbits"])
+def test_item_side_with_state_and_int8_table(tmp_path: Path, rng: np.random.Generator, mode: str) -> None:
+    source = item(tmp_path / "a.onnx", rng, True)
+    lowered = lower_for_cpu(source, tmp_path / "b.onnx", mode)  # type: ignore[arg-type]  # parametrized Literal
+    ops = _ops(lowered.path)
+    assert "Split" not in ops  # cancelled against the Concat that made the tokens
+    assert lowered.gathered == {"table"}
+    for rows in ROWS:
+        feeds = {
+            "ids": rng.integers(0, 50, rows),
+            "user_index": rng.integers(0, 3, rows),
+            "state": rng.standard_normal((3, 16)).astype(np.float32),
+        }
+        want, got = reference(source, feeds)["click"], reference(lowered.path, feeds)["click"]
+        if mode == "keep":
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+        else:
+            assert np.abs(got - want).max() < 0.02
+
+
+def test_a_value_used_stacked_and_per_token(tmp_path: Path, rng: np.random.Generator) -> None:
+    t, k, n = 3, 5, 7
+    g = Graph(rng, False)
+    h = g.add("MatMul", "x", g.weight("w", t, k, n), out="hidden")
+    g.add("ReduceSum", h, g.const("axes", np.array([0])), keepdims=0, out="total")
+    g.add("MatMul", g.add("Tanh", h), g.weight("w2", t, n, 2), out="y")
+    scaled = g.add("Mul", h, g.const("half", np.array([[[0.5]]], dtype=np.float32)))
+    g.add("Div", scaled, g.add("Exp", h), out="z")
+    outputs = {"hidden": [t, "m", n], "total": ["m", n], "y": [t, "m", 2], "z": [t, "m", n]}
+    source = g.save(tmp_path / "a.onnx", {"x": (FLOAT, [t, "m", k])}, outputs)
+    lowered = lower_for_cpu(source, tmp_path / "b.onnx")
+    assert _ops(lowered.path)["MatMul"] == 2 * t
+    for rows in ROWS:
+        feeds = {"x": rng.standard_normal((t, rows, k)).astype(np.float32)}
+        want, got = reference(source, feeds), reference(lowered.path, feeds)
+        assert list(got) == list(outputs)
+        for name in outputs:
+            np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [("m", 5), (1, "m", 5)])
+def test_rows_shared_by_all_tokens(tmp_path: Path, rng: np.random.Generator, shape: tuple[str | int, ...]) -> None:
+    g = Graph(rng, False)
+    g.add("MatMul", "x", g.weight("w", 3, 5, 7), out="y")
+    source = g.save(tmp_path / "a.onnx", {"x": (FLOAT, list(shape))}, {"y": [3, "m", 7]})
+    lowered = lower_for_cpu(source, tmp_path / "b.onnx")
+    assert _ops(lowered.path)["MatMul"] == 3
+    feeds = {"x": rng.standard_normal([4 if d == "m" else d for d in shape]).astype(np.float32)}
+    np.testing.assert_allclose(reference(lowered.path, feeds)["y"], reference(source, feeds)["y"], atol=1e-5)
+
+
+def test_operands_that_cannot_be_cut_are_left_whole(tmp_path: Path, rng: np.random.Generator) -> None:
+    g = Graph(rng, False)
+    h = g.add("MatMul", "x", g.weight("w", 2, 5, 7))
+    g.add("Add", h, "other", out="y")  # [2, m, 7], not known per token
+    inputs = {"x": (FLOAT, [2, "m", 5]), "other": (FLOAT, [2, "m", 7])}
+    source = g.save(tmp_path / "a.onnx", inputs, {"y": [2, "m", 7]})  # type: ignore[arg-type]  # invariant dict
+    lowered = lower_for_cpu(source, tmp_path / "b.onnx")
+    feeds = {
+        "x": rng.standard_normal((2, 4, 5)).astype(np.float32),
+        "other": rng.standard_normal((2, 4, 7)).astype(np.float32),
+    }
+    np.testing.assert_allclose(reference(lowered.path, feeds)["y"], reference(source, feeds)["y"], atol=1e-5)
+
+
+def test_missing_and_broken_files_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UgsepError, match="no such file"):
+        lower_for_cpu(tmp_path / "none.onnx", tmp_path / "b.onnx")
+    (tmp_path / "a.onnx").write_bytes(b"\xff" * 64)
+    with pytest.raises(UgsepError, match="not a readable ONNX file") as error:
+        lower_for_cpu(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert "\n" not in str(error.value)
