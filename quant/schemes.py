@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+import numpy as np
+
 from graphs.errors import UgsepError, nearest
 from quant import numerics
+from quant.gptq import gptq, gram_error
 from quant.numerics import Floats, Ints
 from quant.statistics import InputStatistics
 
@@ -26,6 +29,25 @@ class Mse:
 
 
 @dataclass(frozen=True)
+class Gptq:
+    """Error feedback along K with the Gram matrix of the inputs, on the clipping of ``mse``."""
+
+    damping: float = 0.01
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Awq:
+    """Input channels with large activations are scaled up before rounding, on the clipping of ``mse``.
+
+    The graph takes the inverse factors (see :mod:`quant.awq`); ``alphas`` are the exponents tried.
+    """
+
+    alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    threads: int = 2
+
+
+@dataclass(frozen=True)
 class Quantized:
     """int8 values [..., K, N] and their float32 scale [..., B, N]."""
 
@@ -33,11 +55,16 @@ class Quantized:
     scale: Floats
 
 
-SchemeConfig = Absmax | Mse
+SchemeConfig = Absmax | Mse | Gptq | Awq
 Handler = Callable[[Any, Floats, InputStatistics | None, int], Quantized]
 _Config = TypeVar("_Config")
 
-CONFIGS: dict[str, type[SchemeConfig]] = {"absmax": Absmax, "mse": Mse}
+CONFIGS: dict[str, type[SchemeConfig]] = {
+    "absmax": Absmax,
+    "mse": Mse,
+    "gptq": Gptq,
+    "awq": Awq,
+}
 _HANDLERS: dict[type, Handler] = {}
 
 
@@ -90,8 +117,34 @@ def _absmax(config: Absmax, weight: Floats, statistics: InputStatistics | None, 
 
 
 @register(Mse)
-def _mse(config: Mse, weight: Floats, statistics: InputStatistics | None, block: int) -> Quantized:
-    if statistics is None:
-        raise UgsepError("scheme 'mse' needs calibration; run quant calibrate, or use 'absmax'")
-    scale = numerics.mse_scale(weight, statistics.moments, block, config.ratios, config.threads)
+@register(Awq)
+def _mse(config: Mse | Awq, weight: Floats, statistics: InputStatistics | None, block: int) -> Quantized:
+    moments = _calibrated(config, statistics).moments
+    ratios = config.ratios if isinstance(config, Mse) else numerics.CLIP_RATIOS
+    scale = numerics.mse_scale(weight, moments, block, ratios, config.threads)
     return Quantized(numerics.quantize(weight, scale), scale)
+
+
+@register(Gptq)
+def _gptq(config: Gptq, weight: Floats, statistics: InputStatistics | None, block: int) -> Quantized:
+    seen = _calibrated(config, statistics)
+    if seen.gram is None:
+        raise UgsepError("scheme 'gptq' needs Gram matrices; run quant calibrate --gram")
+    scale = numerics.mse_scale(weight, seen.moments, block, threads=config.threads)
+    plain_scale = numerics.absmax_scale(weight, block)
+    values = np.empty(weight.shape, np.int8)
+    for token in np.ndindex(weight.shape[:-2]):  # one empty index for a 2-D weight
+        w, gram = weight[token], seen.gram[token]
+        values[token] = gptq(w, scale[token], gram, config.damping)
+        plain = numerics.quantize(w, plain_scale[token])
+        worse = gram_error(w, values[token], scale[token], gram) > gram_error(w, plain, plain_scale[token], gram)
+        values[token] = np.where(worse, plain, values[token])
+        scale[token] = np.where(worse, plain_scale[token], scale[token])
+    return Quantized(values, scale)
+
+
+def _calibrated(config: SchemeConfig, statistics: InputStatistics | None) -> InputStatistics:
+    if statistics is None:
+        name = scheme_name(config)
+        raise UgsepError(f"scheme '{name}' needs calibration; run quant calibrate, or use 'absmax'")
+    return statistics

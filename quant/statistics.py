@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from graphs.errors import UgsepError
@@ -245,15 +245,32 @@ def load_calibration(folder: Path) -> Calibration:
         document = json.loads(text.read_text())
         if document["format"] != FORMAT:
             raise UgsepError(f"'{text}' has format {document['format']}, not {FORMAT}; calibrate again")
-        with safe_open(data, framework="numpy") as file:
-            if file.metadata().get("token") != document["token"]:
-                raise UgsepError(f"'{text}' and '{data.name}' are of different runs; calibrate again")
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # not a dict
+        arrays, token = _mapped(data)
+        if token != document["token"]:
+            raise UgsepError(f"'{text}' and '{data.name}' are of different runs; calibrate again")
         sides = {name: _side(name, document["sides"][name], arrays) for name in ("user", "item")}
         samples = tuple(Samples(**s) for s in document["samples"])
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UgsepError(f"'{text}' or '{data.name}' is damaged ({error}); calibrate again") from error
     return Calibration(sides["user"], sides["item"], samples)
+
+
+def _mapped(path: Path) -> tuple[dict[str, Doubles], str]:
+    """Return the float64 arrays of a safetensors file, memory-mapped (Gram matrices are large), and its token."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    token = str(header.pop("__metadata__")["token"])
+    need = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if path.stat().st_size != need:
+        raise ValueError(f"{path.stat().st_size} bytes instead of {need}")
+    arrays: dict[str, Doubles] = {}
+    for name, entry in header.items():
+        if entry["dtype"] != "F64":
+            raise ValueError(f"'{name}' is {entry['dtype']}, not F64")
+        start, shape = 8 + length + entry["data_offsets"][0], tuple(entry["shape"])
+        arrays[name] = np.memmap(path, np.float64, "r", start, shape) if 0 not in shape else np.empty(shape)
+    return arrays, token
 
 
 def _side(name: str, document: dict[str, Any], arrays: dict[str, Doubles]) -> SideStatistics:

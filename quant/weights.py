@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +14,7 @@ import onnx
 from graphs.errors import UgsepError
 from graphs.progress import Progress, ProgressCallback, silent
 from quant import numerics
+from quant.awq import AwqPlan, Scaling, plan_awq, scaled_statistics
 from quant.files import append, staged, write_graph
 from quant.gemms import (
     Array,
@@ -29,7 +30,7 @@ from quant.gemms import (
 from quant.half import to_half
 from quant.policy import Policy, check_policy
 from quant.rewrite import Encoded, encode_weights, scale_of_matmul, stamp
-from quant.schemes import Absmax, SchemeConfig, needs_calibration, quantize_weight, scheme_name
+from quant.schemes import Absmax, Awq, SchemeConfig, needs_calibration, quantize_weight, scheme_name
 from quant.statistics import Calibration, SideStatistics
 
 TABLE_KEY = "quant"  # metadata property ugsep.quant: the table of the graph, as JSON
@@ -41,6 +42,7 @@ class QuantRow:
 
     ``sqnr_db`` compares the stored weight with the FP32 one; ``output_sqnr_db`` weighs the errors with the
     calibrated second moments of the inputs, None without calibration. ``reason_if_skipped`` is "" for int8 weights.
+    ``note`` says why awq left an int8 weight unscaled.
     """
 
     weight: str
@@ -55,6 +57,7 @@ class QuantRow:
     fp32_bytes: int
     quantized_bytes: int
     reason_if_skipped: str = ""
+    note: str = ""
 
     @property
     def precision(self) -> str:
@@ -123,30 +126,64 @@ def quantize_side(
     if calibration is None and needs_calibration(scheme):
         raise UgsepError(f"scheme '{scheme_name(scheme)}' needs calibration; run quant calibrate, or use 'absmax'")
     statistics = calibration.side(src) if calibration is not None else None
-    blob = f"{side}.int8.data"
+    tensors = {t.name: t for t in model.graph.initializer}
+    weights = weights_of(model)
+    keep = keep_float_patterns(model)
+    plans = {w.name: _plan(w, side, policy, keep) for w in weights}
+    scaling = AwqPlan({}, {})
+    if isinstance(scheme, Awq) and statistics is not None:
+        chosen = tuple(w for w in weights if w.kind == "matmul" and plans[w.name][0] == 8)
+        scaling = plan_awq(
+            model, chosen, statistics.of, lambda n: read_tensor(tensors[n], src.parent), scheme.alphas, policy.block
+        )
+        _scale_constants(tensors, plans, scaling, src.parent)
+    job = _Job(side, scheme, policy.block, statistics, scaling)
     with staged(out_dir) as stage:
-        tensors = {t.name: t for t in model.graph.initializer}
-        weights = weights_of(model)
         rows: list[QuantRow] = []
         encoded: dict[str, Encoded] = {}
-        with (stage / blob).open("wb") as file:
+        with (stage / job.blob).open("wb") as file:
             for number, weight in enumerate(weights):
                 progress(Progress(f"quantize {side}", number, len(weights), weight.name))
                 values = read_tensor(tensors[weight.name], src.parent)
-                plan = _plan(weight, side, policy, keep_float_patterns(model))
-                row, entry = _encode(weight, side, values, plan, scheme, policy.block, statistics, file, blob)
+                row, entry = _encode(weight, values, plans[weight.name], job, file)
                 rows.append(row)
                 if entry is not None:
                     encoded[weight.name] = entry
         if not encoded:
-            (stage / blob).unlink()
+            (stage / job.blob).unlink()
         progress(Progress(f"quantize {side}", len(weights), len(weights)))
         samples = calibration.samples_sha256 if calibration is not None else ""
         table = QuantTable(side, scheme_name(scheme), samples, tuple(rows))
         encode_weights(model, encoded)
-        _write_views(model, stage, side, src.parent, blob, policy, table)
+        _write_views(model, stage, side, src.parent, job.blob, policy, table)
         files = tuple(sorted(p.name for p in stage.iterdir()))
-    return QuantTable(table.graph, table.scheme, table.samples_sha256, table.rows, files)
+    return replace(table, files=files)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What holds for all weights of one graph."""
+
+    side: str
+    scheme: SchemeConfig
+    block: int
+    statistics: SideStatistics | None
+    awq: AwqPlan
+
+    @property
+    def blob(self) -> str:
+        """Name of the file of int8 and FP16 constants that both views share."""
+        return f"{self.side}.int8.data"
+
+
+def _scale_constants(
+    tensors: dict[str, onnx.TensorProto], plans: dict[str, tuple[int, str]], awq: AwqPlan, folder: Path
+) -> None:
+    """Divide the biases and gains that take awq's factors, in the graph; weights are scaled when they are encoded."""
+    for name, scaling in awq.scalings.items():
+        if name not in plans:
+            scaled = scaling.apply(read_tensor(tensors[name], folder))
+            tensors[name].CopyFrom(onnx.numpy_helper.from_array(scaled, name))
 
 
 def _write_views(
@@ -188,55 +225,49 @@ def _plan(weight: Weight, side: str, policy: Policy, keep_float: tuple[str, ...]
 
 
 def _encode(
-    weight: Weight,
-    side: str,
-    values: Array,
-    plan: tuple[int, str],
-    scheme: SchemeConfig,
-    block: int,
-    statistics: SideStatistics | None,
-    file: IO[bytes],
-    location: str,
+    weight: Weight, values: Array, plan: tuple[int, str], job: _Job, file: IO[bytes]
 ) -> tuple[QuantRow, Encoded | None]:
     bits, reason = plan
-    full = int(np.prod(weight.shape)) * 4
+    full = weight.elements * 4
 
-    def row(scheme: str, block: int, sqnr: float, output_sqnr: float | None, size: int) -> QuantRow:
-        shape = tuple(weight.shape)
-        names = (weight.name, side, weight.kind, shape, scheme, block, bits)
-        return QuantRow(*names, sqnr, output_sqnr, full, size, reason)
+    def row(scheme: str, block: int, sqnr: float, output_sqnr: float | None, size: int, note: str = "") -> QuantRow:
+        names = (weight.name, job.side, weight.kind, weight.shape, scheme, block, bits)
+        return QuantRow(*names, sqnr, output_sqnr, full, size, reason, note)
 
     if bits == 32:
         return row("", 0, float("inf"), None, full), None
     if not np.isfinite(values).all():
-        raise UgsepError(f"weight '{weight.name}' of '{side}' holds NaN or Inf; fix the checkpoint")
+        raise UgsepError(f"weight '{weight.name}' of '{job.side}' holds NaN or Inf; fix the checkpoint")
     if bits == 16:
-        half = values.astype(np.float16)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
         if np.isinf(half).any():
             raise UgsepError(f"weight '{weight.name}' exceeds the FP16 range; give it int8 or fp32 in the policy")
         offset, length = append(file, half)
         sqnr = numerics.sqnr_db(values, half.astype(np.float32))
-        return row("fp16", 0, sqnr, None, full // 2), Encoded(location, offset, length)
+        return row("fp16", 0, sqnr, None, full // 2), Encoded(job.blob, offset, length)
     if weight.kind == "table":
         done = quantize_weight(Absmax(), values.T, None, 0)  # one scale per row of [V, D]
         offset, length = append(file, done.values.T)
         restored = numerics.dequantize(done.values, done.scale).T
-        entry = Encoded(location, offset, length, done.scale[0], 0)
+        entry = Encoded(job.blob, offset, length, done.scale[0], 0)
         size = length + done.scale.size * 4
         return row("absmax", 0, numerics.sqnr_db(values, restored), None, size), entry
-    seen = statistics.of(weight.name) if statistics is not None else None
-    if block and weight.shape[-2] % block:
-        raise UgsepError(f"weight '{weight.name}' has K = {weight.shape[-2]}, not a multiple of block {block}")
-    done = quantize_weight(scheme, values, seen, block)
+    if job.block and weight.shape[-2] % job.block:
+        raise UgsepError(f"weight '{weight.name}' has K = {weight.shape[-2]}, not a multiple of block {job.block}")
+    seen = job.statistics.of(weight.name) if job.statistics is not None else None
+    scaling = job.awq.scalings.get(weight.name, Scaling())
+    scaled_seen = scaled_statistics(seen, scaling) if seen is not None else None
+    done = quantize_weight(job.scheme, np.ascontiguousarray(scaling.apply(values)), scaled_seen, job.block)
     offset, length = append(file, done.values)
-    restored = numerics.dequantize(done.values, done.scale)
+    restored = scaling.undo(numerics.dequantize(done.values, done.scale))
     scale, axis, block_size = scale_of_matmul(done.scale, weight.shape[-2])
     output = None if seen is None else _output_sqnr(values, restored, seen.moments)
-    size = length + scale.size * 4
+    note = job.awq.reasons.get(weight.name, "")
     sqnr = numerics.sqnr_db(values, restored)
-    return row(scheme_name(scheme), block, sqnr, output, size), Encoded(
-        location, offset, length, scale, axis, block_size
-    )
+    size = length + scale.size * 4
+    entry = Encoded(job.blob, offset, length, scale, axis, block_size)
+    return row(scheme_name(job.scheme), job.block, sqnr, output, size, note), entry
 
 
 def _output_sqnr(values: Array, restored: Array, moments: Array) -> float:
