@@ -48,10 +48,13 @@ def neighbour_scores(ratings: Ratings, liked: NDArray[np.bool_], requests: Reque
             out[rows, 1] = vote / (np.abs(weight).sum(axis=1) + 0.5)
             out[rows, 2] = np.log1p(count.mean(axis=1))
         today = np.flatnonzero(event_day == day)
-        who = np.unique(ratings.user[today])
-        before = seen[who]
-        seen[ratings.user[today], ratings.item[today]] = sign[today]
-        after = seen[who]
-        agree += after.T @ after - before.T @ before
-        both += np.abs(after).T @ np.abs(after) - np.abs(before).T @ np.abs(before)
+        for user in np.unique(ratings.user[today]):
+            new = today[ratings.user[today] == user]
+            before = seen[user].copy()
+            seen[user, ratings.item[new]] = sign[new]
+            after = seen[user]
+            known = np.flatnonzero(after)
+            pairs, old, now = np.ix_(known, known), before[known], after[known]
+            agree[pairs] += np.outer(now, now) - np.outer(old, old)
+            both[pairs] += 1 - np.outer(old != 0, old != 0)
     return out
