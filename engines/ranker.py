@@ -15,7 +15,7 @@ import numpy as np
 
 from engines.backend import Array, BuiltEngine, Runner
 from engines.bundle import load_engine
-from engines.manifest import Engine, engine_for, read_manifest, verify_files
+from engines.manifest import Engine, Manifest, engine_for, read_manifest, verify_files
 from graphs.errors import UgsepError, nearest
 
 USER_INDEX = "user_index"
@@ -53,7 +53,7 @@ class Ranker:
         item_built: BuiltEngine,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
-        self._user, self._item = user, item
+        self.user_runner, self.item_runner = user, item
         self._state_names = tuple(o.name for o in user_built.outputs)
         missing = [n for n in self._state_names if n not in {i.name for i in item_built.inputs}]
         if missing:
@@ -61,7 +61,7 @@ class Ranker:
         engine_only = {*self._state_names, USER_INDEX}
         self.user_inputs = user_built.inputs
         self.item_inputs = tuple(i for i in item_built.inputs if i.name not in engine_only)
-        self._takes_index = any(i.name == USER_INDEX for i in item_built.inputs)
+        self.takes_index = any(i.name == USER_INDEX for i in item_built.inputs)
         self.outputs = tuple(o.name for o in item_built.outputs)
         self.max_candidates = max((p.candidates.max for p in item_built.profiles), default=0)
         self._cache: OrderedDict[bytes, dict[str, Array]] = OrderedDict()
@@ -89,12 +89,24 @@ class Ranker:
         """
         root = Path(directory)
         manifest = read_manifest(root)
-        engines = [engine_for(manifest, side, backend, precision) for side in ("user", "item")]
-        needed = {f"{e.directory}/{name}" for e in engines for name in e.built.files}
+        pair = [engine_for(manifest, side, backend, precision) for side in ("user", "item")]
+        needed = {f"{e.directory}/{name}" for e in pair for name in e.built.files}
         verify_files(root, dataclasses.replace(manifest, files={k: manifest.files[k] for k in sorted(needed)}))
-        loaded: list[tuple[Engine, Runner]] = [(e, load_engine(root, manifest, e, threads)) for e in engines]
-        (user, user_runner), (item, item_runner) = loaded
-        return cls(user_runner, item_runner, user.built, item.built, cache_bytes)
+        return cls.from_engines(root, manifest, pair[0], pair[1], threads, cache_bytes)
+
+    @classmethod
+    def from_engines(
+        cls,
+        root: Path,
+        manifest: Manifest,
+        user: Engine,
+        item: Engine,
+        threads: int | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> Self:
+        """Load two engines that were checked before; the errors of ``from_bundle``."""
+        runners = [load_engine(root, manifest, engine, threads) for engine in (user, item)]
+        return cls(runners[0], runners[1], user.built, item.built, cache_bytes)
 
     def score(self, user: Mapping[str, Array], items: Mapping[str, Array]) -> dict[str, Array]:
         """Return the logits [N] of every task for one user's N candidates.
@@ -110,9 +122,9 @@ class Ranker:
         rows = self._check("item", items)
         state = self.user_state(user)
         feeds: dict[str, Array] = {**items, **state}
-        if self._takes_index:
+        if self.takes_index:
             feeds[USER_INDEX] = np.zeros(rows, np.int64)
-        return self._item.infer(feeds)
+        return self.item_runner.infer(feeds)
 
     def score_users(
         self, users: Mapping[str, Array], items: Mapping[str, Array], user_index: Array
@@ -124,7 +136,7 @@ class Ranker:
         Raises:
             UgsepError: as ``score``, an index outside [0, U), or an engine built for single users.
         """
-        if not self._takes_index:
+        if not self.takes_index:
             raise UgsepError("the item engine serves one user per call; build it with several users")
         rows = self._check("item", items)
         count = self._check("user", users)
@@ -133,7 +145,7 @@ class Ranker:
             raise UgsepError(f"user_index is {got}; give int64[{rows}], one row of users per candidate")
         if user_index.min() < 0 or user_index.max() >= count:
             raise UgsepError(f"user_index reaches {user_index.max()}, but there are {count} users")
-        return self._item.infer({**items, **self._user.infer(users), USER_INDEX: user_index})
+        return self.item_runner.infer({**items, **self.user_runner.infer(users), USER_INDEX: user_index})
 
     def user_state(self, user: Mapping[str, Array]) -> dict[str, Array]:
         """Return one user's state, from the cache where the same features were seen; the errors of ``score``."""
@@ -146,7 +158,7 @@ class Ranker:
                 return found
         if self._check("user", user) != 1:
             raise UgsepError("user features have several rows; give one user, or call score_users")
-        state = self._user.infer(user)
+        state = self.user_runner.infer(user)
         size = sum(a.nbytes for a in state.values())
         with self._lock:
             self._misses += 1
@@ -171,8 +183,8 @@ class Ranker:
 
     def close(self) -> None:
         """Release both engines."""
-        self._user.close()
-        self._item.close()
+        self.user_runner.close()
+        self.item_runner.close()
 
     def _key(self, user: Mapping[str, Array]) -> bytes:
         digest = hashlib.blake2b(digest_size=16)

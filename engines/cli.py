@@ -1,0 +1,86 @@
+"""The ``ugsep`` command: build bundles, look at models, check and use what was built."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from engines.bundle import open_bundle
+from engines.recipe import load_recipe
+from graphs.command import CommandGroup
+from graphs.errors import UgsepError
+from graphs.progress import show_progress
+
+
+@click.group(cls=CommandGroup)
+@click.version_option(package_name="ugsep")
+def main() -> None:
+    """Compute the user once, the items many times: from a PyTorch ranking model to user and item engines."""
+
+
+@main.command("build")
+@click.argument("model")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Folder with config.json and model.safetensors.")
+@click.option("--init", type=click.Choice(["checkpoint", "random"]), default="checkpoint", show_default=True,
+              help="random: weights drawn from --seed; the bundle is marked synthetic.")  # fmt: skip
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), multiple=True, help="Requests to calibrate on (Parquet)."
+)
+@click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Held-out requests for the gates.")
+@click.option("--features", type=click.Path(path_type=Path), help="features.json, for --init random.")
+@click.option("--out", type=click.Path(path_type=Path), help="Bundle directory  [default: build/MODEL]")
+@click.option("--backend", help="Serve with this backend instead of the recipe's.")
+@click.option("--seed", default=0, show_default=True, help="Seed of random weights and synthetic requests.")
+@click.option("--force", is_flag=True, help="Build even when nothing changed.")
+@click.option("--json", "as_json", is_flag=True, help="Print report.json to stdout.")
+def build_command(
+    model: str,
+    checkpoint: Path | None,
+    init: str,
+    calibration: tuple[Path, ...],
+    requests: tuple[Path, ...],
+    features: Path | None,
+    out: Path | None,
+    backend: str | None,
+    seed: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build the bundle of MODEL, a shipped recipe or a recipe file: split, export, quantize, compile, prove."""
+    from engines import pipeline
+    from engines.sources import Sources
+
+    recipe = load_recipe(model)
+    name = Path(model).stem
+    if init == "checkpoint" and checkpoint is None:
+        raise UgsepError("no --checkpoint; train one with 'make checkpoint', or pass --init random")
+    if init == "random" and checkpoint is not None:
+        raise UgsepError("--init random and --checkpoint exclude each other; give one")
+    if backend is not None:
+        recipe = dataclasses.replace(recipe, serving=dataclasses.replace(recipe.serving, backend=backend))
+    sources = Sources(checkpoint, calibration, requests, features, seed)
+    with show_progress() as progress:
+        outcome = pipeline.build(name, recipe, sources, out or Path("build") / name, force=force, progress=progress)
+    if as_json:
+        click.echo(json.dumps(outcome.report))
+        return
+    if outcome.unchanged:
+        click.echo(f"{outcome.bundle}: up to date, nothing changed")
+    for target in outcome.report["targets"]:
+        click.echo(f"  {'ok' if target['passed'] else 'FAILED':6} {target['name']}: {target['value']:.4g}")
+    latency = outcome.report["latency"]
+    click.echo(
+        f"{outcome.bundle}: {latency['speedup']:.2f}x over full FP32 at N = {latency['candidates']} "
+        f"(limit {latency['limit']:.2f}x), request p50 {latency['request']['p50']:.2f} ms; see report.html"
+    )
+
+
+@main.command("verify")
+@click.argument("bundle", type=click.Path(path_type=Path))
+def verify_command(bundle: Path) -> None:
+    """Check every file of BUNDLE against its manifest."""
+    manifest = open_bundle(bundle)
+    click.echo(f"{bundle}: {len(manifest.files)} files of '{manifest.model}' are as the manifest says")

@@ -1,0 +1,161 @@
+"""The gates: parity with the FP32 model, quality, and the two checks that need no oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engines.agreement import Agreement, agreement
+from engines.backend import Array
+from engines.ranker import Ranker
+from engines.recipe import Gates
+from graphs.progress import Progress, ProgressCallback, silent
+from graphs.split import Half
+from quant.metrics import auc
+from quant.requests import Request
+
+Scores = list[dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One bound and whether it held; ``relation`` says how value and bound must relate."""
+
+    name: str
+    value: float
+    bound: float
+    relation: str = "<="
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bound holds; NaN never does."""
+        return bool(self.value <= self.bound if self.relation == "<=" else self.value >= self.bound)
+
+    def __str__(self) -> str:
+        """Return the target as one readable line."""
+        verdict = "ok" if self.passed else "FAILED"
+        return f"{self.name}: {self.value:.6g} {self.relation} {self.bound:.6g} {verdict}"
+
+
+def reference_scores(
+    full: Half, requests: Sequence[Request], threads: int, progress: ProgressCallback = silent
+) -> Scores:
+    """Return the FP32 logits of the whole PyTorch model for every request, one dict of [N] arrays each.
+
+    Requests are joined to batches of about 4096 rows, which changes nothing because rows are independent.
+    """
+    torch.set_num_threads(threads)
+    scores: Scores = []
+    batch: list[Request] = []
+    for request in requests:
+        batch.append(request)
+        if sum(r.candidates for r in batch) >= 4096:
+            scores += _run_whole(full, batch)
+            batch = []
+            progress(Progress("reference scores", len(scores), len(requests)))
+    if batch:
+        scores += _run_whole(full, batch)
+    progress(Progress("reference scores", len(scores), len(requests)))
+    return scores
+
+
+def _run_whole(full: Half, batch: Sequence[Request]) -> Scores:
+    columns: dict[str, list[Array]] = {name: [] for name in full.inputs}
+    for request in batch:
+        for name, value in request.user.items():
+            columns[name].append(np.repeat(value, request.candidates, axis=0))
+        for name, value in request.items.items():
+            columns[name].append(value)
+    out = full({name: torch.from_numpy(np.concatenate(parts)) for name, parts in columns.items()})
+    bounds = np.cumsum([r.candidates for r in batch])[:-1]
+    parts_by_task = {task: np.split(value.numpy(), bounds) for task, value in out.items()}
+    return [{task: parts[i] for task, parts in parts_by_task.items()} for i in range(len(batch))]
+
+
+def engine_scores(
+    ranker: Ranker, requests: Sequence[Request], step: str, progress: ProgressCallback = silent
+) -> Scores:
+    """Return the logits a Ranker gives for every request."""
+    scores: Scores = []
+    for request in requests:
+        scores.append(ranker.score(request.user, request.items))
+        if len(scores) % 50 == 0 or len(scores) == len(requests):
+            progress(Progress(step, len(scores), len(requests)))
+    return scores
+
+
+def parity(reference: Scores, actual: Scores) -> dict[str, Agreement]:
+    """Compare two sets of scores task by task."""
+    return {
+        task: agreement([s[task] for s in reference], [s[task] for s in actual])
+        for task in (reference[0] if reference else {})
+    }
+
+
+def score_errors(reference: Scores, actual: Scores) -> Array:
+    """Return the score differences of all rows and tasks, for plots."""
+    return np.concatenate([a[task] - r[task] for r, a in zip(reference, actual, strict=True) for task in r])
+
+
+def task_auc(requests: Sequence[Request], scores: Scores) -> dict[str, float]:
+    """Return the AUC of every task whose labels hold both classes, over all rows."""
+    result: dict[str, float] = {}
+    for task in scores[0] if scores else {}:
+        if requests and task in requests[0].labels:
+            labels = np.concatenate([r.labels[task] for r in requests])
+            value = auc(np.concatenate([s[task] for s in scores]), labels)
+            if value is not None:
+                result[task] = value
+    return result
+
+
+@dataclass(frozen=True)
+class Invariance:
+    """Largest score difference among identical candidates, and between permuted and unpermuted scores."""
+
+    duplicates: float
+    permutation: float
+
+
+def check_invariance(ranker: Ranker, request: Request, seed: int = 0) -> Invariance:
+    """Score one request's candidates twice each and in another order; both differences should be rounding at most."""
+    order = np.random.default_rng(seed).permutation(request.candidates)
+    plain = ranker.score(request.user, request.items)
+    twice = ranker.score(request.user, {k: np.repeat(v, 2, axis=0) for k, v in request.items.items()})
+    shuffled = ranker.score(request.user, {k: v[order] for k, v in request.items.items()})
+    duplicates = max(float(np.abs(v[0::2] - v[1::2]).max()) for v in twice.values())
+    permutation = max(float(np.abs(shuffled[k] - v[order]).max()) for k, v in plain.items())
+    return Invariance(duplicates, permutation)
+
+
+def parity_targets(
+    gates: Gates, split: dict[str, Agreement], quantized: dict[str, Agreement], invariance: Invariance
+) -> list[Target]:
+    """Return the parity targets of a build, per task where there are several."""
+    targets: list[Target] = []
+    for task in split:
+        suffix = f"[{task}]" if len(split) > 1 else ""
+        targets += [
+            Target(f"split max |score difference|{suffix}", split[task].max_abs, gates.split_max_abs),
+            Target(f"quantized SQNR dB{suffix}", quantized[task].sqnr_db, gates.sqnr_db, ">="),
+            Target(f"quantized Kendall tau{suffix}", quantized[task].kendall_tau, gates.kendall_tau, ">="),
+            Target(
+                f"quantized max |probability difference|{suffix}",
+                quantized[task].max_probability,
+                gates.max_probability,
+            ),
+        ]
+    targets.append(Target("identical candidates, max |difference|", invariance.duplicates, gates.invariance))
+    targets.append(Target("permuted candidates, max |difference|", invariance.permutation, gates.invariance))
+    return targets
+
+
+def auc_targets(gates: Gates, reference: dict[str, float], actual: dict[str, float]) -> list[Target]:
+    """Return one target per labelled task: the AUC change against FP32."""
+    return [
+        Target(f"AUC change [{task}]", abs(actual[task] - value), gates.auc_change)
+        for task, value in reference.items()
+    ]

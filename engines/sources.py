@@ -1,0 +1,149 @@
+"""Where a build's model and requests come from, and the content key that says whether anything changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import engines
+import export
+import graphs
+import quant
+from engines.manifest import hash_file
+from engines.recipe import Recipe, dump_recipe
+from graphs import checkpoint, config
+from graphs.errors import UgsepError
+from graphs.features import Feature
+from graphs.ranking_model import ModelConfig, RankingModel, initialise
+from graphs.registry import model_class
+from quant.requests import Request, RequestSpec, read_requests, request_files, synthetic_requests
+
+TOOLS = (
+    "ugsep", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "polygraphy",
+    "tensorrt-rtx-cu13", "tensorrt-cu13", "numpy",
+)  # fmt: skip
+SYNTHETIC_REQUESTS = 24
+SYNTHETIC_CANDIDATES = 32
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a build reads: a checkpoint folder, or None for random weights; request files, or () for synthetic ones.
+
+    ``features`` is a features.json for random builds of recipes that declare none.
+    """
+
+    checkpoint: Path | None
+    calibration: tuple[Path, ...] = ()
+    requests: tuple[Path, ...] = ()
+    features: Path | None = None
+    seed: int = 0
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether weights or samples are random."""
+        return self.checkpoint is None or not self.calibration or not self.requests
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the installed versions of every tool that shapes a build; absent ones are left out."""
+    found: dict[str, str] = {}
+    for name in TOOLS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def load_model(recipe: Recipe, sources: Sources) -> RankingModel:
+    """Return the model in eval mode: the checkpoint's, or random weights from the recipe's config.
+
+    Raises:
+        UgsepError: a bad checkpoint or config, or a checkpoint of another architecture than the recipe's.
+    """
+    if sources.checkpoint is not None:
+        found = checkpoint.read_config(sources.checkpoint).get("architecture")
+        if found != recipe.model:
+            raise UgsepError(
+                f"{sources.checkpoint} holds a '{found}', the recipe is for '{recipe.model}'; pass the other"
+            )
+        return checkpoint.load_checkpoint(sources.checkpoint)
+    model = model_class(recipe.model)(random_config(recipe, sources.features))
+    initialise(model, sources.seed)
+    return model.eval()
+
+
+def random_config(recipe: Recipe, features: Path | None) -> ModelConfig:
+    """Return the config of a random build; features come from the recipe, else from a features.json.
+
+    Raises:
+        UgsepError: neither gives features, or a wrong setting.
+    """
+    settings: dict[str, Any] = dict(recipe.config)
+    if "features" not in settings:
+        if features is None or not features.is_file():
+            raise UgsepError(
+                f"recipe for '{recipe.model}' declares no features; run 'make data' or pass --features FILE"
+            )
+        document = json.loads(features.read_text())
+        settings["features"] = document["features"]
+        settings.setdefault("tasks", document["tasks"])
+    return config.parse(model_class(recipe.model).config_class, settings, f"recipe '{recipe.model}' config")
+
+
+def load_requests(
+    paths: Sequence[Path], spec: RequestSpec, features: Sequence[Feature], seed: int, limit: int = 0
+) -> list[Request]:
+    """Return the requests of the files, at most ``limit`` of them (0: all); synthetic ones where there is no file."""
+    if paths:
+        stream = read_requests([str(p) for p in paths], spec)
+        return list(islice(stream, limit) if limit else stream)
+    vocabulary = min((f.vocab for f in features if f.kind != "dense"), default=2)
+    return list(synthetic_requests(spec, SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, vocabulary, seed))
+
+
+def content_key(name: str, recipe: Recipe, sources: Sources, backend: str) -> str:
+    """Return the sha256 of everything that shapes a bundle: recipe, weights, requests, tools, this tool's own code.
+
+    Contents count, not paths or times.
+
+    Raises:
+        UgsepError: a missing checkpoint or request file.
+    """
+    parts: dict[str, Any] = {
+        "name": name,
+        "recipe": dump_recipe(recipe),
+        "backend": backend,
+        "tools": tool_versions(),
+        "code": _code_sha256(),
+        "seed": sources.seed,
+    }
+    if sources.checkpoint is not None:
+        checkpoint.read_config(sources.checkpoint)
+        weights = sources.checkpoint / "model.safetensors"
+        if not weights.is_file():
+            raise UgsepError(f"no weights at {weights}; a checkpoint is config.json and model.safetensors")
+        parts["checkpoint"] = [hash_file(sources.checkpoint / n).sha256 for n in ("config.json", weights.name)]
+    if sources.features is not None and sources.features.is_file():
+        parts["features"] = hash_file(sources.features).sha256
+    for role in ("calibration", "requests"):
+        paths: tuple[Path, ...] = getattr(sources, role)
+        parts[role] = [hash_file(p).sha256 for p in request_files(paths)] if paths else []
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _code_sha256() -> str:
+    digest = hashlib.sha256()
+    for package in (graphs, export, quant, engines):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".html")):
+            digest.update(f"{root.name}/{path.relative_to(root).as_posix()}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
