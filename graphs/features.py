@@ -12,6 +12,7 @@ from torch import Tensor
 from graphs.errors import UgsepError
 
 Side = Literal["user", "item"]
+SIDES: tuple[Side, Side] = ("user", "item")
 Kind = Literal["id", "dense", "sequence"]
 
 

@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+def cut_last(x: Tensor, parts: int) -> Tensor:
+    """Cut the last axis in equal parts; [..., parts * w] -> [..., parts, w]."""
+    return x.reshape(*x.shape[:-1], parts, x.shape[-1] // parts)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis with a gain [width]; any leading shape."""
 
@@ -61,6 +66,20 @@ class TokenwiseSwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated transform of each token, [T, N, D]."""
         y: Tensor = self.down(functional.silu(self.gate(x)) * self.up(x))
+        return y
+
+
+class TokenwiseFFN(nn.Module):
+    """``W2 GELU(W1 x + b1) + b2`` with weights of its own for every token; [T, N, K] -> [T, N, M]."""
+
+    def __init__(self, tokens: int, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.up = TokenwiseLinear(tokens, inputs, hidden)
+        self.down = TokenwiseLinear(tokens, hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return each token's rows through its own network, [T, N, M]."""
+        y: Tensor = self.down(functional.gelu(self.up(x)))
         return y
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from graphs.errors import UgsepError
 from graphs.features import Feature, Side, of_side
+from graphs.layers import TokenwiseLinear, cut_last
+from graphs.parameter_counts import Count, Counts, linear, norm, tokenwise_linear
 
 
 class FeatureEmbedding(nn.Module):
@@ -79,34 +83,55 @@ def plan_prime_tokens(features: tuple[Feature, ...], side: Side, count: int, fie
         raise UgsepError(
             f"{field} is {count}, but the {side} side has {len(ids)} id features with a token each; give {need}"
         )
-    plans = [TokenPlan((f,), 1, projected=False) for f in ids]
-    left = count - len(ids)
-    if not groups:
-        return tuple(plans)
-    buckets: list[list[Feature]] = [[] for _ in range(min(left, len(groups)))]
+    plans = tuple(TokenPlan((f,), 1, projected=False) for f in ids)
+    return plans + _share_out(groups, count - len(ids)) if groups else plans
+
+
+def plan_group_tokens(features: tuple[Feature, ...], side: Side, count: int) -> tuple[TokenPlan, ...]:
+    """Share ``count`` >= 1 tokens out over one side's semantic groups, ids included, each group projected."""
+    groups: dict[str, list[Feature]] = {}
+    for f in of_side(features, side):
+        groups.setdefault(f.group or f.name, []).append(f)
+    return _share_out(groups, count)
+
+
+def _share_out(groups: dict[str, list[Feature]], count: int) -> tuple[TokenPlan, ...]:
+    """Merge neighbouring groups where there are more than ``count``, give each several tokens where fewer."""
+    buckets: list[list[Feature]] = [[] for _ in range(min(count, len(groups)))]
     for index, members in enumerate(groups.values()):
         buckets[index * len(buckets) // len(groups)].extend(members)
-    for index, members in enumerate(buckets):
-        tokens = left // len(buckets) + (1 if index < left % len(buckets) else 0)
-        plans.append(TokenPlan(tuple(members), tokens, projected=True))
-    return tuple(plans)
+    more = count % len(buckets)
+    return tuple(
+        TokenPlan(tuple(members), count // len(buckets) + (index < more), projected=True)
+        for index, members in enumerate(buckets)
+    )
 
 
-class PrimeTokenizer(nn.Module):
-    """Zenith's prime tokens of one side: [T, N, D] from the feature vectors (2601.21285, prime tokenization)."""
+def joined_width(features: Iterable[Feature], width: int) -> int:
+    """Width of the concatenated vectors of some features."""
+    return sum(vector_width(f, width) for f in features)
 
-    def __init__(self, plans: tuple[TokenPlan, ...], width: int) -> None:
+
+def group_network(features: Iterable[Feature], embedding_width: int, outputs: int) -> nn.Sequential:
+    """Return the MLP that projects the concatenated vectors of a group: [N, sum of widths] -> [N, outputs]."""
+    return nn.Sequential(
+        nn.Linear(joined_width(features, embedding_width), outputs), nn.GELU(), nn.Linear(outputs, outputs)
+    )
+
+
+class PlannedTokenizer(nn.Module):
+    """The tokens of one side after a plan: [T, N, D] from the feature vectors.
+
+    With ``plan_prime_tokens`` Zenith's prime tokens (2601.21285), with ``plan_group_tokens`` the semantic
+    groups of TokenMixer-Large (2602.06563), each with an MLP of its own.
+    """
+
+    def __init__(self, plans: tuple[TokenPlan, ...], embedding_width: int, width: int) -> None:
         super().__init__()
         self.plans = plans
         self.width = width
         self.groups = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(sum(vector_width(f, width) for f in p.features), p.tokens * width),
-                nn.GELU(),
-                nn.Linear(p.tokens * width, p.tokens * width),
-            )
-            for p in plans
-            if p.projected
+            group_network(p.features, embedding_width, p.tokens * width) for p in plans if p.projected
         )
 
     def forward(self, vectors: dict[str, Tensor]) -> Tensor:
@@ -117,7 +142,82 @@ class PrimeTokenizer(nn.Module):
             joined = torch.cat([vectors[f.name] for f in plan.features], -1)  # [N, sum of widths]
             if plan.projected:
                 projected = next(projections)(joined)  # [N, tokens*D]
-                tokens.extend(projected.unflatten(-1, (plan.tokens, self.width)).unbind(1))
+                tokens.extend(cut_last(projected, plan.tokens).unbind(1))
             else:
                 tokens.append(joined)
         return torch.stack(tokens)  # [T, N, D]
+
+
+def plan_counts(plans: tuple[TokenPlan, ...], embedding_width: int, width: int) -> Count:
+    """Return the cost of a ``PlannedTokenizer``."""
+    total = Count()
+    for p in plans:
+        if p.projected:
+            total += group_network_counts(p.features, embedding_width, p.tokens * width)
+    return total
+
+
+def prime_token_counts(
+    plans: tuple[tuple[TokenPlan, ...], tuple[TokenPlan, ...]], width: int, ug_sep: bool
+) -> Counts:
+    """Return the cost of both sides' prime tokens and of the norm over them."""
+    gain = norm(width)
+    user, item = (plan_counts(plan, width, width) for plan in plans)
+    return Counts(user + gain if ug_sep else user, item + gain)
+
+
+def group_network_counts(features: Iterable[Feature], embedding_width: int, outputs: int) -> Count:
+    """Return the cost of a ``group_network``."""
+    return linear(joined_width(features, embedding_width), outputs) + linear(outputs, outputs)
+
+
+def in_semantic_order(features: tuple[Feature, ...], side: Side) -> tuple[Feature, ...]:
+    """Return one side's features with those of a group next to each other, groups in order of appearance."""
+    mine = of_side(features, side)
+    groups = list(dict.fromkeys(f.group or f.name for f in mine))
+    return tuple(sorted(mine, key=lambda f: groups.index(f.group or f.name)))
+
+
+def chunk_width(features: tuple[Feature, ...], side: Side, count: int, embedding_width: int, field: str) -> int:
+    """Return the width of each of ``count`` equal chunks of one side's concatenated vectors, the last padded.
+
+    Raises:
+        UgsepError: so many chunks that one would hold padding only; ``field`` names the config field.
+    """
+    total = joined_width(of_side(features, side), embedding_width)
+    chunk = -(-total // count)
+    if chunk * (count - 1) >= total:
+        most = next(c for c in range(min(count, total), 0, -1) if -(-total // c) * (c - 1) < total)
+        raise UgsepError(
+            f"{field} is {count}, but the {side} side's vectors are {total} wide together and leave a token "
+            f"empty; give {most} or a larger embedding_width"
+        )
+    return chunk
+
+
+class ChunkTokenizer(nn.Module):
+    """RankMixer's tokens of one side: vectors concatenated in semantic order, cut into equal chunks, projected.
+
+    The last chunk is padded with zeros. [T, N, D] from the feature vectors (2507.15551, tokenization).
+    """
+
+    def __init__(self, features: tuple[Feature, ...], embedding_width: int, chunk: int, tokens: int, width: int):
+        super().__init__()
+        self.features = features
+        self.tokens = tokens
+        self.padding = tokens * chunk - joined_width(features, embedding_width)
+        self.project = TokenwiseLinear(tokens, chunk, width)
+
+    def forward(self, vectors: dict[str, Tensor]) -> Tensor:
+        """Return the side's tokens, token-major [T, N, D]."""
+        joined = torch.cat([vectors[f.name] for f in self.features], -1)
+        if self.padding:
+            joined = functional.pad(joined, (0, self.padding))
+        chunks = cut_last(joined, self.tokens)  # [N, T, chunk]
+        tokens: Tensor = self.project(chunks.transpose(0, 1))
+        return tokens
+
+
+def chunk_counts(chunk: int, tokens: int, width: int) -> Count:
+    """Return the cost of a ``ChunkTokenizer``."""
+    return tokenwise_linear(tokens, chunk, width)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from graphs.errors import UgsepError
 from graphs.layers import Head, RMSNorm, TokenwiseSwiGLU
+from graphs.parameter_counts import (
+    Count,
+    Counts,
+    compensation,
+    heads,
+    linear,
+    norm,
+    product,
+    tokenwise_swiglu,
+)
 from graphs.ranking_model import ModelConfig, RankingModel
-from graphs.tokenize import FeatureEmbedding, PrimeTokenizer, plan_prime_tokens
-from graphs.ugsep import Compensation, Sided, Tokens, separate
+from graphs.tokenize import FeatureEmbedding, PlannedTokenizer, TokenPlan, plan_prime_tokens, prime_token_counts
+from graphs.ugsep import Compensation, Tokens, each_side, separate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +41,37 @@ class ZenithConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.plans()
         self.token_counts()
+
+    def plans(self) -> tuple[tuple[TokenPlan, ...], tuple[TokenPlan, ...]]:
+        """Return how the user and the item side become prime tokens."""
+        user = plan_prime_tokens(self.features, "user", self.user_tokens, "user_tokens")
+        return user, plan_prime_tokens(self.features, "item", self.item_tokens, "item_tokens")
+
+    def counts(self) -> Counts:
+        """Return parameters and FLOPs from the sizes alone."""
+        total = prime_token_counts(self.plans(), self.width, self.ug_sep)
+        counts = self.token_counts()
+        for (n, m), (user, item) in pairwise(counts):
+            total += self._fusion_counts(n, m)
+            if n and self.compensation:
+                total += compensation(user, item, self.width)
+            total += Counts(
+                norm(self.width) * (2 if n else 0) + tokenwise_swiglu(user, self.width, self.hidden),
+                norm(self.width) * 2 + tokenwise_swiglu(item, self.width, self.hidden),
+            )
+        return total + heads(len(self.tasks), self.width, self.tower)
+
+    def _fusion_counts(self, n: int, m: int) -> Counts:
+        def per_row(rows: int) -> Count:
+            mlp = linear(self.width, self.width, rows=rows) + linear(self.width, self.k, rows=rows)
+            return mlp + linear(self.width, self.k, bias=False, rows=rows)
+
+        def over(queries: int, keys: int) -> Count:
+            return product(queries, self.width, keys) + product(queries, keys, self.k)
+
+        return Counts(per_row(n).again() + over(n, n), per_row(m) + over(m, n + m))
 
     @property
     def k(self) -> int:
@@ -112,14 +153,11 @@ class ZenithLayer(nn.Module):
     def __init__(self, config: ZenithConfig, user: int, item: int) -> None:
         super().__init__()
         width, hidden = config.width, config.hidden
-        masked = user > 0
         self.fusion = RetokenizedSelfAttention(width, config.k)
-        self.fusion_norm = Sided(RMSNorm(width) if masked else None, RMSNorm(width))
-        self.compensation = Compensation(user, item, width) if masked and config.compensation else None
-        self.boost = Sided(
-            TokenwiseSwiGLU(user, width, hidden) if masked else None, TokenwiseSwiGLU(item, width, hidden)
-        )
-        self.boost_norm = Sided(RMSNorm(width) if masked else None, RMSNorm(width))
+        self.fusion_norm = each_side(user, item, lambda _: RMSNorm(width))
+        self.compensation = Compensation(user, item, width) if user and config.compensation else None
+        self.boost = each_side(user, item, lambda tokens: TokenwiseSwiGLU(tokens, width, hidden))
+        self.boost_norm = each_side(user, item, lambda _: RMSNorm(width))
 
     def forward(self, x: Tokens) -> Tokens:
         """Return the tokens after fusion and boost."""
@@ -127,8 +165,7 @@ class ZenithLayer(nn.Module):
         if self.compensation is not None:
             fused = self.compensation(fused)
         boosted: Tokens = self.boost(fused)
-        user = None if fused.user is None or boosted.user is None else boosted.user + fused.user
-        out: Tokens = self.boost_norm(Tokens(user, boosted.item + fused.item))
+        out: Tokens = self.boost_norm(boosted + fused)
         return out
 
 
@@ -141,12 +178,11 @@ class Zenith(RankingModel):
         super().__init__(config)
         width = config.width
         self.embedding = FeatureEmbedding(config.features, width)
-        user_plan = plan_prime_tokens(config.features, "user", config.user_tokens, "user_tokens")
-        item_plan = plan_prime_tokens(config.features, "item", config.item_tokens, "item_tokens")
-        self.user_tokenizer = PrimeTokenizer(user_plan, width)
-        self.item_tokenizer = PrimeTokenizer(item_plan, width)
-        self.token_norm = Sided(RMSNorm(width) if config.ug_sep else None, RMSNorm(width))
+        user_plan, item_plan = config.plans()
         counts = config.token_counts()
+        self.user_tokenizer = PlannedTokenizer(user_plan, width, width)
+        self.item_tokenizer = PlannedTokenizer(item_plan, width, width)
+        self.token_norm = each_side(*counts[0], lambda _: RMSNorm(width))
         self.layers = nn.ModuleList(ZenithLayer(config, *after) for after in counts[1:])
         self.heads = nn.ModuleDict({task: Head(width, config.tower) for task in config.tasks})
         self.ug_sep = config.ug_sep

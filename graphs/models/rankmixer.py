@@ -1,0 +1,173 @@
+"""RankMixer (arXiv 2507.15551): parameter-free token mixing and per-token FFNs, with UG-Sep (2602.10455)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from graphs.errors import UgsepError
+from graphs.features import SIDES
+from graphs.layers import Head, TokenwiseFFN
+from graphs.moe import ReLUSparseFFN, check_experts
+from graphs.parameter_counts import (
+    Count,
+    Counts,
+    attention,
+    compensation,
+    gelu_experts,
+    heads,
+    linear,
+    norm,
+    tokenwise_ffn,
+)
+from graphs.ranking_model import ModelConfig, RankingModel, check_divides
+from graphs.tokenize import ChunkTokenizer, FeatureEmbedding, chunk_counts, chunk_width, in_semantic_order
+from graphs.ugsep import Compensation, SeparatedResidual, Tokens, each_side, masked_mix, separate
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMixerConfig(ModelConfig):
+    """RankMixer's own sizes.
+
+    ``hidden`` is k D, the inner width of a per-token FFN (k is open in the paper). ``embedding_width`` is the
+    width of an id's vector before the concatenation is cut into tokens. ``mixed_user_tokens`` (c_u) and
+    ``mixed_item_tokens`` (c_g) are the rows of the first mixing, 0 keeps n and m; other values change the token
+    counts and bring in the separated residual. ``experts`` > 0 replaces each FFN by that many experts of
+    ``hidden`` units under a ReLU router, with ``l1_weight`` on its gates.
+
+    Raises:
+        UgsepError: a width the mixing rows do not divide, or a side's vectors too narrow for its tokens.
+    """
+
+    hidden: int = 256
+    embedding_width: int = 16
+    mixed_user_tokens: int = 0
+    mixed_item_tokens: int = 0
+    experts: int = 0
+    l1_weight: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("hidden", "embedding_width"):
+            if getattr(self, name) < 1:
+                raise UgsepError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.mixed_user_tokens < 0 or self.mixed_item_tokens < 0:
+            raise UgsepError("mixed_user_tokens and mixed_item_tokens cannot be negative; 0 keeps the counts")
+        check_experts(self.experts, self.experts, ("experts", "experts"))
+        self.chunks()
+        user, item = self.token_counts()[1]
+        check_divides("width", self.width, "mixed tokens (user_tokens + item_tokens, or the mixed ones)", user + item)
+
+    def token_counts(self) -> list[tuple[int, int]]:
+        """Return (user, item) token counts before layer 0 and after each layer; user is 0 when unmasked."""
+        first = (self.user_tokens, self.item_tokens)
+        after = (self.mixed_user_tokens or first[0], self.mixed_item_tokens or first[1])
+        counts = [first] + [after] * self.layers
+        return counts if self.ug_sep else [(0, n + m) for n, m in counts]
+
+    def chunks(self) -> tuple[int, int]:
+        """Return the chunk widths of the user and of the item side's tokens."""
+        user = chunk_width(self.features, "user", self.user_tokens, self.embedding_width, "user_tokens")
+        return user, chunk_width(self.features, "item", self.item_tokens, self.embedding_width, "item_tokens")
+
+    def counts(self) -> Counts:
+        """Return parameters and FLOPs from the sizes alone; a ReLU router's idle experts are not known."""
+        chunks, width = self.chunks(), self.width
+        total = heads(len(self.tasks), width, self.tower) + Counts(
+            chunk_counts(chunks[0], self.user_tokens, width), chunk_counts(chunks[1], self.item_tokens, width)
+        )
+        for before, after in pairwise(self.token_counts()):
+            if before != after:
+                total += self._separated_counts(before, after)
+            if after[0] and self.compensation:
+                total += compensation(*after, width)
+            rows = sum(before) * width // sum(after)
+            norms = norm(rows, bias=True) + norm(width, bias=True)
+            total += Counts(
+                self._network_counts(after[0], rows) + (norms if after[0] else Count()),
+                self._network_counts(after[1], rows) + norms,
+            )
+        return total
+
+    def _network_counts(self, tokens: int, inputs: int) -> Count:
+        if not self.experts:
+            return tokenwise_ffn(tokens, inputs, self.hidden, self.width)
+        return gelu_experts(tokens, inputs, self.hidden, self.width, self.experts)
+
+    def _separated_counts(self, before: tuple[int, int], after: tuple[int, int]) -> Counts:
+        def projections(queries: int, keys: int) -> Count:
+            return linear(self.width, self.width, rows=queries) + linear(self.width, self.width, rows=keys) * 2
+
+        user = projections(after[0], before[0]).again() + attention(after[0], before[0], self.width)
+        return Counts(user, projections(after[1], before[1]) + attention(after[1], sum(before), self.width))
+
+
+class RankMixerLayer(nn.Module):
+    """Mixing, then per-token FFN, post-norm; Tokens in, Tokens out (counts as ``token_counts`` says)."""
+
+    def __init__(self, config: RankMixerConfig, before: tuple[int, int], after: tuple[int, int]) -> None:
+        super().__init__()
+        width = config.width
+        rows = sum(before) * width // sum(after)  # width of a mixed row
+
+        def network(tokens: int) -> nn.Module:
+            if config.experts:
+                return ReLUSparseFFN(tokens, config.experts, rows, config.hidden, width, config.l1_weight)
+            return TokenwiseFFN(tokens, rows, config.hidden, width)
+
+        self.after = after
+        self.mix_norm = each_side(*after, lambda _: nn.LayerNorm(rows))
+        self.compensation = Compensation(*after, width) if after[0] and config.compensation else None
+        self.network = each_side(*after, network)
+        self.separated = SeparatedResidual(width) if before != after else None
+        self.norm = each_side(*after, lambda _: nn.LayerNorm(width))
+
+    def forward(self, x: Tokens) -> Tokens:
+        """Return the tokens after mixing and per-token networks."""
+        mixed = masked_mix(x, *self.after)
+        if self.separated is None:
+            mixed = mixed + x
+        mixed = self.mix_norm(mixed)
+        if self.separated is None:
+            mixed = self.compensate(mixed)
+            out: Tokens = self.norm(self.network(mixed) + mixed)
+            return out
+        fused = self.compensate(self.network(mixed))
+        separated: Tokens = self.norm(fused + self.separated(fused, x))
+        return separated
+
+    def compensate(self, x: Tokens) -> Tokens:
+        """Add the information compensation where it is on."""
+        return x if self.compensation is None else self.compensation(x)
+
+
+class RankMixer(RankingModel):
+    """RankMixer with UG-Sep; ``forward(features) -> {task: logits [N]}``. See ``RankMixerConfig``."""
+
+    config_class = RankMixerConfig
+
+    def __init__(self, config: RankMixerConfig) -> None:
+        super().__init__(config)
+        width, embedding = config.width, config.embedding_width
+        chunks = config.chunks()
+        user, item = (in_semantic_order(config.features, side) for side in SIDES)
+        self.embedding = FeatureEmbedding(config.features, embedding)
+        self.user_tokenizer = ChunkTokenizer(user, embedding, chunks[0], config.user_tokens, width)
+        self.item_tokenizer = ChunkTokenizer(item, embedding, chunks[1], config.item_tokens, width)
+        self.layers = nn.ModuleList(RankMixerLayer(config, *step) for step in pairwise(config.token_counts()))
+        self.heads = nn.ModuleDict({task: Head(width, config.tower) for task in config.tasks})
+        self.ug_sep = config.ug_sep
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the logits [N] of every task."""
+        vectors = self.embedding(features)
+        x: Tokens = separate(self.user_tokenizer(vectors), self.item_tokenizer(vectors), self.ug_sep)
+        for layer in self.layers:
+            x = layer(x)
+        pooled = x.mean()  # [N, D]
+        return {task: head(pooled) for task, head in self.heads.items()}
+
+
+MODEL = RankMixer

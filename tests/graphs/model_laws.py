@@ -1,0 +1,135 @@
+"""Tiny configs of every architecture, and the law of UG-Sep as checks that a broken model fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphs.features import Feature, random_rows
+from graphs.ranking_model import ModelConfig, RankingModel, initialise
+from graphs.registry import model_class
+from graphs.ugsep import Tokens
+
+FEATURES = (
+    Feature("uid", "user", "id", vocab=11, group="who"),
+    Feature("history", "user", "sequence", vocab=13, width=4, group="past", table="iid"),
+    Feature("profile", "user", "dense", width=5, group="who"),
+    Feature("iid", "item", "id", vocab=13, group="what"),
+    Feature("tags", "item", "sequence", vocab=7, width=3, group="what"),
+    Feature("cross", "item", "dense", width=6, group="cross"),
+)
+RATIOS = {"1:2": (3, 6), "1:1": (4, 4), "2:1": (4, 2), "3:1": (6, 2), "5:1": (10, 2)}
+
+# Settings of each variant at T tokens; width 24 or 36, divisible by T and by the heads.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "zenith": ("zenith", {"hidden": 10}),
+    "rankmixer": ("rankmixer", {"hidden": 20, "embedding_width": 12}),
+    "rankmixer-moe": ("rankmixer", {"hidden": 5, "embedding_width": 12, "experts": 3, "l1_weight": 0.01}),
+}
+
+
+def make_config(variant: str, ratio: str, **changes: Any) -> ModelConfig:
+    """Return a tiny config; ``changes`` replace single fields."""
+    architecture, settings = VARIANTS[variant]
+    user, item = RATIOS[ratio]
+    sizes = {"width": 36 if user + item == 9 else 24, "layers": 2, "tower": 8, "tasks": ("like", "share")}
+    values = {"features": FEATURES, "user_tokens": user, "item_tokens": item, **sizes, **settings, **changes}
+    return model_class(architecture).config_class(**values)
+
+
+def make_model(config: ModelConfig, seed: int = 0) -> RankingModel:
+    """Return a random model in eval mode in which no parameter is at a neutral value, so nothing hides."""
+    model = _class_of(config)(config)
+    initialise(model, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def _class_of(config: ModelConfig) -> Callable[[ModelConfig], RankingModel]:
+    names = {a for a, _ in VARIANTS.values()}
+    return next(model_class(n) for n in names if model_class(n).config_class is type(config))
+
+
+def make_rows(rows: int, seed: int, scale: float = 1.0) -> dict[str, Tensor]:
+    """Return fresh random inputs, dense ones times ``scale``."""
+    values = random_rows(FEATURES, rows, torch.Generator().manual_seed(seed))
+    return {k: v * scale if v.is_floating_point() else v for k, v in values.items()}
+
+
+def side_from(rows: dict[str, Tensor], other: dict[str, Tensor], side: str) -> dict[str, Tensor]:
+    """Return ``rows`` with the inputs of one side taken from ``other``."""
+    return {f.name: (other if f.side == side else rows)[f.name] for f in FEATURES}
+
+
+def layer_tokens(model: RankingModel, inputs: dict[str, Tensor]) -> list[Tokens]:
+    """Return every ``Tokens`` that the layers give out, in order."""
+    found: list[Tokens] = []
+
+    def collect(_: Any, __: Any, output: Any) -> None:
+        found.extend(t for t in (output if isinstance(output, tuple) else (output,)) if isinstance(t, Tokens))
+
+    layers = model.get_submodule("layers")
+    hooks = [layer.register_forward_hook(collect) for layer in layers.children()]
+    try:
+        model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert found
+    return found
+
+
+def user_rows(model: RankingModel, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Return the U rows [n, N, D] that every layer gives out."""
+    rows = [t.user for t in layer_tokens(model, inputs) if t.user is not None]
+    assert rows
+    return rows
+
+
+def check_user_rows_fixed(model: RankingModel, one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """Assert that U rows are bit-identical when the items of ``one`` are replaced by those of ``other``."""
+    with torch.no_grad():
+        before, after = user_rows(model, one), user_rows(model, side_from(one, other, "item"))
+    for index, (a, b) in enumerate(zip(before, after, strict=True)):
+        assert torch.equal(a, b), f"U rows of output {index} changed with the items by {(a - b).abs().max()}"
+
+
+def check_no_gradient(model: RankingModel, inputs: dict[str, Tensor]) -> None:
+    """Assert that the gradient of the U rows with respect to every item vector is zero, and of G rows is not."""
+    leaves: dict[str, Tensor] = {}
+
+    def detach(_: Any, __: Any, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
+        leaves.update({k: v.detach().requires_grad_() for k, v in vectors.items()})
+        return dict(leaves)
+
+    hook = model.get_submodule("embedding").register_forward_hook(detach)
+    try:
+        tokens = layer_tokens(model, inputs)
+    finally:
+        hook.remove()
+    items = [leaves[f.name] for f in FEATURES if f.side == "item"]
+    users = [leaves[f.name] for f in FEATURES if f.side == "user"]
+    loss = torch.stack([(t.user**2).sum() for t in tokens if t.user is not None]).sum()
+    for name, gradient in zip(
+        leaves, torch.autograd.grad(loss, items, retain_graph=True, allow_unused=True), strict=False
+    ):
+        assert gradient is None or not gradient.any(), f"U rows have a gradient to an item vector ({name})"
+    for gradient in torch.autograd.grad((tokens[-1].item ** 2).sum(), [*items, *users], allow_unused=True):
+        assert gradient is not None, "an input never reaches the G rows"
+        assert gradient.any(), "an input never reaches the G rows"
+
+
+def check_users_reach_items(model: RankingModel, one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """Assert that every G row, and every U row, changes when the users are replaced by those of ``other``."""
+    with torch.no_grad():
+        before, after = (layer_tokens(model, inputs)[-1] for inputs in (one, side_from(one, other, "user")))
+    for a, b in ((before.user, after.user), (before.item, after.item)):
+        if a is not None and b is not None:
+            changed = (a != b).any(-1)  # [tokens, N]
+            assert changed.all(), f"rows {changed.logical_not().nonzero().tolist()} do not change with the user"

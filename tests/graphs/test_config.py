@@ -1,0 +1,88 @@
+"""Configs: strict reading, the round trip, and sizes that cannot work refused with a value that does."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from graphs.config import parse, to_mapping
+from graphs.errors import UgsepError
+from graphs.registry import architectures, model_class
+from tests.graphs.model_laws import FEATURES, VARIANTS, make_config
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_config_survives_the_round_trip(variant: str) -> None:
+    config = make_config(variant, "3:1")
+    assert parse(type(config), to_mapping(config), "here") == config
+
+
+def test_every_architecture_is_under_test() -> None:
+    assert {architecture for architecture, _ in VARIANTS.values()} == set(architectures())
+
+
+def test_an_unknown_architecture_names_the_nearest() -> None:
+    with pytest.raises(UgsepError, match="unknown model 'rankmixr', did you mean 'rankmixer'"):
+        model_class("rankmixr")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"widht": 8}, "recipe: unknown setting 'widht', did you mean 'width'"),
+        ({"width": "8"}, "recipe: .*width"),
+        ({"width": 8.5}, "recipe: .*width"),
+        ({"ug_sep": 1}, "recipe: .*ug_sep"),
+        ([], "recipe: expected a mapping of settings, got list"),
+        ({"features": [{"name": "a", "side": "both", "kind": "id", "vocab": 3}]}, "feature"),
+    ],
+)
+def test_strict_reading(values: Any, message: str) -> None:
+    cls = type(make_config("zenith", "1:1"))
+    whole = {**to_mapping(make_config("zenith", "1:1")), **values} if isinstance(values, dict) else values
+    with pytest.raises(UgsepError, match=message):
+        parse(cls, whole, "recipe")
+
+
+EVERY = [
+    ({"user_tokens": 0}, "user_tokens is 0; give at least 1"),
+    ({"item_tokens": 0}, "item_tokens is 0; give at least 1"),  # user tokens = T
+    ({"layers": 0}, "layers is 0"),
+    ({"tasks": ()}, "tasks are"),
+    ({"tasks": ("a", "a")}, "tasks are"),
+    ({"features": FEATURES[:3]}, "none of side 'item'"),
+    ({"features": (*FEATURES, FEATURES[0])}, r"named twice: \['uid'\]"),
+]
+OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "zenith": [
+        ({"fusion_width": 10}, "8 tokens .* fusion_width 10 .* width 24; fusion_width = 24 works"),
+        ({"user_tokens": 1}, "user_tokens is 1, .* give at least 2"),
+        ({"fusion_width": 3}, "leaves 0 user and 1 item tokens; fusion_width = 24 works"),
+    ],
+    "rankmixer": [
+        ({"width": 22}, "width 22 is not divisible by the 8 mixed tokens .*; width = 24 works"),
+        ({"mixed_user_tokens": 1}, "width 24 is not divisible by the 5 .*; width = 25 works"),
+        ({"mixed_item_tokens": -1}, "cannot be negative"),
+        ({"embedding_width": 1, "user_tokens": 6}, "user_tokens is 6, .* 7 wide .* give 4"),
+        ({"hidden": 0}, "hidden is 0"),
+        ({"experts": -1}, "experts is -1"),
+    ],
+}
+
+
+def _bad() -> list[Any]:
+    every = [(variant, *case) for variant in VARIANTS for case in EVERY]
+    own = [(variant, *case) for variant, cases in OWN.items() for case in cases]
+    return [pytest.param(*case, id=f"{case[0]}-{case[1].keys()}") for case in every + own]
+
+
+@pytest.mark.parametrize(("variant", "changes", "message"), _bad())
+def test_sizes_that_cannot_work_are_refused(variant: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UgsepError, match=message) as caught:
+        make_config(variant, "1:1", **changes)
+    assert "\n" not in str(caught.value)
+    works = re.search(r"; (\w+) = (\d+) works", str(caught.value))
+    if works:  # the value that is offered must work
+        make_config(variant, "1:1", **{**changes, works[1]: int(works[2])})
