@@ -17,6 +17,8 @@ from quant.gemms import Array, Weight, graph_sha256, load_graph, weights_of
 from quant.requests import USER_INDEX, Request, SamplesHash
 from quant.statistics import Calibration, InputStatistics, Samples, SideStatistics, combine, observe
 
+Run = Callable[[list[str], dict[str, Array]], list[Array]]  # (outputs, inputs) -> values
+
 CHUNK_ROWS = 256  # candidates per item run: bounds the memory of the observed activations
 
 
@@ -25,7 +27,7 @@ class _Probe:
     """One graph with its MatMul inputs as extra outputs, and what was seen so far."""
 
     path: Path
-    run: Callable[[list[str], dict[str, Array]], list[Array]]
+    run: Run
     outputs: tuple[str, ...]
     inputs: tuple[str, ...]
     tokens: dict[str, tuple[str, int]]  # statistics key -> (tensor, tokens)
@@ -138,7 +140,7 @@ def _probe(path: Path, threads: int, gram: bool) -> _Probe:
     for tensor in dict.fromkeys(tensor for tensor, _ in tokens.values()):
         if tensor not in known:
             model.graph.output.append(onnx.helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
-    run = _session(model, path, threads)
+    run = session(model, path, threads)
 
     def with_inputs(names: list[str], values: dict[str, Array]) -> list[Array]:
         # A graph input that feeds a MatMul directly is no output: hand it over as it is.
@@ -155,26 +157,29 @@ def _keys(weight: Weight) -> Iterator[tuple[str, tuple[str, int]]]:
         yield (f"{tensor}@{tokens}" if tokens else tensor), (tensor, tokens)
 
 
-def _session(
-    model: onnx.ModelProto, path: Path, threads: int
-) -> Callable[[list[str], dict[str, Array]], list[Array]]:
+def session(model: onnx.ModelProto, path: Path, threads: int) -> Run:
+    """Load a graph in onnxruntime on the CPU; its external data lies beside ``path``.
+
+    Raises:
+        UgsepError: onnxruntime is missing or refuses the graph; the returned function raises it for bad inputs.
+    """
     try:
         import onnxruntime
     except ImportError as error:
-        raise UgsepError("calibration needs onnxruntime; pip install 'ugsep[cpu]'") from error
+        raise UgsepError("running the graphs needs onnxruntime; pip install 'ugsep[cpu]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        loaded = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exception classes share no base but Exception
         raise UgsepError(f"'{path}' does not load in onnxruntime ({_first_line(error)})") from error
 
     def run(names: list[str], values: dict[str, Array]) -> list[Array]:
         try:
-            result: list[Any] = session.run(names, values)
+            result: list[Any] = loaded.run(names, values)
         except Exception as error:  # see above
             raise UgsepError(f"'{path}' does not run on these requests ({_first_line(error)})") from error
         return result

@@ -176,3 +176,9 @@ def graph_sha256(path: Path) -> str:
             while piece := file.read(1 << 22):
                 digest.update(piece)
     return digest.hexdigest()
+
+
+def quantizable(model: onnx.ModelProto) -> tuple[Weight, ...]:
+    """Return the MatMul weights of a graph that may become int8."""
+    keep = keep_float_patterns(model)
+    return tuple(w for w in weights_of(model) if w.kind == "matmul" and not w.refusal and not matching(w.name, keep))

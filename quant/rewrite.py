@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from quant.numerics import Floats
 
@@ -54,6 +54,11 @@ def encode_weights(model: onnx.ModelProto, encoded: Mapping[str, Encoded]) -> No
         if entry.scale is not None:
             scale = np.ascontiguousarray(entry.scale)
             graph.initializer.append(numpy_helper.from_array(scale, f"{tensor.name}.scale"))
+    # Exporters also declare initializers as value_info; those of rewritten weights would claim the old type.
+    declared = [v for v in graph.value_info if v.name not in encoded]
+    kept = [ValueInfoProto.FromString(v.SerializeToString()) for v in declared]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
     nodes: list[NodeProto] = []
     decoded: dict[str, str] = {}
     for node in graph.node:

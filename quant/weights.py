@@ -30,8 +30,8 @@ from quant.gemms import (
 from quant.half import to_half
 from quant.policy import Policy, check_policy
 from quant.rewrite import Encoded, encode_weights, scale_of_matmul, stamp
-from quant.schemes import Absmax, Awq, SchemeConfig, needs_calibration, quantize_weight, scheme_name
-from quant.statistics import Calibration, SideStatistics
+from quant.schemes import Absmax, Awq, Quantized, SchemeConfig, needs_calibration, quantize_weight, scheme_name
+from quant.statistics import Calibration, InputStatistics, SideStatistics
 
 TABLE_KEY = "quant"  # metadata property ugsep.quant: the table of the graph, as JSON
 
@@ -257,10 +257,8 @@ def _encode(
         raise UgsepError(f"weight '{weight.name}' has K = {weight.shape[-2]}, not a multiple of block {job.block}")
     seen = job.statistics.of(weight.name) if job.statistics is not None else None
     scaling = job.awq.scalings.get(weight.name, Scaling())
-    scaled_seen = scaled_statistics(seen, scaling) if seen is not None else None
-    done = quantize_weight(job.scheme, np.ascontiguousarray(scaling.apply(values)), scaled_seen, job.block)
+    done, restored = quantize_values(job.scheme, values, seen, job.block, scaling)
     offset, length = append(file, done.values)
-    restored = scaling.undo(numerics.dequantize(done.values, done.scale))
     scale, axis, block_size = scale_of_matmul(done.scale, weight.shape[-2])
     output = None if seen is None else _output_sqnr(values, restored, seen.moments)
     note = job.awq.reasons.get(weight.name, "")
@@ -268,6 +266,15 @@ def _encode(
     size = length + scale.size * 4
     entry = Encoded(job.blob, offset, length, scale, axis, block_size)
     return row(scheme_name(job.scheme), job.block, sqnr, output, size, note), entry
+
+
+def quantize_values(
+    scheme: SchemeConfig, values: Array, seen: InputStatistics | None, block: int, scaling: Scaling
+) -> tuple[Quantized, Array]:
+    """Return the quantized (scaled) weight [K, N] or [T, K, N], and what it restores to in the first units."""
+    scaled_seen = scaled_statistics(seen, scaling) if seen is not None else None
+    done = quantize_weight(scheme, np.ascontiguousarray(scaling.apply(values)), scaled_seen, block)
+    return done, scaling.undo(numerics.dequantize(done.values, done.scale))
 
 
 def _output_sqnr(values: Array, restored: Array, moments: Array) -> float:
