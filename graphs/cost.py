@@ -18,7 +18,8 @@ _FREE = {
     aten.select.int, aten.slice.Tensor, aten.unbind.int, aten.split.Tensor, aten.split_with_sizes.default,
     aten.chunk.default, aten.flatten.using_ints, aten.unflatten.int, aten.t.default, aten.detach.default,
     aten.alias.default, aten.embedding.default, aten.index.Tensor, aten.index_select.default, aten.cat.default,
-    aten.stack.default, aten.clone.default, aten.contiguous.default, aten._to_copy.default, aten.constant_pad_nd.default,
+    aten.stack.default, aten.clone.default, aten.contiguous.default, aten._to_copy.default,
+    aten.constant_pad_nd.default,
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ class SideCost:
 def static(value: Any, rows: int = 1) -> int:
     """Return a size with the batch symbol set to ``rows``."""
     if isinstance(value, torch.SymInt):
-        expression = value.node.expr
+        expression: Any = value.node.expr
         return int(expression.subs(dict.fromkeys(expression.free_symbols, rows)))
     return int(value)
 
@@ -51,7 +52,7 @@ def numel(value: torch.Tensor, rows: int = 1) -> int:
 def nbytes(node: fx.Node, rows: int = 1) -> int:
     """Return the bytes of a node's tensor for ``rows`` rows."""
     value = node.meta["val"]
-    return numel(value, rows) * value.element_size()
+    return numel(value, rows) * int(value.element_size())
 
 
 def gemm_flops(node: fx.Node) -> int:

@@ -54,7 +54,7 @@ def choose_state(graph: fx.Graph, sides: Mapping[fx.Node, NodeSide]) -> Cut:
     users = [n for n in graph.nodes if sides[n] == "user" and n.op != "output"]
     needed = [n for n in users if any(sides[m] == "item" or m.op == "output" for m in n.users)]
     # A tuple cannot cross: its elements do.
-    flow = nx.DiGraph()
+    flow: nx.DiGraph[object] = nx.DiGraph()
     flow.add_nodes_from(["source", "sink"])
     for node in users:
         tensor = isinstance(node.meta.get("val"), torch.Tensor)

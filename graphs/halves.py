@@ -2,65 +2,40 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import fx
 
+from graphs.cost import static
 from graphs.cut import Cut
-from graphs.errors import UgsepError
+from graphs.row_layout import Rows
 from graphs.sides import NodeSide, is_row_count
 from graphs.trace import Traced, identifier
+from graphs.where import module_path
 
 aten = torch.ops.aten
 USER_INDEX = "user_index"
 
 
-def batch_axis(node: fx.Node) -> int:
-    """Return the axis of a traced tensor that is the batch.
+def state_row_shape(value: torch.Tensor, rows: Rows) -> tuple[int, ...]:
+    """Return the shape of one user's part of a traced tensor, as it crosses the cut (without the batch axis)."""
+    before, after = value.shape[: rows.axis], value.shape[rows.axis + 1 :]
+    folded = ([rows.outer] if rows.outer > 1 else []) + ([rows.inner] if rows.inner > 1 else [])
+    return tuple(static(size) for size in (*before, *folded, *after))
 
-    Raises:
-        UgsepError: no axis, or several, or one where the batch is folded with another axis.
+
+def state_names(state: tuple[fx.Node, ...], taken: tuple[str, ...]) -> tuple[str, ...]:
+    """Name state tensors by the module they come from (or the input), numbered where that is not unique.
+
+    ``taken`` are the model's inputs, which the item half may have beside the state.
     """
-    value = node.meta["val"]
-    axes = [i for i, size in enumerate(value.shape) if isinstance(size, torch.SymInt)]
-    if (
-        len(axes) != 1
-        or len(value.shape[axes[0]].node.expr.free_symbols) != 1
-        or value.shape[axes[0]].node.expr.is_Mul
-    ):
-        shape = tuple(str(s) for s in value.shape)
-        raise UgsepError(f"{where(node)} crosses the cut with shape {shape}; keep the batch one axis of its own")
-    return axes[0]
-
-
-def where(node: fx.Node) -> str:
-    """Return a node's op, module path and source line, for error messages."""
-    path = module_path(node)
-    line = ""
-    for text in reversed((node.meta.get("stack_trace") or "").splitlines()):
-        if text.strip().startswith("File"):
-            parts = text.strip().split('"')
-            line = f" ({parts[1].rsplit('/', 1)[-1]}:{parts[2].split('line ')[1].split(',')[0]})"
-            break
-    target = node.target if node.op == "placeholder" else str(node.target).removeprefix("aten.")
-    return f"{target} in {path or 'the model'}{line}"
-
-
-def module_path(node: fx.Node) -> str:
-    """Return the dotted path of the module a node was traced in, '' at the top."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]).removeprefix("L['self']").strip(".") if stack else ""
-
-
-def state_names(state: tuple[fx.Node, ...]) -> tuple[str, ...]:
-    """Name state tensors by the module they come from (or the input), numbered where that is not unique."""
     names: list[str] = []
     for node in state:
-        source = node.name if node.op == "placeholder" else module_path(node) or "model"
-        base = identifier("state_" + source.replace(".", "_"))
-        count = sum(1 for n in names if n == base or n.rsplit("__", 1)[0] == base)
-        names.append(f"{base}__{count}" if count else base)
+        source = str(node.target) if node.op == "placeholder" else module_path(node) or "model"
+        names.append(identifier(f"state_{source}", (*names, *taken, USER_INDEX)))
     return tuple(names)
 
 
@@ -81,11 +56,12 @@ class _Copier:
         if node in self.done:
             return self.done[node]
         if node.target is aten.sym_size.int:
-            # The only symbolic size is the batch, and each half counts its own rows.
-            if self.rows is None:
-                raise UgsepError("a half has no input to read its row count from; name an input of that side")
-            self.done[node] = self.rows
-            return self.rows
+            # The only symbol is the batch, each half counts its own rows, and a folded axis is a multiple of it.
+            assert self.rows is not None
+            times = static(node.meta["val"])
+            size = self.rows if times == 1 else self.graph.call_function(operator.mul, (self.rows, times))
+            self.done[node] = size
+            return size
         for source in node.all_input_nodes:
             self.copy(source)
         new = self.graph.node_copy(node, lambda n: self.done[n])
@@ -94,6 +70,34 @@ class _Copier:
 
     def count_rows(self, tensor: fx.Node) -> None:
         self.rows = self.graph.call_function(aten.sym_size.int, (tensor, 0))
+
+    def to_batch_first(self, new: fx.Node, value: torch.Tensor, rows: Rows) -> fx.Node:
+        """Give a state tensor its batch axis alone and first."""
+        axis = rows.axis
+        if rows.outer > 1 or rows.inner > 1:
+            new = self.call(aten.reshape.default, new, self.unfolded(value, rows))
+            axis += rows.outer > 1
+        return self.call(aten.movedim.int, new, axis, 0) if axis else new
+
+    def gathered(self, given: fx.Node, index: fx.Node, value: torch.Tensor, rows: Rows) -> fx.Node:
+        """Gather a state tensor [U, ...] to the candidates and give it the layout it was traced with."""
+        axis = rows.axis + (rows.outer > 1)
+        # Move the batch axis on the U rows, which are few, and gather to the N candidates last.
+        moved = self.call(aten.movedim.int, given, 0, axis) if axis else given
+        new = self.call(aten.index_select.default, moved, axis, index)
+        if rows.outer == rows.inner == 1:
+            return new
+        sizes = [static(size) for size in value.shape]
+        return self.call(aten.reshape.default, new, [*sizes[: rows.axis], -1, *sizes[rows.axis + 1 :]])
+
+    def unfolded(self, value: torch.Tensor, rows: Rows) -> list[int]:
+        """Return the shape in which the factors of a folded batch axis are axes of their own; -1 is the batch."""
+        folded = [*([rows.outer] if rows.outer > 1 else []), -1, *([rows.inner] if rows.inner > 1 else [])]
+        sizes = [static(size) for size in value.shape]
+        return [*sizes[: rows.axis], *folded, *sizes[rows.axis + 1 :]]
+
+    def call(self, target: Any, *arguments: Any) -> fx.Node:
+        return self.graph.call_function(target, arguments)
 
     def finish(self, outputs: tuple[fx.Node, ...]) -> fx.GraphModule:
         self.graph.output(outputs)
@@ -106,42 +110,35 @@ class _Copier:
 
 
 def build_user_half(
-    traced: Traced, sides: Mapping[fx.Node, NodeSide], cut: Cut
+    traced: Traced, sides: Mapping[fx.Node, NodeSide], cut: Cut, rows: Mapping[fx.Node, Rows]
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """Return the user half, state tensors batch first [U, ...], and their names."""
     copier = _Copier(traced)
     originals = [n for n in traced.module.graph.nodes if n.op == "placeholder" and sides[n] == "user"]
     for node in originals:
-        copier.done[node] = copier.placeholder(node.name)
+        copier.done[node] = copier.placeholder(str(node.target))
     copier.count_rows(copier.done[originals[0]])
-    wanted = _ancestors(cut.state, stop=())
+    wanted = _ancestors(cut.state)
     for node in traced.module.graph.nodes:
         if node in wanted and node.op != "placeholder" and not is_row_count(node):
             copier.copy(node)
-    outputs = []
-    for node in cut.state:
-        axis = batch_axis(node)
-        new = copier.done[node]
-        outputs.append(copier.graph.call_function(aten.movedim.int, (new, axis, 0)) if axis else new)
-    return copier.finish(tuple(outputs)), state_names(cut.state)
+    outputs = [copier.to_batch_first(copier.done[n], n.meta["val"], rows[n]) for n in cut.state]
+    return copier.finish(tuple(outputs)), state_names(cut.state, traced.inputs)
 
 
 def build_item_half(
-    traced: Traced, sides: Mapping[fx.Node, NodeSide], cut: Cut, names: tuple[str, ...]
+    traced: Traced, sides: Mapping[fx.Node, NodeSide], cut: Cut, rows: Mapping[fx.Node, Rows], names: tuple[str, ...]
 ) -> fx.GraphModule:
     """Return the item half: item inputs [N, ...], state [U, ...], user_index [N] -> the model's outputs [N, ...]."""
     copier = _Copier(traced)
     originals = [n for n in traced.module.graph.nodes if n.op == "placeholder" and sides[n] == "item"]
     for node in originals:
-        copier.done[node] = copier.placeholder(node.name)
+        copier.done[node] = copier.placeholder(str(node.target))
     state = [copier.placeholder(name) for name in names]
     index = copier.placeholder(USER_INDEX)
     copier.count_rows(index)
     for node, given in zip(cut.state, state, strict=True):
-        axis = batch_axis(node)
-        # Move the batch axis on the U rows, which are few, and gather to the N candidates last.
-        moved = copier.graph.call_function(aten.movedim.int, (given, 0, axis)) if axis else given
-        copier.done[node] = copier.graph.call_function(aten.index_select.default, (moved, axis, index))
+        copier.done[node] = copier.gathered(given, index, node.meta["val"], rows[node])
     recomputed = set(cut.recomputed)
     result = next(n for n in traced.module.graph.nodes if n.op == "output")
     for node in traced.module.graph.nodes:
@@ -151,12 +148,12 @@ def build_item_half(
     return copier.finish(outputs)
 
 
-def _ancestors(nodes: tuple[fx.Node, ...], stop: tuple[fx.Node, ...]) -> set[fx.Node]:
+def _ancestors(nodes: tuple[fx.Node, ...]) -> set[fx.Node]:
     found: set[fx.Node] = set()
     stack = list(nodes)
     while stack:
         node = stack.pop()
-        if node not in found and node not in stop:
+        if node not in found:
             found.add(node)
             stack.extend(node.all_input_nodes)
     return found

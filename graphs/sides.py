@@ -25,13 +25,13 @@ def _holds_tensor(value: object) -> bool:
 def assign_sides(graph: fx.Graph, sides: Mapping[str, Literal["user", "item"]]) -> dict[fx.Node, NodeSide]:
     """Return the side of every node: item where an item input reaches it, else user where a user input does.
 
-    ``sides`` maps placeholder names to their side. Sizes are neutral even when read off an input, since each half
+    ``sides`` maps placeholder targets to their side. Sizes are neutral even when read off an input, since each half
     has a row count of its own.
     """
     found: dict[fx.Node, NodeSide] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
-            found[node] = sides[node.name]
+            found[node] = sides[str(node.target)]
             continue
         reached = {found[n] for n in node.all_input_nodes}
         if node.op != "output" and is_row_count(node):

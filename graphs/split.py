@@ -11,10 +11,11 @@ from torch import Tensor, fx, nn
 from graphs.cost import SideCost, nbytes, side_cost
 from graphs.cut import choose_state
 from graphs.errors import UgsepError, nearest
-from graphs.halves import USER_INDEX, build_item_half, build_user_half
+from graphs.halves import USER_INDEX, build_item_half, build_user_half, state_row_shape
+from graphs.row_layout import Rows
 from graphs.rows import check_rows_independent
 from graphs.sides import NodeSide, assign_sides
-from graphs.trace import Example, Traced, identifier, trace
+from graphs.trace import Example, Traced, trace
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Half:
 class Split:
     """A model cut in two.
 
-    ``user(user inputs [U, ...]) -> state``; ``item(item inputs [N, ...], state [U, ...], user_index [N]) -> outputs``;
-    ``full`` is the whole model in the same flat form. ``constant_flops`` is work on parameters only.
+    ``user(user inputs [U, ...]) -> state``; ``item(item inputs [N, ...], state [U, ...], user_index [N])`` gives
+    the outputs; ``full`` is the whole model in the same flat form.
     """
 
     full: Half
@@ -59,6 +60,21 @@ class Split:
     plain_state_bytes: int
     traced: Traced
     sides: dict[fx.Node, NodeSide]
+
+    @property
+    def user_inputs(self) -> tuple[str, ...]:
+        """Return all user-side inputs of the model, used or not."""
+        return self._inputs_of("user")
+
+    @property
+    def item_inputs(self) -> tuple[str, ...]:
+        """Return all item-side inputs of the model, used or not."""
+        return self._inputs_of("item")
+
+    def _inputs_of(self, side: NodeSide) -> tuple[str, ...]:
+        placeholders = [n for n in self.traced.module.graph.nodes if n.op == "placeholder"]
+        pairs = zip(placeholders, self.traced.inputs, strict=True)
+        return tuple(name for node, name in pairs if self.sides[node] == side)
 
     @property
     def state_bytes(self) -> int:
@@ -92,20 +108,22 @@ def split(module: nn.Module, example: Example, *, user: Iterable[str], item: Ite
 def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str]) -> Split:
     """Split an already traced model; the errors of ``split``."""
     graph = traced.module.graph
-    placeholders = {identifier(name): name for name in traced.inputs}
+    if USER_INDEX in traced.inputs:
+        raise UgsepError(f"an input is named '{USER_INDEX}', which the item graph adds itself; rename it")
+    placeholders = _names_of_placeholders(traced)
     sides = assign_sides(graph, {p: "user" if name in user else "item" for p, name in placeholders.items()})
-    check_rows_independent(traced)
+    rows = check_rows_independent(traced)
     computed = [n for n in graph.nodes if sides[n] == "user" and n.op == "call_function"]
     if not any(sides[n] == "item" for n in graph.nodes if n.op == "call_function"):
         raise UgsepError(f"no node depends on the item inputs {list(item)}; name the inputs that differ by candidate")
     if not computed:
         raise UgsepError(f"nothing is computed from the user inputs {list(user)} alone; there is nothing to reuse")
     cut = choose_state(graph, sides)
-    user_module, state_names = build_user_half(traced, sides, cut)
-    item_module = build_item_half(traced, sides, cut, state_names)
-    used_user = tuple(n for n in user if identifier(n) in _placeholder_names(user_module))
-    used_item = tuple(n for n in item if identifier(n) in _placeholder_names(item_module))
-    state = tuple(_state_tensor(name, node) for name, node in zip(state_names, cut.state, strict=True))
+    user_module, state_names = build_user_half(traced, sides, cut, rows)
+    item_module = build_item_half(traced, sides, cut, rows, state_names)
+    used_user = tuple(n for p, n in placeholders.items() if n in user and p in _placeholders(user_module))
+    used_item = tuple(n for p, n in placeholders.items() if n in item and p in _placeholders(item_module))
+    state = tuple(_state_tensor(name, node, rows[node]) for name, node in zip(state_names, cut.state, strict=True))
     recomputed = set(cut.recomputed)
     user_nodes = [n for n in graph.nodes if sides[n] == "user" and n.op == "call_function"]
     item_nodes = [n for n in graph.nodes if (sides[n] == "item" or n in recomputed) and n.op == "call_function"]
@@ -122,14 +140,17 @@ def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str]) -> Sp
     )
 
 
-def _placeholder_names(module: fx.GraphModule) -> set[str]:
-    return {n.name for n in module.graph.nodes if n.op == "placeholder"}
+def _placeholders(module: fx.GraphModule) -> list[str]:
+    return [str(n.target) for n in module.graph.nodes if n.op == "placeholder"]
 
 
-def _state_tensor(name: str, node: fx.Node) -> StateTensor:
+def _names_of_placeholders(traced: Traced) -> dict[str, str]:
+    return dict(zip(_placeholders(traced.module), traced.inputs, strict=True))
+
+
+def _state_tensor(name: str, node: fx.Node, rows: Rows) -> StateTensor:
     value = node.meta["val"]
-    row_shape = tuple(int(s) for s in value.shape if not isinstance(s, torch.SymInt))
-    return StateTensor(name, value.dtype, row_shape, nbytes(node))
+    return StateTensor(name, value.dtype, state_row_shape(value, rows), nbytes(node))
 
 
 def _sides_of_inputs(names: Sequence[str], user: Sequence[str], item: Sequence[str]) -> dict[str, list[str]]:

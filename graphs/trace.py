@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import keyword
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,7 @@ class Traced:
     ``module`` takes the ``inputs`` as positional tensors (batch first) and returns a tuple, named by ``outputs``.
     Its graph is functional (no in-place op) and refers to the parameters of the traced model, not to copies.
     ``rows`` is the batch symbol; ``example`` holds the flat example tensors, TRACE_ROWS rows each.
+    ``buffer_writes`` lists the buffers that forward updates with the nodes of the new values, which are dropped.
     """
 
     module: fx.GraphModule
@@ -35,6 +38,7 @@ class Traced:
     outputs: tuple[str, ...]
     example: tuple[Tensor, ...]
     rows: torch.SymInt
+    buffer_writes: tuple[tuple[str, fx.Node], ...] = ()
 
 
 def trace(module: nn.Module, example: Example) -> Traced:
@@ -80,7 +84,7 @@ def flat_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     leaves: list[Tensor] = []
     for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
         keys = [str(getattr(k, "key", getattr(k, "idx", k))) for k in path[1:]]
-        if path[0].idx == 0:
+        if getattr(path[0], "idx", None) == 0:
             position = int(keys[0])
             keys[0] = positional[position] if position < len(positional) else f"arg{position}"
         if not isinstance(leaf, Tensor):
@@ -97,10 +101,11 @@ def flat_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return names, leaves
 
 
-def identifier(name: str) -> str:
-    """Return ``name`` as a Python identifier, for argument names of generated modules."""
+def identifier(name: str, taken: Container[str] = ()) -> str:
+    """Return ``name`` as a Python identifier not in ``taken``, for argument names of generated modules."""
     plain = re.sub(r"\W", "_", name)
-    return plain if plain.isidentifier() else f"input_{plain}"
+    base = plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"input_{plain}"
+    return next(n for n in itertools.chain([base], (f"{base}__{i}" for i in itertools.count(1))) if n not in taken)
 
 
 def _bind_shapes(
@@ -129,11 +134,12 @@ def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: 
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     pending = iter(names)
+    writes: list[tuple[str, fx.Node]] = []
     outputs: list[str] = []
     rows: torch.SymInt | None = None
     for node in whole.graph.nodes:
         if node.op == "placeholder":
-            new = graph.placeholder(identifier(next(pending)))
+            new = graph.placeholder(identifier(next(pending), {str(n.target) for n in copied.values()}))
             new.meta = dict(node.meta)
             copied[node] = new
             if rows is None:
@@ -142,12 +148,29 @@ def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: 
             structured = pytree.tree_unflatten(pytree.tree_leaves(node.args[0]), exported.call_spec.out_spec)
             outputs = _output_names(structured)
             graph.output(tuple(copied[n] for n in pytree.tree_leaves(node.args[0])))
+        elif node.target is torch.ops.aten.copy_.default:
+            writes.append((str(node.args[0].target), copied[node.args[1]]))
         elif node.target is not torch.ops.aten._assert_tensor_metadata.default:
             copied[node] = graph.node_copy(node, lambda n: copied[n])
+            _fix_squeeze(copied[node])
     graph.eliminate_dead_code()
     if not isinstance(rows, torch.SymInt):
         raise UgsepError(f"torch.export fixed the batch axis to {rows}; the model must accept any number of rows")
-    return Traced(fx.GraphModule(whole, graph), tuple(names), tuple(outputs), example, rows)
+    return Traced(fx.GraphModule(whole, graph), tuple(names), tuple(outputs), example, rows, tuple(writes))
+
+
+def _fix_squeeze(node: fx.Node) -> None:
+    """Make a squeeze name the axes it drops: for one row it would drop the batch axis too."""
+    aten = torch.ops.aten
+    if node.target not in (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims):
+        return
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    shape = source.meta["val"].shape
+    given = node.args[1] if len(node.args) > 1 else list(range(len(shape)))
+    dims = [int(d) % len(shape) for d in (given if isinstance(given, (list, tuple)) else [given])]  # type: ignore[arg-type]  # fx arguments are a union of everything
+    node.target = aten.squeeze.dims
+    node.args = (source, [d for d in dims if not isinstance(shape[d], torch.SymInt) and shape[d] == 1])
 
 
 def _output_names(structured: Any) -> list[str]:
