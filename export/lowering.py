@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -79,14 +78,18 @@ def read_model(source: Path) -> ir.Model:
     return ShapeInferencePass()(model).model
 
 
-def write_model(
-    model: ir.Model,
-    destination: Path,
-    check: Callable[[str], None] = onnx.checker.check_model,
-) -> None:
-    """Clean up and write a model with its weights beside it, then run the ONNX checker on the file."""
+def write_model(model: ir.Model, destination: Path) -> None:
+    """Clean up and write a model with its weights beside it, then run the ONNX checker on the file.
+
+    Raises:
+        UgsepError: the checker refuses the graph.
+    """
     model = RemoveUnusedNodesPass()(model).model
     model = RemoveUnusedOpsetsPass()(model).model
     destination.parent.mkdir(parents=True, exist_ok=True)
     ir.save(model, destination, external_data=f"{destination.name}.data", size_threshold_bytes=1024)
-    check(str(destination))
+    try:
+        onnx.checker.check_model(str(destination))
+    except onnx.checker.ValidationError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UgsepError(f"{destination.name}: not a valid ONNX graph ({reason}); export the model again") from error

@@ -1,0 +1,180 @@
+"""Run a TensorRT or TensorRT-RTX engine: buffers allocated once, one CUDA graph per set of input shapes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.backend import Array, BuiltEngine, Profile, check_feeds
+from graphs.errors import UgsepError
+
+#: CUDA graphs kept; further shapes run without one. Each holds device memory.
+_MAX_GRAPHS = 64
+
+
+def gpu() -> tuple[str | None, str]:
+    """Return this machine's compute capability, or None and the reason why there is no usable GPU."""
+    import torch
+
+    if torch.version.cuda is None:
+        return None, "PyTorch is a CPU build; install one for CUDA on a machine with an NVIDIA GPU"
+    if not torch.cuda.is_available():
+        return None, "no NVIDIA driver or GPU found"
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}.{minor}", ""
+
+
+def load_plan(trt: Any, name: str, directory: Path, built: BuiltEngine) -> TensorRTRunner:
+    """Deserialize ``<side>.engine`` and prepare its buffers.
+
+    Raises:
+        UgsepError: no usable GPU, one of another compute capability, or a plan the library refuses.
+    """
+    capability, reason = gpu()
+    wanted = built.requires.get("compute_capability", "")
+    if capability is None:
+        raise UgsepError(f"{built.side} engine needs a GPU of compute capability {wanted}: {reason}")
+    if capability not in wanted.split(","):
+        raise UgsepError(
+            f"{built.side} engine is for compute capability {wanted}, this GPU has {capability}; build it again here"
+        )
+    log = trt.Logger(trt.Logger.ERROR)
+    runtime = trt.Runtime(log)
+    path = directory / f"{built.side}.engine"
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        here = str(trt.__version__)
+        raise UgsepError(
+            f"{path}: {name} {here} cannot load it (built with {built.tools.get(name, 'unknown')}); build it again"
+        )
+    names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
+    listed = {spec.name for spec in (*built.inputs, *built.outputs)}
+    if names != listed:
+        raise UgsepError(
+            f"{path}: tensors are {sorted(names)} but the manifest says {sorted(listed)}; build it again"
+        )
+    return TensorRTRunner(runtime, engine, built)
+
+
+class TensorRTRunner:
+    """One engine, one execution context and stream per profile; ``infer`` is serialized by a lock.
+
+    Device buffers are sized for each profile's largest shapes and kept. The first call with new shapes runs the
+    engine directly, the second also records a CUDA graph, later ones replay it.
+    """
+
+    def __init__(self, runtime: Any, engine: Any, built: BuiltEngine) -> None:
+        import torch
+
+        self._torch: Any = torch
+        self._runtime, self._engine, self._built = runtime, engine, built
+        self._lock = threading.Lock()
+        self._stream = self._torch.cuda.Stream()
+        self._contexts: list[Any] = []
+        self._buffers: list[dict[str, Any]] = []
+        self._graphs: dict[tuple[int, tuple[int, int]], Any] = {}
+        for index, profile in enumerate(built.profiles):
+            context = engine.create_execution_context()
+            context.set_optimization_profile_async(index, self._stream.cuda_stream)
+            self._contexts.append(context)
+            buffers = {
+                spec.name: torch.empty(
+                    [_largest(dim, profile) for dim in spec.shape], dtype=getattr(torch, spec.dtype), device="cuda"
+                )
+                for spec in (*built.inputs, *built.outputs)
+            }
+            self._buffers.append(buffers)
+            for name, buffer in buffers.items():
+                context.set_tensor_address(name, buffer.data_ptr())
+        self._stream.synchronize()
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Copy feeds to the device, run, copy results back; raises UgsepError for rows beyond every profile."""
+        if self._engine is None:
+            raise UgsepError("the engine is closed; load it again")
+        checked = check_feeds(self._built.inputs, feeds)
+        rows = _row_counts(self._built, checked)
+        index = choose_profile(self._built.profiles, rows, self._built.side)
+        torch, context, buffers = self._torch, self._contexts[index], self._buffers[index]
+        with self._lock, torch.cuda.stream(self._stream):
+            for name, array in checked.items():
+                view = buffers[name].flatten()[: array.size].view(array.shape)
+                view.copy_(torch.from_numpy(array), non_blocking=True)
+                context.set_input_shape(name, array.shape)
+            self._run(index, rows, context)
+            results = {}
+            for spec in self._built.outputs:
+                shape = tuple(context.get_tensor_shape(spec.name))
+                size = int(np.prod(shape))
+                results[spec.name] = buffers[spec.name].flatten()[:size].view(shape).cpu().numpy()
+        return results
+
+    def close(self) -> None:
+        """Release contexts, graphs, buffers and the engine."""
+        with self._lock:
+            self._graphs.clear()
+            self._contexts.clear()
+            self._buffers.clear()
+            self._engine = self._runtime = None
+
+    def _run(self, index: int, rows: tuple[int, int], context: Any) -> None:
+        key = (index, rows)
+        graph = self._graphs.get(key)
+        if graph is not None:
+            graph.replay()
+            return
+        self._execute(context)  # also settles what the library does lazily after a change of shapes
+        if key not in self._graphs:
+            if len(self._graphs) < _MAX_GRAPHS:
+                self._graphs[key] = None
+            return
+        recorded = self._torch.cuda.CUDAGraph()
+        with self._torch.cuda.graph(recorded, stream=self._stream):
+            self._execute(context)
+        self._graphs[key] = recorded
+
+    def _execute(self, context: Any) -> None:
+        if not context.execute_async_v3(self._stream.cuda_stream):
+            raise UgsepError(f"the {self._built.side} engine failed to run; check its inputs and the GPU's memory")
+
+
+def choose_profile(profiles: tuple[Profile, ...], rows: tuple[int, int], side: str) -> int:
+    """Return the profile that fits (users, candidates) and is tuned closest to it.
+
+    Raises:
+        UgsepError: the rows are outside every profile.
+    """
+    users, candidates = rows
+    fits = [
+        (abs(p.candidates.opt - candidates), i)
+        for i, p in enumerate(profiles)
+        if p.users.min <= users <= p.users.max and p.candidates.min <= candidates <= p.candidates.max
+    ]
+    if not fits:
+        most = max(profiles, key=lambda p: p.candidates.max)
+        raise UgsepError(
+            f"{users} users and {candidates} candidates are outside the {side} engine's profiles (at most "
+            f"{most.users.max} users, {most.candidates.max} candidates); send less at once or build larger profiles"
+        )
+    return min(fits)[1]
+
+
+def _row_counts(built: BuiltEngine, feeds: Mapping[str, Array]) -> tuple[int, int]:
+    """Return the rows of the two dynamic axes; an axis the engine does not have counts as the profile's least."""
+    found: dict[str, int] = {}
+    for spec in built.inputs:
+        for dim, size in zip(spec.shape, feeds[spec.name].shape, strict=True):
+            if isinstance(dim, str) and found.setdefault(dim, size) != size:
+                raise UgsepError(f"input '{spec.name}' has {size} rows of '{dim}', other inputs {found[dim]}")
+    least = built.profiles[0]
+    return found.get("users", least.users.min), found.get("candidates", least.candidates.min)
+
+
+def _largest(dim: int | str, profile: Profile) -> int:
+    if isinstance(dim, int):
+        return dim
+    return profile.users.max if dim == "users" else profile.candidates.max

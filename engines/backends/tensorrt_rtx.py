@@ -1,0 +1,171 @@
+"""TensorRT-RTX: engines for several GPU generations, compiled on a machine that needs no GPU."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from engines.backend import (
+    Availability,
+    BuildSpec,
+    BuiltEngine,
+    Option,
+    Progress,
+    Runner,
+    WeightFate,
+    check_options,
+)
+from engines.backends._graph_io import graph_io, read_graph
+from engines.backends._trt_build import Plan, build_plan, int8_fates
+from engines.backends._trt_runner import load_plan
+from export.lowering_tensorrt import Weights, lower_for_tensorrt
+from graphs.errors import UgsepError, nearest
+
+NAME = "tensorrt-rtx"
+ONNX_VARIANT = {"w8a16": "w8a16", "fp16": "fp32"}
+#: ``compute_capabilities``: GPU generations in one engine. ``twin``: also compile the FP16 twin of a w8a16 graph
+#: (sizes are compared, nothing is kept).
+OPTIONS: dict[str, Option] = {"compute_capabilities": "8.0,8.6,8.9,12.0", "twin": True}
+
+_INSTALL = "pip install 'ugsep[tensorrt-rtx]'"
+_WEIGHTS: dict[str, Weights] = {"w8a16": "int8", "fp16": "fp16"}
+
+
+def probe() -> Availability:
+    """Can TensorRT-RTX compile here, and is there a GPU to run on."""
+    try:
+        trt = _import()
+    except UgsepError as error:
+        return Availability(False, False, str(error))
+    from engines.backends._trt_runner import gpu
+
+    capability, reason = gpu()
+    names = _capability_names(trt)
+    if capability is None:
+        return Availability(True, False, f"tensorrt-rtx {trt.__version__} compiles here but cannot run: {reason}")
+    if capability not in names:
+        return Availability(
+            True,
+            False,
+            f"tensorrt-rtx {trt.__version__} compiles here but does not support this GPU, compute capability "
+            f"{capability}; it supports {', '.join(names)}",
+        )
+    return Availability(True, True, f"tensorrt-rtx {trt.__version__}, compute capability {capability}")
+
+
+def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
+    """Compile ``<side>.engine`` for all asked compute capabilities and read back what became of each weight.
+
+    Figures: ``engine_bytes``, ``weight_bytes``, for w8a16 also those of its FP16 twin and the two ratios.
+
+    Raises:
+        UgsepError: tensorrt-rtx is missing, an option is wrong, the graph does not compile, or an int8 weight
+            was folded to FP16.
+    """
+    trt = _import()
+    options = check_options(NAME, spec.options, OPTIONS)
+    capabilities = _capabilities(trt, str(options["compute_capabilities"]))
+    started = time.perf_counter()
+    progress(f"tensorrt-rtx: compiling {spec.side} {spec.precision} for {', '.join(capabilities)}")
+    scratch = out_dir / f".{spec.side}.lowered.onnx"
+    try:
+        lowered = lower_for_tensorrt(spec.onnx, scratch, _WEIGHTS[spec.precision])
+        inputs, outputs = graph_io(read_graph(scratch))
+
+        def compile_graph() -> Plan:
+            return build_plan(
+                trt, scratch, inputs, spec.profiles, lambda builder, config: _configure(trt, config, capabilities)
+            )
+
+        plan = compile_graph()
+        engine = out_dir / f"{spec.side}.engine"
+        engine.write_bytes(plan.data)
+        seconds = time.perf_counter() - started
+        figures = {"build_seconds": seconds, "layers": float(len(plan.layers)), **_sizes(plan, "")}
+        fates: tuple[WeightFate, ...] = ()
+        if spec.precision == "w8a16":
+            names = [n.input[0] for n in read_graph(spec.onnx).graph.node if n.op_type == "DequantizeLinear"]
+            fates = int8_fates(plan.layers, {name: lowered.merged.get(name, name) for name in names})
+            if options["twin"]:
+                progress(f"tensorrt-rtx: compiling the FP16 twin of {spec.side} to compare sizes")
+                lower_for_tensorrt(spec.onnx, scratch, "folded")
+                twin = compile_graph()
+                figures |= _sizes(twin, "fp16_")
+                figures["engine_ratio"] = figures["engine_bytes"] / figures["fp16_engine_bytes"]
+                figures["weight_ratio"] = figures["weight_bytes"] / max(figures["fp16_weight_bytes"], 1.0)
+    finally:
+        for path in (scratch, scratch.with_name(f"{scratch.name}.data")):
+            path.unlink(missing_ok=True)
+    return BuiltEngine(
+        backend=NAME,
+        side=spec.side,
+        precision=spec.precision,
+        files=(engine.name,),
+        bytes=engine.stat().st_size,
+        inputs=inputs,
+        outputs=outputs,
+        requires={"compute_capability": ",".join(capabilities)},
+        tools={"tensorrt-rtx": str(trt.__version__)},
+        profiles=spec.profiles,
+        weights=fates,
+        figures=figures,
+        notes=_notes(spec, fates),
+    )
+
+
+def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> Runner:
+    """Load an engine on this machine's GPU.
+
+    Raises:
+        UgsepError: tensorrt-rtx, a driver or a GPU of a capability the engine has is missing; both are named.
+    """
+    return load_plan(_import(), NAME, directory, built)
+
+
+def _import() -> Any:
+    try:
+        import tensorrt_rtx as trt
+    except ImportError as error:
+        raise UgsepError(f"backend 'tensorrt-rtx' needs tensorrt-rtx ({error}); {_INSTALL}") from error
+    return trt
+
+
+def _capability_names(trt: Any) -> dict[str, Any]:
+    """Return ``{"8.9": ComputeCapability.SM89, ...}`` for what the installed library can compile for."""
+    members = {name: getattr(trt.ComputeCapability, name) for name in dir(trt.ComputeCapability)}
+    digits = {name[2:]: value for name, value in members.items() if name.startswith("SM")}
+    return {f"{d[:-1]}.{d[-1]}": digits[d] for d in sorted(digits, key=int)}
+
+
+def _capabilities(trt: Any, asked: str) -> list[str]:
+    known = _capability_names(trt)
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise UgsepError(f"backend 'tensorrt-rtx': compute capability '{name}'{nearest(name, known)}")
+    if not names:
+        raise UgsepError(f"backend 'tensorrt-rtx': no compute capability given; known: {', '.join(known)}")
+    return names
+
+
+def _configure(trt: Any, config: Any, capabilities: list[str]) -> None:
+    known = _capability_names(trt)
+    config.num_compute_capabilities = len(capabilities)
+    for index, name in enumerate(capabilities):
+        config.set_compute_capability(known[name], index)
+
+
+def _sizes(plan: Plan, prefix: str) -> dict[str, float]:
+    return {f"{prefix}engine_bytes": float(plan.data.nbytes), f"{prefix}weight_bytes": float(plan.weight_bytes)}
+
+
+def _notes(spec: BuildSpec, fates: tuple[WeightFate, ...]) -> tuple[str, ...]:
+    folded = [fate.name for fate in fates if fate.fate == "folded-to-float"]
+    if folded:
+        raise UgsepError(
+            f"{spec.onnx}: TensorRT-RTX folded {len(folded)} int8 weights to FP16 ({', '.join(folded[:3])}), so this "
+            "is no w8a16 engine; quantize the graph again in the canonical form"
+        )
+    slow = [fate.name for fate in fates if fate.fate == "dequantized-each-run"]
+    return (f"{len(slow)} int8 weights are dequantized by a kernel of their own: {', '.join(slow)}",) if slow else ()

@@ -1,0 +1,161 @@
+import builtins
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from engines.backend import BuildSpec, Profile, Rows
+from engines.backends import tensorrt_rtx as backend
+from engines.backends._trt_build import parse_layers
+from engines.backends._trt_runner import choose_profile, gpu
+from graphs.errors import UgsepError
+from tests.export.lowering_graphs import Graph, ffn, item, to_half
+
+pytest.importorskip("tensorrt_rtx", reason="pip install 'ugsep[tensorrt-rtx]'")
+
+PROFILE = Profile(Rows(1, 1, 4), Rows(1, 64, 256))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng()
+
+
+def _silent(message: str) -> None:
+    assert message
+
+
+def _build(tmp_path: Path, source: Path, precision: str = "w8a16", side: str = "full", **options: Any):
+    (tmp_path / "out").mkdir()
+    spec = BuildSpec(side, source, precision, (PROFILE,), options)  # type: ignore[arg-type]  # a Literal
+    return backend.build(spec, tmp_path / "out", _silent)
+
+
+@pytest.mark.parametrize("kind", ["gelu", "swiglu"])
+def test_every_int8_weight_is_read_by_the_kernel_of_its_gemm(
+    tmp_path: Path, rng: np.random.Generator, kind: str
+) -> None:
+    source = to_half(ffn(tmp_path / "f32.onnx", rng, True, kind), tmp_path / "full.onnx")
+    built = _build(tmp_path, source)
+    names = {"up.weight", "down.weight", "dense.weight"} | ({"gate.weight"} if kind == "swiglu" else set())
+    assert {w.name for w in built.weights} == names
+    assert {w.fate for w in built.weights} == {"fused-int8"}, built.weights
+    assert built.notes == ()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["full.engine"]
+    assert built.bytes == (tmp_path / "out" / "full.engine").stat().st_size
+    assert built.requires == {"compute_capability": "8.0,8.6,8.9,12.0"}
+    assert built.inputs[0].dtype == "float16"
+
+
+def test_a_large_int8_engine_is_about_half_its_fp16_twin(tmp_path: Path, rng: np.random.Generator) -> None:
+    g = Graph(rng, True)
+    g.add("MatMul", g.add("Relu", g.add("MatMul", "x", g.weight("a", 1024, 1536))), g.weight("b", 1536, 512), out="y")
+    f32 = g.save(
+        tmp_path / "f32.onnx", {"x": (onnx.TensorProto.FLOAT, ["candidates", 1024])}, {"y": ["candidates", 512]}
+    )
+    built = _build(tmp_path, to_half(f32, tmp_path / "full.onnx"), compute_capabilities="8.9")
+    assert {w.fate for w in built.weights} == {"fused-int8"}
+    assert built.figures["engine_ratio"] < 0.6
+    # int8 plus one FP16 scale per column, against FP16.
+    assert built.figures["weight_ratio"] == pytest.approx(0.5, abs=0.02)
+    assert built.bytes > 1024 * 1536 + 1536 * 512
+
+
+def test_item_side_with_an_int8_table(tmp_path: Path, rng: np.random.Generator) -> None:
+    source = to_half(item(tmp_path / "f32.onnx", rng, True), tmp_path / "item.onnx")
+    built = _build(tmp_path, source, side="item", compute_capabilities="8.6,12.0", twin=False)
+    fates = {w.name: w.fate for w in built.weights}
+    assert fates["mix.weight"] == "fused-int8"
+    assert fates["table"] in ("gathered-int8", "dequantized-each-run")
+    assert {i.name: i.dtype for i in built.inputs} == {"ids": "int64", "user_index": "int64", "state": "float16"}
+
+
+def test_fp16_from_the_fp32_graph(tmp_path: Path, rng: np.random.Generator) -> None:
+    built = _build(tmp_path, ffn(tmp_path / "full.onnx", rng, False, "gelu"), "fp16", compute_capabilities="8.0")
+    assert built.weights == ()
+    assert built.inputs[0].dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("8.8", "compute capability '8.8', did you mean '8."),
+        ("", "no compute capability given"),
+        ("rtx", "known: 12.0"),
+    ],
+)
+def test_unknown_capabilities(tmp_path: Path, rng: np.random.Generator, asked: str, says: str) -> None:
+    source = to_half(ffn(tmp_path / "f32.onnx", rng, True, "gelu"), tmp_path / "full.onnx")
+    with pytest.raises(UgsepError, match=says):
+        _build(tmp_path, source, compute_capabilities=asked)
+
+
+def test_a_graph_that_does_not_compile_leaves_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
+    g = Graph(rng, True)
+    g.add("MatMul", "x", g.weight("w", 8, 4), out="y")  # a dynamic axis no profile knows
+    f32 = g.save(tmp_path / "f32.onnx", {"x": (onnx.TensorProto.FLOAT, ["rows", 8])}, {"y": ["rows", 4]})
+    with pytest.raises(UgsepError, match="dynamic axis 'rows'; call it 'users' or 'candidates'"):
+        _build(tmp_path, to_half(f32, tmp_path / "full.onnx"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_graphs_that_do_not_compile_are_one_line(tmp_path: Path, rng: np.random.Generator) -> None:
+    float32, float16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+    g = Graph(rng, True)
+    g.add("MatMul", g.add("Cast", "x", to=float16), g.weight("w", 8, 4), out="y")  # FP16 rows, FP32 weight
+    source = g.save(
+        tmp_path / "mixed.onnx", {"x": (float32, ["candidates", 8])}, {"y": ["candidates", 4]}, check=False
+    )
+    with pytest.raises(UgsepError, match=r"mixed|lowered|full") as error:
+        _build(tmp_path, source)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(gpu()[0] is not None, reason="this machine has a GPU")
+def test_it_says_why_it_cannot_run_here(tmp_path: Path, rng: np.random.Generator) -> None:
+    here = backend.probe()
+    assert (here.can_build, here.can_run) == (True, False)
+    assert "compiles here but cannot run" in here.reason
+    source = to_half(ffn(tmp_path / "f32.onnx", rng, True, "gelu"), tmp_path / "full.onnx")
+    built = _build(tmp_path, source, twin=False, compute_capabilities="8.9")
+    with pytest.raises(UgsepError, match=r"full engine needs a GPU of compute capability 8.9: .+"):
+        backend.load(tmp_path / "out", built)
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "tensorrt_rtx":
+            raise ImportError("No module named 'tensorrt_rtx'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    here = backend.probe()
+    assert not here.can_build
+    assert "pip install 'ugsep[tensorrt-rtx]'" in here.reason
+
+
+def test_layer_lines_are_parsed() -> None:
+    log = (
+        "Layers:\n"
+        "Name: a_0, LayerType: kgen, Inputs: [ { Name: x, Datatype: Half }], Constants: [ { Name: w_constantInt8, "
+        "Dimensions: [3,4], Datatype: Int8, Format: (Linear) }, { Name: s, Datatype: Half }], Outputs: [ { Name: y, "
+        "Datatype: Half }], TacticName: t, Metadata: [ONNX Layer: int8:w[0]]\x1e[ONNX Layer: gemm:w[0]]\n"
+        "I/O Tensors:\n Name: x, IOMode: Input\n"
+    )
+    (layer,) = parse_layers(log)
+    assert (layer.name, layer.kind) == ("a_0", "kgen")
+    assert layer.constants == (("w_constantInt8", "Int8"), ("s", "Half"))
+    assert layer.nodes == ("int8:w[0]", "gemm:w[0]")
+
+
+def test_the_closest_profile_that_fits_is_taken() -> None:
+    profiles = (Profile(candidates=Rows(1, 16, 64)), Profile(candidates=Rows(1, 256, 512)))
+    assert [choose_profile(profiles, (1, n), "item") for n in (1, 64, 65, 512)] == [0, 0, 1, 1]
+    with pytest.raises(UgsepError, match="1 users and 513 candidates are outside the item engine's profiles"):
+        choose_profile(profiles, (1, 513), "item")
+    with pytest.raises(UgsepError, match="at most 1 users, 512 candidates"):
+        choose_profile(profiles, (2, 8), "item")
