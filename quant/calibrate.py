@@ -63,7 +63,7 @@ def calibrate(
     gram: bool = False,
     synthetic: bool = False,
     every: int = 0,
-    checkpoint: Callable[[Calibration], None] | None = None,
+    checkpoint: Callable[[Calibration], object] | None = None,
     resume: Calibration | None = None,
 ) -> Calibration:
     """Collect input statistics of every weight over the requests.

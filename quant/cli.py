@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,15 @@ from quant.inspect import inspect_graph
 from quant.policy import Policy, read_policy
 from quant.requests import Request, read_requests, request_spec, synthetic_requests, table_rows
 from quant.schemes import CONFIGS, scheme_from
-from quant.statistics import load_calibration, save_calibration
+from quant.search import Goal, policy_yaml
+from quant.search import search as run_search
+from quant.sensitivity import plot_sensitivity
+from quant.sensitivity import sensitivity as run_sensitivity
+from quant.statistics import Calibration, load_calibration, save_calibration
+from quant.statistics import merge as merge_calibrations
 from quant.weights import QuantRow, quantize_side
+
+CHECKPOINT_REQUESTS = 256  # what an interrupted calibration loses at most
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,6 +45,8 @@ def main() -> None:
 @click.option("--synthetic", type=click.IntRange(min=1), help="Use this many random requests instead of data.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for calibration.json; default: SOURCE.")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after this many requests.")
+@click.option("--gram", is_flag=True, help="Collect Gram matrices too; gptq needs them.")
+@click.option("--restart", is_flag=True, help="Forget an interrupted run instead of going on with it.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def calibrate(
@@ -44,18 +55,37 @@ def calibrate(
     synthetic: int | None,
     out: Path | None,
     limit: int | None,
+    gram: bool,
+    restart: bool,
     threads: int,
     as_json: bool,
 ) -> None:
-    """Run the FP32 graphs of SOURCE (a bundle or a folder of ONNX files) over requests; keep the statistics."""
+    """Run the FP32 graphs of SOURCE (a bundle or a folder of ONNX files) over requests; keep the statistics.
+
+    An interrupted run goes on where it was when it is started again with the same data and options.
+    """
     user, item = graph_pair(source)
     folder = _output(source, out)
     requests = _requests(user, item, data, synthetic, limit)
+    interrupted = folder / ".calibrating"
+    if restart:
+        shutil.rmtree(interrupted, ignore_errors=True)
+    resume = load_calibration(interrupted) if (interrupted / "calibration.json").is_file() else None
     with show_progress() as progress:
         found = calibration_run.calibrate(
-            user, item, requests, threads=threads, progress=progress, synthetic=synthetic is not None
+            user,
+            item,
+            requests,
+            threads=threads,
+            progress=progress,
+            gram=gram,
+            synthetic=synthetic is not None,
+            every=CHECKPOINT_REQUESTS,
+            checkpoint=lambda partial: save_calibration(partial, interrupted),
+            resume=resume,
         )
     text, tensors = save_calibration(found, folder)
+    shutil.rmtree(interrupted, ignore_errors=True)
     summary = {
         "files": [str(text), str(tensors)],
         "requests": sum(s.requests for s in found.samples),
@@ -69,6 +99,16 @@ def calibrate(
     else:
         kind = "random" if found.synthetic else "real"
         click.echo(f"{text}: {summary['requests']} {kind} requests, {found.rows} rows")
+
+
+@main.command()
+@click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the joined calibration.")
+def merge(parts: tuple[Path, ...], out: Path) -> None:
+    """Join calibrations (PARTS: folders) of the same graphs over different requests, as if they were run in one."""
+    joined = merge_calibrations(load_calibration(part) for part in parts)
+    text, _ = save_calibration(joined, out)
+    click.echo(f"{text}: {sum(s.requests for s in joined.samples)} requests, {joined.rows} rows")
 
 
 @main.command()
@@ -99,9 +139,7 @@ def weights(
         chosen = replace(chosen, block=block)
     if tables is not None:
         chosen = replace(chosen, tables=tables)
-    found = None
-    if scheme != "absmax" or calibration is not None:
-        found = load_calibration(calibration or source)
+    found = _calibration(source, calibration, scheme)
     with show_progress() as progress:
         results = [
             quantize_side(p, folder, scheme=config, calibration=found, policy=chosen, progress=progress)
@@ -127,6 +165,132 @@ def inspect(source: Path, as_json: bool) -> None:
     show_rows(rows)
 
 
+def _scored(command: Any) -> Any:
+    """Add the arguments that sensitivity and search share."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+        click.option("--cache", type=click.Path(path_type=Path), help="File that keeps the effects found so far."),
+        click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True),
+        click.option(
+            "--limit", type=click.IntRange(min=1), default=200, show_default=True, help="Requests to score."
+        ),
+        click.option("--block", type=click.IntRange(min=0), default=0, help="Rows of K per scale; 0: per channel."),
+        click.option("--calibration", type=click.Path(path_type=Path), help="Folder of calibration.json."),
+        click.option("--scheme", default="mse", show_default=True, help=f"One of {', '.join(CONFIGS)}."),
+        click.option("--data", multiple=True, required=True, help="Held-out requests: file, folder or glob."),
+        click.argument("source", type=click.Path(path_type=Path)),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@_scored
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the ranking (png, svg, pdf)."
+)
+def sensitivity(
+    source: Path,
+    data: tuple[str, ...],
+    scheme: str,
+    calibration: Path | None,
+    block: int,
+    limit: int,
+    threads: int,
+    cache: Path | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Quantize every weight of SOURCE alone and rank the weights by what that does to the scores."""
+    config, (user, item) = scheme_from(scheme), graph_pair(source)
+    with show_progress() as progress:
+        rows = run_sensitivity(
+            user,
+            item,
+            _requests(user, item, data, None, limit),
+            scheme=config,
+            calibration=_calibration(source, calibration, scheme),
+            block=block,
+            threads=threads,
+            cache=cache,
+            progress=progress,
+        )
+    if plot is not None:
+        plot_sensitivity(rows, plot)
+    if as_json:
+        click.echo(json.dumps([r.to_json() for r in rows], indent=1))
+        return
+    table = Table("graph", "weight", "shape", "SQNR dB", "Kendall tau", "AUC change")
+    for r in rows:
+        auc = "" if r.auc_change is None else f"{r.auc_change:+.1e}"
+        shape = "x".join(map(str, r.shape))
+        table.add_row(r.side, r.weight, shape, f"{r.sqnr_db:.1f}", f"{r.kendall_tau:.5f}", auc)
+    _print(table)
+
+
+@main.command()
+@_scored
+@click.option("--max-drop", type=click.FloatRange(min=0), default=5e-5, show_default=True, help="Largest AUC change.")
+@click.option("--min-sqnr", type=float, default=35.0, show_default=True, help="Least SQNR of the scores, dB.")
+@click.option("--max-bytes", type=click.IntRange(min=1), help="Bytes that the quantizable weights may take.")
+@click.option("--backend", default="onnxruntime", show_default=True, help="Whose latencies count.")
+@click.option("--candidates", type=click.IntRange(min=1), default=256, show_default=True, help="Items per request.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Policy file to write; default: stdout.")
+def search(
+    source: Path,
+    data: tuple[str, ...],
+    scheme: str,
+    calibration: Path | None,
+    block: int,
+    limit: int,
+    threads: int,
+    cache: Path | None,
+    max_drop: float,
+    min_sqnr: float,
+    max_bytes: int | None,
+    backend: str,
+    candidates: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Find the fastest precision of each weight of SOURCE that keeps the scores, and write it as a policy."""
+    config, (user, item) = scheme_from(scheme), graph_pair(source)
+    with show_progress() as progress:
+        result = run_search(
+            user,
+            item,
+            _requests(user, item, data, None, limit),
+            scheme=config,
+            calibration=_calibration(source, calibration, scheme),
+            goal=Goal(max_drop, min_sqnr, max_bytes),
+            candidates=candidates,
+            backend=backend,
+            base=Policy(block=block),
+            threads=threads,
+            cache=cache,
+            progress=progress,
+        )
+    text = policy_yaml(result)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(f"{out.name}.partial")
+        partial.write_text(text)
+        os.replace(partial, out)
+    if as_json:
+        rows = [asdict(c) for c in result.choices]
+        click.echo(json.dumps({"effect": asdict(result.effect), "choices": rows}, indent=1))
+    else:
+        click.echo(text if out is None else f"{out}: {len(result.choices)} rules")
+
+
+def _calibration(source: Path, folder: Path | None, scheme: str) -> Calibration | None:
+    return load_calibration(folder or source) if scheme != "absmax" or folder is not None else None
+
+
+def _print(table: Table) -> None:
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)
+
+
 def show_rows(rows: Iterable[QuantRow]) -> None:
     """Print rows as a table on stdout."""
     table = Table("graph", "weight", "shape", "precision", "scheme", "bytes", "SQNR dB", "why not int8")
@@ -136,8 +300,7 @@ def show_rows(rows: Iterable[QuantRow]) -> None:
         scheme = f"{row.scheme}/{row.block}" if row.block else row.scheme
         cells = (row.precision, scheme, f"{row.quantized_bytes:,}", sqnr, row.reason_if_skipped)
         table.add_row(row.graph, row.weight, shape, *cells)
-    width = None if sys.stdout.isatty() else 200
-    Console(file=sys.stdout, width=width).print(table)
+    _print(table)
 
 
 def graph_pair(source: Path) -> tuple[Path, Path]:

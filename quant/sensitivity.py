@@ -178,3 +178,27 @@ def _write_cache(path: Path | None, effects: dict[str, dict[str, Any]]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps({"effects": effects}, indent=1, sort_keys=True))
     os.replace(partial, path)
+
+
+def plot_sensitivity(rows: Iterable[SensitivityRow], path: Path) -> None:
+    """Draw the noise of each weight alone as bars, the most harmful on top; the suffix says the format.
+
+    Raises:
+        UgsepError: an unknown format.
+    """
+    from matplotlib.figure import Figure
+
+    ranked = tuple(rows)
+    noise = [-r.sqnr_db if np.isfinite(r.sqnr_db) else np.nan for r in ranked]
+    figure = Figure(figsize=(9, 1 + 0.25 * len(ranked)), layout="constrained")
+    axes = figure.subplots()
+    low = np.nanmin(noise) - 3 if np.isfinite(noise).any() else -1.0
+    axes.barh([f"{r.side}: {r.weight}" for r in ranked], np.array(noise) - low, left=low)
+    axes.invert_yaxis()
+    axes.set_xlabel("noise of the scores, dB below the signal (further right: more harm)")
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise UgsepError(
+            f"cannot draw '{path}' ({' '.join(str(error).split())[:100]}); name a .png or .svg"
+        ) from error
