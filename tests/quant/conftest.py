@@ -23,9 +23,7 @@ def _save(name, nodes, inputs, outputs, constants, path, keep_float=(), threshol
     properties = {"ugsep.side": name, "ugsep.precision": "fp32", "ugsep.keep_float": json.dumps(list(keep_float))}
     helper.set_model_props(model, properties)
     onnx.checker.check_model(model, full_check=True)
-    onnx.save(
-        model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=threshold
-    )
+    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=threshold)
     return path
 
 
