@@ -77,7 +77,9 @@ def row_counts(profile: Profile, spec: TensorSpec) -> tuple[list[int], list[int]
             counts = (dim, dim, dim)
         elif dim in ("users", "candidates"):
             rows = profile.users if dim == "users" else profile.candidates
-            counts = (rows.min, rows.opt, rows.max)
+            # A single row, fixed, is compiled to matrix-vector kernels that dequantize a whole weight first:
+            # leave room for a second one.
+            counts = (rows.min, rows.opt, max(rows.max, 2))
         else:
             raise UgsepError(f"input '{spec.name}': dynamic axis '{dim}'; call it 'users' or 'candidates'")
         for shape, count in zip(shapes, counts, strict=True):
