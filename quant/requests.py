@@ -5,7 +5,10 @@ from __future__ import annotations
 import glob as globbing
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,49 +160,54 @@ def _checked_batches(path: Path, spec: RequestSpec) -> Iterator[dict[str, Array]
     """Yield batches of columns that hold what the spec asks, labels included, at least one row each."""
     wanted = (InputSpec(REQUEST_ID, "int64"), *spec.user, *spec.item)
     try:
-        names, batches = _open(path)
-        for column in wanted:
-            if column.name not in names:
-                raise UgsepError(f"'{path}': column '{column.name}' is missing{nearest(column.name, names)}")
-        labels = tuple(InputSpec(t, "float32") for t in spec.tasks if t in names)
-        for read in batches(tuple(dict.fromkeys(c.name for c in (*wanted, *labels)))):
-            columns = {c.name: _checked(path, c, read[c.name]) for c in (*wanted, *labels)}
-            if len(columns[REQUEST_ID]):
-                yield columns
-    except (pa.ArrowException, OSError, ValueError, EOFError) as error:
+        with _opened(path) as (names, batches):
+            for column in wanted:
+                if column.name not in names:
+                    raise UgsepError(f"'{path}': column '{column.name}' is missing{nearest(column.name, names)}")
+            labels = tuple(InputSpec(t, "float32") for t in spec.tasks if t in names)
+            for read in batches(tuple(dict.fromkeys(c.name for c in (*wanted, *labels)))):
+                columns = {c.name: _checked(path, c, read[c.name]) for c in (*wanted, *labels)}
+                if len(columns[REQUEST_ID]):
+                    yield columns
+    except (pa.ArrowException, zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UgsepError(f"'{path}' is damaged or truncated ({reason}); write this file again") from error
 
 
-def _open(path: Path) -> tuple[tuple[str, ...], Any]:
-    """Return a file's column names and a function (names) -> iterator of dicts of arrays or Arrow columns."""
-    if path.suffix == ".npz":
-        archive = np.load(path, allow_pickle=False)
+_Batches = Callable[[tuple[str, ...]], Iterator[dict[str, Any]]]
 
-        def whole(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-            columns = {n: archive[n] for n in names}
-            if len({len(c) for c in columns.values()}) != 1:
-                raise UgsepError(f"'{path}': arrays have different numbers of rows; give one row per candidate")
-            yield columns
 
-        return tuple(archive.files), whole
-    if path.suffix == ".parquet":
-        table = parquet.ParquetFile(path)
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[tuple[str, ...], _Batches]]:
+    """Yield a file's column names and a function (names) -> iterator of dicts of arrays or Arrow columns."""
+    with path.open("rb") as file:
+        if path.suffix == ".npz":
+            archive = np.load(file, allow_pickle=False)
 
-        def groups(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-            for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=list(names)):
-                yield {n: batch.column(n) for n in names}
+            def whole(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+                columns = {n: archive[n] for n in names}
+                if len({len(c) for c in columns.values()}) != 1:
+                    raise UgsepError(f"'{path}': arrays have different numbers of rows; give one row per candidate")
+                yield columns
 
-        return tuple(table.schema_arrow.names), groups
-    source = pa.memory_map(str(path))
-    reader = ipc.open_file(source)
+            yield tuple(archive.files), whole
+        elif path.suffix == ".parquet":
+            table = parquet.ParquetFile(file)
 
-    def records(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-        for index in range(reader.num_record_batches):
-            batch = reader.get_batch(index)
-            yield {n: batch.column(n) for n in names}
+            def groups(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+                for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=list(names)):
+                    yield {n: batch.column(n) for n in names}
 
-    return tuple(reader.schema.names), records
+            yield tuple(table.schema_arrow.names), groups
+        else:
+            reader = ipc.open_file(file)
+
+            def records(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+                for index in range(reader.num_record_batches):
+                    batch = reader.get_batch(index)
+                    yield {n: batch.column(n) for n in names}
+
+            yield tuple(reader.schema.names), records
 
 
 def _checked(path: Path, spec: InputSpec, column: Any) -> Array:
