@@ -175,7 +175,7 @@ def collect(root: Path, max_bytes: int) -> list[Entry]:
 
     An entry that another process is building or copying right now is left alone.
     """
-    entries = list_entries(root, verify=True)
+    entries = sorted(list_entries(root, verify=True), key=lambda entry: not entry.problem)  # damaged ones first
     total = sum(entry.bytes for entry in entries)
     removed = []
     for entry in entries:
