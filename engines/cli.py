@@ -11,7 +11,7 @@ import click
 from engines.bundle import open_bundle
 from engines.recipe import load_recipe
 from graphs.command import CommandGroup
-from graphs.errors import UgsepError
+from graphs.errors import GateFailed, UgsepError
 from graphs.progress import show_progress
 
 
@@ -70,12 +70,42 @@ def build_command(
     if outcome.unchanged:
         click.echo(f"{outcome.bundle}: up to date, nothing changed")
     for target in outcome.report["targets"]:
-        click.echo(f"  {'ok' if target['passed'] else 'FAILED':6} {target['name']}: {target['value']:.4g}")
+        verdict = "ok" if target["passed"] else "FAILED"
+        click.echo(f"  {verdict:6} {target['name']}: {target['value']:.4g} (bound {target['bound']:.4g})")
     latency = outcome.report["latency"]
     click.echo(
         f"{outcome.bundle}: {latency['speedup']:.2f}x over full FP32 at N = {latency['candidates']} "
         f"(limit {latency['limit']:.2f}x), request p50 {latency['request']['p50']:.2f} ms; see report.html"
     )
+
+
+@main.command("validate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Held-out requests (Parquet).")
+@click.option("--synthetic", is_flag=True, help="Random requests instead: parity and invariance only, no quality.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the synthetic requests.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Also write the gates as a JUnit XML file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the targets to stdout as JSON.")
+def validate_command(
+    bundle: Path, requests: tuple[Path, ...], synthetic: bool, seed: int, junit: Path | None, as_json: bool
+) -> None:
+    """Check every gate of BUNDLE again: hashes, parity, AUC, invariance, latency targets."""
+    from engines.validate import junit_xml, validate
+
+    if bool(requests) == synthetic:
+        raise UgsepError("give held-out requests with --requests FILE, or pass --synthetic, not both")
+    with show_progress() as progress:
+        found = validate(bundle, requests, seed, progress)
+    if junit is not None:
+        junit.write_text(junit_xml(bundle.name, found), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps({"passed": found.passed, "targets": [t.as_dict() for t in found.targets]}))
+    else:
+        for target in found.targets:
+            click.echo(f"  {target}")
+    broken = [str(t) for t in found.targets if not t.passed]
+    if broken:
+        raise GateFailed(f"{bundle}: {'; '.join(broken)}")
 
 
 @main.command("verify")

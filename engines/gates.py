@@ -10,6 +10,7 @@ import torch
 
 from engines.agreement import Agreement, agreement
 from engines.backend import Array
+from engines.latency import RequestLatency
 from engines.ranker import Ranker
 from engines.recipe import Gates
 from graphs.progress import Progress, ProgressCallback, silent
@@ -33,6 +34,10 @@ class Target:
     def passed(self) -> bool:
         """Whether the bound holds; NaN never does."""
         return bool(self.value <= self.bound if self.relation == "<=" else self.value >= self.bound)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the target as ``report.json`` holds it."""
+        return {"name": self.name, "value": self.value, "bound": self.bound, "passed": self.passed}
 
     def __str__(self) -> str:
         """Return the target as one readable line."""
@@ -159,3 +164,18 @@ def auc_targets(gates: Gates, reference: dict[str, float], actual: dict[str, flo
         Target(f"AUC change [{task}]", abs(actual[task] - value), gates.auc_change)
         for task, value in reference.items()
     ]
+
+
+def latency_targets(gates: Gates, latency: RequestLatency) -> list[Target]:
+    """Return the latency targets a recipe sets; a bound of 0 sets none."""
+    targets = []
+    size = f"N = {latency.candidates}"
+    if gates.fraction_of_limit:
+        targets.append(
+            Target(
+                f"fraction of the speed-up limit, {size}", latency.fraction_of_limit, gates.fraction_of_limit, ">="
+            )
+        )
+    if gates.request_p99_ms:
+        targets.append(Target(f"request p99 ms, {size}", latency.request.p99, gates.request_p99_ms))
+    return targets

@@ -64,8 +64,6 @@ def interleave(calls: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) 
 
 def measure(
     full: Runner,
-    user: Runner,
-    item: Runner,
     ranker: Ranker,
     request: Request,
     limits: Mapping[int, float],
@@ -77,6 +75,7 @@ def measure(
     have been loaded with the same thread count.
     """
     results = []
+    user, item = ranker.user_runner, ranker.item_runner
     for done, (candidates, limit) in enumerate(limits.items(), start=1):
         items = {k: np.resize(v, (candidates, *v.shape[1:])) for k, v in request.items.items()}
         whole = {**{k: np.repeat(v, candidates, axis=0) for k, v in request.user.items()}, **items}

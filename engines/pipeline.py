@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from engines import gates, report
-from engines.backend import BuildSpec, BuiltEngine, Option, Profile, Rows, check_precision, find_backend
+from engines import gates, proof, report
+from engines.backend import Option, Runner, check_precision, find_backend
 from engines.backends.onnxruntime import host_isa
 from engines.bundle import open_bundle, publish
-from engines.latency import measure
-from engines.manifest import Engine, Manifest, engine_for, read_manifest, write_manifest
-from engines.ranker import Ranker
+from engines.compile import build_engines
+from engines.manifest import Manifest, read_manifest, write_manifest
 from engines.recipe import Recipe, dump_recipe
 from engines.sources import Sources, content_key, load_model, load_requests, tool_versions
 from export.metadata import OPSET, GraphSide, Stamp
@@ -82,7 +79,7 @@ def build(
         report.write_report(work, document, found)
         stamped: dict[str, Option] = {"key": key, "passed": bool(document["passed"])}
         write_manifest(work, dataclasses.replace(manifest, extra=stamped))
-        broken = [str(t) for t in found.targets if not t.passed]
+        broken = [str(t) for t in found.proof.targets if not t.passed]
         if broken:
             with publish(failed) as kept:
                 for path in list(work.iterdir()):
@@ -134,37 +131,18 @@ def _make(
         synthetic=sources.synthetic,
     )
     (work / "recipe.yaml").write_text(dump_recipe(recipe))
-    ranker = Ranker.from_engines(work, manifest, engine_for(manifest, "user"), engine_for(manifest, "item"))
-    # The FP32 engines are the baseline and the proof of the split; they are measured, not shipped.
-    with tempfile.TemporaryDirectory(dir=work, prefix=".reference-") as folder:
-        fp32 = {side: _build_one(recipe, side, "fp32", onnx[side], Path(folder), progress) for side in onnx}
-        check_exports(halves, fp32, Path(folder), model, progress)
-        runners = {side: _load(engine, Path(folder)) for side, engine in fp32.items()}
-    plain = Ranker(runners["user"], runners["item"], fp32["user"], fp32["item"])
-
-    reference = gates.reference_scores(halves.full, requests, recipe.serving.threads, progress)
-    scores = {
-        "split": gates.engine_scores(plain, requests, "split scores", progress),
-        "quantized": gates.engine_scores(ranker, requests, "quantized scores", progress),
-    }
-    parity = {variant: gates.parity(reference, actual) for variant, actual in scores.items()}
-    auc = {v: gates.task_auc(requests, s) for v, s in {"fp32": reference, **scores}.items()}
-    largest = max(requests, key=lambda r: r.candidates)
-    targets = gates.parity_targets(
-        recipe.gates, parity["split"], parity["quantized"], gates.check_invariance(ranker, largest)
-    )
-    targets += gates.auc_targets(recipe.gates, auc["fp32"], auc["quantized"])
+    sides: dict[GraphSide, Half] = {"full": halves.full, "user": halves.user, "item": halves.item}
     limits = {n: halves.speedup_limit(n) for n in recipe.serving.candidates}
-    latency = measure(
-        runners["full"], ranker.user_runner, ranker.item_runner, ranker, largest, limits, progress
-    )  # fmt: skip
-    targets += report.latency_targets(recipe.gates, latency[-1])
-    for runner in (runners["full"], plain, ranker):
-        runner.close()
-    errors = {variant: gates.score_errors(reference, actual) for variant, actual in scores.items()}
+
+    def reference(_: Runner) -> gates.Scores:
+        return gates.reference_scores(halves.full, requests, recipe.serving.threads, progress)
+
+    def check(side: GraphSide, runner: Runner) -> None:
+        proof.check_export(side, sides[side], runner, lambda n, u: example_feeds(model, halves, u, n, seed=n)[side])
+
+    proven = proof.prove(recipe, manifest, work, requests, reference, limits, check=check, progress=progress)
     found = report.Findings(
-        halves, tables, engines, parity["split"], parity["quantized"], auc, latency, targets, errors,
-        calibration.samples_sha256, sources.synthetic, notes,
+        halves, tables, engines, proven, calibration.samples_sha256, sources.synthetic, notes
     )  # fmt: skip
     return manifest, found
 
@@ -215,38 +193,6 @@ def example_feeds(
     }
 
 
-def check_exports(
-    halves: Split,
-    engines: Mapping[GraphSide, BuiltEngine],
-    folder: Path,
-    model: RankingModel,
-    progress: ProgressCallback = silent,
-) -> None:
-    """Run every exported FP32 graph at 1, 2 and N rows against PyTorch on fresh random rows.
-
-    Raises:
-        GateFailed: a graph differs by more than FP32 rounding allows.
-    """
-    sides: dict[GraphSide, Half] = {"full": halves.full, "user": halves.user, "item": halves.item}
-    for done, (side, half) in enumerate(sides.items()):
-        runner = _load(engines[side], folder)
-        for users, candidates in ((1, 1), (1, 2), (3, 257)):
-            feeds = example_feeds(model, halves, users, candidates, seed=candidates)[side]
-            wanted = half(feeds)
-            got = runner.infer({k: v.numpy() for k, v in feeds.items()})
-            for output, value in wanted.items():
-                expected = value.numpy()
-                # FP32 sums of a few thousand terms in another order: 1e-5 of the tensor's own scale.
-                bound = 1e-5 * max(1.0, float(np.abs(expected).max()))
-                worst = float(np.abs(got[output] - expected).max())
-                if not worst <= bound:
-                    raise GateFailed(
-                        f"onnx/{side}.onnx '{output}' at {candidates} rows: |difference| {worst:.3g} > {bound:.3g}"
-                    )
-        runner.close()
-        progress(Progress("check", done + 1, len(sides), f"{side}.onnx against PyTorch at 1, 2, 257 rows"))
-
-
 def quantize_all(
     recipe: Recipe,
     onnx: Mapping[GraphSide, Path],
@@ -264,58 +210,3 @@ def quantize_all(
         )
         for side in sides
     }
-
-
-def build_engines(
-    recipe: Recipe, onnx: Mapping[GraphSide, Path], work: Path, progress: ProgressCallback = silent
-) -> tuple[list[Engine], list[str]]:
-    """Build the serving backend's engines and compile for the further backends; returns engines and notes."""
-    built: list[Engine] = []
-    notes: list[str] = []
-    sides: tuple[GraphSide, ...] = ("user", "item")
-    serving = recipe.serving
-    for name in (serving.backend, *serving.compile_for):
-        available = find_backend(name).probe()
-        if not available.can_build:
-            notes.append(f"{name}: not built here: {available.reason}")
-            progress(Progress("build", 0, None, notes[-1]))
-            continue
-        for side in sides:
-            precision = serving.precision[side] if name == serving.backend else "w8a16"
-            relative = Path("engines") / name / f"{side}.{precision}"
-            target = work / relative
-            target.mkdir(parents=True)
-            engine = _build_one(recipe, side, precision, onnx[side], target, progress, backend=name)
-            built.append(Engine(relative.as_posix(), engine))
-    return built, notes
-
-
-def _build_one(
-    recipe: Recipe,
-    side: GraphSide,
-    precision: str,
-    onnx: Path,
-    folder: Path,
-    progress: ProgressCallback,
-    backend: str = "",
-) -> BuiltEngine:
-    name = backend or "onnxruntime"
-    module = find_backend(name)
-    variant = check_precision(name, module, precision)
-    source = onnx if variant == "fp32" else onnx.with_name(f"{side}.{variant}.onnx")
-    largest = max(recipe.serving.max_candidates, *recipe.serving.candidates)
-    profile = Profile(Rows(1, 1, 1), Rows(1, max(recipe.serving.candidates), largest))
-    options: dict[str, Any] = dict(recipe.serving.options.get(name, {}))
-    if name == "onnxruntime":
-        options.setdefault("threads", recipe.serving.threads)
-    spec = BuildSpec(side, source, precision, (profile,), options)
-    return module.build(spec, folder, lambda note: progress(Progress(f"build {name}", 0, None, note)))
-
-
-def _load(built: BuiltEngine, folder: Path) -> Any:
-    return find_backend(built.backend).load(folder, built)
-
-
-def with_backend(recipe: Recipe, backend: str) -> Recipe:
-    """Return the recipe served by another backend."""
-    return dataclasses.replace(recipe, serving=dataclasses.replace(recipe.serving, backend=backend))

@@ -12,11 +12,9 @@ import jinja2
 
 from engines import plots
 from engines.agreement import Agreement
-from engines.backend import Array
-from engines.gates import Target
-from engines.latency import RequestLatency
 from engines.manifest import Engine
-from engines.recipe import Gates, Recipe
+from engines.proof import Proof
+from engines.recipe import Recipe
 from graphs.errors import UgsepError
 from graphs.split import Split
 from quant.weights import QuantTable
@@ -26,35 +24,15 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the stages of a build found out; ``errors`` are score differences by variant, for the plot."""
+    """All that a build has to tell: the cut, the table of weights per side, the engines and their proof."""
 
     split: Split
     tables: Mapping[str, QuantTable]
     engines: Sequence[Engine]
-    split_parity: Mapping[str, Agreement]
-    quant_parity: Mapping[str, Agreement]
-    auc: Mapping[str, Mapping[str, float]]
-    latency: Sequence[RequestLatency]
-    targets: Sequence[Target]
-    errors: Mapping[str, Array]
+    proof: Proof
     calibration_sha256: str
     synthetic: bool
     notes: Sequence[str] = field(default_factory=tuple)
-
-
-def latency_targets(gates: Gates, latency: RequestLatency) -> list[Target]:
-    """Return the latency targets a recipe sets; a bound of 0 sets none."""
-    targets = []
-    size = f"N = {latency.candidates}"
-    if gates.fraction_of_limit:
-        targets.append(
-            Target(
-                f"fraction of the speed-up limit, {size}", latency.fraction_of_limit, gates.fraction_of_limit, ">="
-            )
-        )
-    if gates.request_p99_ms:
-        targets.append(Target(f"request p99 ms, {size}", latency.request.p99, gates.request_p99_ms))
-    return targets
 
 
 def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any]:
@@ -65,16 +43,16 @@ def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any
         "model": name,
         "backend": recipe.serving.backend,
         "precision": dict(recipe.serving.precision),
-        "passed": all(t.passed for t in found.targets),
+        "passed": found.proof.passed,
         "synthetic": found.synthetic,
-        "parity": {"split": _worst(found.split_parity), "quant": _worst(found.quant_parity)},
+        "parity": {"split": _worst(found.proof.split), "quant": _worst(found.proof.quant)},
         "parity_by_task": {
-            "split": {task: a.as_dict() for task, a in found.split_parity.items()},
-            "quant": {task: a.as_dict() for task, a in found.quant_parity.items()},
+            "split": {task: a.as_dict() for task, a in found.proof.split.items()},
+            "quant": {task: a.as_dict() for task, a in found.proof.quant.items()},
         },
-        "auc": {variant: dict(by_task) for variant, by_task in found.auc.items()},
-        "latency": found.latency[-1].as_dict(),
-        "latency_by_candidates": [r.as_dict() for r in found.latency],
+        "auc": {variant: dict(by_task) for variant, by_task in found.proof.auc.items()},
+        "latency": found.proof.latency[-1].as_dict(),
+        "latency_by_candidates": [r.as_dict() for r in found.proof.latency],
         "threads": recipe.serving.threads,
         "weights": {
             "fp32_bytes": sum(r.fp32_bytes for r in tables),
@@ -89,7 +67,9 @@ def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any
         },
         "engines": [_engine(e) for e in found.engines],
         "calibration_sha256": found.calibration_sha256,
-        "targets": [{"name": t.name, "value": t.value, "bound": t.bound, "passed": t.passed} for t in found.targets],
+        "targets": [
+            {"name": t.name, "value": t.value, "bound": t.bound, "passed": t.passed} for t in found.proof.targets
+        ],
         "notes": list(found.notes),
     }
 
@@ -122,9 +102,9 @@ def write_report(folder: Path, document: Mapping[str, Any], found: Findings) -> 
     (folder / "report.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     rows = [row for table in found.tables.values() for row in table.rows]
     drawings = {
-        "errors": plots.error_distribution(found.errors, 1e-5),
-        "latency": plots.latency_bars(found.latency),
-        "shares": plots.time_shares(found.latency),
+        "errors": plots.error_distribution(found.proof.errors, 1e-5),
+        "latency": plots.latency_bars(found.proof.latency),
+        "shares": plots.time_shares(found.proof.latency),
         "sqnr": plots.weight_sqnr([(f"{r.graph}: {r.weight}", r.sqnr_db) for r in rows if r.bits == 8]),
     }
     environment = jinja2.Environment(
@@ -132,7 +112,7 @@ def write_report(folder: Path, document: Mapping[str, Any], found: Findings) -> 
     )
     environment.filters["bytes"] = readable_bytes
     page = environment.get_template("report.html").render(
-        report=document, targets=found.targets, drawings=drawings, rows=rows, latency=found.latency
+        report=document, targets=found.proof.targets, drawings=drawings, rows=rows, latency=found.proof.latency
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
 

@@ -1,0 +1,73 @@
+# ugsep: from a trained ranking model to a proven bundle of user and item engines.
+#   make engines MODEL=zenith          make help lists everything
+
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+MODEL      ?= zenith
+CHECKPOINT ?= build/checkpoints/$(MODEL)
+INIT       ?= checkpoint
+SEED       ?= 0
+BACKEND    ?=
+OUT        ?= build/$(MODEL)
+DATA       := build/data/movielens
+EXTRAS     ?= cpu,tensorrt-rtx,openvino,dev
+
+BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),--backend $(BACKEND)) $(FLAGS)
+REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parquet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data checkpoint engines parity bench test lint clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@echo "  variables: MODEL=zenith CHECKPOINT=dir INIT=random BACKEND=onnxruntime OUT=dir SEED=0 FLAGS='--force'"
+
+setup: $(READY) ## make the virtual environment with everything pinned by constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; pass PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $(READY)
+
+data: $(READY) ## fetch MovieLens-100K and write its requests to build/data/movielens
+	@$(BIN)/python -m examples.movielens data
+
+# The two steps before an engine build are needed only for the default checkpoint.
+ifeq ($(INIT)$(CHECKPOINT),checkpointbuild/checkpoints/$(MODEL))
+PREPARED := checkpoint
+else ifeq ($(INIT),random)
+PREPARED := $(READY)
+else
+PREPARED := data
+endif
+
+checkpoint: data ## train MODEL on MovieLens-100K (under 3 minutes on 2 cores)
+	@$(BIN)/python -m examples.movielens checkpoint --model $(MODEL)
+
+engines: $(PREPARED) ## build, prove and report the bundle of MODEL in OUT
+ifeq ($(INIT),random)
+	@$(BUILD) --init random $(if $(wildcard $(DATA)/features.json),--features $(DATA)/features.json)
+else
+	@$(BUILD) --checkpoint $(CHECKPOINT) $(REAL)
+endif
+
+parity: $(READY) ## check the bundle in OUT again: hashes, parity, AUC and latency gates
+	@$(BIN)/ugsep validate $(OUT) $(if $(filter random,$(INIT)),--synthetic,--requests $(DATA)/test.parquet)
+
+bench: $(READY) ## measure the bundle in OUT against the whole model
+	@$(BIN)/ugsep bench $(OUT)
+
+test: $(READY) ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean: ## remove build/ (the environment stays; remove .venv by hand)
+	rm -rf build
