@@ -166,8 +166,10 @@ def prime_token_counts(
     return Counts(user + gain if ug_sep else user, item + gain)
 
 
-def group_network_counts(features: Iterable[Feature], embedding_width: int, outputs: int) -> Count:
-    """Return the cost of a ``group_network``."""
+def group_network_counts(features: tuple[Feature, ...], embedding_width: int, outputs: int) -> Count:
+    """Return the cost of a ``group_network``, nothing where there are no features."""
+    if not features:
+        return Count()
     return linear(joined_width(features, embedding_width), outputs) + linear(outputs, outputs)
 
 

@@ -77,9 +77,9 @@ def each_side(user: int, item: int, make: Callable[[int], nn.Module]) -> Sided:
 class Compensation(nn.Module):
     """Information compensation (UG-Sep): a learned projection of the user rows, added to the item rows.
 
-    Shape and position are open in the paper: here ``item_j += sum_i A[j, i] (W user_i)``, between the mixing
-    of tokens and the per-token network of each layer, [n, N, D] -> [m, N, D]. It reads user rows only, so it
-    runs once per request.
+    Shape and position are open in the paper: here ``item_j += sum_i A[j, i] (W user_i)``, [n, N, D] -> [m, N, D],
+    in each layer between the mixing of tokens and the per-token network (TokenMixer-Large: at the end of the
+    layer). It reads user rows only, so it runs once per request.
     """
 
     def __init__(self, user_tokens: int, item_tokens: int, width: int) -> None:

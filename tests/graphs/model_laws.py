@@ -27,7 +27,26 @@ RATIOS = {"1:2": (3, 6), "1:1": (4, 4), "2:1": (4, 2), "3:1": (6, 2), "5:1": (10
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "zenith": ("zenith", {"hidden": 10}),
     "rankmixer": ("rankmixer", {"hidden": 20, "embedding_width": 12}),
+    "rankmixer-regrouped": (
+        "rankmixer",
+        {"hidden": 20, "embedding_width": 12, "mixed_user_tokens": 2, "mixed_item_tokens": 4},
+    ),
     "rankmixer-moe": ("rankmixer", {"hidden": 5, "embedding_width": 12, "experts": 3, "l1_weight": 0.01}),
+    "tokenmixer-large": ("tokenmixer-large", {"hidden": 10, "layers": 3}),
+    "tokenmixer-large-split": (
+        "tokenmixer-large",
+        {
+            **{"hidden": 10, "layers": 4, "global_token": "split", "read_out": "global", "auxiliary_weight": 0.1},
+            **{"mixed_user_rows": 1, "mixed_item_rows": 2},
+        },
+    ),
+    "tokenmixer-large-moe": ("tokenmixer-large", {"hidden": 20, "experts": 4, "active_experts": 3}),
+    "zenith-pp": ("zenith-pp", {"hidden": 5, "experts": 4, "active_experts": 2, "attention_heads": 3}),
+    "unimixer": ("unimixer", {"hidden": 10, "embedding_width": 12, "block": 6}),
+    "unimixing-lite": (
+        "unimixer",
+        {"hidden": 10, "embedding_width": 12, "block": 6, "lite": True, "bases": 3, "rank": 2},
+    ),
 }
 
 

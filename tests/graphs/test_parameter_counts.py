@@ -1,4 +1,4 @@
-"""The formulas against the modules they count: parameters of the model, GEMM FLOPs of the traced halves."""
+"""The formulas against the modules they count (their FLOPs are held against the traced halves elsewhere)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ from typing import Any
 
 import pytest
 
-from graphs.features import of_side
 from graphs.parameter_counts import Count
-from graphs.split import split
-from tests.graphs.model_laws import FEATURES, RATIOS, VARIANTS, make_config, make_model, make_rows
-
-USERS = [f.name for f in of_side(FEATURES, "user")]
-ITEMS = [f.name for f in of_side(FEATURES, "item")]
+from tests.graphs.model_laws import RATIOS, VARIANTS, make_config, make_model
 
 
 @pytest.mark.parametrize("changes", [{}, {"compensation": False}, {"ug_sep": False}], ids=str)
@@ -21,16 +16,6 @@ ITEMS = [f.name for f in of_side(FEATURES, "item")]
 def test_parameters(variant: str, ratio: str, changes: dict[str, Any]) -> None:
     config = make_config(variant, ratio, **changes)
     assert config.counts().parameters == make_model(config).dense_parameters()
-
-
-@pytest.mark.parametrize("ratio", ["1:2", "3:1"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_flops_of_both_sides(variant: str, ratio: str) -> None:
-    config = make_config(variant, ratio)
-    halves = split(make_model(config).for_inference(), (make_rows(3, 0),), user=USERS, item=ITEMS)
-    counts = config.counts()
-    assert halves.user_cost.gemm_flops == counts.user.flops
-    assert halves.item_cost.gemm_flops == counts.item.flops
 
 
 def test_idle_experts_are_part_of_all_flops() -> None:
