@@ -1,0 +1,161 @@
+"""The Ranker: right scores, one user computation, and one-line errors for bad requests."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engines import Ranker
+from engines.bundle import open_bundle
+from graphs.errors import UgsepError
+from tests import tiny
+
+
+@pytest.fixture
+def ranker(built_bundle: Path):
+    made = Ranker.from_bundle(built_bundle)
+    yield made
+    made.close()
+
+
+def whole_model_scores(user, items) -> np.ndarray:
+    n = len(items["item_id"])
+    features = {**{k: np.repeat(v, n, axis=0) for k, v in user.items()}, **items}
+    with torch.no_grad():
+        return tiny.model()({k: torch.from_numpy(v) for k, v in features.items()})["like"].numpy()
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 33])
+def test_scores_are_the_model_s_up_to_int8(ranker: Ranker, candidates: int) -> None:
+    user, items = tiny.user_and_items(candidates, seed=candidates)
+    wanted = whole_model_scores(user, items)
+    got = ranker.score(user, items)["like"]
+    assert got.shape == (candidates,)
+    # Two layers of int8 weights and activations at 32 columns: about 1 % of the logits' spread each.
+    assert np.abs(got - wanted).max() < 0.1 * max(1.0, np.abs(wanted).max())
+
+
+def test_the_user_is_computed_once(ranker: Ranker) -> None:
+    user, items = tiny.user_and_items(5)
+    first = ranker.score(user, items)["like"]
+    again = ranker.score({k: v.copy() for k, v in user.items()}, items)["like"]
+    np.testing.assert_array_equal(first, again)
+    info = ranker.cache_info()
+    assert (info.hits, info.misses, info.users) == (1, 1, 1)
+    other, _ = tiny.user_and_items(5, seed=9)
+    assert not np.array_equal(ranker.score(other, items)["like"], first)
+    assert ranker.cache_info().misses == 2
+    assert ranker.cache_info().hit_ratio == pytest.approx(1 / 3)
+    ranker.forget_users()
+    assert ranker.cache_info().bytes == 0
+
+
+def test_the_cache_keeps_its_byte_limit_and_drops_the_oldest(built_bundle: Path) -> None:
+    probe = Ranker.from_bundle(built_bundle)
+    users = [tiny.user_and_items(1, seed=s)[0] for s in range(4)]
+    probe.user_state(users[0])
+    size = probe.cache_info().bytes
+    probe.close()
+    small = Ranker.from_bundle(built_bundle, cache_bytes=2 * size)
+    for user in (*users, users[3], users[0]):
+        small.user_state(user)
+    info = small.cache_info()
+    assert info.users == 2
+    assert info.bytes <= info.limit
+    assert (info.hits, info.misses) == (1, 5)  # only the repeated newest user is still there
+    small.close()
+
+
+def test_several_users_in_one_call_score_as_one_by_one(ranker: Ranker) -> None:
+    requests = [tiny.user_and_items(n, seed=n) for n in (3, 1, 6)]
+    users = {k: np.concatenate([u[k] for u, _ in requests]) for k in requests[0][0]}
+    items = {k: np.concatenate([i[k] for _, i in requests]) for k in requests[0][1]}
+    index = np.repeat(np.arange(3), [3, 1, 6])
+    together = ranker.score_users(users, items, index)["like"]
+    apart = np.concatenate([ranker.score(u, i)["like"] for u, i in requests])
+    # The same arithmetic on other row positions: FP32 rounding of logits of order one.
+    np.testing.assert_allclose(together, apart, rtol=0, atol=1e-5)
+
+
+def test_threads_share_a_ranker(ranker: Ranker) -> None:
+    requests = [tiny.user_and_items(7, seed=s) for s in range(8)]
+    wanted = [ranker.score(*r)["like"] for r in requests]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda r: ranker.score(*r)["like"], requests * 5))
+    for i, scores in enumerate(got):
+        np.testing.assert_array_equal(scores, wanted[i % 8])
+
+
+def drop(name: str):
+    return lambda user, items: (user.pop(name, None), items.pop(name, None))
+
+
+def put(side: int, name: str, value):
+    return lambda *both: both[side].__setitem__(name, value)
+
+
+BAD = {
+    "missing user feature": (drop("age"), "user feature 'age' is missing"),
+    "missing item feature": (drop("genres"), "item feature 'genres' is missing"),
+    "unknown user feature": (put(0, "agee", np.zeros((1, 3), np.float32)), "user feature 'agee', did you mean 'age'"),
+    "unknown item feature": (put(1, "genre", np.zeros((4, 7), np.float32)), "unknown item feature 'genre'"),
+    "wrong dtype": (put(1, "genres", np.zeros((4, 7))), r"'genres' is float64\[4, 7\]; the engine takes float32"),
+    "wrong shape": (put(1, "genres", np.zeros((4, 8), np.float32)), r"'genres' is float32\[4, 8\]"),
+    "no candidates": (put(1, "item_id", np.zeros(0, np.int64)), "'item_id' has no rows"),
+    "rows that differ": (put(1, "item_id", np.zeros(3, np.int64)), "has [34] rows, others have [34]"),
+    "two users": (put(0, "user_id", np.zeros(2, np.int64)), "has .* rows"),
+    "user NaN": (put(0, "age", np.full((1, 3), np.nan, np.float32)), "'age' has a value that is not finite"),
+    "item infinity": (put(1, "affinity", np.full((4, 4), np.inf, np.float32)), "'affinity' has a value that is not"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", sorted(BAD))
+def test_a_bad_request_is_one_line_and_the_process_lives_on(ranker: Ranker, case: str) -> None:
+    change, message = BAD[case]
+    user, items = tiny.user_and_items(4)
+    change(user, items)
+    with pytest.raises(UgsepError, match=message) as caught:
+        ranker.score(user, items)
+    assert "\n" not in str(caught.value)
+    assert np.isfinite(ranker.score(*tiny.user_and_items(4))["like"]).all()
+
+
+def test_more_candidates_than_the_profile_are_refused(ranker: Ranker) -> None:
+    with pytest.raises(UgsepError, match="65 candidates, but the item engine's profile ends at 64"):
+        ranker.score(*tiny.user_and_items(65))
+
+
+def test_a_user_index_out_of_range_is_refused(ranker: Ranker) -> None:
+    user, items = tiny.user_and_items(4)
+    with pytest.raises(UgsepError, match="user_index reaches 1, but there are 1 users"):
+        ranker.score_users(user, items, np.array([0, 0, 1, 0]))
+
+
+def test_a_flipped_byte_is_found_before_loading(bundle: Path) -> None:
+    manifest = open_bundle(bundle)
+    engine = next(e for e in manifest.engines if e.built.side == "item")
+    path = bundle / engine.directory / engine.built.files[-1]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UgsepError, match=r"sha256 .* but the manifest says"):
+        Ranker.from_bundle(bundle)
+
+
+def test_a_bundle_may_move_and_be_read_only(bundle: Path, tmp_path: Path) -> None:
+    moved = bundle.rename(tmp_path / "moved")
+    for path in moved.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    ranker = Ranker.from_bundle(moved)
+    assert np.isfinite(ranker.score(*tiny.user_and_items(3))["like"]).all()
+    for path in moved.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def test_no_bundle_says_how_to_build_one(tmp_path: Path) -> None:
+    with pytest.raises(UgsepError, match="no bundle; build one"):
+        Ranker.from_bundle(tmp_path)
