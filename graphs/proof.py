@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ RowSource = Callable[[Mapping[str, Tensor], int, torch.Generator], dict[str, Ten
 class SplitProof:
     """What was compared: ``rows`` scored rows over all request shapes, every output of the model.
 
-    ``max_abs`` is the largest |split - whole|; ``max_rel`` the largest of it over max |output| of its output;
+    ``max_abs`` is the largest |split - whole|; ``max_rel`` the largest of it over max |output| of the same output;
     ``row_max_abs`` the largest change of a row's outputs when another row is replaced, relative to max |output|.
     """
 
@@ -72,34 +73,40 @@ def prove(
     Raises:
         GateFailed: a difference above the tolerance, a NaN, or a row that changes with another row.
     """
+    original = split.traced.original or split.full
     generator = torch.Generator().manual_seed(seed)
     example = dict(zip(split.traced.inputs, split.traced.example, strict=True))
     shapes = tuple((n, u) for u in users for n in candidates)
-    worst = worst_relative = 0.0
+    found: dict[str, list[tuple[float, str]]] = {name: [] for name in split.full.outputs}
+    scales = dict.fromkeys(split.full.outputs, 0.0)
     for count, many in shapes:
         drawn = rows_like(example, max(count, many), generator)
         index = torch.arange(count) % many
         index = index[torch.randperm(count, generator=generator)]
         of_users = {n: drawn[n][:many] for n in split.user_inputs}
         of_items = {n: drawn[n][:count] for n in split.item_inputs}
-        whole = split.full({**{n: v[index] for n, v in of_users.items()}, **of_items})
-        state = split.user(of_users)
-        halves = split.item({**of_items, **state, "user_index": index})
+        whole = original({**{n: v[index] for n, v in of_users.items()}, **of_items})
+        halves = split.item({**of_items, **split.user(of_users), "user_index": index})
         for name in split.full.outputs:
             difference, scale = _difference(halves[name], whole[name])
-            worst = max(worst, difference)
-            worst_relative = max(worst_relative, difference / scale)
-            if not difference <= tolerance * max(scale, 1.0):
-                raise GateFailed(
-                    f"split: output '{name}' differs by {difference:.3g} from the whole model "
-                    f"with {count} candidates of {many} users, bound {tolerance * max(scale, 1.0):.3g}"
-                )
+            found[name].append((difference, f"{count} candidates of {many} users"))
+            scales[name] = max(scales[name], scale)
+    for name, differences in found.items():
+        bound = tolerance * max(scales[name], 1.0)
+        difference, at = max(differences)
+        if not difference <= bound:
+            raise GateFailed(
+                f"split: output '{name}' differs by {difference:.3g} from the whole model "
+                f"with {at}, bound {bound:.3g}"
+            )
     moved = rows_influence(split.full, split.traced, generator, rows_like)
     if not moved <= tolerance:
         raise GateFailed(
             f"split: a row's scores change by {moved:.3g} of their size with another row; rows must not mix"
         )
-    return SplitProof(worst, worst_relative, moved, sum(n for n, _ in shapes), shapes)
+    worst = {name: max(differences)[0] for name, differences in found.items()}
+    relative = max(worst[name] / (scales[name] or 1.0) for name in worst)
+    return SplitProof(max(worst.values()), relative, moved, sum(n for n, _ in shapes), shapes)
 
 
 def rows_influence(
@@ -129,8 +136,9 @@ def _difference(found: Tensor, expected: Tensor) -> tuple[float, float]:
     if found.shape != expected.shape:
         raise GateFailed(f"split: an output has shape {tuple(found.shape)}, the whole model {tuple(expected.shape)}")
     if not expected.numel():
-        return 0.0, 1.0
+        return 0.0, 0.0
     a, b = found.double(), expected.double()
     same = (a == b) | (a.isnan() & b.isnan())
-    scale = float(torch.where(b.isfinite(), b, torch.zeros_like(b)).abs().max()) or 1.0
-    return float(torch.where(same, torch.zeros_like(a), (a - b).abs()).max()), scale
+    scale = float(torch.where(b.isfinite(), b, torch.zeros_like(b)).abs().max())
+    difference = torch.where(same, torch.zeros_like(a), (a - b).abs()).nan_to_num(math.inf)
+    return float(difference.max()), scale

@@ -100,13 +100,11 @@ def repeat_interleave(call: Call) -> Layout:
 def take(call: Call) -> Layout:
     """Select, slice, split or unbind along ``dim``."""
     source = call.first()
-    layout = call.of(source)
+    layout = call.found[source] if isinstance(call.found[source], Position) else call.of(source)
+    if call.name == "slice" and source.meta["val"].shape == call.node.meta["val"].shape:
+        return layout
     assert isinstance(layout, Rows)
     (dim,) = call.dims(source)
-    if call.name == "slice" and dim == layout.axis:
-        full = call.arguments["start"] in (None, 0) and call.arguments["step"] == 1
-        if full and (call.arguments["end"] is None or call.arguments["end"] == 2**63 - 1):
-            return layout
     if dim == layout.axis:
         raise MixesRows("picks rows by their position in the batch; keep every operation within a row")
     gone = call.name in ("select", "unbind") and dim < layout.axis
@@ -121,8 +119,7 @@ def scatter_part(call: Call) -> Layout:
     if call.name == "select_scatter" and isinstance(inner, Rows):
         inner = Rows(inner.axis + (dim <= inner.axis), inner.outer, inner.inner)
     merged = agree([layout, inner])
-    whole = call.name == "slice_scatter" and call.arguments["start"] in (None, 0) and call.arguments["step"] == 1
-    whole = whole and call.arguments["end"] in (None, 2**63 - 1)
+    whole = call.name == "slice_scatter" and source.meta["val"].shape == part.meta["val"].shape
     if isinstance(merged, Rows) and merged.axis == dim and not whole:
         raise MixesRows("writes rows by their position in the batch; keep every operation within a row")
     return merged

@@ -120,7 +120,8 @@ def embedding_bag(call: Call) -> Layout:
         raise MixesRows("looks rows up in a table computed from other rows; keep tables parameters")
     if offsets != Position(ids.inner) or (weights is not None and call.of(weights) != ids):
         raise MixesRows("has bags of varying length over all rows; pad the ids to [batch, length] and mask them")
-    return (Rows(0), CONSTANT, CONSTANT, CONSTANT)
+    # The other results are for training; a position that nothing accepts keeps them from being used.
+    return (Rows(0), Position(0), Position(0), Position(0))
 
 
 def attention(call: Call) -> Layout:

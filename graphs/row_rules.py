@@ -133,12 +133,13 @@ _SAME = (
 )  # fmt: skip
 _PERMUTES = ("permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "mT", "numpy_T")
 _BAGS = ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
-_KEEP_POSITION = {*_VIEWS, *_SAME, *_PERMUTES, "expand", "index", *_BAGS}
+_KEEP_POSITION = {*_VIEWS, *_SAME, *_PERMUTES, "expand", "slice", "index", *_BAGS}
 _KEEP_UNIFORM = (_pointwise, moves.view, moves.permute, moves.expand, moves.take, moves.same)
 
 _BY_RULE: tuple[tuple[Callable[[Call], Layout], tuple[str, ...]], ...] = (
     (moves.view, _VIEWS),
     (moves.same, _SAME),
+    (moves.same, ("one_hot",)),
     (_pointwise, ("copy", "floor_divide")),
     (moves.permute, _PERMUTES),
     (moves.expand, ("expand", "expand_as", "broadcast_to")),

@@ -6,8 +6,8 @@ import inspect
 import itertools
 import keyword
 import re
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from graphs.errors import UgsepError
+from graphs.trace_errors import check_any_number_of_rows, readable
 
 Example = Mapping[str, Any] | Sequence[Any]
 
@@ -29,16 +30,16 @@ class Traced:
 
     ``module`` takes the ``inputs`` as positional tensors (batch first) and returns a tuple, named by ``outputs``.
     Its graph is functional (no in-place op) and refers to the parameters of the traced model, not to copies.
-    ``rows`` is the batch symbol; ``example`` holds the flat example tensors, TRACE_ROWS rows each.
-    ``buffer_writes`` lists the buffers that forward updates with the nodes of the new values, which are dropped.
+    ``example`` holds the flat example tensors, TRACE_ROWS rows each. ``buffer_writes`` lists the buffers that
+    forward updates with the nodes of the new values, which are dropped. ``original`` calls the model as it was given.
     """
 
     module: fx.GraphModule
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     example: tuple[Tensor, ...]
-    rows: torch.SymInt
     buffer_writes: tuple[tuple[str, fx.Node], ...] = ()
+    original: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
 
 
 def trace(module: nn.Module, example: Example) -> Traced:
@@ -58,18 +59,25 @@ def trace(module: nn.Module, example: Example) -> Traced:
     tiled = [leaf.index_select(0, torch.arange(TRACE_ROWS) % leaf.shape[0]) for leaf in leaves]
     _, spec = pytree.tree_flatten((args, kwargs))
     args, kwargs = pytree.tree_unflatten(tiled, spec)
-    batch = torch.export.Dim("batch")
-    shapes = pytree.tree_map(lambda _: {0: batch}, (args, kwargs))
-    bound = _bind_shapes(module, shapes[0], shapes[1])
+    # AUTO accepts guards that hold for some batch sizes only, of which torch's own shape logic makes many; the ones
+    # that come from the model are found below.
+    shapes = pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, (args, kwargs))
     try:
         with torch.no_grad():
-            exported = torch.export.export(module, args, kwargs, dynamic_shapes=bound, strict=False)
+            exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes[1] or shapes[0], strict=False)
             exported = exported.run_decompositions({})
-    except UgsepError:
-        raise
     except Exception as error:  # torch.export raises many types; all of them mean the model cannot be traced
-        raise UgsepError(f"torch.export cannot trace the model: {_readable(error)}") from error
-    return _flatten(exported, names, tuple(tiled))
+        raise UgsepError(f"torch.export cannot trace the model: {readable(error)}") from error
+    traced = _flatten(exported, names, tuple(tiled))
+    check_any_number_of_rows(traced.module.graph)
+
+    def original(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        call_args, call_kwargs = pytree.tree_unflatten([feeds[name] for name in names], spec)
+        with torch.no_grad():
+            values = pytree.tree_leaves(module(*call_args, **call_kwargs))
+        return dict(zip(traced.outputs, values, strict=True))
+
+    return replace(traced, original=original)
 
 
 def flat_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[str], list[Tensor]]:
@@ -108,26 +116,6 @@ def identifier(name: str, taken: Container[str] = ()) -> str:
     return next(n for n in itertools.chain([base], (f"{base}__{i}" for i in itertools.count(1))) if n not in taken)
 
 
-def _bind_shapes(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any] | tuple[Any, ...]:
-    if not kwargs:
-        return args
-    bound: dict[str, Any] = dict(kwargs)
-    return bound
-
-
-def _readable(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    message = next(
-        (line for line in lines if not line.startswith(("File", "The following call"))), type(error).__name__
-    )
-    source = re.findall(r'File "([^"]+)", line (\d+)', str(error))
-    frames = [(f, n) for f, n in source if "/torch/" not in f and "<" not in f]
-    at = f" (at {frames[-1][0]}:{frames[-1][1]})" if frames else ""
-    return f"{message}{at}; rewrite that line without data-dependent control flow or shapes"
-
-
 def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: tuple[Tensor, ...]) -> Traced:
     whole = exported.module(check_guards=False)
     assert isinstance(whole, fx.GraphModule)
@@ -136,15 +124,14 @@ def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: 
     pending = iter(names)
     writes: list[tuple[str, fx.Node]] = []
     outputs: list[str] = []
-    rows: torch.SymInt | None = None
     for node in whole.graph.nodes:
         if node.op == "placeholder":
             new = graph.placeholder(identifier(next(pending), {str(n.target) for n in copied.values()}))
             new.meta = dict(node.meta)
             copied[node] = new
-            if rows is None:
-                rows = node.meta["val"].shape[0]
         elif node.op == "output":
+            if any(not isinstance(n, fx.Node) for n in pytree.tree_leaves(node.args[0])):
+                raise UgsepError("the model returns a value that is not a tensor; return tensors only")
             structured = pytree.tree_unflatten(pytree.tree_leaves(node.args[0]), exported.call_spec.out_spec)
             outputs = _output_names(structured)
             graph.output(tuple(copied[n] for n in pytree.tree_leaves(node.args[0])))
@@ -154,9 +141,7 @@ def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: 
             copied[node] = graph.node_copy(node, lambda n: copied[n])
             _fix_squeeze(copied[node])
     graph.eliminate_dead_code()
-    if not isinstance(rows, torch.SymInt):
-        raise UgsepError(f"torch.export fixed the batch axis to {rows}; the model must accept any number of rows")
-    return Traced(fx.GraphModule(whole, graph), tuple(names), tuple(outputs), example, rows, tuple(writes))
+    return Traced(fx.GraphModule(whole, graph), tuple(names), tuple(outputs), example, tuple(writes))
 
 
 def _fix_squeeze(node: fx.Node) -> None:

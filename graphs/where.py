@@ -6,6 +6,8 @@ import re
 
 from torch import fx
 
+from graphs.trace_errors import TORCH_FILES
+
 
 def where(node: fx.Node) -> str:
     """Return ``op in module.path (file.py:line)`` of a node."""
@@ -24,5 +26,5 @@ def source_line(node: fx.Node) -> str:
     """Return ``file.py:line`` of the model's source the node was traced from, '' where it is unknown."""
     found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     # The innermost frame of the model's own code: a frame inside torch says nothing to the model's author.
-    own = [(file, line) for file, line in found if "/torch/" not in file] or found
+    own = [(file, line) for file, line in found if not file.startswith(TORCH_FILES)] or found
     return f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}" if own else ""
