@@ -73,6 +73,7 @@ def test_the_key_follows_contents_not_paths(tiny_sources: Sources, tmp_path: Pat
     weights = safetensors.numpy.load_file(moved / "model.safetensors")
     weights["heads.like.logit.bias"] = weights["heads.like.logit.bias"] + 1
     safetensors.numpy.save_file(weights, moved / "model.safetensors")
+    other_rows = dataclasses.replace(tiny_sources, requests=tiny_sources.calibration)
     changed = {
         content_key("tiny", tiny.RECIPE, dataclasses.replace(tiny_sources, checkpoint=moved), "onnxruntime"),
         content_key("tiny", tiny.with_gates(tiny.RECIPE, sqnr_db=26.0), tiny_sources, "onnxruntime"),
