@@ -1,4 +1,9 @@
-"""GPTQ (arXiv 2210.17323): round one input row at a time and let the rows after it make up for the error."""
+"""GPTQ (arXiv 2210.17323): round one input row at a time and let the rows after it make up for the error.
+
+Written with the Cholesky factor R of the Gram matrix itself, ||X d||^2 = ||R d||^2, rather than with one of its
+inverse: going from the last row to the first, each row is rounded so that its own entry of R d is as small as it can
+be. That is the same algorithm with the axes reversed, without the inversion.
+"""
 
 from __future__ import annotations
 
@@ -10,51 +15,51 @@ from quant.numerics import QMAX, Floats, Ints, quantize
 
 Doubles = npt.NDArray[np.float64]
 
-_ROWS = 128  # rows rounded before their errors go to the remaining rows in one matrix product
+_ROWS = 128  # rows rounded before their errors reach the remaining rows in one matrix product
 
 
-def gptq(weight: Floats, scale: Floats, gram: Doubles, damping: float = 0.01) -> Ints:
-    """Return int8 values [K, N] for a fixed scale [B, N] that nearly minimise ||X (W - restored)||^2.
+def gptq(
+    weight: Floats, scale: Floats, gram: Doubles, damping: float = 0.01, plain_scale: Floats | None = None
+) -> tuple[Ints, Floats]:
+    """Return int8 values [K, N] and their scale [B, N] that nearly minimise ||X (W - restored)||^2.
 
     ``gram`` is X^T X, float64 [K, K], in any scaling. Rows with the largest inputs are rounded first (section 3.3,
     "act-order"). ``damping`` times the mean of the diagonal is added to it (doubled until Cholesky succeeds). A
-    channel that would come out worse than by plain rounding keeps plain rounding, so the result is never worse
-    than that under the calibrated objective.
+    channel that comes out worse than by plain rounding on ``plain_scale`` (default: ``scale``) keeps that, so the
+    result is never worse than plain rounding under the calibrated objective.
     """
-    inputs, outputs = weight.shape
-    plain = quantize(weight, scale)
+    plain_scale = scale if plain_scale is None else plain_scale
+    plain = quantize(weight, plain_scale)
     power = np.diag(gram)
     if not power.any():
-        return plain
-    order = np.argsort(-power, kind="stable")
-    upper = _inverse_factor(gram[np.ix_(order, order)], damping).astype(np.float32)
-    rows_per_block = inputs // scale.shape[0]
-    block_of = order // rows_per_block
-    rest = weight[order].copy()  # [K, N], what is still to be rounded, errors of earlier rows worked in
-    values = np.empty((inputs, outputs), np.float32)
-    for start in range(0, inputs, _ROWS):
-        stop = min(start + _ROWS, inputs)
-        part = rest[start:stop]
-        errors = np.empty_like(part)
-        for row in range(stop - start):
-            at = start + row
-            step = scale[block_of[at]]
-            rounded = np.rint(part[row] / step)
+        return plain, plain_scale
+    order = np.argsort(power, kind="stable")  # the last row is rounded first
+    found = np.empty_like(plain)
+    found[order] = _feedback(weight[order], _steps(weight, scale)[order], _factor(gram, order, damping))
+    better = gram_error(weight, found, scale, gram) < gram_error(weight, plain, plain_scale, gram)
+    return np.where(better, found, plain), np.where(better, scale, plain_scale)
+
+
+def _feedback(weight: Floats, steps: Floats, factor: Floats) -> Floats:
+    """Round from the last row to the first: weight and steps [K, N], factor upper triangular [K, K]."""
+    inputs = len(weight)
+    values = np.empty_like(weight)
+    errors = np.empty_like(weight)  # w - restored, of the rows done
+    for stop in range(inputs, 0, -_ROWS):
+        start = max(0, stop - _ROWS)
+        owed = factor[start:stop, stop:] @ errors[stop:]  # [rows, N]
+        for at in range(stop - 1, start - 1, -1):
+            row = owed[at - start] + factor[at, at + 1 : stop] @ errors[at + 1 : stop]
+            rounded = np.rint((weight[at] + row / factor[at, at]) / steps[at])
             np.clip(rounded, -QMAX, QMAX, out=rounded)
             values[at] = rounded
-            errors[row] = (part[row] - rounded * step) / upper[at, at]
-            part[row + 1 :] -= upper[at, at + 1 : stop, None] * errors[row]
-        rest[stop:] -= upper[start:stop, stop:].T @ errors
-    found = np.empty((inputs, outputs), np.int8)
-    found[order] = values
-    better = gram_error(weight, found, scale, gram) < gram_error(weight, plain, scale, gram)
-    return np.where(better, found, plain)
+            errors[at] = weight[at] - rounded * steps[at]
+    return values
 
 
 def gram_error(weight: Floats, values: Ints, scale: Floats, gram: Doubles) -> Doubles:
     """Return ||X (w - restored)||^2 per output channel, float64 [N], up to the scaling of the Gram matrix."""
-    steps = np.repeat(scale, weight.shape[0] // scale.shape[0], axis=0) if scale.shape[0] > 1 else scale
-    difference = weight - values * steps  # [K, N]
+    difference = weight - values * _steps(weight, scale)  # [K, N]
     peak = float(np.diag(gram).max()) or 1.0
     # float32 is enough to compare, and K^2 N is the largest product here
     moved = (gram / peak).astype(np.float32) @ difference
@@ -62,17 +67,23 @@ def gram_error(weight: Floats, values: Ints, scale: Floats, gram: Doubles) -> Do
     return result
 
 
-def _inverse_factor(gram: Doubles, damping: float) -> Doubles:
-    """Return the upper triangular U with U^T U = (gram + damping)^-1, [K, K].
+def _steps(weight: Floats, scale: Floats) -> Floats:
+    """Return the scale of every row, [K, N]."""
+    repeated: Floats = np.repeat(scale, weight.shape[0] // scale.shape[0], axis=0)
+    return repeated
 
-    With the axes reversed, gram = L L^T gives U = reverse(L^-1): one factorisation and one triangular inverse.
+
+def _factor(gram: Doubles, order: npt.NDArray[np.intp], damping: float) -> Floats:
+    """Return the upper triangular R, float32 [K, K], with R^T R = the damped, reordered Gram matrix over a constant.
+
+    float32: the damping bounds the condition number to about K / damping, and rounding decisions need few digits.
     """
     mean = float(np.diag(gram).mean())
+    ordered = (gram[np.ix_(order, order)] / mean).astype(np.float32)
     while True:
-        reversed_gram = np.array(gram[::-1, ::-1], order="F")
-        reversed_gram[np.diag_indices_from(reversed_gram)] += damping * mean
-        lower, failed = lapack.dpotrf(reversed_gram, lower=1, clean=1, overwrite_a=1)
+        damped = np.array(ordered, order="F")
+        damped[np.diag_indices_from(damped)] += np.float32(damping)
+        upper, failed = lapack.spotrf(damped, lower=0, clean=1, overwrite_a=1)
         if not failed:
-            inverse, _ = lapack.dtrtri(lower, lower=1, overwrite_c=1)
-            return np.ascontiguousarray(inverse[::-1, ::-1])
+            return np.ascontiguousarray(upper, np.float32)
         damping *= 2

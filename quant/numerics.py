@@ -82,11 +82,23 @@ def dequantize(values: Ints, scale: Floats) -> Floats:
 def sqnr_db(signal: npt.NDArray[np.floating], approximation: npt.NDArray[np.floating]) -> float:
     """Return 10 log10(sum signal^2 / sum (signal - approximation)^2) in dB; inf where both are equal."""
     reference = np.asarray(signal, np.float64)
-    noise = float(np.sum((reference - approximation) ** 2))
-    power = float(np.sum(reference**2))
+    return ratio_db(float(np.sum(reference**2)), float(np.sum((reference - approximation) ** 2)))
+
+
+def row_energy(weight: Floats) -> npt.NDArray[np.float64]:
+    """Return sum_n w_kn^2 per input row, float64 [..., K]: what SQNR and output SQNR are made of."""
+    result = np.empty(weight.shape[:-1], np.float64)
+    for token in np.ndindex(weight.shape[:-2]):  # one token at a time bounds the temporary
+        part = np.asarray(weight[token], np.float64)
+        result[token] = np.einsum("kn,kn->k", part, part)
+    return result
+
+
+def ratio_db(signal: float, noise: float) -> float:
+    """Return 10 log10(signal / noise) in dB; inf without noise, -inf where there is only noise."""
     if noise == 0.0:
         return float("inf")
-    return 10.0 * float(np.log10(power / noise)) if power > 0.0 else float("-inf")
+    return 10.0 * float(np.log10(signal / noise)) if signal > 0.0 else float("-inf")
 
 
 def output_error(weight: Floats, restored: Floats, moments: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

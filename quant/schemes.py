@@ -10,7 +10,7 @@ import numpy as np
 
 from graphs.errors import UgsepError, nearest
 from quant import numerics
-from quant.gptq import gptq, gram_error
+from quant.gptq import gptq
 from quant.numerics import Floats, Ints
 from quant.statistics import InputStatistics
 
@@ -135,11 +135,7 @@ def _gptq(config: Gptq, weight: Floats, statistics: InputStatistics | None, bloc
     values = np.empty(weight.shape, np.int8)
     for token in np.ndindex(weight.shape[:-2]):  # one empty index for a 2-D weight
         w, gram = weight[token], seen.gram[token]
-        values[token] = gptq(w, scale[token], gram, config.damping)
-        plain = numerics.quantize(w, plain_scale[token])
-        worse = gram_error(w, values[token], scale[token], gram) > gram_error(w, plain, plain_scale[token], gram)
-        values[token] = np.where(worse, plain, values[token])
-        scale[token] = np.where(worse, plain_scale[token], scale[token])
+        values[token], scale[token] = gptq(w, scale[token], gram, config.damping, plain_scale[token])
     return Quantized(values, scale)
 
 

@@ -260,9 +260,12 @@ def _encode(
     done, restored = quantize_values(job.scheme, values, seen, job.block, scaling)
     offset, length = append(file, done.values)
     scale, axis, block_size = scale_of_matmul(done.scale, weight.shape[-2])
-    output = None if seen is None else _output_sqnr(values, restored, seen.moments)
+    signal, noise = numerics.row_energy(values), numerics.row_energy(np.subtract(values, restored, out=restored))
+    sqnr = numerics.ratio_db(signal.sum(), noise.sum())
+    output = None
+    if seen is not None:
+        output = numerics.ratio_db((signal * seen.moments).sum(), (noise * seen.moments).sum())
     note = job.awq.reasons.get(weight.name, "")
-    sqnr = numerics.sqnr_db(values, restored)
     size = length + scale.size * 4
     entry = Encoded(job.blob, offset, length, scale, axis, block_size)
     return row(scheme_name(job.scheme), job.block, sqnr, output, size, note), entry
@@ -275,14 +278,6 @@ def quantize_values(
     scaled_seen = scaled_statistics(seen, scaling) if seen is not None else None
     done = quantize_weight(scheme, np.ascontiguousarray(scaling.apply(values)), scaled_seen, block)
     return done, scaling.undo(numerics.dequantize(done.values, done.scale))
-
-
-def _output_sqnr(values: Array, restored: Array, moments: Array) -> float:
-    power = numerics.output_error(values, np.zeros_like(values), moments).sum()
-    noise = numerics.output_error(values, restored, moments).sum()
-    if noise == 0:
-        return float("inf")
-    return float(10 * np.log10(power / noise)) if power > 0 else float("-inf")
 
 
 def table_of(path: Path) -> QuantTable | None:

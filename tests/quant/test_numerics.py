@@ -161,7 +161,8 @@ def test_gptq_matches_the_textbook_form(inputs, outputs, block) -> None:
     x = correlated(r, 500, inputs)
     gram = x.T @ x
     scale = numerics.absmax_scale(weight, block)
-    found = gptq(weight, scale, gram)
+    found, used = gptq(weight, scale, gram)
+    np.testing.assert_array_equal(used, scale)
     expected = reference_gptq(weight, scale, gram, 0.01)
     # float32 feedback may flip a tie, after which a channel takes another, equally good path: compare the errors
     ours, theirs = (gram_error(weight, v, scale, gram).sum() for v in (found, expected.astype(np.int8)))
@@ -184,7 +185,7 @@ def test_gptq_is_never_worse_than_rounding(case, seed) -> None:
         np.einsum("kn,kl,ln->n", d, gram, d)
         for d in (
             weight - numerics.dequantize(v, scale).astype(np.float64)
-            for v in (gptq(weight, scale, gram), numerics.quantize(weight, scale))
+            for v in (gptq(weight, scale, gram)[0], numerics.quantize(weight, scale))
         )
     ]
     # compared in float32: errors within 1e-4 of each other count as equal
