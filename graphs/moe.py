@@ -8,6 +8,8 @@ experts is a rewrite of the exported graph.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -149,6 +151,13 @@ class ReLUSparseFFN(nn.Module):
         self.experts = GELUExperts(tokens, experts, inputs, hidden, outputs)
         self.l1_weight = l1_weight
         self.auxiliary: Tensor | None = None
+
+    def fold(self) -> ReLUSparseFFN:
+        """Return the layer without its training router, weights shared."""
+        folded = copy.copy(self)
+        folded._modules = {name: child for name, child in self._modules.items() if name != "training_router"}
+        folded.training = False
+        return folded
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the transform of each token, [T, N, K] -> [T, N, M]."""

@@ -43,6 +43,19 @@ def test_user_rows_do_not_know_the_items(variant: str, ratio: str, compensation:
     check_users_reach_items(model, one, other)
 
 
+@pytest.mark.parametrize("compensation", [True, False], ids=["compensated", "plain"])
+def test_a_retokenized_token_that_straddles_both_sides_is_an_item_token(compensation: bool) -> None:
+    """Zenith with k = D / 2: 5 + 3 tokens become 4, of which 60 of 120 user values fill two and a half."""
+    sizes = {"user_tokens": 5, "item_tokens": 3, "fusion_width": 12, "layers": 2}
+    config = make_config("zenith", "1:1", compensation=compensation, **sizes)
+    assert config.token_counts() == [(5, 3), (2, 2), (1, 1)]
+    model = make_model(config)
+    check_user_rows_fixed(model, make_rows(4, 1), make_rows(4, 2))
+    check_no_gradient(model, make_rows(4, 1))
+    check_users_reach_items(model, make_rows(4, 1), make_rows(4, 2))
+    assert config.counts().parameters == model.dense_parameters()
+
+
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_unmasked_is_one_model_over_all_tokens(variant: str, ratio: str) -> None:
