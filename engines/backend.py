@@ -69,6 +69,11 @@ class BuildSpec:
     options: Mapping[str, Option] = field(default_factory=dict)
 
 
+def usual_rows(spec: BuildSpec) -> int:
+    """Return how many rows the engine is tuned for: the largest ``opt`` of its profiles on its own side's axis."""
+    return max((p.users.opt if spec.side == "user" else p.candidates.opt) for p in spec.profiles)
+
+
 @dataclass(frozen=True)
 class Availability:
     """Can this machine build for the backend, can it run what it built, and the reason where it cannot."""

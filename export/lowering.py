@@ -39,11 +39,13 @@ class LoweredGraph:
     gathered: frozenset[str] = frozenset()
 
 
-def lower_for_cpu(source: Path, destination: Path, int8_gemms: Int8Gemms = "keep") -> LoweredGraph:
+def lower_for_cpu(
+    source: Path, destination: Path, int8_gemms: Int8Gemms = "keep", min_token_elements: int = 0
+) -> LoweredGraph:
     """Write ``source`` for a CPU runtime: one 2-D GEMM per token, int8 tables gathered as int8.
 
-    ``destination`` and ``<destination>.data`` (external data) are written; weights are streamed, so graphs
-    beyond 2 GB pass.
+    Weights [T, K, N] with K * N below ``min_token_elements`` stay stacked. ``destination`` and
+    ``<destination>.data`` (external data) are written; weights are streamed, so graphs beyond 2 GB pass.
 
     Raises:
         UgsepError: ``source`` is missing or is no ONNX file.
@@ -51,7 +53,7 @@ def lower_for_cpu(source: Path, destination: Path, int8_gemms: Int8Gemms = "keep
     model = read_model(source)
     graph = model.graph
     gathered = gather_int8_rows(graph)
-    parts = unstack_tokens(graph)
+    parts = unstack_tokens(graph, min_token_elements)
     model = RemoveUnusedNodesPass()(model).model
     fused: frozenset[str] = frozenset()
     if int8_gemms == "matmul-nbits":

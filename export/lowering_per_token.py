@@ -32,6 +32,7 @@ class _Tokens:
     """
 
     graph: ir.Graph
+    min_elements: int
     computed: dict[ir.Value, Parts] = field(default_factory=dict)
     split: dict[ir.Value, Parts] = field(default_factory=dict)
     weights: dict[ir.Value, Parts] = field(default_factory=dict)
@@ -43,14 +44,15 @@ class _Tokens:
         return self.computed.get(value) or self.split.get(value)
 
 
-def unstack_tokens(graph: ir.Graph) -> dict[str, tuple[str, ...]]:
+def unstack_tokens(graph: ir.Graph, min_elements: int = 0) -> dict[str, tuple[str, ...]]:
     """Rewrite every MatMul with a constant [T, K, N] right operand; return weight -> its T initializers.
 
     MatMul(x [T, M, K], W [T, K, N]) becomes T times MatMul(x_t [M, K], W_t [K, N]). W is an initializer or the
     DequantizeLinear of an int8 one with one scale per column ([T, 1, N], block_size K). A MatMul whose left
-    operand has no known rank is left as it is. Numerics: the same products and sums, in the runtime's order.
+    operand has no known rank, or with fewer than ``min_elements`` weights per token, is left as it is.
+    Numerics: the same products and sums, in the runtime's order.
     """
-    tokens = _Tokens(graph)
+    tokens = _Tokens(graph, min_elements)
     for node in list(graph):
         made = _gemms(tokens, node) or _elementwise(tokens, node)
         if made:
@@ -71,6 +73,8 @@ def _gemms(tokens: _Tokens, node: ir.Node) -> Parts | None:
     x, w = node.inputs
     if x is None or w is None or rank(w) != 3 or rank(x) not in (2, 3):
         return None
+    if _elements_per_token(w) < tokens.min_elements:
+        return None
     columns = tokens.weights.get(w) or _cut_weight(tokens, node, w)
     if columns is None:
         return None
@@ -83,6 +87,11 @@ def _gemms(tokens: _Tokens, node: ir.Node) -> Parts | None:
         add_node(node, "MatMul", [row, column], name=f"{out.name}[{t}]")
         for t, (row, column) in enumerate(zip(rows, columns, strict=True))
     )
+
+
+def _elements_per_token(w: ir.Value) -> int:
+    _, k, n = w.shape or (0, 0, 0)
+    return k * n if isinstance(k, int) and isinstance(n, int) else 0
 
 
 def _cut_weight(tokens: _Tokens, node: ir.Node, w: ir.Value) -> Parts | None:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.backend import BuildSpec, backend_names, check_precision, find_backend
+from engines.backend import BuildSpec, Profile, Rows, backend_names, check_precision, find_backend
 from engines.backends import onnxruntime as backend
 from graphs.errors import UgsepError
 from tests.export.lowering_graphs import FFN_SHAPE, Graph, ffn, item, reference
@@ -62,6 +62,18 @@ def engine(tmp_path: Path, rng: np.random.Generator):
     return tmp_path / "out", backend.build(
         BuildSpec("full", source, "w8a32", options=options), tmp_path / "out", _silent
     )
+
+
+def test_a_single_row_keeps_small_weights_in_one_gemm(tmp_path: Path, rng: np.random.Generator) -> None:
+    source = ffn(tmp_path / "onnx" / "user.onnx", rng, True, "gelu")
+    details = {}
+    for users in (1, 8):
+        (tmp_path / f"out{users}").mkdir()
+        spec = BuildSpec("user", source, "w8a32", (Profile(Rows(1, users, 8)),))
+        built = backend.build(spec, tmp_path / f"out{users}", _silent)
+        assert {w.fate for w in built.weights} == {"folded-to-float", "float"}
+        details[users] = next(w.detail for w in built.weights if w.name == "up.weight")
+    assert (details[1], details[8]) == ("FusedMatMul", "3 x Gemm")  # the first with the Transpose in it
 
 
 def test_build_leaves_exactly_the_files_it_names(engine) -> None:

@@ -169,3 +169,16 @@ def test_missing_and_broken_files_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UgsepError, match="not a readable ONNX file") as error:
         lower_for_cpu(tmp_path / "a.onnx", tmp_path / "b.onnx")
     assert "\n" not in str(error.value)
+
+
+def test_small_weights_can_stay_stacked(tmp_path: Path, rng: np.random.Generator) -> None:
+    tokens, width, hidden = FFN_SHAPE
+    source = ffn(tmp_path / "a.onnx", rng, True, "swiglu")
+    at, above = (
+        lower_for_cpu(source, tmp_path / f"{limit}.onnx", min_token_elements=limit)
+        for limit in (width * hidden, width * hidden + 1)
+    )
+    assert set(at.parts) == {"up.weight", "gate.weight", "down.weight"}
+    assert above.parts == {}
+    x = rng.standard_normal((2, tokens, width)).astype(np.float32)
+    assert np.array_equal(reference(above.path, {"x": x})["click"], reference(source, {"x": x})["click"])
