@@ -1,0 +1,96 @@
+"""The ugsep command: exit statuses, one-line errors, JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from engines.cli import main
+from engines.sources import Sources
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def one_line_error(result: Result) -> str:
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_an_unknown_model_names_the_nearest() -> None:
+    assert "unknown model 'zenit', did you mean 'zenith'" in one_line_error(run("build", "zenit", "--init", "random"))
+
+
+def test_no_checkpoint_is_refused() -> None:
+    assert "pass --init random" in one_line_error(run("build", "zenith"))
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+    result = run("build", "zenith", "--checkpoint", tmp_path / "none", "--out", tmp_path / "out")
+    assert "config.json is missing" in one_line_error(result)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_checkpoint_is_refused(tiny_sources: Sources, tmp_path: Path) -> None:
+    assert tiny_sources.checkpoint is not None
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_sources.checkpoint / name).read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    result = run("build", "zenith", "--checkpoint", tmp_path, "--out", tmp_path / "out")
+    assert "truncated or not safetensors" in one_line_error(result)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(tiny_sources: Sources, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("in the way")
+    result = run("build", "zenith", "--checkpoint", tiny_sources.checkpoint, "--out", tmp_path / "out")
+    assert "a file is in the way" in one_line_error(result)
+
+
+def test_verify_accepts_a_sound_bundle_and_refuses_a_flipped_byte(bundle: Path) -> None:
+    assert run("verify", bundle).exit_code == 0
+    path = bundle / "onnx" / "full.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert "sha256" in one_line_error(run("verify", bundle))
+
+
+def test_validate_prints_json_and_passes(built_bundle: Path, tiny_sources: Sources) -> None:
+    result = run("validate", built_bundle, "--requests", tiny_sources.requests[0], "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["passed"] is True
+    assert {t["name"] for t in found["targets"]} >= {"split max |score difference|", "quantized SQNR dB"}
+
+
+def test_validate_fails_with_status_1_and_names_value_and_bound(
+    bundle: Path, tiny_sources: Sources, tmp_path: Path
+) -> None:
+    # A recipe is hashed like every file, so tighten the bound the way a build would: through the manifest.
+    import hashlib
+
+    recipe = bundle / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("sqnr_db: 25.0", "sqnr_db: 150.0"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    content = recipe.read_bytes()
+    manifest["files"]["recipe.yaml"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    junit = tmp_path / "gates.xml"
+    result = run("validate", bundle, "--requests", tiny_sources.requests[0], "--junit", junit)
+    assert result.exit_code == 1
+    assert ">= 150 FAILED" in result.stderr
+    assert 'failures="1"' in junit.read_text()
+
+
+@pytest.mark.parametrize("args", [(), ("--requests", "x.parquet", "--synthetic")])
+def test_validate_wants_requests_or_synthetic(built_bundle: Path, args: tuple[str, ...]) -> None:
+    assert "--synthetic" in one_line_error(run("validate", built_bundle, *args))

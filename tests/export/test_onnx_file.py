@@ -1,0 +1,159 @@
+"""Exported files: names, axes, opset, metadata, layout, and equal results in ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from engines.pipeline import example_feeds, export_all, split_model
+from export.canonical import canonicalize
+from export.metadata import OPSET, Stamp, read_stamp
+from export.onnx_file import check_file, export_half
+from graphs.errors import UgsepError
+from graphs.split import Half, split
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory):
+    model = tiny.model()
+    halves = split_model(model)
+    return model, halves, export_all("tiny", model, halves, tmp_path_factory.mktemp("onnx"))
+
+
+@pytest.mark.parametrize("side", ["full", "user", "item"])
+@pytest.mark.parametrize(("users", "candidates"), [(1, 1), (1, 2), (3, 19)])
+def test_files_give_pytorch_s_values_at_any_rows(exported, side: str, users: int, candidates: int) -> None:
+    model, halves, paths = exported
+    feeds = example_feeds(model, halves, users, candidates, seed=candidates)[side]
+    half: Half = getattr(halves, side)
+    session = ort.InferenceSession(str(paths[side]), providers=["CPUExecutionProvider"])
+    got = session.run(list(half.outputs), {k: v.numpy() for k, v in feeds.items()})
+    for value, wanted in zip(got, half(feeds).values(), strict=True):
+        # FP32 sums of tens of terms in another order, on values up to a few tens.
+        np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["full", "user", "item"])
+def test_names_axes_opset_and_stamp(exported, side: str) -> None:
+    model, halves, paths = exported
+    proto = onnx.load(paths[side], load_external_data=False)
+    half: Half = getattr(halves, side)
+    assert [i.name for i in proto.graph.input] == list(half.inputs)
+    assert [o.name for o in proto.graph.output] == list(half.outputs)
+    assert {o.domain: o.version for o in proto.opset_import} == {"": OPSET}
+    rows = {i.name: i.type.tensor_type.shape.dim[0].dim_param for i in proto.graph.input}
+    state = {s.name for s in halves.state}
+    for name, axis in rows.items():
+        assert axis == ("users" if side == "user" or name in state else "candidates"), name
+    props = {p.key: p.value for p in proto.metadata_props}
+    assert (props["ugsep.model"], props["ugsep.side"], props["ugsep.precision"]) == ("tiny", side, "fp32")
+    assert json.loads(props["ugsep.keep_float"]) == list(model.keep_float)
+
+
+def test_initializers_carry_parameter_names_and_values(exported) -> None:
+    model, _, paths = exported
+    loaded = ir.load(paths["full"])
+    weights = {k: v.const_value.numpy() for k, v in loaded.graph.initializers.items()}
+    linear = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for name, value in model.state_dict().items():
+        assert name in weights, name
+        wanted = (
+            value.numpy().T if name in linear else value.numpy()
+        )  # nn.Linear stores [N, K], the contract is [K, N]
+        np.testing.assert_array_equal(weights[name], wanted)
+    kinds = {n.op_type for n in loaded.graph}
+    assert "Gemm" not in kinds
+    for node in loaded.graph:
+        assert not (node.op_type == "Transpose" and node.inputs[0].is_initializer())
+
+
+def test_no_path_of_this_machine_is_in_the_file(exported) -> None:
+    _, _, paths = exported
+    for path in paths.values():
+        assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
+
+
+def test_the_same_model_gives_the_same_bytes(exported, tmp_path: Path) -> None:
+    model, halves, paths = exported
+    again = export_all("tiny", model, halves, tmp_path)
+    for side, path in paths.items():
+        assert path.read_bytes() == again[side].read_bytes()
+
+
+def test_large_weights_are_external_and_small_ones_are_not(exported, tmp_path: Path) -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.big = nn.Linear(300, 200)
+            self.small = nn.Linear(200, 1)
+
+        def forward(self, u: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+            return self.small(torch.relu(self.big(u)) + i)
+
+    halves = split(Wide(), (torch.randn(3, 300), torch.randn(3, 200)), user=["u"], item=["i"])
+    feeds = {"u": torch.randn(3, 300)}
+    done = export_half(halves.user, feeds, {"u": "users"}, tmp_path / "user.onnx", Stamp("wide", "user", "fp32", ()))
+    assert done.data is not None
+    assert done.data.stat().st_size >= 300 * 200 * 4
+    proto = onnx.load(done.path, load_external_data=False)
+    external = {t.name for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+    assert external == {"big.weight"}
+    session = ort.InferenceSession(str(done.path), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"u": feeds["u"].numpy()})
+    np.testing.assert_allclose(got, next(iter(halves.user(feeds).values())).numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_read_in_both_layouts_keeps_both(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(5, 3))
+
+        def forward(self, u: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+            return (u @ self.table) @ self.table.T + i
+
+    module = Tied()
+    halves = split(module, (torch.randn(3, 5), torch.randn(3, 5)), user=["u"], item=["i"])
+    feeds = {"u": torch.randn(4, 5)}
+    path = tmp_path / "user.onnx"
+    export_half(halves.user, feeds, {"u": "users"}, path, Stamp("tied", "user", "fp32", ()))
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"u": feeds["u"].numpy()})
+    np.testing.assert_allclose(
+        got, (feeds["u"] @ module.table @ module.table.T).detach().numpy(), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_canonical_form_is_reached_once(exported) -> None:
+    _, _, paths = exported
+    model = ir.load(paths["item"])
+    before = [(n.op_type, [v.name if v else None for v in n.inputs]) for n in model.graph]
+    canonicalize(model)
+    assert [(n.op_type, [v.name if v else None for v in n.inputs]) for n in model.graph] == before
+
+
+def test_files_of_other_tools_have_no_stamp(tmp_path: Path) -> None:
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "other.onnx")
+    with pytest.raises(UgsepError, match=r"has no ugsep\.side"):
+        read_stamp(ir.load(tmp_path / "other.onnx"), "other.onnx")
+
+
+def test_a_damaged_file_is_refused(exported, tmp_path: Path) -> None:
+    _, _, paths = exported
+    model = ir.load(paths["item"])
+    next(n for n in model.graph if n.op_type == "MatMul").op_type = "NoSuchOp"
+    ir.save(model, tmp_path / "bad.onnx")
+    with pytest.raises(UgsepError, match="is not valid ONNX"):
+        check_file(tmp_path / "bad.onnx")
