@@ -60,13 +60,17 @@ class Profile:
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """What to build: one ONNX file (of the variant ``Backend.ONNX_VARIANT[precision]``) at one precision."""
+    """What to build: one ONNX file (of the variant ``Backend.ONNX_VARIANT[precision]``) at one precision.
+
+    ``scratch``: where a backend may keep what speeds up later builds, such as kernel timings; no part of the result.
+    """
 
     side: Side
     onnx: Path
     precision: str
     profiles: tuple[Profile, ...] = (Profile(),)
     options: Mapping[str, Option] = field(default_factory=dict)
+    scratch: Path | None = None
 
 
 def usual_rows(spec: BuildSpec) -> int:

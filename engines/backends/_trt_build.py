@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -108,6 +110,12 @@ def parse_layers(log: str) -> tuple[Layer, ...]:
         nodes = re.findall(r"\[ONNX Layer: (.*?)\](?=[\x00-\x20]*(?:\[ONNX Layer|$))", line)
         layers.append(Layer(head[1], head[2], tuple(constants), tuple(nodes)))
     return tuple(layers)
+
+
+def write_layers(path: Path, layers: tuple[Layer, ...]) -> Path:
+    """Write the layer list as JSON, for ``inspect`` and for a reader: kernel, constants by type, graph nodes."""
+    path.write_text(json.dumps([dataclasses.asdict(layer) for layer in layers], indent=1) + "\n", encoding="utf-8")
+    return path
 
 
 def int8_fates(layers: tuple[Layer, ...], weights: Mapping[str, str]) -> tuple[WeightFate, ...]:

@@ -38,12 +38,14 @@ def load_plan(trt: Any, name: str, directory: Path, built: BuiltEngine) -> Tenso
     wanted = built.requires.get("compute_capability", "")
     if capability is None:
         raise UgsepError(f"{built.side} engine needs a GPU of compute capability {wanted}: {reason}")
-    if capability not in wanted.split(","):
+    if not accepts(wanted, capability):
         raise UgsepError(
             f"{built.side} engine is for compute capability {wanted}, this GPU has {capability}; build it again here"
         )
     log = trt.Logger(trt.Logger.ERROR)
     runtime = trt.Runtime(log)
+    if built.session.get("version_compatible"):
+        runtime.engine_host_code_allowed = True  # such a plan carries its own runtime; hashes were checked before
     path = directory / f"{built.side}.engine"
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
@@ -58,6 +60,16 @@ def load_plan(trt: Any, name: str, directory: Path, built: BuiltEngine) -> Tenso
             f"{path}: tensors are {sorted(names)} but the manifest says {sorted(listed)}; build it again"
         )
     return TensorRTRunner(runtime, engine, built)
+
+
+def accepts(wanted: str, capability: str) -> bool:
+    """Say whether a GPU of ``capability`` runs an engine for ``wanted``, a list like ``8.6,8.9`` or ``8.0+``."""
+    here = tuple(map(int, capability.split(".")))
+    for entry in filter(None, wanted.split(",")):
+        least = tuple(map(int, entry.rstrip("+").split(".")))
+        if here == least or (entry.endswith("+") and here > least):
+            return True
+    return False
 
 
 class TensorRTRunner:

@@ -17,7 +17,7 @@ from engines.backend import (
     check_options,
 )
 from engines.backends._graph_io import graph_io, read_graph
-from engines.backends._trt_build import Plan, build_plan, int8_fates
+from engines.backends._trt_build import Plan, build_plan, int8_fates, write_layers
 from engines.backends._trt_runner import load_plan
 from export.lowering_tensorrt import Weights, lower_for_tensorrt
 from graphs.errors import UgsepError, nearest
@@ -81,6 +81,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         plan = compile_graph()
         engine = out_dir / f"{spec.side}.engine"
         engine.write_bytes(plan.data)
+        layers = write_layers(out_dir / f"{spec.side}.layers.json", plan.layers)
         seconds = time.perf_counter() - started
         figures = {"build_seconds": seconds, "layers": float(len(plan.layers)), **_sizes(plan, "")}
         fates: tuple[WeightFate, ...] = ()
@@ -101,8 +102,8 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         backend=NAME,
         side=spec.side,
         precision=spec.precision,
-        files=(engine.name,),
-        bytes=engine.stat().st_size,
+        files=(engine.name, layers.name),
+        bytes=engine.stat().st_size + layers.stat().st_size,
         inputs=inputs,
         outputs=outputs,
         requires={"compute_capability": ",".join(capabilities)},

@@ -1,4 +1,5 @@
 import builtins
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,12 @@ def test_every_int8_weight_is_read_by_the_kernel_of_its_gemm(
     assert {w.name for w in built.weights} == names
     assert {w.fate for w in built.weights} == {"fused-int8"}, built.weights
     assert built.notes == ()
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["full.engine"]
-    assert built.bytes == (tmp_path / "out" / "full.engine").stat().st_size
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["full.engine", "full.layers.json"]
+    assert built.bytes == sum(p.stat().st_size for p in (tmp_path / "out").iterdir())
+    layers = json.loads((tmp_path / "out" / "full.layers.json").read_text())
+    from_int8 = [layer for layer in layers if "Int8" in dict(map(reversed, layer["constants"]))]
+    assert len(from_int8) == 3  # up (with gate, merged), down, dense
+    assert all(any(node.startswith("gemm:") for node in layer["nodes"]) for layer in from_int8)
     assert built.requires == {"compute_capability": "8.0,8.6,8.9,12.0"}
     assert built.inputs[0].dtype == "float16"
 
@@ -60,7 +65,7 @@ def test_a_large_int8_engine_is_about_half_its_fp16_twin(tmp_path: Path, rng: np
     assert built.figures["engine_ratio"] < 0.6
     # int8 plus one FP16 scale per column, against FP16.
     assert built.figures["weight_ratio"] == pytest.approx(0.5, abs=0.02)
-    assert built.bytes > 1024 * 1536 + 1536 * 512
+    assert built.figures["engine_bytes"] > 1024 * 1536 + 1536 * 512
 
 
 def test_item_side_with_an_int8_table(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -172,8 +172,14 @@ def test_one_key_is_built_once_and_others_go_on(tmp_path: Path) -> None:
 
     results: dict[str, bool] = {}
 
+    waiting = threading.Event()
+
+    def wait(message: str) -> None:
+        waits.append(message)
+        waiting.set()
+
     def run(name: str, build: Callable[[Path], BuiltEngine]) -> None:
-        results[name] = cached_build(root, "k" * 64, tmp_path / name, build, waits.append)[1]
+        results[name] = cached_build(root, "k" * 64, tmp_path / name, build, wait)[1]
 
     first = threading.Thread(target=run, args=("first", slow))
     first.start()
@@ -182,6 +188,7 @@ def test_one_key_is_built_once_and_others_go_on(tmp_path: Path) -> None:
     second.start()
     cached_build(root, "o" * 64, tmp_path / "other", _builder("other", calls))  # does not wait
     assert calls == ["other"]
+    assert waiting.wait(20)
     release.set()
     first.join()
     second.join()

@@ -1,0 +1,184 @@
+"""TensorRT 11: engines for the GPU of this machine, strongly typed, with a timing cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engines.backend import (
+    Availability,
+    BuildSpec,
+    BuiltEngine,
+    Option,
+    Progress,
+    Runner,
+    WeightFate,
+    check_options,
+)
+from engines.backends._graph_io import graph_io, read_graph
+from engines.backends._trt_build import build_plan, int8_fates, write_layers
+from engines.backends._trt_runner import gpu, load_plan
+from export.lowering_tensorrt import Weights, lower_for_tensorrt
+from graphs.errors import UgsepError, nearest
+
+NAME = "tensorrt"
+ONNX_VARIANT = {"w8a16": "w8a16", "fp16": "fp32"}
+#: ``optimization_level``: 0 (fast build) to 5 (fast engine). ``version_compatible``: loads in later versions.
+#: ``hardware_compatible``: none (this GPU), same-capability, ampere-plus. ``refit``: weights can be replaced.
+#: ``workspace_mb``: scratch memory a kernel may use while running, 0 for all there is.
+OPTIONS: dict[str, Option] = {
+    "optimization_level": 3,
+    "version_compatible": False,
+    "hardware_compatible": "none",
+    "refit": False,
+    "workspace_mb": 0,
+}
+
+_HARDWARE = {"none": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
+_WEIGHTS: dict[str, Weights] = {"w8a16": "int8", "fp16": "fp16"}
+
+
+def probe() -> Availability:
+    """Are the TensorRT libraries here, and a GPU: without one it can neither build nor run."""
+    try:
+        trt = _import()
+    except UgsepError as error:
+        return Availability(False, False, str(error))
+    capability, reason = gpu()
+    if capability is None:
+        return Availability(
+            False, False, f"tensorrt {trt.__version__} builds only on the GPU it builds for: {reason}"
+        )
+    return Availability(True, True, f"tensorrt {trt.__version__}, compute capability {capability}")
+
+
+def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
+    """Compile ``<side>.engine`` for this machine's GPU and list its layers in ``<side>.layers.json``.
+
+    ``spec.scratch`` keeps the timing cache, so that a later build times no kernel twice.
+
+    Raises:
+        UgsepError: TensorRT's libraries or a GPU are missing, an option is wrong, the graph does not compile, or an
+            int8 weight was folded to FP16.
+    """
+    trt = _import()
+    options = check_options(NAME, spec.options, OPTIONS)
+    check_values(options)
+    capability, reason = gpu()
+    if capability is None:
+        raise UgsepError(f"backend 'tensorrt' builds only on the GPU it builds for: {reason}")
+    started = time.perf_counter()
+    progress(f"tensorrt: compiling {spec.side} {spec.precision} for compute capability {capability}")
+    timing = None if spec.scratch is None else spec.scratch / f"tensorrt-{trt.__version__}-sm{capability}.timing"
+    scratch = out_dir / f".{spec.side}.lowered.onnx"
+    try:
+        lowered = lower_for_tensorrt(spec.onnx, scratch, _WEIGHTS[spec.precision])
+        inputs, outputs = graph_io(read_graph(scratch))
+        caches: list[Any] = []
+
+        def settle(builder: Any, config: Any) -> None:
+            configure(trt, config, options)
+            caches.append(_start_timing(config, timing))
+
+        plan = build_plan(trt, scratch, inputs, spec.profiles, settle)
+    finally:
+        for path in (scratch, scratch.with_name(f"{scratch.name}.data")):
+            path.unlink(missing_ok=True)
+    if timing is not None:
+        timing.parent.mkdir(parents=True, exist_ok=True)
+        timing.write_bytes(memoryview(caches[0].serialize()))
+    engine = out_dir / f"{spec.side}.engine"
+    engine.write_bytes(plan.data)
+    layers = write_layers(out_dir / f"{spec.side}.layers.json", plan.layers)
+    fates: tuple[WeightFate, ...] = ()
+    if spec.precision == "w8a16":
+        names = [n.input[0] for n in read_graph(spec.onnx).graph.node if n.op_type == "DequantizeLinear"]
+        fates = int8_fates(plan.layers, {name: lowered.merged.get(name, name) for name in names})
+    folded = [fate.name for fate in fates if fate.fate == "folded-to-float"]
+    if folded:
+        raise UgsepError(
+            f"{spec.onnx}: TensorRT folded {len(folded)} int8 weights to FP16 ({', '.join(folded[:3])}), so this is "
+            "no w8a16 engine; build fp16, or use a GPU generation with int8 weight kernels"
+        )
+    return BuiltEngine(
+        backend=NAME,
+        side=spec.side,
+        precision=spec.precision,
+        files=(engine.name, layers.name),
+        bytes=engine.stat().st_size + layers.stat().st_size,
+        inputs=inputs,
+        outputs=outputs,
+        session={"version_compatible": options["version_compatible"]},
+        requires={
+            "compute_capability": f"{capability}{'+' if options['hardware_compatible'] == 'ampere-plus' else ''}"
+        },
+        tools={NAME: str(trt.__version__)},
+        profiles=spec.profiles,
+        weights=fates,
+        figures={
+            "build_seconds": time.perf_counter() - started,
+            "engine_bytes": float(plan.data.nbytes),
+            "weight_bytes": float(plan.weight_bytes),
+            "layers": float(len(plan.layers)),
+        },
+    )
+
+
+def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> Runner:
+    """Load an engine on this machine's GPU.
+
+    Raises:
+        UgsepError: the libraries, a driver or a GPU that the engine was built for are missing; both are named.
+    """
+    return load_plan(_import(), NAME, directory, built)
+
+
+def configure(trt: Any, config: Any, options: Mapping[str, Option]) -> None:
+    """Put the options of this backend on a builder configuration. Networks are always strongly typed."""
+    config.builder_optimization_level = options["optimization_level"]
+    config.hardware_compatibility_level = getattr(
+        trt.HardwareCompatibilityLevel, _HARDWARE[str(options["hardware_compatible"])]
+    )
+    if options["version_compatible"]:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options["refit"]:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if options["workspace_mb"]:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options["workspace_mb"]) << 20)
+
+
+def check_values(options: Mapping[str, Option]) -> None:
+    """Refuse option values TensorRT does not know.
+
+    Raises:
+        UgsepError: an optimization level outside 0..5, an unknown compatibility, a negative workspace.
+    """
+    level, hardware = int(options["optimization_level"]), str(options["hardware_compatible"])
+    if not 0 <= level <= 5:
+        raise UgsepError(f"backend 'tensorrt': optimization_level is {level}; give 0 to 5")
+    if hardware not in _HARDWARE:
+        raise UgsepError(f"backend 'tensorrt': hardware_compatible '{hardware}'{nearest(hardware, _HARDWARE)}")
+    if int(options["workspace_mb"]) < 0:
+        raise UgsepError(f"backend 'tensorrt': workspace_mb is {options['workspace_mb']}; give 0 or more")
+
+
+def _start_timing(config: Any, path: Path | None) -> Any:
+    """Give the build a timing cache, filled from the file of an earlier build if there is a usable one."""
+    stored = path.read_bytes() if path is not None and path.is_file() else b""
+    cache = config.create_timing_cache(stored) or config.create_timing_cache(b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
+
+
+def _import() -> Any:
+    try:
+        import tensorrt as trt
+    except (ImportError, OSError) as error:
+        # The bindings install from the package index, the libraries only from the vendor's.
+        raise UgsepError(
+            f"backend 'tensorrt' needs TensorRT 11 and its libraries ({error}); pip install 'ugsep[tensorrt]', the "
+            "libraries come from NVIDIA's own package index"
+        ) from error
+    return trt
