@@ -116,6 +116,14 @@ def _strip_traces(model: ir.Model) -> None:
 
 
 def _name_ends(model: ir.Model, half: Half) -> None:
+    graph = model.graph
+    for index, value in enumerate(graph.outputs):
+        if value in graph.inputs or value in graph.outputs[:index]:
+            # A state tensor that is a plain user input: it needs a value of its own to have a name of its own.
+            copy = ir.node("Identity", [value])
+            graph.append(copy)
+            copy.outputs[0].shape, copy.outputs[0].type = value.shape, value.type
+            graph.outputs[index] = copy.outputs[0]
     _rename(model.graph.inputs, half.inputs)
     _rename(model.graph.outputs, half.outputs)
 
