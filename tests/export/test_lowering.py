@@ -182,3 +182,29 @@ def test_small_weights_can_stay_stacked(tmp_path: Path, rng: np.random.Generator
     assert above.parts == {}
     x = rng.standard_normal((2, tokens, width)).astype(np.float32)
     assert np.array_equal(reference(above.path, {"x": x})["click"], reference(source, {"x": x})["click"])
+
+
+@pytest.mark.slow
+def test_a_graph_beyond_two_gigabytes(tmp_path: Path) -> None:
+    tokens, k, n = 3, 16384, 12032  # 2.4 GB of FP32, as a sparse file
+    data = tmp_path / "a.onnx.data"
+    with data.open("wb") as stream:
+        stream.truncate(tokens * k * n * 4)
+        stream.seek(-4, 2)
+        stream.write(np.float32(7).tobytes())
+    w = onnx.TensorProto(name="w", data_type=FLOAT, dims=[tokens, k, n], data_location=onnx.TensorProto.EXTERNAL)
+    for key, value in (("location", data.name), ("offset", "0"), ("length", str(data.stat().st_size))):
+        w.external_data.add(key=key, value=value)
+    rows = onnx.helper.make_tensor_value_info("x", FLOAT, [tokens, "m", k])
+    out = onnx.helper.make_tensor_value_info("y", FLOAT, [tokens, "m", n])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "large", [rows], [out], [w])
+    opset = [onnx.helper.make_opsetid("", 21)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "a.onnx")
+    lowered = lower_for_cpu(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert lowered.parts == {"w": ("w[0]", "w[1]", "w[2]")}
+    assert lowered.path.stat().st_size < 1 << 20
+    (last,) = (t for t in onnx.load(lowered.path, load_external_data=False).graph.initializer if t.name == "w[2]")
+    place = {entry.key: entry.value for entry in last.external_data}
+    part = np.memmap(tmp_path / place["location"], np.float32, "r", int(place["offset"]), (k, n))
+    assert part[-1, -1] == 7
+    assert not part[-1, :-1].any()
