@@ -32,13 +32,13 @@ class Training:
     epochs: int = 3
     patience: int = 1
     batch_rows: int = 512
-    lr: float = 1e-3
-    embedding_lr: float = 3e-3
+    lr: float = 5e-4
+    embedding_lr: float = 5e-4
     decay: float = 0.02
     embedding_decay: float = 0.02
     warmup: float = 0.1
     clip: float = 1.0
-    forget: dict[str, float] = field(default_factory=lambda: {"user_id": 0.5, "item_id": 0.05})
+    forget: dict[str, float] = field(default_factory=lambda: {"user_id": 0.7, "item_id": 0.1})
 
     def __post_init__(self) -> None:
         for name in ("threads", "epochs", "patience", "batch_rows"):
