@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,22 +200,23 @@ def _compile(ov: Any, source: Path, file: Path, session: Mapping[str, Option]) -
 
 @dataclass(frozen=True)
 class _Node:
-    """One node of the compiled graph: its name, its kind, and the types of its inputs."""
+    """One node of the compiled graph: its name, its kind, and type and shape of its weight (its second input)."""
 
     name: str
     kind: str
-    inputs: tuple[str, ...]
+    weight: str
+    shape: tuple[int, ...]
 
 
 def _compiled_nodes(compiled: Any) -> tuple[_Node, ...]:
-    return tuple(
-        _Node(
-            str(node.get_friendly_name()),
-            str(node.get_rt_info()["layerType"].value),
-            tuple(str(port.get_element_type().to_string()) for port in node.inputs()),
-        )
-        for node in compiled.get_runtime_model().get_ops()
-    )
+    nodes = []
+    for node in compiled.get_runtime_model().get_ops():
+        ports = node.inputs()
+        shape = ports[1].get_partial_shape() if len(ports) > 1 else None
+        fixed = tuple(shape.to_shape()) if shape is not None and shape.is_static else ()
+        weight = str(ports[1].get_element_type().to_string()) if len(ports) > 1 else ""
+        nodes.append(_Node(str(node.get_friendly_name()), str(node.get_rt_info()["layerType"].value), weight, fixed))
+    return tuple(nodes)
 
 
 def _fates(
@@ -223,25 +224,27 @@ def _fates(
 ) -> tuple[WeightFate, ...]:
     """Return what became of each int8 weight.
 
-    A dequantization that was not fused keeps its name in the compiled graph; a fused one is gone, and a fully
-    connected node reads int8 instead: the numbers must agree.
+    A dequantization that was not fused keeps its name in the compiled graph. A fused one is gone, and a fully
+    connected node reads an int8 weight of its shape instead; weights of a shape that too few nodes read were
+    folded to float when the model was compiled.
     """
     dequantized = {n.input[0]: n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
+    shapes = {t.name: tuple(t.dims) for t in graph.graph.initializer}
     left = {node.name for node in nodes if node.kind in ("Eltwise", "Convert", "Subgraph")}
-    compressed = sum(
-        node.kind == "FullyConnected" and {"i8", "u8"} & set(node.inputs[1:2]) != set() for node in nodes
+    compressed = Counter(
+        tuple(sorted(node.shape)) for node in nodes if node.kind == "FullyConnected" and node.weight in ("i8", "u8")
     )
-    fused = {name for name, out in dequantized.items() if out not in left}
-    if compressed < len(fused):
-        raise UgsepError(
-            f"{spec.onnx}: OpenVINO runs {compressed} of {len(fused)} int8 weights as int8; build fp32 instead"
-        )
+    wanted = Counter(tuple(sorted(shapes[name])) for name, out in dequantized.items() if out not in left)
+    if wanted and not compressed:
+        raise UgsepError(f"{spec.onnx}: OpenVINO runs none of its int8 weights as int8; build fp32 instead")
     whole = {part: name for name, names in parts.items() for part in names}
-    counts: dict[str, list[bool]] = defaultdict(list)
-    for name in dequantized:
-        counts[whole.get(name, name)].append(name in fused)
-    fates: list[WeightFate] = []
-    for name, found in counts.items():
-        fate: Fate = "fused-int8" if all(found) else "dequantized-each-run"
-        fates.append(WeightFate(name, fate, f"{sum(found)} of {len(found)} FullyConnected read int8"))
-    return tuple(fates)
+    found: dict[str, list[Fate]] = defaultdict(list)
+    for name, out in dequantized.items():
+        shape = tuple(sorted(shapes[name]))
+        fate: Fate = "fused-int8" if compressed[shape] >= wanted[shape] else "folded-to-float"
+        found[whole.get(name, name)].append("dequantized-each-run" if out in left else fate)
+    order: list[Fate] = ["dequantized-each-run", "folded-to-float", "fused-int8"]
+    return tuple(
+        WeightFate(name, min(fates, key=order.index), f"{fates.count('fused-int8')} of {len(fates)} read int8")
+        for name, fates in found.items()
+    )

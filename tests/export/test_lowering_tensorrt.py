@@ -83,3 +83,15 @@ def test_values_beyond_fp16_are_refused(tmp_path: Path, rng: np.random.Generator
     source = g.save(tmp_path / "a.onnx", {"x": (onnx.TensorProto.FLOAT, ["m", 3])}, {"y": ["m", 2]})
     with pytest.raises(UgsepError, match="'w' has values beyond FP16"):
         lower_for_tensorrt(source, tmp_path / "b.onnx", "fp16")
+
+
+def test_small_constant_nodes_are_typed_too(tmp_path: Path, rng: np.random.Generator) -> None:
+    g = Graph(rng, False)
+    epsilon = g.add("Constant", value=onnx.numpy_helper.from_array(np.float32(0.25)))
+    g.add("Add", g.add("MatMul", "x", g.weight("w", 3, 2)), epsilon, out="y")
+    source = g.save(tmp_path / "a.onnx", {"x": (onnx.TensorProto.FLOAT, ["m", 3])}, {"y": ["m", 2]})
+    lowered = lower_for_tensorrt(source, tmp_path / "b.onnx", "fp16")
+    onnx.checker.check_model(onnx.load(lowered.path), full_check=True)
+    feeds = {"x": np.ones((4, 3), np.float32)}
+    got = reference(lowered.path, {"x": feeds["x"].astype(np.float16)})["y"]
+    np.testing.assert_allclose(got, reference(source, feeds)["y"], rtol=0, atol=1e-2)  # FP16, values of size 1
