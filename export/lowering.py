@@ -17,6 +17,7 @@ from onnx_ir.passes.common import (
 
 from export.lowering_embedding import gather_int8_rows
 from export.lowering_int8 import fuse_int8_gemms
+from export.lowering_moe import MIN_EXPERT_ELEMENTS, route_experts
 from export.lowering_per_token import unstack_tokens
 from graphs.errors import UgsepError
 
@@ -40,11 +41,16 @@ class LoweredGraph:
 
 
 def lower_for_cpu(
-    source: Path, destination: Path, int8_gemms: Int8Gemms = "keep", min_token_elements: int = 0
+    source: Path,
+    destination: Path,
+    int8_gemms: Int8Gemms = "keep",
+    min_token_elements: int = 0,
+    min_expert_elements: int = MIN_EXPERT_ELEMENTS,
 ) -> LoweredGraph:
-    """Write ``source`` for a CPU runtime: one 2-D GEMM per token, int8 tables gathered as int8.
+    """Write ``source`` for a CPU runtime: one 2-D GEMM per token, chosen experts only, int8 tables gathered as int8.
 
-    Weights [T, K, N] with K * N below ``min_token_elements`` stay stacked. ``destination`` and
+    Weights [T, K, N] with K * N below ``min_token_elements`` stay stacked; mixtures whose experts have fewer than
+    ``min_expert_elements`` weights per token stay dense. ``destination`` and
     ``<destination>.data`` (external data) are written; weights are streamed, so graphs beyond 2 GB pass.
 
     Raises:
@@ -53,7 +59,9 @@ def lower_for_cpu(
     model = read_model(source)
     graph = model.graph
     gathered = gather_int8_rows(graph)
-    parts = unstack_tokens(graph, min_token_elements)
+    parts = route_experts(graph, min_expert_elements)
+    model = RemoveUnusedNodesPass()(model).model
+    parts |= unstack_tokens(graph, min_token_elements)
     model = RemoveUnusedNodesPass()(model).model
     fused: frozenset[str] = frozenset()
     if int8_gemms == "matmul-nbits":

@@ -14,11 +14,11 @@ import onnx_ir as ir
 
 from export.lowering_nodes import add_initializer, add_node, constant, int8_weight, ints, rank
 
-_UNARY = frozenset(
+UNARY = frozenset(
     "Abs Celu Cast Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish Neg Reciprocal Relu Selu "
     "Sigmoid Softplus Softsign Sqrt Tanh".split()
 )
-_BINARY = frozenset("Add Div Max Min Mul Pow Sub".split())
+BINARY = frozenset("Add Div Max Min Mul Pow Sub".split())
 
 Parts = tuple[ir.Value, ...]
 
@@ -182,7 +182,7 @@ def _elementwise(tokens: _Tokens, node: ir.Node) -> Parts | None:
     """Carry slices through an element-wise operator; None where an operand cannot be cut by token."""
     operands = [value for value in node.inputs if value is not None]
     counts = {len(tokens.computed[value]) for value in operands if value in tokens.computed}
-    arity = 1 if node.op_type in _UNARY else 2 if node.op_type in _BINARY else 0
+    arity = 1 if node.op_type in UNARY else 2 if node.op_type in BINARY else 0
     if node.domain != "" or len(counts) != 1 or len(operands) != arity:
         return None
     count = counts.pop()
