@@ -114,6 +114,7 @@ def fit(
         for batch in request_batches(rows, order.permutation(fitted), training.batch_rows):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * schedule(step, total, training.warmup)
+            model.at_progress(step / total)
             loss = batch_loss(model, inputs, rows.labels, batch)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
@@ -139,7 +140,7 @@ def batch_loss(model: RankingModel, inputs: dict[str, Tensor], labels: dict[str,
     """Return the mean binary cross-entropy over tasks plus the model's own training-only loss; a scalar."""
     logits = model({name: value[batch] for name, value in inputs.items()})
     losses = [binary_cross_entropy_with_logits(logits[task], label[batch]) for task, label in labels.items()]
-    return torch.stack(losses).mean() + model.auxiliary_loss()
+    return torch.stack(losses).mean() + model.auxiliary_loss({task: label[batch] for task, label in labels.items()})
 
 
 def forget_some(rows: RequestRows, shares: dict[str, float], order: np.random.Generator) -> dict[str, Tensor]:
