@@ -148,6 +148,8 @@ class Backend(Protocol):
     #: Precisions it builds, best known first, and for each the ONNX variant it reads: the file
     #: ``onnx/<side>.onnx`` ("fp32") or ``onnx/<side>.<variant>.onnx`` ("w8a32", "w8a16").
     ONNX_VARIANT: Mapping[str, str]
+    #: Build options with their defaults; a ``threads`` option takes the recipe's thread count.
+    OPTIONS: Mapping[str, Option]
 
     @staticmethod
     def probe() -> Availability:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import click
 
 from engines.bundle import open_bundle
+from engines.cache import default_root
 from engines.recipe import load_recipe
 from graphs.command import CommandGroup
 from graphs.errors import GateFailed, UgsepError
@@ -32,9 +34,10 @@ def main() -> None:
 @click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Held-out requests for the gates.")
 @click.option("--features", type=click.Path(path_type=Path), help="features.json, for --init random.")
 @click.option("--out", type=click.Path(path_type=Path), help="Bundle directory  [default: build/MODEL]")
-@click.option("--backend", help="Serve with this backend instead of the recipe's.")
+@click.option("--backend", help="Serve with this backend instead of the recipe's; auto measures and picks.")
 @click.option("--seed", default=0, show_default=True, help="Seed of random weights and synthetic requests.")
 @click.option("--force", is_flag=True, help="Build even when nothing changed.")
+@click.option("--cache/--no-cache", default=True, show_default=True, help="Take engines built before from the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json to stdout.")
 def build_command(
     model: str,
@@ -47,6 +50,7 @@ def build_command(
     backend: str | None,
     seed: int,
     force: bool,
+    cache: bool,
     as_json: bool,
 ) -> None:
     """Build the bundle of MODEL, a shipped recipe or a recipe file: split, export, quantize, compile, prove."""
@@ -62,8 +66,9 @@ def build_command(
     if backend is not None:
         recipe = dataclasses.replace(recipe, serving=dataclasses.replace(recipe.serving, backend=backend))
     sources = Sources(checkpoint, calibration, requests, features, seed)
+    target, root = out or Path("build") / name, default_root(os.environ) if cache else None
     with show_progress() as progress:
-        outcome = pipeline.build(name, recipe, sources, out or Path("build") / name, force=force, progress=progress)
+        outcome = pipeline.build(name, recipe, sources, target, force=force, cache=root, progress=progress)
     if as_json:
         click.echo(json.dumps(outcome.report))
         return

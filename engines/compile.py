@@ -1,65 +1,113 @@
-"""Compile engines: pick the ONNX view a precision reads, and build it with a backend."""
+"""Compile engines: pick the ONNX view a precision reads, and build it with a backend, through the engine cache."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from engines.backend import BuildSpec, BuiltEngine, Profile, Rows, Runner, check_precision, find_backend
+from engines.backends.onnxruntime import host_isa
+from engines.cache import cached_build, engine_key
 from engines.manifest import Engine
 from engines.recipe import Recipe
+from engines.sources import code_sha256, tool_versions
 from export.metadata import GraphSide
 from graphs.progress import Progress, ProgressCallback, silent
 
 
+@dataclass(frozen=True)
+class EnginePlan:
+    """One engine to build: for a side, with a backend, at a precision."""
+
+    side: GraphSide
+    backend: str
+    precision: str
+
+    @property
+    def directory(self) -> str:
+        """Where the engine stands in a bundle."""
+        return f"engines/{self.backend}/{self.side}.{self.precision}"
+
+
+def serving_plans(recipe: Recipe) -> tuple[EnginePlan, ...]:
+    """Return the two engines a recipe with a named backend serves with.
+
+    Raises:
+        UgsepError: an unknown backend, or a precision it does not build.
+    """
+    serving = recipe.serving
+    backend = find_backend(serving.backend)
+    for precision in serving.precision.values():
+        check_precision(serving.backend, backend, precision)
+    return (
+        EnginePlan("user", serving.backend, serving.precision["user"]),
+        EnginePlan("item", serving.backend, serving.precision["item"]),
+    )
+
+
 def build_engines(
-    recipe: Recipe, onnx: Mapping[GraphSide, Path], work: Path, progress: ProgressCallback = silent
+    recipe: Recipe,
+    plans: Sequence[EnginePlan],
+    onnx: Mapping[GraphSide, Path],
+    work: Path,
+    cache: Path | None = None,
+    progress: ProgressCallback = silent,
 ) -> tuple[list[Engine], list[str]]:
-    """Build the serving backend's engines and compile for the further backends; returns engines and notes."""
+    """Build the planned engines and those for ``serving.compile_for``; returns engines, and notes on what was not."""
     built: list[Engine] = []
     notes: list[str] = []
-    sides: tuple[GraphSide, ...] = ("user", "item")
-    serving = recipe.serving
-    for name in (serving.backend, *serving.compile_for):
+    wanted = list(plans)
+    for name in recipe.serving.compile_for:
         available = find_backend(name).probe()
-        if not available.can_build:
+        if available.can_build:
+            wanted += [EnginePlan("user", name, "w8a16"), EnginePlan("item", name, "w8a16")]
+        else:
             notes.append(f"{name}: not built here: {available.reason}")
             progress(Progress("build", 0, None, notes[-1]))
-            continue
-        for side in sides:
-            precision = serving.precision[side] if name == serving.backend else "w8a16"
-            relative = Path("engines") / name / f"{side}.{precision}"
-            target = work / relative
-            target.mkdir(parents=True)
-            engine = compile_engine(recipe, side, precision, onnx[side], target, progress, backend=name)
-            built.append(Engine(relative.as_posix(), engine))
+    for plan in dict.fromkeys(wanted):
+        target = work / plan.directory
+        target.mkdir(parents=True)
+        built.append(Engine(plan.directory, compile_engine(recipe, plan, onnx[plan.side], target, cache, progress)))
     return built, notes
 
 
 def compile_engine(
     recipe: Recipe,
-    side: GraphSide,
-    precision: str,
+    plan: EnginePlan,
     onnx: Path,
     folder: Path,
+    cache: Path | None = None,
     progress: ProgressCallback = silent,
-    backend: str = "onnxruntime",
 ) -> BuiltEngine:
     """Build one engine into ``folder`` from the FP32 file ``onnx`` or its quantized view beside it.
+
+    With a ``cache`` directory an engine of the same contents and settings is taken from there.
 
     Raises:
         UgsepError: a precision the backend does not build, or the backend's own reasons.
     """
-    name, module = backend, find_backend(backend)
-    variant = check_precision(name, module, precision)
-    source = onnx if variant == "fp32" else onnx.with_name(f"{side}.{variant}.onnx")
+    module = find_backend(plan.backend)
+    variant = check_precision(plan.backend, module, plan.precision)
+    source = onnx if variant == "fp32" else onnx.with_name(f"{plan.side}.{variant}.onnx")
     largest = max(recipe.serving.max_candidates, *recipe.serving.candidates)
     profile = Profile(Rows(1, 1, 1), Rows(1, max(recipe.serving.candidates), largest))
-    options = dict(recipe.serving.options.get(name, {}))
-    if name == "onnxruntime":
+    options = dict(recipe.serving.options.get(plan.backend, {}))
+    if "threads" in module.OPTIONS:
         options.setdefault("threads", recipe.serving.threads)
-    spec = BuildSpec(side, source, precision, (profile,), options)
-    return module.build(spec, folder, lambda note: progress(Progress(f"build {name}", 0, None, note)))
+    spec = BuildSpec(plan.side, source, plan.precision, (profile,), options)
+
+    def tell(note: str) -> None:
+        progress(Progress(f"build {plan.backend}", 0, None, note))
+
+    if cache is None:
+        return module.build(spec, folder, tell)
+    tools = {**tool_versions(), "code": code_sha256()}
+    key = engine_key(plan.backend, spec, tools, host_isa())
+    built, found = cached_build(cache, key, folder, lambda out: module.build(spec, out, tell), tell)
+    if found:
+        tell(f"{plan.backend}: {plan.side} {plan.precision} from the engine cache")
+    return built
 
 
 def load_built(built: BuiltEngine, folder: Path) -> Runner:

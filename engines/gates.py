@@ -143,19 +143,20 @@ def parity_targets(
     targets: list[Target] = []
     for task in split:
         suffix = f"[{task}]" if len(split) > 1 else ""
-        targets += [
-            Target(f"split max |score difference|{suffix}", split[task].max_abs, gates.split_max_abs),
-            Target(f"quantized SQNR dB{suffix}", quantized[task].sqnr_db, gates.sqnr_db, ">="),
-            Target(f"quantized Kendall tau{suffix}", quantized[task].kendall_tau, gates.kendall_tau, ">="),
-            Target(
-                f"quantized max |probability difference|{suffix}",
-                quantized[task].max_probability,
-                gates.max_probability,
-            ),
-        ]
+        targets.append(Target(f"split max |score difference|{suffix}", split[task].max_abs, gates.split_max_abs))
+        targets += quant_targets(gates, quantized[task], suffix)
     targets.append(Target("identical candidates, max |difference|", invariance.duplicates, gates.invariance))
     targets.append(Target("permuted candidates, max |difference|", invariance.permutation, gates.invariance))
     return targets
+
+
+def quant_targets(gates: Gates, quantized: Agreement, suffix: str = "") -> list[Target]:
+    """Return the targets that quantized logits must keep."""
+    return [
+        Target(f"quantized SQNR dB{suffix}", quantized.sqnr_db, gates.sqnr_db, ">="),
+        Target(f"quantized Kendall tau{suffix}", quantized.kendall_tau, gates.kendall_tau, ">="),
+        Target(f"quantized max |probability difference|{suffix}", quantized.max_probability, gates.max_probability),
+    ]
 
 
 def auc_targets(gates: Gates, reference: dict[str, float], actual: dict[str, float]) -> list[Target]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 
 from engines import gates, proof, report
-from engines.backend import Option, Runner, check_precision, find_backend
+from engines.backend import Option, Runner, find_backend
 from engines.backends.onnxruntime import host_isa
 from engines.bundle import open_bundle, publish
-from engines.compile import build_engines
+from engines.choose import Trial, choose_engines
+from engines.compile import build_engines, serving_plans
 from engines.manifest import Manifest, read_manifest, write_manifest
 from engines.recipe import Recipe, dump_recipe
 from engines.sources import Sources, content_key, load_model, load_requests, tool_versions
@@ -32,7 +34,7 @@ from quant.schemes import scheme_from
 from quant.statistics import Calibration, save_calibration
 from quant.weights import QuantTable, quantize_side
 
-STEPS = ("split", "export", "check", "calibrate", "quantize", "build", "parity", "latency", "report")
+AUTO = "auto"
 TRACE_USERS, TRACE_CANDIDATES = 3, 7
 CALIBRATION_REQUESTS = 400
 
@@ -53,6 +55,7 @@ def build(
     out: Path,
     *,
     force: bool = False,
+    cache: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> Outcome:
     """Build, prove and publish the bundle of one model; nothing is done where the same contents were built before.
@@ -66,15 +69,14 @@ def build(
     key = content_key(name, recipe, sources, recipe.serving.backend)
     if not force and _is_current(out, key):
         return Outcome(out, True, report.read_report(out))
-    backend = find_backend(recipe.serving.backend)
-    here = backend.probe()
-    if not here.can_build:
-        raise UgsepError(f"backend '{recipe.serving.backend}' cannot build here: {here.reason}")
-    for precision in recipe.serving.precision.values():
-        check_precision(recipe.serving.backend, backend, precision)
+    if recipe.serving.backend != AUTO:
+        serving_plans(recipe)  # refuse unknown backends and precisions before any work
+        here = find_backend(recipe.serving.backend).probe()
+        if not here.can_build:
+            raise UgsepError(f"backend '{recipe.serving.backend}' cannot build here: {here.reason}")
     failed = out.with_name(out.name + ".failed")
     with publish(out) as work:
-        manifest, found = _make(name, recipe, sources, work, progress)
+        manifest, found = _make(name, recipe, sources, work, cache, progress)
         document = report.report_document(name, recipe, found)
         report.write_report(work, document, found)
         stamped: dict[str, Option] = {"key": key, "passed": bool(document["passed"])}
@@ -103,7 +105,7 @@ def _is_current(out: Path, key: str) -> bool:
 
 
 def _make(
-    name: str, recipe: Recipe, sources: Sources, work: Path, progress: ProgressCallback
+    name: str, recipe: Recipe, sources: Sources, work: Path, cache: Path | None, progress: ProgressCallback
 ) -> tuple[Manifest, report.Findings]:
     torch.set_num_threads(recipe.serving.threads)
     model = load_model(recipe, sources)
@@ -118,7 +120,15 @@ def _make(
     )  # fmt: skip
     save_calibration(calibration, work)
     tables = quantize_all(recipe, onnx, work / "onnx", calibration, progress)
-    engines, notes = build_engines(recipe, onnx, work, progress)
+    truth = gates.reference_scores(halves.full, requests, recipe.serving.threads, progress)
+    tried: tuple[Trial, ...] = ()
+    if recipe.serving.backend == AUTO:
+        with tempfile.TemporaryDirectory(prefix="ugsep-choose-") as scratch:
+            choice = choose_engines(recipe, onnx, Path(scratch), cache, requests, truth, progress)
+        plans, tried = choice.plans, choice.tried
+    else:
+        plans = serving_plans(recipe)
+    engines, notes = build_engines(recipe, plans, onnx, work, cache, progress)
     manifest = Manifest(
         model=name,
         rebuild=f"make engines MODEL={name}",
@@ -126,7 +136,7 @@ def _make(
         engines=tuple(engines),
         tools=tool_versions(),
         host={"isa": host_isa()},
-        choice={e.built.side: e.directory for e in engines if e.built.backend == recipe.serving.backend},
+        choice={plan.side: plan.directory for plan in plans},
         calibration=calibration.samples_sha256,
         synthetic=sources.synthetic,
     )
@@ -134,15 +144,12 @@ def _make(
     sides: dict[GraphSide, Half] = {"full": halves.full, "user": halves.user, "item": halves.item}
     limits = {n: halves.speedup_limit(n) for n in recipe.serving.candidates}
 
-    def reference(_: Runner) -> gates.Scores:
-        return gates.reference_scores(halves.full, requests, recipe.serving.threads, progress)
-
     def check(side: GraphSide, runner: Runner) -> None:
         proof.check_export(side, sides[side], runner, lambda n, u: example_feeds(model, halves, u, n, seed=n)[side])
 
-    proven = proof.prove(recipe, manifest, work, requests, reference, limits, check=check, progress=progress)
+    proven = proof.prove(recipe, manifest, work, requests, lambda _: truth, limits, check=check, progress=progress)
     found = report.Findings(
-        halves, tables, engines, proven, calibration.samples_sha256, sources.synthetic, notes
+        halves, tables, engines, proven, calibration.samples_sha256, sources.synthetic, notes, tried
     )  # fmt: skip
     return manifest, found
 

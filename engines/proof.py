@@ -13,7 +13,7 @@ import torch
 from engines import gates
 from engines.agreement import Agreement
 from engines.backend import Array, Runner
-from engines.compile import compile_engine, load_built
+from engines.compile import EnginePlan, compile_engine, load_built
 from engines.latency import RequestLatency, measure
 from engines.manifest import Manifest, engine_for
 from engines.ranker import Ranker
@@ -76,7 +76,17 @@ def prove(
     # The FP32 engines are the baseline and the proof of the split; they are measured, not shipped.
     with tempfile.TemporaryDirectory(prefix="ugsep-reference-") as scratch:
         folder = Path(scratch)
-        fp32 = {s: compile_engine(recipe, s, "fp32", bundle / "onnx" / f"{s}.onnx", folder, progress) for s in SIDES}
+        fp32 = {
+            side: compile_engine(
+                recipe,
+                EnginePlan(side, "onnxruntime", "fp32"),
+                bundle / "onnx" / f"{side}.onnx",
+                folder,
+                None,
+                progress,
+            )
+            for side in SIDES
+        }
         runners = {side: load_built(engine, folder) for side, engine in fp32.items()}
     for done, (side, runner) in enumerate(runners.items() if check is not None else (), start=1):
         assert check is not None

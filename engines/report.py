@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import jinja2
 
 from engines import plots
 from engines.agreement import Agreement
+from engines.choose import Trial
 from engines.manifest import Engine
 from engines.proof import Proof
 from engines.recipe import Recipe
@@ -32,17 +34,19 @@ class Findings:
     proof: Proof
     calibration_sha256: str
     synthetic: bool
-    notes: Sequence[str] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
+    tried: Sequence[Trial] = ()
 
 
 def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any]:
     """Return ``report.json`` as a mapping; with several tasks the parity blocks hold the worst of each figure."""
     tables = [row for table in found.tables.values() for row in table.rows]
     split = found.split
+    serving = found.engines[:2]  # user and item come first, engines for other machines after them
     return {
         "model": name,
-        "backend": recipe.serving.backend,
-        "precision": dict(recipe.serving.precision),
+        "backend": "+".join(dict.fromkeys(e.built.backend for e in serving)),
+        "precision": {e.built.side: e.built.precision for e in serving},
         "passed": found.proof.passed,
         "synthetic": found.synthetic,
         "parity": {"split": _worst(found.proof.split), "quant": _worst(found.proof.quant)},
@@ -71,6 +75,7 @@ def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any
             {"name": t.name, "value": t.value, "bound": t.bound, "passed": t.passed} for t in found.proof.targets
         ],
         "notes": list(found.notes),
+        "tried": [{**asdict(t), "p50_ms": t.p50_ms if math.isfinite(t.p50_ms) else None} for t in found.tried],
     }
 
 

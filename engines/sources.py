@@ -122,7 +122,7 @@ def content_key(name: str, recipe: Recipe, sources: Sources, backend: str) -> st
         "recipe": dump_recipe(recipe),
         "backend": backend,
         "tools": tool_versions(),
-        "code": _code_sha256(),
+        "code": code_sha256(),
         "seed": sources.seed,
     }
     if sources.checkpoint is not None:
@@ -139,7 +139,8 @@ def content_key(name: str, recipe: Recipe, sources: Sources, backend: str) -> st
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _code_sha256() -> str:
+def code_sha256() -> str:
+    """Return the sha256 of this tool's own source files, so that no build survives a change of the tool."""
     digest = hashlib.sha256()
     for package in (graphs, export, quant, engines):
         root = Path(str(package.__file__)).parent

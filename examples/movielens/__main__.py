@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from engines.recipe import load_recipe
 from examples.movielens.prepare import prepare
-from examples.movielens.recipe import read_recipe
+from examples.movielens.recipe import Recipe, Training
 from examples.movielens.train import checkpoint
 from graphs.command import CommandGroup
+from graphs.config import parse
 from graphs.progress import show_progress
 from graphs.registry import model_class
 
@@ -40,26 +42,22 @@ def data_command(data: Path) -> None:
 
 
 @main.command("checkpoint")
-@click.option("--model", required=True, help="Architecture, for example zenith.")
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="YAML with 'model' and 'training' settings; defaults otherwise.",
-)
+@click.option("--model", required=True, help="A shipped recipe, for example zenith, or a recipe file (.yaml).")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     help=f"Where the checkpoint goes.  [default: {CHECKPOINTS}/MODEL]",
 )
 @data_option
-def checkpoint_command(model: str, config: Path | None, out: Path | None, data: Path) -> None:
+def checkpoint_command(model: str, out: Path | None, data: Path) -> None:
     """Train a model and print AUC and log-loss on the held-out days."""
-    recipe = read_recipe(config)
-    model_class(model)  # refuse an unknown name before anything is fetched
-    folder = out if out is not None else CHECKPOINTS / model
+    shipped = load_recipe(model)
+    model_class(shipped.model)  # refuse an unknown name before anything is fetched
+    recipe = Recipe(dict(shipped.config), parse(Training, shipped.training, f"recipe '{model}': training"))
+    folder = out if out is not None else CHECKPOINTS / Path(model).stem
     with show_progress() as progress:
         prepared = prepare(data, progress)
-        metrics = checkpoint(model, recipe, prepared, folder, progress)
+        metrics = checkpoint(shipped.model, recipe, prepared, folder, progress)
     for task, value in metrics["test"]["auc"].items():
         loss = metrics["test"]["log_loss"][task]
         click.echo(f"{task}: AUC {value:.4f}, log-loss {loss:.4f} on the held-out days")

@@ -1,12 +1,9 @@
-"""What a checkpoint is made with: the model's settings and the training's, from a YAML file or the defaults."""
+"""What a checkpoint is made with: the model's settings and the training's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
-
-import yaml
 
 from graphs import config as config_file
 from graphs.errors import UgsepError
@@ -59,27 +56,6 @@ class Recipe:
 
     model: dict[str, Any] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
-
-
-def read_recipe(path: Path | None) -> Recipe:
-    """Read a recipe; None gives the defaults.
-
-    Raises:
-        UgsepError: the file is missing, no YAML mapping, has an unknown setting or a value of the wrong type.
-    """
-    if path is None:
-        return Recipe()
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UgsepError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UgsepError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    recipe = dict(values) if isinstance(values, dict) else values or {}
-    if isinstance(recipe, dict) and "training" in recipe:  # on its own, so that errors name the nearest setting
-        training = config_file.parse(Training, recipe.pop("training"), f"{path}: training")
-        return replace(config_file.parse(Recipe, recipe, str(path)), training=training)
-    return config_file.parse(Recipe, recipe, str(path))
 
 
 def model_config(

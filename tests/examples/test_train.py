@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from click.testing import CliRunner
 
 from examples.movielens.__main__ import main
 from examples.movielens.batches import read_features, read_rows
 from examples.movielens.metrics import auc, log_loss
 from examples.movielens.prepare import build, write
-from examples.movielens.recipe import Recipe, Training, model_config, read_recipe
+from examples.movielens.recipe import Recipe, Training, model_config
 from examples.movielens.tables import Items, Ratings, Users
 from examples.movielens.train import checkpoint, fixed_threads, forget_some, make_optimizer, schedule
 from graphs.checkpoint import load_checkpoint
@@ -168,20 +167,12 @@ def test_metrics_against_their_definitions() -> None:
 )
 def test_bad_recipes_are_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(text)
-    with pytest.raises(UgsepError, match=message) as error:
-        read_recipe(path)
-    assert "\n" not in str(error.value)
-
-
-def test_an_empty_or_partial_recipe_keeps_the_defaults(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text("")
-    assert read_recipe(path) == read_recipe(None) == Recipe()
-    path.write_text(yaml.safe_dump({"training": {"lr": 1}}))
-    assert read_recipe(path).training == replace(Training(), lr=1.0)
-    with pytest.raises(UgsepError, match="cannot read"):
-        read_recipe(tmp_path / "none.yaml")
+    path.write_text(f"model: zenith\n{text}" if text.startswith("training") else text)
+    result = CliRunner().invoke(main, ["checkpoint", "--model", str(path), "--data", str(tmp_path / "data")])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize(
