@@ -11,6 +11,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 import onnxscript.optimizer
 
+from export.weightless import transposed
+
 
 def canonicalize(model: ir.Model) -> None:
     """Rewrite ``model`` in place; initializer names stay the parameters' own names."""
@@ -44,7 +46,6 @@ def _transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     assert weight.const_value is not None
     assert weight.name is not None
     name = weight.name
-    array = np.ascontiguousarray(weight.const_value.numpy().T)
     plain = name.removesuffix(".T")
     if weight.meta.get("transposed") is not None:
         existing: ir.Value = weight.meta["transposed"]
@@ -52,9 +53,10 @@ def _transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     del graph.initializers[name]
     weight.name = f"{plain}.T"
     graph.initializers[weight.name] = weight
-    new = ir.Value(
-        name=plain, shape=ir.Shape(array.shape), type=weight.type, const_value=ir.Tensor(array, name=plain)
-    )
+    tensor: ir.TensorProtocol | None = transposed(weight.const_value, plain)
+    if tensor is None:
+        tensor = ir.Tensor(np.ascontiguousarray(weight.const_value.numpy().T), name=plain)
+    new = ir.Value(name=plain, shape=ir.Shape(tensor.shape.numpy()), type=weight.type, const_value=tensor)
     graph.initializers[plain] = new
     weight.meta["transposed"] = new
     return new

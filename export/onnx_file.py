@@ -48,13 +48,8 @@ def export_half(
     Raises:
         UgsepError: the exporter or the checker refuses the graph.
     """
-    model = _to_onnx(half, feeds, rows)
-    model.ir_version = IR_VERSION
-    model.producer_name, model.producer_version = "ugsep", ""
-    canonicalize(model)
-    _strip_traces(model)
-    stamp.write(model)
-    _name_ends(model, half)
+    model = to_onnx(half, feeds, rows)
+    finish_model(model, half, stamp)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_suffix(path.suffix + ".data")
     ir.save(model, path, external_data=data.name, size_threshold_bytes=EXTERNAL_DATA_BYTES)
@@ -75,7 +70,22 @@ def check_file(path: Path) -> None:
         raise UgsepError(f"{path} is not valid ONNX: {reason}; export the model again") from error
 
 
-def _to_onnx(half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> ir.Model:
+def finish_model(model: ir.Model, half: Half, stamp: Stamp) -> None:
+    """Bring what the exporter wrote to the form that every later step reads, in place."""
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "ugsep", ""
+    canonicalize(model)
+    _strip_traces(model)
+    stamp.write(model)
+    _name_ends(model, half)
+
+
+def to_onnx(half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> ir.Model:
+    """Run the exporter on a half.
+
+    Raises:
+        UgsepError: it refuses the graph.
+    """
     dims = {name: torch.export.Dim(name) for name in sorted(set(rows.values()))}
     shapes = tuple({0: dims[rows[name]]} for name in half.inputs)
     args = tuple(feeds[name] for name in half.inputs)

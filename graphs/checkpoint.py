@@ -1,4 +1,4 @@
-"""Checkpoints: a folder with ``config.json`` and ``model.safetensors``; pickles are refused."""
+"""Checkpoints: a folder with ``config.json`` and weights in safetensors, one file or shards; pickles are refused."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from graphs.errors import UgsepError, nearest
+from graphs.checkpoint_files import PICKLES, check_finite, check_weights, stored_weights, weight_files
+from graphs.errors import UgsepError
 from graphs.ranking_model import RankingModel
 from graphs.registry import model_class
-
-PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
 def load_checkpoint(directory: Path) -> RankingModel:
     """Return the model a checkpoint folder holds, in eval mode.
 
     Raises:
-        UgsepError: missing or truncated file, a pickle, unknown architecture, missing or surplus weight,
+        UgsepError: missing or truncated file or shard, a pickle, unknown architecture, missing or surplus weight,
             wrong shape, NaN or infinite weight.
     """
     config = read_config(directory)
@@ -49,38 +48,20 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill every parameter and buffer of ``model`` from one safetensors file; the errors of ``load_checkpoint``."""
-    if not path.is_file():
-        pickles = [p.name for p in sorted(path.parent.glob("*")) if p.suffix in PICKLES]
-        found = f" (found {pickles[0]}: pickles are refused, convert it to safetensors)" if pickles else ""
-        raise UgsepError(f"no weights at {path}{found}; a checkpoint is config.json and model.safetensors")
-    try:
-        weights = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise UgsepError(f"{path} is truncated or not safetensors ({error}); save the checkpoint again") from error
-    expected = model.state_dict()
-    for name in expected:
-        if name not in weights:
-            raise UgsepError(
-                f"{path}: weight '{name}' is missing{nearest(name, weights)}; is config.json of this model?"
-            )
-    for name, value in weights.items():
-        if name not in expected:
-            raise UgsepError(
-                f"{path}: unknown weight '{name}'{nearest(name, expected)}; is config.json of this model?"
-            )
-        if value.shape != expected[name].shape:
-            got, want = tuple(value.shape), tuple(expected[name].shape)
-            raise UgsepError(
-                f"{path}: weight '{name}' has shape {got}, config.json asks for {want}; use the matching pair"
-            )
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            bad = int((~torch.isfinite(value)).sum())
-            raise UgsepError(
-                f"{path}: weight '{name}' has {bad} NaN or infinite values; retrain or repair the checkpoint"
-            )
-    model.load_state_dict(weights)
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Fill every parameter and buffer of ``model`` from a checkpoint folder; the errors of ``load_checkpoint``.
+
+    One file or shards; weights are converted to the model's own dtypes, one at a time.
+    """
+    where = weight_files(folder)[0]
+    stored, expected = stored_weights(folder), model.state_dict()
+    check_weights(expected, stored, where)
+    for file in sorted({s.file for s in stored.values()}):
+        with safetensors.safe_open(file, framework="pt") as opened, torch.no_grad():
+            for name in opened.keys():
+                value = opened.get_tensor(name)
+                check_finite(name, value, file)
+                expected[name].copy_(value)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

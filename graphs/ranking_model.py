@@ -175,7 +175,7 @@ class RankingModel(nn.Module, ModelHubMixin):
             raise UgsepError(f"{model_id}/config.json is missing; save the model with save_pretrained")
         # The hub's mixin decodes by annotation and sees only its text here, so the mapping arrives as it is.
         model = cls(cls._parse_config(config) if isinstance(config, dict) else config)
-        load_weights(model, Path(model_id) / "model.safetensors")
+        load_weights(model, Path(model_id))
         return model.eval()
 
 

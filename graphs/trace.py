@@ -56,7 +56,7 @@ def trace(module: nn.Module, example: Example) -> Traced:
     rows = {name: leaf.shape[0] for name, leaf in zip(names, leaves, strict=True)}
     if len(set(rows.values())) > 1:
         raise UgsepError(f"example inputs have different batch sizes {rows}; give every tensor the same first axis")
-    tiled = [leaf.index_select(0, torch.arange(TRACE_ROWS) % leaf.shape[0]) for leaf in leaves]
+    tiled = [leaf.index_select(0, torch.arange(TRACE_ROWS, device=leaf.device) % leaf.shape[0]) for leaf in leaves]
     _, spec = pytree.tree_flatten((args, kwargs))
     args, kwargs = pytree.tree_unflatten(tiled, spec)
     # AUTO accepts guards that hold for some batch sizes only, of which torch's own shape logic makes many; the ones

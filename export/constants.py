@@ -1,0 +1,239 @@
+"""Constants of a graph whose weights are still on disk: where each one's numbers come from, read piece by piece.
+
+A model built on the meta device has shapes but no numbers. Its constants are parameters, views of parameters
+(slices, transposes), or the result of operations on parameters; ``Recorder`` notes the last while the model is folded
+and split. ``Weights`` then reads any box of a constant from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from graphs.checkpoint_files import Stored, check_finite
+from graphs.errors import UgsepError
+
+aten = torch.ops.aten
+
+#: What may be in memory at once to compute a constant from parameters.
+COMPUTED_BYTES = 512 << 20
+#: A box is read in one go, gaps included, unless the gaps outweigh the numbers this many times ...
+_SPAN_TIMES = 4
+#: ... and the pieces are at least this long.
+_PIECE_BYTES = 4096
+
+Box = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """The result of one operation, arguments being constants; ``shape`` is that of the whole contiguous result."""
+
+    function: Any
+    args: Any
+    kwargs: Any
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor as elements of a base, a stored parameter's name or a computation, like ``torch.as_strided``."""
+
+    base: str | Computed
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    def transposed(self) -> Constant:
+        """Return the constant with its last two axes swapped."""
+        shape, strides = list(self.shape), list(self.strides)
+        shape[-2:], strides[-2:] = reversed(shape[-2:]), reversed(strides[-2:])
+        return replace(self, shape=tuple(shape), strides=tuple(strides))
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return torch.Size(self.shape).numel()
+
+
+class Recorder(TorchDispatchMode):
+    """Notes, while it is active, what operations on a meta model's parameters compute.
+
+    Not to be active while a model is traced: only the constants of the finished graph are of interest.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._bases: dict[int, str | Computed] = {}
+        self._alive: list[Tensor] = []
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            self._bases.setdefault(tensor.untyped_storage()._cdata, name)
+            self._alive.append(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation; remember its result where it comes from parameters."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        if not isinstance(result, Tensor) or isinstance(result, FakeTensor) or result.device.type != "meta":
+            return result
+        key = result.untyped_storage()._cdata
+        if key not in self._bases and any(a.untyped_storage()._cdata in self._bases for a in given):
+            arguments, options = pytree.tree_map_only(Tensor, self._argument, (args, kwargs))
+            self._bases[key] = Computed(func, arguments, options, tuple(result.shape))
+            self._alive.append(result)
+        return result
+
+    def _argument(self, tensor: Tensor) -> Constant | Tensor:
+        return self.constant(tensor, "an argument") if tensor.device.type == "meta" else tensor
+
+    def constant(self, tensor: Tensor, name: str) -> Constant:
+        """Return where a meta tensor's numbers come from; ``name`` is for the error.
+
+        Raises:
+            UgsepError: neither a parameter nor computed from parameters while recording.
+        """
+        base = self._bases.get(tensor.untyped_storage()._cdata)
+        if base is None:
+            raise UgsepError(
+                f"constant '{name}' is neither a weight of the checkpoint nor computed from them; make it a "
+                "persistent buffer, or build the model in memory with 'ugsep build'"
+            )
+        return Constant(base, tensor.dtype, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+
+
+class Weights:
+    """The open files of a checkpoint; ``read`` may be called from several threads."""
+
+    def __init__(self, stored: Mapping[str, Stored], descriptors: Mapping[Path, int]) -> None:
+        self._stored = stored
+        self._descriptors = descriptors
+
+    def read(self, constant: Constant, box: Box | None = None, name: str = "") -> Tensor:
+        """Return a box of a constant as ``read_unchecked`` does.
+
+        Raises:
+            UgsepError: NaN or infinite weights, or a computation that needs too much memory; ``name`` is for it.
+        """
+        found = self.read_unchecked(constant, box, name)
+        self.check(constant, found, name)
+        return found
+
+    def check(self, constant: Constant, value: Tensor, name: str) -> None:
+        """Refuse NaN and infinite values of a constant, naming the stored weight and its file."""
+        base = constant.base if isinstance(constant.base, str) else _first_stored(constant.base)
+        check_finite(base or name, value, self._stored[base].file if base else Path(name))
+
+    def read_unchecked(self, constant: Constant, box: Box | None = None, name: str = "") -> Tensor:
+        """Return a box of a constant, whole without ``box``, in the dtype it is stored in (computed: its own).
+
+        The result may be a strided view of a larger buffer. Numbers are not looked at.
+
+        Raises:
+            UgsepError: a computation that needs too much memory.
+        """
+        box = box or tuple((0, size) for size in constant.shape)
+        if isinstance(constant.base, Computed):
+            return self._computed(constant, constant.base, box, name)
+        stored = self._stored[constant.base]
+        begin = constant.offset + sum(low * s for (low, _), s in zip(box, constant.strides, strict=True))
+        return self._strided(stored, tuple(b - a for a, b in box), constant.strides, begin)
+
+    def prefetch(self, constant: Constant, box: Box) -> None:
+        """Ask the system to read a box ahead of its use."""
+        if isinstance(constant.base, Computed) or not hasattr(os, "posix_fadvise"):
+            return
+        stored = self._stored[constant.base]
+        begin = constant.offset + sum(low * s for (low, _), s in zip(box, constant.strides, strict=True))
+        span = 1 + sum((b - a - 1) * s for (a, b), s in zip(box, constant.strides, strict=True))
+        size = stored.dtype.itemsize
+        os.posix_fadvise(
+            self._descriptors[stored.file], stored.offset + begin * size, span * size, os.POSIX_FADV_WILLNEED
+        )
+
+    def _strided(self, stored: Stored, shape: tuple[int, ...], strides: tuple[int, ...], begin: int) -> Tensor:
+        size = stored.dtype.itemsize
+        span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        elements = torch.Size(shape).numel()
+        widest = max(range(len(shape)), key=lambda i: strides[i] if shape[i] > 1 else 0, default=0)
+        if span > _SPAN_TIMES * elements and elements // shape[widest] * size >= _PIECE_BYTES:
+            rest = tuple(1 if i == widest else n for i, n in enumerate(shape))
+            steps = range(begin, begin + shape[widest] * strides[widest], strides[widest])
+            return torch.cat([self._strided(stored, rest, strides, step) for step in steps], widest)
+        raw = torch.empty(span * size, dtype=torch.uint8)
+        view = memoryview(raw.numpy())
+        done, at = 0, stored.offset + begin * size
+        while done < len(view):
+            got = os.preadv(self._descriptors[stored.file], [view[done:]], at + done)
+            if not got:
+                raise UgsepError(f"{stored.file} became shorter while it was read; start again")
+            done += got
+        return raw.view(stored.dtype).as_strided(shape, strides)
+
+    def _computed(self, constant: Constant, base: Computed, box: Box, name: str) -> Tensor:
+        whole = constant.offset == 0 and constant.shape == base.shape and _contiguous(base.shape) == constant.strides
+        if base.function is aten.cat.default and whole:
+            return self._joined(base, box, name)
+        inputs = [c for c in pytree.tree_leaves((base.args, base.kwargs)) if isinstance(c, Constant)]
+        need = 4 * (sum(c.elements for c in inputs) + torch.Size(base.shape).numel())
+        if need > COMPUTED_BYTES:
+            raise UgsepError(
+                f"constant '{name}' takes {need >> 20} MiB at once to compute ({base.function}), more than "
+                f"{COMPUTED_BYTES >> 20}; build this model in memory with 'ugsep build'"
+            )
+        args, kwargs = pytree.tree_map_only(
+            Constant, lambda c: self.read(c, name=name).to(c.dtype), (base.args, base.kwargs)
+        )
+        if "device" in kwargs:
+            kwargs["device"] = torch.device("cpu")
+        result: Tensor = base.function(*args, **kwargs).contiguous()
+        found = result.as_strided(constant.shape, constant.strides, constant.offset)
+        return found[tuple(slice(a, b) for a, b in box)]
+
+    def _joined(self, base: Computed, box: Box, name: str) -> Tensor:
+        """Read a box of joined slices: what of it lies in each."""
+        parts = base.args[0]
+        axis = (base.args[1] if len(base.args) > 1 else 0) % len(base.shape)
+        found, at = [], 0
+        for part in parts:
+            low, high = max(box[axis][0] - at, 0), min(box[axis][1] - at, part.shape[axis])
+            if low < high:
+                found.append(self.read_unchecked(part, (*box[:axis], (low, high), *box[axis + 1 :]), name))
+            at += part.shape[axis]
+        return torch.cat(found, axis)
+
+
+@contextmanager
+def open_weights(stored: Mapping[str, Stored]) -> Iterator[Weights]:
+    """Open the files of a checkpoint for reading in pieces."""
+    descriptors: dict[Path, int] = {}
+    try:
+        for file in sorted({s.file for s in stored.values()}):
+            descriptors[file] = os.open(file, os.O_RDONLY)
+        yield Weights(stored, descriptors)
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+
+
+def _first_stored(computed: Computed) -> str | None:
+    """Return the name of a stored weight that a computation reads."""
+    for constant in pytree.tree_leaves((computed.args, computed.kwargs)):
+        if isinstance(constant, Constant):
+            return constant.base if isinstance(constant.base, str) else _first_stored(constant.base)
+    return None
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return torch.empty(shape, device="meta").stride()

@@ -1,0 +1,73 @@
+"""Export a half whose weights are on disk: the ONNX graph in full, its large initializers by where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from export.constants import Constant, Recorder, Weights
+from export.metadata import Stamp
+from export.onnx_file import EXTERNAL_DATA_BYTES, finish_model, to_onnx
+from export.weightless import constant_of, weightless
+from graphs.split import Half
+
+
+@dataclass(frozen=True)
+class StreamedGraph:
+    """A canonical graph without its large weights.
+
+    ``model`` declares them as external data without a place; ``constants`` says where their numbers come from.
+    """
+
+    model: onnx.ModelProto
+    constants: Mapping[str, Constant]
+
+
+def export_streamed(
+    half: Half,
+    feeds: Mapping[str, Tensor],
+    rows: Mapping[str, str],
+    stamp: Stamp,
+    recorder: Recorder,
+    weights: Weights,
+) -> StreamedGraph:
+    """Export ``half``, built on the meta device, to the graph that ``export_half`` would write; nothing is written.
+
+    Args:
+        half: the graph.
+        feeds: example meta tensors by input name, at least 2 rows each.
+        rows: the name of each input's first axis, ``users`` or ``candidates``.
+        stamp: the metadata.
+        recorder: what was active while the model was split.
+        weights: the checkpoint; small constants are read from it.
+
+    Raises:
+        UgsepError: the exporter refuses the graph, or a constant does not come from the checkpoint.
+    """
+    model = to_onnx(half, feeds, rows)
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.tensor_adapters.TorchTensor) and tensor.raw.device.type == "meta":
+            value.const_value = weightless(recorder.constant(tensor.raw, name), name, weights)
+    finish_model(model, half, stamp)
+    constants: dict[str, Constant] = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        assert tensor is not None
+        constant = constant_of(tensor)
+        if constant is None:
+            continue
+        if tensor.nbytes <= EXTERNAL_DATA_BYTES:
+            value.const_value = ir.Tensor(np.ascontiguousarray(tensor.numpy()), name=name)
+        else:
+            constants[name] = constant
+            value.const_value = ir.ExternalTensor(
+                "", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+            )
+    return StreamedGraph(ir.to_proto(model), constants)
