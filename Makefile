@@ -19,7 +19,7 @@ BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),
 REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data checkpoint engines parity bench test lint clean
+.PHONY: help setup data checkpoint engines parity bench quality test lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ parity: $(READY) ## check the bundle in OUT again: hashes, parity, AUC and laten
 
 bench: $(READY) ## measure the bundle in OUT against the whole model
 	@$(BIN)/ugsep bench $(OUT)
+
+quality: $(READY) ## train all variants and write docs/quality.md (long; goes on where it was stopped)
+	@$(BIN)/python -m examples.movielens quality
 
 test: $(READY) ## run the tests
 	@$(BIN)/python -m pytest

@@ -108,7 +108,7 @@ def _make(
     name: str, recipe: Recipe, sources: Sources, work: Path, cache: Path | None, progress: ProgressCallback
 ) -> tuple[Manifest, report.Findings]:
     torch.set_num_threads(recipe.serving.threads)
-    model = load_model(recipe, sources)
+    model = load_model(recipe, sources).for_inference()
     halves = split_model(model, progress)
     onnx = export_all(name, model, halves, work / "onnx", progress)
     spec, features = request_spec(onnx["user"], onnx["item"]), model.config.features

@@ -64,5 +64,27 @@ def checkpoint_command(model: str, out: Path | None, data: Path) -> None:
     click.echo(f"checkpoint: {folder} ({metrics['parameters']:,} parameters, {metrics['seconds']} s)")
 
 
+@main.command("quality")
+@click.option(
+    "--model", "models", multiple=True, help="Recipes to train  [default: rankmixer, zenith, tokenmixer-large]"
+)
+@click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
+@click.option("--threads", default=2, show_default=True, help="Threads per training.")
+@click.option("--page", type=click.Path(path_type=Path), default=Path("docs/quality.md"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("build/quality"), show_default=True)
+@data_option
+def quality_command(
+    models: tuple[str, ...], seeds: tuple[int, ...], threads: int, page: Path, out: Path, data: Path
+) -> None:
+    """Train unmasked, masked and compensated models and write docs/quality.md; goes on where it was stopped."""
+    from examples.movielens import quality
+
+    with show_progress() as progress:
+        prepared = prepare(data, progress)
+        results = quality.measure(prepared, out, models or quality.MODELS, seeds, threads, progress)
+    quality.write(results, seeds, page)
+    click.echo(f"quality: {page}")
+
+
 if __name__ == "__main__":
     main()
