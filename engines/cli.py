@@ -11,6 +11,9 @@ import click
 
 from engines.bundle import open_bundle
 from engines.cache import default_root
+from engines.cache_command import cache_command
+from engines.inspect_command import inspect_command
+from engines.models_command import models_command
 from engines.recipe import load_recipe
 from graphs.command import CommandGroup
 from graphs.errors import GateFailed, UgsepError
@@ -21,6 +24,11 @@ from graphs.progress import show_progress
 @click.version_option(package_name="ugsep")
 def main() -> None:
     """Compute the user once, the items many times: from a PyTorch ranking model to user and item engines."""
+
+
+main.add_command(cache_command)
+main.add_command(inspect_command)
+main.add_command(models_command)
 
 
 @main.command("build")

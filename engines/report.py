@@ -13,6 +13,7 @@ import jinja2
 
 from engines import plots
 from engines.agreement import Agreement
+from engines.byte_sizes import readable_bytes
 from engines.choose import Trial
 from engines.manifest import Engine
 from engines.proof import Proof
@@ -136,12 +137,3 @@ def read_report(bundle: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UgsepError(f"{path}: not a JSON object; build the bundle again")
     return document
-
-
-def readable_bytes(count: float) -> str:
-    """Return a byte count with a binary unit: ``1.5 MiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable: the loop returns at GiB")
