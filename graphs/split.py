@@ -11,7 +11,9 @@ from torch import Tensor, fx, nn
 from graphs.cost import SideCost, nbytes, side_cost
 from graphs.cut import choose_state
 from graphs.errors import UgsepError, nearest
+from graphs.features import Side
 from graphs.halves import USER_INDEX, build_item_half, build_user_half, state_row_shape
+from graphs.hoist import Hoisted, hoist
 from graphs.row_layout import Rows
 from graphs.rows import check_rows_independent
 from graphs.sides import NodeSide, assign_sides
@@ -48,7 +50,8 @@ class Split:
     """A model cut in two.
 
     ``user(user inputs [U, ...]) -> state``; ``item(item inputs [N, ...], state [U, ...], user_index [N])`` gives
-    the outputs; ``full`` is the whole model in the same flat form.
+    the outputs; ``full`` is the whole model in the same flat form. ``traced`` is the graph that was cut, after
+    hoisting, with the side and the row axis of its nodes in ``sides`` and ``rows``; ``hoisted`` lists what moved.
     """
 
     full: Half
@@ -57,9 +60,12 @@ class Split:
     state: tuple[StateTensor, ...]
     user_cost: SideCost
     item_cost: SideCost
+    full_cost: SideCost
     plain_state_bytes: int
     traced: Traced
     sides: dict[fx.Node, NodeSide]
+    rows: dict[fx.Node, Rows]
+    hoisted: tuple[Hoisted, ...] = ()
 
     @property
     def user_inputs(self) -> tuple[str, ...]:
@@ -83,18 +89,20 @@ class Split:
 
     @property
     def reusable_share(self) -> float:
-        """Share of the whole model's FLOPs that runs once per request."""
-        total = self.user_cost.flops + self.item_cost.flops
-        return self.user_cost.flops / total if total else 0.0
+        """Share of the whole model's FLOPs that a candidate no longer pays."""
+        return 1 - self.item_cost.flops / self.full_cost.flops if self.full_cost.flops else 0.0
 
     def speedup_limit(self, candidates: int) -> float:
         """Return the FLOP limit of the speed-up for one request of ``candidates`` items."""
-        whole = candidates * (self.user_cost.flops + self.item_cost.flops)
-        return whole / (self.user_cost.flops + candidates * self.item_cost.flops)
+        return candidates * self.full_cost.flops / (self.user_cost.flops + candidates * self.item_cost.flops)
 
 
-def split(module: nn.Module, example: Example, *, user: Iterable[str], item: Iterable[str]) -> Split:
+def split(
+    module: nn.Module, example: Example, *, user: Iterable[str], item: Iterable[str], hoisting: bool = True
+) -> Split:
     """Split ``module``, traced on ``example``, by naming its user-side and item-side inputs.
+
+    ``hoisting=False`` leaves products as they are (see ``graphs.hoist``), for comparison.
 
     Raises:
         UgsepError: an input named on both sides or on none, an unknown input, nothing user-side or item-side to
@@ -102,22 +110,25 @@ def split(module: nn.Module, example: Example, *, user: Iterable[str], item: Ite
     """
     traced = trace(module, example)
     by_side = _sides_of_inputs(traced.inputs, tuple(user), tuple(item))
-    return split_traced(traced, by_side["user"], by_side["item"])
+    return split_traced(traced, by_side["user"], by_side["item"], hoisting)
 
 
-def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str]) -> Split:
+def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str], hoisting: bool = True) -> Split:
     """Split an already traced model; the errors of ``split``."""
-    graph = traced.module.graph
     if USER_INDEX in traced.inputs:
         raise UgsepError(f"an input is named '{USER_INDEX}', which the item graph adds itself; rename it")
+    whole = traced
     placeholders = _names_of_placeholders(traced)
-    sides = assign_sides(graph, {p: "user" if name in user else "item" for p, name in placeholders.items()})
+    given: dict[str, Side] = {p: "user" if name in user else "item" for p, name in placeholders.items()}
+    sides = assign_sides(traced.module.graph, given)
     rows = check_rows_independent(traced)
-    computed = [n for n in graph.nodes if sides[n] == "user" and n.op == "call_function"]
-    if not any(sides[n] == "item" for n in graph.nodes if n.op == "call_function"):
-        raise UgsepError(f"no node depends on the item inputs {list(item)}; name the inputs that differ by candidate")
-    if not computed:
-        raise UgsepError(f"nothing is computed from the user inputs {list(user)} alone; there is nothing to reuse")
+    _check_both_sides(traced, sides, user, item)
+    hoisted: tuple[Hoisted, ...] = ()
+    if hoisting:
+        traced, hoisted = hoist(traced, sides)
+        sides = assign_sides(traced.module.graph, given)
+        rows = check_rows_independent(traced)
+    graph = traced.module.graph
     cut = choose_state(graph, sides)
     user_module, state_names = build_user_half(traced, sides, cut, rows)
     item_module = build_item_half(traced, sides, cut, rows, state_names)
@@ -128,16 +139,29 @@ def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str]) -> Sp
     user_nodes = [n for n in graph.nodes if sides[n] == "user" and n.op == "call_function"]
     item_nodes = [n for n in graph.nodes if (sides[n] == "item" or n in recomputed) and n.op == "call_function"]
     return Split(
-        full=Half(traced.module, traced.inputs, traced.outputs),
+        full=Half(whole.module, whole.inputs, traced.outputs),
         user=Half(user_module, used_user, state_names),
         item=Half(item_module, (*used_item, *state_names, USER_INDEX), traced.outputs),
         state=state,
         user_cost=side_cost(user_nodes),
         item_cost=side_cost(item_nodes),
+        full_cost=side_cost(n for n in whole.module.graph.nodes if n.op == "call_function"),
         plain_state_bytes=cut.plain_bytes,
         traced=traced,
         sides=sides,
+        rows=rows,
+        hoisted=hoisted,
     )
+
+
+def _check_both_sides(
+    traced: Traced, sides: dict[fx.Node, NodeSide], user: Sequence[str], item: Sequence[str]
+) -> None:
+    computed = [sides[n] for n in traced.module.graph.nodes if n.op == "call_function"]
+    if "item" not in computed:
+        raise UgsepError(f"no node depends on the item inputs {list(item)}; name the inputs that differ by candidate")
+    if "user" not in computed:
+        raise UgsepError(f"nothing is computed from the user inputs {list(user)} alone; there is nothing to reuse")
 
 
 def _placeholders(module: fx.GraphModule) -> list[str]:
