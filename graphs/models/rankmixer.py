@@ -147,6 +147,7 @@ class RankMixer(RankingModel):
     """RankMixer with UG-Sep; ``forward(features) -> {task: logits [N]}``. See ``RankMixerConfig``."""
 
     config_class = RankMixerConfig
+    keep_float = (*RankingModel.keep_float, "*.experts.shift")
 
     def __init__(self, config: RankMixerConfig) -> None:
         super().__init__(config)

@@ -77,6 +77,35 @@ def test_routed_equals_dense(tmp_path: Path, int8: bool, kind: str) -> None:
         np.testing.assert_allclose(got, expected, atol=5e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+def test_products_computed_once_per_user_are_read_at_the_chosen_rows(tmp_path: Path, int8: bool) -> None:
+    """A hoisted projection: (x W + u[user_index]) / scale + bias, with u [T, U, E*h] and scale [T, N, 1]."""
+    g = Graph(np.random.default_rng(3), int8)
+    of_user = g.add("Gather", "u", "user_index", axis=1)
+    total = g.add("Div", g.add("Add", g.add("MatMul", "x", g.weight("up.weight", T, D, E * H)), of_user), "scale")
+    hidden = g.add("Gelu", g.add("Add", total, g.bias("up.bias", T, 1, E * H)))
+    hidden = g.add("Mul", hidden, g.add("MatMul", "z", g.weight("gate.weight", T, D + 1, E * H)))
+    cut = g.add("Reshape", hidden, g.const("cut", np.array([T, -1, E, H])))
+    scaled = g.add("Mul", g.add("Unsqueeze", "gates", g.const("last", np.array([-1]))), cut)
+    joined = g.add("Reshape", scaled, g.const("join", np.array([T, -1, E * H])))
+    g.add("MatMul", joined, g.weight("down.weight", T, E * H, D), out="y")
+    f32, i64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    shapes = {"x": D, "z": D + 1, "scale": 1, "gates": E}
+    inputs: dict[str, tuple[int, list[Any]]] = {k: (f32, [T, "N", w]) for k, w in shapes.items()}
+    inputs |= {"u": (f32, [T, "U", E * H]), "user_index": (i64, ["N"])}
+    source = g.save(tmp_path / "dense.onnx", inputs, {"y": [T, "N", D]})
+    routed = lower_for_cpu(source, tmp_path / "routed.onnx", min_expert_elements=0)
+    assert len(routed.parts["up.weight"]) == len(routed.parts["gate.weight"]) == T * E
+    rng = np.random.default_rng(4)
+    for rows, users, active in ((1, 1, 2), (13, 3, 2), (5, 2, 0)):
+        given = {**feeds(rng, rows, active), "z": rng.standard_normal((T, rows, D + 1), np.float32)}
+        given |= {"scale": rng.uniform(0.5, 2, (T, rows, 1)).astype(np.float32)}
+        given |= {"u": rng.standard_normal((T, users, E * H), np.float32)}
+        given |= {"user_index": rng.integers(0, users, rows)}
+        expected, got = (session(path).run(None, given)[0] for path in (source, routed.path))
+        np.testing.assert_allclose(got, expected, atol=2e-5, rtol=1e-5)  # products of two sums of order 1
+
+
 def test_threads_lose_no_sum(tmp_path: Path) -> None:
     """A scatter that adds to one row several times does lose some, on several threads."""
     sizes = (1, 2048, 6, 2)
