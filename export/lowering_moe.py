@@ -319,7 +319,7 @@ class _Token:
         return self.add("GatherND", [part, self._places(index, wide)[expert]], f"{what}.rows")
 
     def _places(self, index: ir.Value | None, wide: bool) -> list[ir.Value]:
-        """Per expert the places to read: row, or its user by ``index``; where ``wide`` the expert too; [R_e, 1 or 2]."""
+        """Per expert where to read: row, or its user by ``index``; and the expert where ``wide``; [R_e, 1 or 2]."""
         if (index, wide) not in self.places:
             rows, what = self.all_rows, "rows" if index is None else f"{index.name}.users"
             if index is not None:
