@@ -15,6 +15,7 @@ from engines.cache_command import cache_command
 from engines.inspect_command import inspect_command
 from engines.models_command import models_command
 from engines.recipe import load_recipe
+from engines.stream_command import random_checkpoint_command, stream_command
 from graphs.command import CommandGroup
 from graphs.errors import GateFailed, UgsepError
 from graphs.progress import show_progress
@@ -29,6 +30,8 @@ def main() -> None:
 main.add_command(cache_command)
 main.add_command(inspect_command)
 main.add_command(models_command)
+main.add_command(stream_command)
+main.add_command(random_checkpoint_command)
 
 
 @main.command("build")

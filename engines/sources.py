@@ -18,6 +18,7 @@ import quant
 from engines.manifest import hash_file
 from engines.recipe import Recipe, dump_recipe
 from graphs import checkpoint, config
+from graphs.checkpoint_files import weight_files
 from graphs.errors import UgsepError
 from graphs.features import Feature
 from graphs.ranking_model import ModelConfig, RankingModel, initialise
@@ -69,15 +70,22 @@ def load_model(recipe: Recipe, sources: Sources) -> RankingModel:
         UgsepError: a bad checkpoint or config, or a checkpoint of another architecture than the recipe's.
     """
     if sources.checkpoint is not None:
-        found = checkpoint.read_config(sources.checkpoint).get("architecture")
-        if found != recipe.model:
-            raise UgsepError(
-                f"{sources.checkpoint} holds a '{found}', the recipe is for '{recipe.model}'; pass the other"
-            )
+        check_architecture(recipe, sources.checkpoint)
         return checkpoint.load_checkpoint(sources.checkpoint)
     model = model_class(recipe.model)(random_config(recipe, sources.features))
     initialise(model, sources.seed)
     return model.eval()
+
+
+def check_architecture(recipe: Recipe, folder: Path) -> None:
+    """Refuse a checkpoint of another architecture than the recipe's.
+
+    Raises:
+        UgsepError: it is of another, or not a checkpoint.
+    """
+    found = checkpoint.read_config(folder).get("architecture")
+    if found != recipe.model:
+        raise UgsepError(f"{folder} holds a '{found}', the recipe is for '{recipe.model}'; pass the other")
 
 
 def random_config(recipe: Recipe, features: Path | None) -> ModelConfig:
@@ -127,10 +135,8 @@ def content_key(name: str, recipe: Recipe, sources: Sources, backend: str) -> st
     }
     if sources.checkpoint is not None:
         checkpoint.read_config(sources.checkpoint)
-        weights = sources.checkpoint / "model.safetensors"
-        if not weights.is_file():
-            raise UgsepError(f"no weights at {weights}; a checkpoint is config.json and model.safetensors")
-        parts["checkpoint"] = [hash_file(sources.checkpoint / n).sha256 for n in ("config.json", weights.name)]
+        files = [sources.checkpoint / "config.json", *weight_files(sources.checkpoint)]
+        parts["checkpoint"] = [hash_file(file).sha256 for file in files]
     if sources.features is not None and sources.features.is_file():
         parts["features"] = hash_file(sources.features).sha256
     for role in ("calibration", "requests"):

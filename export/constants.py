@@ -67,14 +67,14 @@ class Constant:
         return torch.Size(self.shape).numel()
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it without types
     """Notes, while it is active, what operations on a meta model's parameters compute.
 
     Not to be active while a model is traced: only the constants of the finished graph are of interest.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without types
         self._bases: dict[int, str | Computed] = {}
         self._alive: list[Tensor] = []
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -172,7 +172,7 @@ class Weights:
             steps = range(begin, begin + shape[widest] * strides[widest], strides[widest])
             return torch.cat([self._strided(stored, rest, strides, step) for step in steps], widest)
         raw = torch.empty(span * size, dtype=torch.uint8)
-        view = memoryview(raw.numpy())
+        view = raw.numpy().data
         done, at = 0, stored.offset + begin * size
         while done < len(view):
             got = os.preadv(self._descriptors[stored.file], [view[done:]], at + done)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_ir as ir
-import torch
 from torch import Tensor
 
 from export.constants import Constant, Recorder, Weights
@@ -52,9 +51,9 @@ def export_streamed(
     """
     model = to_onnx(half, feeds, rows)
     for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if isinstance(tensor, ir.tensor_adapters.TorchTensor) and tensor.raw.device.type == "meta":
-            value.const_value = weightless(recorder.constant(tensor.raw, name), name, weights)
+        raw = getattr(value.const_value, "raw", None)
+        if isinstance(raw, Tensor) and raw.device.type == "meta":
+            value.const_value = weightless(recorder.constant(raw, name), name, weights)
     finish_model(model, half, stamp)
     constants: dict[str, Constant] = {}
     for name, value in model.graph.initializers.items():

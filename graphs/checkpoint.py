@@ -24,11 +24,28 @@ def load_checkpoint(directory: Path) -> RankingModel:
         UgsepError: missing or truncated file or shard, a pickle, unknown architecture, missing or surplus weight,
             wrong shape, NaN or infinite weight.
     """
+    return _class_of(directory, read_config(directory)).from_pretrained(directory)
+
+
+def weightless_model(directory: Path) -> RankingModel:
+    """Return the model a checkpoint folder holds on the meta device, in eval mode: names and shapes, no numbers.
+
+    Raises:
+        UgsepError: as ``load_checkpoint``, but the numbers are not looked at.
+    """
     config = read_config(directory)
+    kind = _class_of(directory, config)
+    with torch.device("meta"):
+        model = kind(kind.config_from(config))
+    check_weights(model.state_dict(), stored_weights(directory), weight_files(directory)[0])
+    return model.eval()
+
+
+def _class_of(directory: Path, config: dict[str, Any]) -> type[RankingModel]:
     name = config.get("architecture")
     if not isinstance(name, str):
         raise UgsepError(f"{directory / 'config.json'}: no 'architecture'; save the model with save_pretrained")
-    return model_class(name).from_pretrained(directory)
+    return model_class(name)
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -91,11 +91,12 @@ class RankingModel(nn.Module, ModelHubMixin):
     training_only: ClassVar[tuple[str, ...]] = ("auxiliary_heads.*", "*.training_router.*")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        coder = (config_file.to_mapping, cls._parse_config)
+        coder = (config_file.to_mapping, cls.config_from)
         super().__init_subclass__(coders={cls.config_class: coder}, library_name="ugsep", **kwargs)
 
     @classmethod
-    def _parse_config(cls, values: dict[str, Any]) -> ModelConfig:
+    def config_from(cls, values: dict[str, Any]) -> ModelConfig:
+        """Return the config that a checkpoint's ``config.json`` holds; raises UgsepError for a wrong setting."""
         plain = {k: v for k, v in values.items() if k != "architecture"}
         return config_file.parse(cls.config_class, plain, "config.json")
 
@@ -174,7 +175,7 @@ class RankingModel(nn.Module, ModelHubMixin):
         if config is None:
             raise UgsepError(f"{model_id}/config.json is missing; save the model with save_pretrained")
         # The hub's mixin decodes by annotation and sees only its text here, so the mapping arrives as it is.
-        model = cls(cls._parse_config(config) if isinstance(config, dict) else config)
+        model = cls(cls.config_from(config) if isinstance(config, dict) else config)
         load_weights(model, Path(model_id))
         return model.eval()
 

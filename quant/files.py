@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -40,12 +40,7 @@ def staged(folder: Path) -> Iterator[Path]:
         raise UgsepError(f"cannot write to '{folder}' ({error.strerror}); give another output folder") from error
     try:
         yield stage
-        files = sorted(stage.iterdir(), key=lambda p: (p.suffix == ".onnx", p.name))
-        for file in files:
-            if file.suffix == ".onnx":
-                (folder / file.name).unlink(missing_ok=True)
-        for file in files:
-            os.replace(file, folder / file.name)
+        publish(sorted(stage.iterdir()), folder)
     except OSError as error:
         raise UgsepError(
             f"cannot write to '{folder}' ({error.strerror}); check permissions and free space"
@@ -54,10 +49,26 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def publish(files: Iterable[Path], folder: Path) -> None:
+    """Move files into a folder: its old graphs (``*.onnx``) go first, the new ones come last."""
+    ordered = sorted(files, key=lambda p: (p.suffix == ".onnx", p.name))
+    for file in ordered:
+        if file.suffix == ".onnx":
+            (folder / file.name).unlink(missing_ok=True)
+    for file in ordered:
+        os.replace(file, folder / file.name)
+
+
+def aligned(offset: int, size: int) -> int:
+    """Return where a tensor of ``size`` bytes starts in a data file that is ``offset`` bytes long."""
+    step = _ALIGNMENT if size >= EXTERNAL_BYTES else 64
+    return offset + -offset % step
+
+
 def append(file: IO[bytes], array: Array) -> tuple[int, int]:
     """Append an array's bytes, aligned, and return (offset, length); large arrays are written piece by piece."""
-    file.write(b"\0" * (-file.tell() % (_ALIGNMENT if array.nbytes >= EXTERNAL_BYTES else 64)))
-    offset = file.tell()
+    offset = aligned(file.tell(), array.nbytes)
+    file.write(b"\0" * (offset - file.tell()))
     flat = array.reshape(-1)
     step = _COPY_ROWS_BYTES // max(1, array.itemsize)
     for start in range(0, flat.size, step):

@@ -64,6 +64,12 @@ def check_policy(policy: Policy, graphs: Iterable[Path]) -> None:
     for path in graphs:
         model = load_graph(path)
         names |= {(side_of(model, path), w.name) for w in weights_of(model)}
+    check_rules(policy, names)
+
+
+def check_rules(policy: Policy, names: Iterable[tuple[str, str]]) -> None:
+    """Refuse a policy with a rule that matches none of the (side, weight) names; the error of ``check_policy``."""
+    names = set(names)
     for rule in policy.rules:
         if not any(rule.matches(side, name) for side, name in names):
             hint = nearest(rule.glob.split(":")[-1], {name for _, name in names})

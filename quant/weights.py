@@ -129,7 +129,7 @@ def quantize_side(
     tensors = {t.name: t for t in model.graph.initializer}
     weights = weights_of(model)
     keep = keep_float_patterns(model)
-    plans = {w.name: _plan(w, side, policy, keep) for w in weights}
+    plans = {w.name: plan_of(w, side, policy, keep) for w in weights}
     scaling = AwqPlan({}, {})
     if isinstance(scheme, Awq) and statistics is not None:
         chosen = tuple(w for w in weights if w.kind == "matmul" and plans[w.name][0] == 8)
@@ -155,7 +155,7 @@ def quantize_side(
         samples = calibration.samples_sha256 if calibration is not None else ""
         table = QuantTable(side, scheme_name(scheme), samples, tuple(rows))
         encode_weights(model, encoded)
-        _write_views(model, stage, side, src.parent, job.blob, policy, table)
+        write_views(model, stage, side, src.parent, job.blob, policy, table)
         files = tuple(sorted(p.name for p in stage.iterdir()))
     return replace(table, files=files)
 
@@ -186,7 +186,7 @@ def _scale_constants(
             tensors[name].CopyFrom(onnx.numpy_helper.from_array(scaled, name))
 
 
-def _write_views(
+def write_views(
     model: onnx.ModelProto,
     stage: Path,
     side: str,
@@ -195,6 +195,7 @@ def _write_views(
     policy: Policy,
     table: QuantTable,
 ) -> None:
+    """Write both typed views of an encoded graph into ``stage``; its float tensors lie in folder ``source``."""
     text = json.dumps(table.to_json(), sort_keys=True)
     half = onnx.ModelProto.FromString(model.SerializeToString())
     stamp(model, precision="w8a32", **{TABLE_KEY: text})
@@ -210,7 +211,7 @@ def _graphs_beside(src: Path) -> Iterable[Path]:
     return dict.fromkeys([src, *(p for p in names if p.is_file())])
 
 
-def _plan(weight: Weight, side: str, policy: Policy, keep_float: tuple[str, ...]) -> tuple[int, str]:
+def plan_of(weight: Weight, side: str, policy: Policy, keep_float: tuple[str, ...]) -> tuple[int, str]:
     """Return (bits, reason if not int8) of a weight."""
     if weight.refusal:
         return 32, weight.refusal
@@ -224,6 +225,12 @@ def _plan(weight: Weight, side: str, policy: Policy, keep_float: tuple[str, ...]
     return (16 if precision == "fp16" else 32), reason or f"policy default {precision}"
 
 
+def float_row(weight: Weight, side: str, reason: str) -> QuantRow:
+    """Return the row of a weight that stays float32."""
+    size, shape = weight.elements * 4, weight.shape
+    return QuantRow(weight.name, side, weight.kind, shape, "", 0, 32, float("inf"), None, size, size, reason)
+
+
 def _encode(
     weight: Weight, values: Array, plan: tuple[int, str], job: _Job, file: IO[bytes]
 ) -> tuple[QuantRow, Encoded | None]:
@@ -235,7 +242,7 @@ def _encode(
         return QuantRow(*names, sqnr, output_sqnr, full, size, reason, note)
 
     if bits == 32:
-        return row("", 0, float("inf"), None, full), None
+        return float_row(weight, job.side, reason), None
     if not np.isfinite(values).all():
         raise UgsepError(f"weight '{weight.name}' of '{job.side}' holds NaN or Inf; fix the checkpoint")
     if bits == 16:

@@ -1,0 +1,99 @@
+"""From a checkpoint larger than memory to quantized user and item graphs; weights pass through in pieces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from engines.pipeline import TRACE_CANDIDATES, TRACE_USERS
+from engines.recipe import Recipe
+from engines.sources import check_architecture, tool_versions
+from export.constants import Recorder, Weights, open_weights
+from export.metadata import GraphSide, Stamp
+from export.streamed import StreamedGraph, export_streamed
+from graphs.checkpoint import weightless_model
+from graphs.checkpoint_files import fingerprint, stored_weights
+from graphs.features import Feature, of_side, random_rows
+from graphs.progress import Progress, ProgressCallback, silent
+from graphs.ranking_model import RankingModel
+from graphs.split import Half, Split, split_traced
+from graphs.trace import trace
+from quant.policy import policy_from
+from quant.schemes import Absmax, SchemeConfig
+from quant.stream import Streamed, stream_graphs
+
+
+def stream(
+    name: str,
+    recipe: Recipe,
+    checkpoint: Path,
+    out: Path,
+    *,
+    scheme: SchemeConfig | None = None,
+    threads: int = 2,
+    progress: ProgressCallback = silent,
+) -> Streamed:
+    """Write the quantized graphs of a checkpoint into ``out`` without ever holding the model.
+
+    The recipe gives the policy of the weights; its scheme is not used, since calibration needs the FP32 graph. A
+    run that was killed goes on where it was; a finished one is not repeated.
+
+    Raises:
+        UgsepError: a bad checkpoint, a model that cannot be traced or split, a constant that cannot be computed
+            piece by piece, and the errors of ``quant.stream.stream_graphs``.
+    """
+    check_architecture(recipe, checkpoint)
+    torch.set_num_threads(1)  # the units are worked on in parallel, not their operations
+    stored = stored_weights(checkpoint)
+    model = weightless_model(checkpoint)
+    with open_weights(stored) as weights:
+        graphs = weightless_graphs(name, model, weights, progress)
+        source = json.dumps([fingerprint(checkpoint), tool_versions()])
+        return stream_graphs(
+            graphs, weights, out, source=source, scheme=scheme or Absmax(),
+            policy=policy_from(recipe.quantization.policy), threads=threads, progress=progress,
+        )  # fmt: skip
+
+
+def weightless_graphs(
+    name: str, model: RankingModel, weights: Weights, progress: ProgressCallback = silent
+) -> tuple[StreamedGraph, StreamedGraph]:
+    """Fold, split and export a model on the meta device; returns the user graph and the item graph."""
+    progress(Progress("split", 0, 1))
+    recorder = Recorder(model)
+    with recorder:
+        folded = model.for_inference()
+    features = folded.config.features
+    names = {side: [f.name for f in of_side(features, side)] for side in ("user", "item")}
+    traced = trace(folded, {"features": _rows(features, TRACE_CANDIDATES)})
+    with recorder:
+        halves = split_traced(traced, names["user"], names["item"])
+    progress(Progress("split", 1, 1, f"{halves.reusable_share:.0%} of the FLOPs once per request"))
+    feeds = _feeds(folded, halves)
+    state = {s.name for s in halves.state}
+    sides: dict[GraphSide, Half] = {"user": halves.user, "item": halves.item}
+    found = []
+    for done, (side, half) in enumerate(sides.items()):
+        progress(Progress("export", done, len(sides), side))
+        rows = {n: "users" if side == "user" or n in state else "candidates" for n in half.inputs}
+        stamp = Stamp(name, side, "fp32", folded.keep_float)
+        found.append(export_streamed(half, {n: feeds[n] for n in half.inputs}, rows, stamp, recorder, weights))
+    progress(Progress("export", len(sides), len(sides)))
+    user, item = found
+    return user, item
+
+
+def _rows(features: tuple[Feature, ...], count: int) -> dict[str, torch.Tensor]:
+    rows = random_rows(features, count, torch.Generator().manual_seed(0))
+    return {name: value.to("meta") for name, value in rows.items()}
+
+
+def _feeds(model: RankingModel, halves: Split) -> dict[str, torch.Tensor]:
+    """Return inputs of the user graph with TRACE_USERS rows, of the item graph with TRACE_CANDIDATES."""
+    rows = _rows(of_side(model.config.features, "user"), TRACE_USERS)
+    items = _rows(of_side(model.config.features, "item"), TRACE_CANDIDATES)
+    state = halves.user({n: rows[n] for n in halves.user.inputs})
+    index = torch.zeros(TRACE_CANDIDATES, dtype=torch.int64, device="meta")
+    return {**rows, **items, **state, "user_index": index}

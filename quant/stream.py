@@ -1,0 +1,386 @@
+"""Quantize graphs whose weights are on disk, piece by piece, straight into the files that engines read.
+
+The result is that of ``quantize_side`` with ``absmax``, byte for byte in the shared file of blobs. Finished weights
+are journalled with the hash of their bytes in ``<out>/.streaming``, so a run that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from export.constants import Box, Weights
+from export.onnx_file import check_file
+from export.streamed import StreamedGraph
+from graphs.errors import UgsepError
+from graphs.progress import Progress, ProgressCallback, silent
+from quant import numerics
+from quant.files import append, publish
+from quant.gemms import Array, Weight, keep_float_patterns, side_of, weights_of
+from quant.journal import Journal, read_journal
+from quant.pieces import Piece, quantize_columns, quantize_rows, to_fp16
+from quant.policy import Policy, check_rules, policy_document
+from quant.rewrite import Encoded, encode_weights, scale_of_matmul
+from quant.schemes import Absmax, SchemeConfig, scheme_name
+from quant.stream_layout import UNIT_BYTES, Place, Source, place_weights, source_of
+from quant.weights import QuantRow, QuantTable, float_row, plan_of, table_of, write_views
+
+STAGE = ".streaming"
+DONE = "streamed.json"
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The table of every side, the bytes that were written, and how many weights an earlier run had finished."""
+
+    tables: Mapping[str, QuantTable]
+    output_bytes: int
+    resumed: int
+    unchanged: bool = False
+
+
+def stream_graphs(
+    graphs: Sequence[StreamedGraph],
+    weights: Weights,
+    out: Path,
+    *,
+    source: str,
+    scheme: SchemeConfig | None = None,
+    policy: Policy | None = None,
+    threads: int = 2,
+    progress: ProgressCallback = silent,
+) -> Streamed:
+    """Write both typed views and the shared int8 file of every graph into ``out``.
+
+    Memory: per thread a few times ``UNIT_BYTES``, and the largest float weight of a graph once. ``source`` names the
+    contents of the checkpoint; a run of the same source, graphs, scheme and policy that was killed is taken up.
+
+    Raises:
+        UgsepError: a scheme that needs calibration, a policy rule that matches no weight, NaN or infinite weights,
+            no space left (what is finished stays), or a folder that cannot be written.
+    """
+    scheme, policy = scheme or Absmax(), policy or Policy()
+    if not isinstance(scheme, Absmax):
+        raise UgsepError(
+            f"scheme '{scheme_name(scheme)}' needs calibration, which runs the FP32 graph; stream with 'absmax'"
+        )
+    jobs = [_job(graph, weights, scheme, policy) for graph in graphs]
+    check_rules(policy, ((job.side, w.name) for job in jobs for w in job.plans))
+    key = _key(source, graphs, scheme, policy)
+    if (done := _finished(out, key)) is not None:
+        return done
+    stage = out / STAGE
+    with _disk(out):
+        stage.mkdir(parents=True, exist_ok=True)
+        _check_space(out, stage, jobs)
+        resumed, files, tables = 0, [], {}
+        for job in jobs:
+            table, went_on = _stream_side(job, out, stage, key, threads, progress)
+            tables[job.side], resumed = table, resumed + went_on
+            files += [stage / name for name in table.files]
+        for file in files:
+            if file.suffix == ".onnx":
+                check_file(file)
+        sizes = {file.name: file.stat().st_size for file in files}
+        publish(files, out)
+        partial = out / f"{DONE}.partial"
+        partial.write_text(json.dumps({"key": key, "files": sizes}, indent=1, sort_keys=True) + "\n")
+        os.replace(partial, out / DONE)
+        shutil.rmtree(stage)
+    return Streamed(tables, sum(sizes.values()), resumed)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One graph: what becomes of its weights, and where they go."""
+
+    side: str
+    graph: StreamedGraph
+    weights: Weights
+    scheme: SchemeConfig
+    policy: Policy
+    plans: Mapping[Weight, tuple[int, str]]
+    places: tuple[Place, ...]
+    blob_bytes: int
+    scale_bytes: int
+
+    @property
+    def blob(self) -> str:
+        """Name of the file of int8 and FP16 constants that both views share."""
+        return f"{self.side}.int8.data"
+
+    def floats(self) -> Iterator[TensorProto]:
+        """Go over the large initializers that stay float."""
+        placed = {place.name for place in self.places}
+        for tensor in self.graph.model.graph.initializer:
+            if tensor.name in self.graph.constants and tensor.name not in placed:
+                yield tensor
+
+
+def _job(graph: StreamedGraph, weights: Weights, scheme: SchemeConfig, policy: Policy) -> _Job:
+    side, keep = side_of(graph.model, Path("streamed.onnx")), keep_float_patterns(graph.model)
+    plans = {w: plan_of(w, side, policy, keep) for w in weights_of(graph.model)}
+    places, *sizes = place_weights({w: bits for w, (bits, _) in plans.items() if bits < 32}, policy.block)
+    return _Job(side, graph, weights, scheme, policy, plans, places, *sizes)
+
+
+def _stream_side(
+    job: _Job, out: Path, stage: Path, key: str, threads: int, progress: ProgressCallback
+) -> tuple[QuantTable, int]:
+    blob, scales = stage / job.blob, stage / f"{job.side}.scales"
+    journal_path = stage / f"{job.side}.journal"
+    entries = read_journal(journal_path, key)
+    if entries and not blob.exists() and (out / job.blob).exists():
+        os.replace(out / job.blob, blob)  # killed while the files were moved to their place
+    for path in (blob, scales):
+        path.touch()
+    with blob.open("r+b") as data, scales.open("r+b") as scale_data:
+        files = _Files(data.fileno(), scale_data.fileno(), blob, scales)
+        done = {p.name: entries[p.name] for p in job.places if p.name in entries and files.holds(p, entries[p.name])}
+        _reserve(data.fileno(), job.blob_bytes)
+        os.truncate(scale_data.fileno(), job.scale_bytes)
+        journal = Journal(journal_path, key, done)
+        try:
+            todo = [p for p in job.places if p.name not in done]
+            for place, facts in _encode_all(todo, job, files, threads, progress):
+                journal.finished(place.name, **facts)
+                done[place.name] = facts
+        finally:
+            journal.close()
+        encoded = {p.name: files.encoded(p, job.blob) for p in job.places}
+    _place_floats(job, stage)
+    rows = tuple(_row(job, weight, done.get(weight.name, {})) for weight in job.plans)
+    table = QuantTable(job.side, scheme_name(job.scheme), "", rows)
+    encode_weights(job.graph.model, encoded)
+    write_views(job.graph.model, stage, job.side, stage, job.blob, job.policy, table)
+    written = [f"{job.side}.{view}.onnx{end}" for view in ("w8a32", "w8a16") for end in ("", ".data")]
+    present = tuple(n for n in (job.blob, *written) if (stage / n).exists() and (n != job.blob or job.places))
+    return replace(table, files=present), len(job.places) - len(todo)
+
+
+def _encode_all(
+    places: Sequence[Place], job: _Job, files: _Files, threads: int, progress: ProgressCallback
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Encode the weights, several units at a time, and give them out in order as they are finished."""
+    sources = {p.name: source_of(p.name, job.graph, job.weights) for p in places}
+    units = [(place, box) for place in places for box in place.units()]
+    ahead = itertools.chain(units[threads:], itertools.repeat(None))
+
+    def work(unit: tuple[Place, Box], upcoming: tuple[Place, Box] | None) -> tuple[str, float, float]:
+        if upcoming is not None:
+            sources[upcoming[0].name].ahead(upcoming[1])
+        place, box = unit
+        piece = _encode(place, box, sources[place.name])
+        files.write(place, box, piece)
+        return _digest(piece.values, piece.scale), piece.signal, piece.noise
+
+    pool = ThreadPoolExecutor(threads)
+    try:
+        results = zip(units, pool.map(work, units, ahead), strict=True)
+        for number, (name, group) in enumerate(itertools.groupby(results, key=lambda r: r[0][0].name)):
+            place, found = places[number], [result for _, result in group]
+            assert place.name == name
+            digest = hashlib.sha256("".join(d for d, _, _ in found).encode()).hexdigest()
+            facts = {"signal": sum(s for _, s, _ in found), "noise": sum(n for _, _, n in found)}
+            progress(Progress(f"quantize {job.side}", number + 1, len(places), name))
+            yield place, {"sha256": digest, **facts}
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode(place: Place, box: Box, source: Source) -> Piece:
+    values = source.read(box)
+    piece: Piece | None
+    if place.bits == 16:
+        piece = to_fp16(values)
+    elif place.weight.kind == "table":
+        piece = quantize_rows(values)
+    else:
+        piece = quantize_columns(values.flatten(0, -2), place.block)
+    if piece is None:
+        source.refuse(values)
+        raise UgsepError(f"weight '{place.name}' exceeds the FP16 range; give it int8 or fp32 in the policy")
+    return piece
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The data files of one side while they grow: values of all weights, and their scales."""
+
+    data: int
+    scale_data: int
+    data_path: Path
+    scale_path: Path
+
+    def write(self, place: Place, box: Box, piece: Piece) -> None:
+        """Write a unit to its place."""
+        size = place.bits // 8
+        _write_box(self.data, piece.values, place.weight.shape, box, place.offset, size)
+        if piece.scale is not None:
+            _write_box(self.scale_data, piece.scale, place.scale_shape, place.scale_box(box), place.scale_offset, 4)
+
+    def holds(self, place: Place, entry: Mapping[str, Any]) -> bool:
+        """Say whether a weight's bytes are those that the journal's entry is about."""
+        end, scale_end = place.offset + place.length, place.scale_offset + place.scale_bytes
+        if self.data_path.stat().st_size < end or self.scale_path.stat().st_size < scale_end:
+            return False
+        values, scales = self._values(place), self.scales(place)
+        digests = []
+        for box in place.units():
+            scale = None if scales is None else scales[_slices(place.scale_box(box))]
+            digests.append(_digest(values[_slices(box)], scale))
+        return hashlib.sha256("".join(digests).encode()).hexdigest() == entry.get("sha256")
+
+    def encoded(self, place: Place, blob: str) -> Encoded:
+        """Return where a finished weight's constant lies and its scales as the graph holds them."""
+        scales = self.scales(place)
+        if scales is None:
+            return Encoded(blob, place.offset, place.length)
+        if place.weight.kind == "table":
+            return Encoded(blob, place.offset, place.length, scales, 0)
+        scale, axis, block = scale_of_matmul(scales, place.weight.shape[-2])
+        return Encoded(blob, place.offset, place.length, scale, axis, block)
+
+    def scales(self, place: Place) -> numerics.Floats | None:
+        """Return a finished weight's scales, None for FP16."""
+        if not place.scale_shape:
+            return None
+        raw = os.pread(self.scale_data, place.scale_bytes, place.scale_offset)
+        return np.frombuffer(raw, np.float32).reshape(place.scale_shape)
+
+    def _values(self, place: Place) -> Array:
+        dtype = np.int8 if place.bits == 8 else np.float16
+        return np.memmap(self.data_path, dtype, "r", place.offset, place.weight.shape)
+
+
+def _digest(values: Array, scale: Array | None) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(values).data)
+    if scale is not None:
+        digest.update(np.ascontiguousarray(scale).data)
+    return digest.hexdigest()
+
+
+def _slices(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(low, high) for low, high in box)
+
+
+def _write_box(file: int, values: Array, shape: tuple[int, ...], box: Box, offset: int, size: int) -> None:
+    """Write a box of a row-major tensor at its place; whole rows in one go, else row by row."""
+    width = shape[-1]
+    rows = np.ascontiguousarray(values).reshape(-1, box[-1][1] - box[-1][0])
+    lead = [low for low, _ in box[:-1]]
+    first = int(np.ravel_multi_index(lead, shape[:-1])) if lead else 0
+    if rows.shape[1] == width or not lead:
+        _write(file, rows.reshape(-1), offset + (first * width + (0 if lead else box[0][0])) * size)
+        return
+    for number, row in enumerate(rows):
+        _write(file, row, offset + ((first + number) * width + box[-1][0]) * size)
+
+
+def _write(file: int, values: Array, offset: int) -> None:
+    view, done = values.data.cast("B"), 0
+    while done < len(view):
+        done += os.pwrite(file, view[done:], offset + done)
+
+
+def _place_floats(job: _Job, stage: Path) -> None:
+    """Write the large weights that stay float as float32 to a scratch file, and declare them there."""
+    path = stage / f"{job.side}.floats"
+    with path.open("wb") as file:
+        for tensor in job.floats():
+            constant = job.graph.constants[tensor.name]
+            step = max(1, UNIT_BYTES * constant.shape[0] // (4 * constant.elements))
+            offset = None
+            for low in range(0, constant.shape[0], step):
+                rest = tuple((0, size) for size in constant.shape[1:])
+                box = ((low, min(low + step, constant.shape[0])), *rest)
+                values = job.weights.read(constant, box, tensor.name).to(constant.dtype).contiguous().numpy()
+                if offset is None:
+                    offset = append(file, values)[0]
+                else:
+                    file.write(values.data)
+            del tensor.external_data[:]
+            length = constant.elements * constant.dtype.itemsize
+            for key, value in (("location", path.name), ("offset", offset), ("length", length)):
+                tensor.external_data.add(key=key, value=str(value))
+
+
+def _row(job: _Job, weight: Weight, facts: Mapping[str, Any]) -> QuantRow:
+    bits, reason = job.plans[weight]
+    if bits == 32:
+        return float_row(weight, job.side, reason)
+    place = next(p for p in job.places if p.weight == weight)
+    table = weight.kind == "table"
+    scheme = "fp16" if bits == 16 else "absmax" if table else scheme_name(job.scheme)
+    sqnr = numerics.ratio_db(facts["signal"], facts["noise"])
+    block = job.policy.block if bits == 8 and not table else 0
+    size = place.length + place.scale_bytes
+    names = (weight.name, job.side, weight.kind, weight.shape, scheme, block, bits)
+    return QuantRow(*names, sqnr, None, weight.elements * 4, size, reason)
+
+
+def _key(source: str, graphs: Sequence[StreamedGraph], scheme: SchemeConfig, policy: Policy) -> str:
+    parts = [hashlib.sha256(g.model.SerializeToString(deterministic=True)).hexdigest() for g in graphs]
+    document = [source, parts, scheme_name(scheme), asdict(scheme), policy_document(policy), UNIT_BYTES]
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(out: Path, key: str) -> Streamed | None:
+    """Return what an earlier run of the same key left, if all of its files are there."""
+    if not (out / DONE).is_file():
+        return None
+    document = json.loads((out / DONE).read_text())
+    files: dict[str, int] = document["files"]
+    if document["key"] != key or any(
+        not (out / n).is_file() or (out / n).stat().st_size != s for n, s in files.items()
+    ):
+        return None
+    found = {n.split(".")[0]: table_of(out / n) for n in files if n.endswith(".w8a32.onnx")}
+    tables = {side: table for side, table in found.items() if table is not None}
+    return Streamed(tables, sum(files.values()), 0, unchanged=True)
+
+
+def _check_space(out: Path, stage: Path, jobs: Sequence[_Job]) -> None:
+    need = sum(j.blob_bytes + 4 * j.scale_bytes + 10 * sum(j.graph.constants[t.name].elements for t in j.floats())
+               for j in jobs)  # fmt: skip
+    there = sum(f.stat().st_blocks * 512 for f in stage.iterdir())
+    free = shutil.disk_usage(out).free
+    if free + there < need:
+        raise UgsepError(f"'{out}' needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; free space or pass --out")
+
+
+def _reserve(file: int, size: int) -> None:
+    """Take the space now, so that a full disk shows before the work; where that is not to be had, set the size."""
+    os.truncate(file, size)
+    reserve: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)
+    if reserve is None or not size:
+        return
+    try:
+        reserve(file, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+
+
+@contextmanager
+def _disk(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UgsepError(
+            f"cannot write to '{out}' ({error.strerror}); free space or give another folder, then start again: "
+            "what is finished stays"
+        ) from error
