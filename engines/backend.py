@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,6 +142,45 @@ class Runner(Protocol):
         ...
 
 
+class DeviceArray(Protocol):
+    """A tensor in a device's memory, made by one runner for others of the same ``memory``; opaque to all else."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds on the device until it is dropped."""
+        ...
+
+    def numpy(self) -> Array:
+        """Return a copy in host memory."""
+        ...
+
+
+@runtime_checkable
+class DeviceRunner(Runner, Protocol):
+    """A runner that can leave its results on its device, and read what another one of the same ``memory`` left there.
+
+    That is how a user's state goes from the user engine to the item engine without a copy through the host.
+    """
+
+    @property
+    def memory(self) -> str:
+        """Which device memory, and whose arrays: ``onnxruntime cuda:0``."""
+        ...
+
+    def infer(self, feeds: Mapping[str, Array | DeviceArray]) -> dict[str, Array]:
+        """Run once; results are copied to the host."""
+        ...
+
+    def infer_on_device(self, feeds: Mapping[str, Array | DeviceArray]) -> dict[str, DeviceArray]:
+        """Run once; results stay on the device and belong to the caller: no later run changes them."""
+        ...
+
+
 class Backend(Protocol):
     """What a module in ``engines/backends`` defines at its top level."""
 
@@ -216,8 +255,12 @@ def check_options(name: str, given: Mapping[str, Option], defaults: Mapping[str,
 def check_feeds(expected: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Return feeds as C-contiguous arrays, checked against an engine's inputs.
 
+    float32 and float16 become what the engine takes: features are float32 on disk, whatever an engine computes in.
+    No other dtype is converted.
+
     Raises:
-        UgsepError: a missing or unknown input, a wrong dtype, rank or fixed dimension, or zero rows.
+        UgsepError: a missing or unknown input, a wrong dtype, rank or fixed dimension, zero rows, or a value that
+            float16 cannot hold.
     """
     names = {spec.name for spec in expected}
     for name in feeds:
@@ -231,10 +274,21 @@ def check_feeds(expected: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) ->
         same = len(array.shape) == len(spec.shape) and all(
             isinstance(want, str) or want == got for want, got in zip(spec.shape, array.shape, strict=True)
         )
-        if array.dtype.name != spec.dtype or not same:
+        if not same or (array.dtype.name != spec.dtype and {array.dtype.name, spec.dtype} != _FLOATS):
             want = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
             raise UgsepError(f"input '{spec.name}' is {array.dtype.name}{list(array.shape)}; the engine takes {want}")
         if 0 in array.shape:
             raise UgsepError(f"input '{spec.name}' has no rows: shape {list(array.shape)}; give at least one")
-        checked[spec.name] = np.ascontiguousarray(array)
+        checked[spec.name] = np.ascontiguousarray(array if array.dtype.name == spec.dtype else _as_float(spec, array))
     return checked
+
+
+_FLOATS = {"float16", "float32"}
+
+
+def _as_float(spec: TensorSpec, array: Array) -> Array:
+    if spec.dtype == "float16" and not np.abs(array).max() <= np.finfo(np.float16).max:
+        raise UgsepError(
+            f"input '{spec.name}' has a value beyond float16 (65504), which the engine computes in; scale it"
+        )
+    return array.astype(spec.dtype)

@@ -9,11 +9,11 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 
-from engines.backend import Array, BuiltEngine, Runner
+from engines.backend import Array, BuiltEngine, DeviceArray, DeviceRunner, Runner
 from engines.bundle import load_engine
 from engines.manifest import Engine, Manifest, engine_for, read_manifest, verify_files
 from graphs.errors import UgsepError, nearest
@@ -39,10 +39,14 @@ class CacheInfo:
         return self.hits / looked if looked else 0.0
 
 
+State = dict[str, Array | DeviceArray]
+
+
 class Ranker:
     """Scores candidates with a user engine and an item engine; safe to call from several threads.
 
-    The state of recent users is kept, least recently used out first, up to ``cache_bytes``.
+    The state of recent users is kept, least recently used out first, up to ``cache_bytes``; on the device where both
+    engines run on the same one, so that it never passes through the host.
     """
 
     def __init__(
@@ -64,7 +68,8 @@ class Ranker:
         self.takes_index = any(i.name == USER_INDEX for i in item_built.inputs)
         self.outputs = tuple(o.name for o in item_built.outputs)
         self.max_candidates = max((p.candidates.max for p in item_built.profiles), default=0)
-        self._cache: OrderedDict[bytes, dict[str, Array]] = OrderedDict()
+        self._device = _on_one_device(user, item)
+        self._cache: OrderedDict[bytes, State] = OrderedDict()
         self._cache_bytes, self._limit = 0, cache_bytes
         self._hits = self._misses = 0
         self._lock = threading.Lock()
@@ -109,7 +114,7 @@ class Ranker:
         return cls(runners[0], runners[1], user.built, item.built, cache_bytes)
 
     def score(self, user: Mapping[str, Array], items: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the logits [N] of every task for one user's N candidates.
+        """Return the logits, float32 [N], of every task for one user's N candidates.
 
         Args:
             user: user features by name, one row each ([1, ...]).
@@ -120,16 +125,12 @@ class Ranker:
                 more rows than the engine's profile allows, or a value that is not finite.
         """
         rows = self._check("item", items)
-        state = self.user_state(user)
-        feeds: dict[str, Array] = {**items, **state}
-        if self.takes_index:
-            feeds[USER_INDEX] = np.zeros(rows, np.int64)
-        return self.item_runner.infer(feeds)
+        return self._run_item(items, self._state(user), np.zeros(rows, np.int64))
 
     def score_users(
         self, users: Mapping[str, Array], items: Mapping[str, Array], user_index: Array
     ) -> dict[str, Array]:
-        """Return the logits [N] for candidates of several users in one item call.
+        """Return the logits, float32 [N], for candidates of several users in one item call.
 
         ``users`` has U rows; ``user_index`` int64 [N] gives the row of ``users`` each candidate belongs to.
 
@@ -145,30 +146,15 @@ class Ranker:
             raise UgsepError(f"user_index is {got}; give int64[{rows}], one row of users per candidate")
         if user_index.min() < 0 or user_index.max() >= count:
             raise UgsepError(f"user_index reaches {user_index.max()}, but there are {count} users")
-        return self.item_runner.infer({**items, **self.user_runner.infer(users), USER_INDEX: user_index})
+        return self._run_item(items, self._run_user(users), user_index)
 
     def user_state(self, user: Mapping[str, Array]) -> dict[str, Array]:
-        """Return one user's state, from the cache where the same features were seen; the errors of ``score``."""
-        key = self._key(user)
-        with self._lock:
-            found = self._cache.get(key)
-            if found is not None:
-                self._cache.move_to_end(key)
-                self._hits += 1
-                return found
-        if self._check("user", user) != 1:
-            raise UgsepError("user features have several rows; give one user, or call score_users")
-        state = self.user_runner.infer(user)
-        size = sum(a.nbytes for a in state.values())
-        with self._lock:
-            self._misses += 1
-            if key not in self._cache and size <= self._limit:
-                self._cache[key] = state
-                self._cache_bytes += size
-                while self._cache_bytes > self._limit:
-                    _, old = self._cache.popitem(last=False)
-                    self._cache_bytes -= sum(a.nbytes for a in old.values())
-        return state
+        """Return one user's state, from the cache where the same features were seen; the errors of ``score``.
+
+        The arrays may be the cache's own and are read-only.
+        """
+        state = self._state(user)
+        return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in state.items()}
 
     def cache_info(self) -> CacheInfo:
         """Return the counters of the user-state cache."""
@@ -185,6 +171,46 @@ class Ranker:
         """Release both engines."""
         self.user_runner.close()
         self.item_runner.close()
+
+    def _state(self, user: Mapping[str, Array]) -> State:
+        key = self._key(user)
+        with self._lock:
+            found = self._cache.get(key)
+            if found is not None:
+                self._cache.move_to_end(key)
+                self._hits += 1
+                return found
+        if self._check("user", user) != 1:
+            raise UgsepError("user features have several rows; give one user, or call score_users")
+        state = self._run_user(user)
+        for value in state.values():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False  # a caller that wrote into it would change later scores
+        size = sum(a.nbytes for a in state.values())
+        with self._lock:
+            self._misses += 1
+            if key not in self._cache and size <= self._limit:
+                self._cache[key] = state
+                self._cache_bytes += size
+                while self._cache_bytes > self._limit:
+                    _, old = self._cache.popitem(last=False)
+                    self._cache_bytes -= sum(a.nbytes for a in old.values())
+        return state
+
+    def _run_user(self, users: Mapping[str, Array]) -> State:
+        if self._device is not None:
+            return dict(self._device[0].infer_on_device(users))
+        return dict(self.user_runner.infer(users))
+
+    def _run_item(self, items: Mapping[str, Array], state: State, index: Array) -> dict[str, Array]:
+        given: dict[str, Array | DeviceArray] = {**items, **state}
+        if self.takes_index:
+            given[USER_INDEX] = index
+        if self._device is not None:
+            scores = self._device[1].infer(given)
+        else:
+            scores = self.item_runner.infer(cast(dict[str, Array], given))  # no device: every state is an array
+        return {task: logits.astype(np.float32, copy=False) for task, logits in scores.items()}
 
     def _key(self, user: Mapping[str, Array]) -> bytes:
         digest = hashlib.blake2b(digest_size=16)
@@ -224,3 +250,10 @@ class Ranker:
                 "or build with a larger serving.max_candidates"
             )
         return rows
+
+
+def _on_one_device(user: Runner, item: Runner) -> tuple[DeviceRunner, DeviceRunner] | None:
+    """Return both runners where the item engine can read what the user engine leaves on its device."""
+    if isinstance(user, DeviceRunner) and isinstance(item, DeviceRunner) and user.memory == item.memory:
+        return user, item
+    return None

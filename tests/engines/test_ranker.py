@@ -90,6 +90,41 @@ def test_threads_share_a_ranker(ranker: Ranker) -> None:
         np.testing.assert_array_equal(scores, wanted[i % 8])
 
 
+def test_threads_share_a_cache_that_is_too_small(built_bundle: Path) -> None:
+    probe = Ranker.from_bundle(built_bundle)
+    requests = [tiny.user_and_items(7, seed=s) for s in range(6)]
+    wanted = [probe.score(*r)["like"] for r in requests]
+    size = probe.cache_info().bytes // 6
+    probe.close()
+    small = Ranker.from_bundle(built_bundle, cache_bytes=2 * size + 1)
+    # Neighbours in the list share a user at times: hits, misses and evictions all happen while others look.
+    turns = [i // 2 % 6 for i in range(240)]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda i: small.score(*requests[i])["like"], turns))
+    for i, scores in zip(turns, got, strict=True):
+        np.testing.assert_array_equal(scores, wanted[i])
+    info = small.cache_info()
+    assert info.hits + info.misses == 240
+    assert info.misses > 6
+    assert (info.users, info.bytes) == (2, 2 * size)
+    small.close()
+
+
+def test_a_state_larger_than_the_cache_is_not_kept(built_bundle: Path) -> None:
+    ranker = Ranker.from_bundle(built_bundle, cache_bytes=1)
+    for _ in range(2):
+        ranker.score(*tiny.user_and_items(2))
+    info = ranker.cache_info()
+    assert (info.hits, info.misses, info.users, info.bytes) == (0, 2, 0, 0)
+    ranker.close()
+
+
+def test_a_cached_state_cannot_be_overwritten(ranker: Ranker) -> None:
+    state = ranker.user_state(tiny.user_and_items(1)[0])
+    with pytest.raises(ValueError, match="read-only"):
+        next(iter(state.values()))[:] = 0
+
+
 def drop(name: str):
     return lambda user, items: (user.pop(name, None), items.pop(name, None))
 
