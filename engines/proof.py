@@ -14,6 +14,7 @@ from engines import gates
 from engines.agreement import Agreement
 from engines.backend import Array, Runner
 from engines.compile import EnginePlan, compile_engine, load_built
+from engines.fates import int8_targets
 from engines.latency import RequestLatency, measure
 from engines.manifest import Manifest, engine_for
 from engines.ranker import Ranker
@@ -104,6 +105,7 @@ def prove(
     targets = gates.parity_targets(
         recipe.gates, parity["split"], parity["quantized"], gates.check_invariance(ranker, largest)
     )
+    targets += int8_targets(engine_for(manifest, side).built for side in ("user", "item"))
     targets += gates.auc_targets(recipe.gates, auc["fp32"], auc["quantized"])
     latency = measure(runners["full"], ranker, largest, limits, progress)
     targets += gates.latency_targets(recipe.gates, latency[-1])

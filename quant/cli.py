@@ -19,7 +19,7 @@ from graphs.command import CommandGroup
 from graphs.errors import UgsepError
 from graphs.progress import show_progress
 from quant import calibrate as calibration_run
-from quant.inspect import inspect_graph
+from quant.inspect import engine_fates, inspect_graph
 from quant.policy import Policy, read_policy
 from quant.requests import Request, read_requests, request_spec, synthetic_requests, table_rows
 from quant.schemes import CONFIGS, scheme_from
@@ -157,12 +157,25 @@ def weights(
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def inspect(source: Path, as_json: bool) -> None:
-    """List the weights of SOURCE (an ONNX file, a bundle or a folder): shape, precision, bytes, SQNR."""
+    """List the weights of SOURCE (an ONNX file, a bundle or a folder): shape, precision, bytes, SQNR.
+
+    For a bundle also what each engine really does with them, read from the graph its runtime optimised.
+    """
     rows = [row for path in _graphs(source) for row in inspect_graph(path)]
+    fates = engine_fates(source)
     if as_json:
-        click.echo(json.dumps([r.to_json() for r in rows], indent=1))
+        done: dict[tuple[str, str], dict[str, str]] = {(f.side, f.weight): {} for f in fates}
+        for f in fates:
+            done[f.side, f.weight][f.engine] = f.fate
+        documents = [{**r.to_json(), "fates": done.get((r.graph, r.weight), {})} for r in rows]
+        click.echo(json.dumps(documents, indent=1))
         return
     show_rows(rows)
+    if fates:
+        table = Table("engine", "weight", "asked for", "what it does", "by")
+        for f in fates:
+            table.add_row(f.engine, f.weight, f.precision, f.fate, f.detail)
+        _print(table)
 
 
 def _scored(command: Any) -> Any:

@@ -6,20 +6,18 @@ are journalled with the hash of their bytes in ``<out>/.streaming``, so a run th
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from onnx import TensorProto
 
 from export.constants import Box, Weights
@@ -29,12 +27,13 @@ from graphs.errors import UgsepError
 from graphs.progress import Progress, ProgressCallback, silent
 from quant import numerics
 from quant.files import append, publish
-from quant.gemms import Array, Weight, keep_float_patterns, side_of, weights_of
+from quant.gemms import Weight, keep_float_patterns, side_of, weights_of
 from quant.journal import Journal, read_journal
 from quant.pieces import Piece, quantize_columns, quantize_rows, to_fp16
 from quant.policy import Policy, check_rules, policy_document
-from quant.rewrite import Encoded, encode_weights, scale_of_matmul
+from quant.rewrite import encode_weights
 from quant.schemes import Absmax, SchemeConfig, scheme_name
+from quant.stream_files import SideFiles, joined_digest, reserve, unit_digest
 from quant.stream_layout import UNIT_BYTES, Place, Source, place_weights, source_of
 from quant.weights import QuantRow, QuantTable, float_row, plan_of, table_of, write_views
 
@@ -148,9 +147,9 @@ def _stream_side(
     for path in (blob, scales):
         path.touch()
     with blob.open("r+b") as data, scales.open("r+b") as scale_data:
-        files = _Files(data.fileno(), scale_data.fileno(), blob, scales)
+        files = SideFiles(data.fileno(), scale_data.fileno(), blob, scales)
         done = {p.name: entries[p.name] for p in job.places if p.name in entries and files.holds(p, entries[p.name])}
-        _reserve(data.fileno(), job.blob_bytes)
+        reserve(data.fileno(), job.blob_bytes)
         os.truncate(scale_data.fileno(), job.scale_bytes)
         journal = Journal(journal_path, key, done)
         try:
@@ -172,7 +171,7 @@ def _stream_side(
 
 
 def _encode_all(
-    places: Sequence[Place], job: _Job, files: _Files, threads: int, progress: ProgressCallback
+    places: Sequence[Place], job: _Job, files: SideFiles, threads: int, progress: ProgressCallback
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Encode the weights, several units at a time, and give them out in order as they are finished."""
     sources = {p.name: source_of(p.name, job.graph, job.weights) for p in places}
@@ -185,7 +184,7 @@ def _encode_all(
         place, box = unit
         piece = _encode(place, box, sources[place.name])
         files.write(place, box, piece)
-        return _digest(piece.values, piece.scale), piece.signal, piece.noise
+        return unit_digest(piece.values, piece.scale), piece.signal, piece.noise
 
     pool = ThreadPoolExecutor(threads)
     try:
@@ -193,7 +192,7 @@ def _encode_all(
         for number, (name, group) in enumerate(itertools.groupby(results, key=lambda r: r[0][0].name)):
             place, found = places[number], [result for _, result in group]
             assert place.name == name
-            digest = hashlib.sha256("".join(d for d, _, _ in found).encode()).hexdigest()
+            digest = joined_digest(d for d, _, _ in found)
             facts = {"signal": sum(s for _, s, _ in found), "noise": sum(n for _, _, n in found)}
             progress(Progress(f"quantize {job.side}", number + 1, len(places), name))
             yield place, {"sha256": digest, **facts}
@@ -214,86 +213,6 @@ def _encode(place: Place, box: Box, source: Source) -> Piece:
         source.refuse(values)
         raise UgsepError(f"weight '{place.name}' exceeds the FP16 range; give it int8 or fp32 in the policy")
     return piece
-
-
-@dataclass(frozen=True)
-class _Files:
-    """The data files of one side while they grow: values of all weights, and their scales."""
-
-    data: int
-    scale_data: int
-    data_path: Path
-    scale_path: Path
-
-    def write(self, place: Place, box: Box, piece: Piece) -> None:
-        """Write a unit to its place."""
-        size = place.bits // 8
-        _write_box(self.data, piece.values, place.weight.shape, box, place.offset, size)
-        if piece.scale is not None:
-            _write_box(self.scale_data, piece.scale, place.scale_shape, place.scale_box(box), place.scale_offset, 4)
-
-    def holds(self, place: Place, entry: Mapping[str, Any]) -> bool:
-        """Say whether a weight's bytes are those that the journal's entry is about."""
-        end, scale_end = place.offset + place.length, place.scale_offset + place.scale_bytes
-        if self.data_path.stat().st_size < end or self.scale_path.stat().st_size < scale_end:
-            return False
-        values, scales = self._values(place), self.scales(place)
-        digests = []
-        for box in place.units():
-            scale = None if scales is None else scales[_slices(place.scale_box(box))]
-            digests.append(_digest(values[_slices(box)], scale))
-        return hashlib.sha256("".join(digests).encode()).hexdigest() == entry.get("sha256")
-
-    def encoded(self, place: Place, blob: str) -> Encoded:
-        """Return where a finished weight's constant lies and its scales as the graph holds them."""
-        scales = self.scales(place)
-        if scales is None:
-            return Encoded(blob, place.offset, place.length)
-        if place.weight.kind == "table":
-            return Encoded(blob, place.offset, place.length, scales, 0)
-        scale, axis, block = scale_of_matmul(scales, place.weight.shape[-2])
-        return Encoded(blob, place.offset, place.length, scale, axis, block)
-
-    def scales(self, place: Place) -> numerics.Floats | None:
-        """Return a finished weight's scales, None for FP16."""
-        if not place.scale_shape:
-            return None
-        raw = os.pread(self.scale_data, place.scale_bytes, place.scale_offset)
-        return np.frombuffer(raw, np.float32).reshape(place.scale_shape)
-
-    def _values(self, place: Place) -> Array:
-        dtype = np.int8 if place.bits == 8 else np.float16
-        return np.memmap(self.data_path, dtype, "r", place.offset, place.weight.shape)
-
-
-def _digest(values: Array, scale: Array | None) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(values).data)
-    if scale is not None:
-        digest.update(np.ascontiguousarray(scale).data)
-    return digest.hexdigest()
-
-
-def _slices(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(low, high) for low, high in box)
-
-
-def _write_box(file: int, values: Array, shape: tuple[int, ...], box: Box, offset: int, size: int) -> None:
-    """Write a box of a row-major tensor at its place; whole rows in one go, else row by row."""
-    width = shape[-1]
-    rows = np.ascontiguousarray(values).reshape(-1, box[-1][1] - box[-1][0])
-    lead = [low for low, _ in box[:-1]]
-    first = int(np.ravel_multi_index(lead, shape[:-1])) if lead else 0
-    if rows.shape[1] == width or not lead:
-        _write(file, rows.reshape(-1), offset + (first * width + (0 if lead else box[0][0])) * size)
-        return
-    for number, row in enumerate(rows):
-        _write(file, row, offset + ((first + number) * width + box[-1][0]) * size)
-
-
-def _write(file: int, values: Array, offset: int) -> None:
-    view, done = values.data.cast("B"), 0
-    while done < len(view):
-        done += os.pwrite(file, view[done:], offset + done)
 
 
 def _place_floats(job: _Job, stage: Path) -> None:
@@ -360,19 +279,6 @@ def _check_space(out: Path, stage: Path, jobs: Sequence[_Job]) -> None:
     free = shutil.disk_usage(out).free
     if free + there < need:
         raise UgsepError(f"'{out}' needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; free space or pass --out")
-
-
-def _reserve(file: int, size: int) -> None:
-    """Take the space now, so that a full disk shows before the work; where that is not to be had, set the size."""
-    os.truncate(file, size)
-    reserve: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)
-    if reserve is None or not size:
-        return
-    try:
-        reserve(file, 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from engines.backend import (
     usual_rows,
 )
 from engines.backends._graph_io import graph_io, read_graph
+from engines.backends._loaded_io import check_loaded
 from engines.backends._ort_fates import WANTED, weight_fates
 from export.lowering import lower_for_cpu
 from graphs.errors import UgsepError
@@ -38,6 +39,8 @@ OPTIONS: dict[str, Option] = {"threads": 1, "spinning": False, "save_optimized":
 #: fold through DequantizeLinear, the second keeps the runtime from fusing int8 GEMMs where it likes.
 _FOLD_INT8 = "session.disable_quant_qdq"
 _NO_FUSION_BY_CHANCE = "QDQSelectorActionTransformer"
+
+_DTYPES = {"float": "float32", "double": "float64"}  # the types whose names differ from NumPy's
 
 #: One GEMM per token beats one batched MatMul from 4 rows on (1.0 to 2.4 times, tokens 8 and 16, widths 64 to 768);
 #: with fewer rows only for weights of at least this many elements per token, below that nodes cost more.
@@ -126,32 +129,56 @@ def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> Cpu
     same_host = built.requires.get("isa") == host_isa() and built.tools.get("onnxruntime") == ort.__version__
     if optimised.name in built.files and same_host:
         session["graph_optimization_level"] = "disabled"
-        runner = CpuRunner(_start(ort, optimised, session), built)
+        file = optimised
     else:
-        runner = CpuRunner(_start(ort, portable, session), built)
-    return runner
+        file = portable
+    loaded = _start(ort, file, session)
+    check_loaded(file, built, *session_io(loaded))
+    return CpuRunner(loaded, built)
 
 
 class CpuRunner:
     """One ONNX Runtime session; ``infer`` may be called from several threads."""
 
     def __init__(self, session: Any, built: BuiltEngine) -> None:
-        self._session = session
+        self._session, self._side = session, built.side
         self._inputs = built.inputs
         self._outputs = [spec.name for spec in built.outputs]
-        _check_names("inputs", built, built.inputs, [i.name for i in session.get_inputs()])
-        _check_names("outputs", built, built.outputs, [o.name for o in session.get_outputs()])
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; raises UgsepError for wrong feeds or after ``close``."""
-        if self._session is None:
+        """Run once; raises UgsepError for wrong feeds, an id outside its table, or after ``close``."""
+        session = self._session
+        if session is None:
             raise UgsepError("the engine is closed; load it again")
-        results = self._session.run(self._outputs, check_feeds(self._inputs, feeds))
+        checked = check_feeds(self._inputs, feeds)
+        try:
+            results = session.run(self._outputs, checked)
+        except Exception as error:  # onnxruntime raises a class of its own per status code
+            raise failed_run(self._side, error) from error
         return dict(zip(self._outputs, results, strict=True))
 
     def close(self) -> None:
         """Release the session."""
         self._session = None
+
+
+def session_io(session: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return the inputs and outputs of a session; dynamic axes by name, ``?`` where they have none."""
+    return tuple(map(_tensor, session.get_inputs())), tuple(map(_tensor, session.get_outputs()))
+
+
+def _tensor(node: Any) -> TensorSpec:
+    kind = node.type.removeprefix("tensor(").removesuffix(")")  # tensor(float)
+    shape = tuple(dim if isinstance(dim, int) else str(dim or "?") for dim in node.shape)
+    return TensorSpec(node.name, _DTYPES.get(kind, kind), shape)
+
+
+def failed_run(side: str, error: Exception) -> UgsepError:
+    """Return what a session said when it refused to run, as one line; mostly an id beyond the end of its table."""
+    line = str(error).strip().splitlines()[0]
+    return UgsepError(
+        f"the {side} engine refused these inputs ({line}); check that ids lie within their vocabularies"
+    )
 
 
 def host_isa() -> str:
@@ -183,7 +210,7 @@ def _session_settings(options: Mapping[str, Option]) -> dict[str, Option]:
 def _start(ort: Any, file: Path, session: Mapping[str, Option], optimised: Path | None = None) -> Any:
     options = ort.SessionOptions()
     levels = ort.GraphOptimizationLevel
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised, once, as one line
     for key, value in session.items():
         if key == "graph_optimization_level":
             options.graph_optimization_level = levels.ORT_ENABLE_ALL if value == "all" else levels.ORT_DISABLE_ALL
@@ -208,17 +235,8 @@ def _start(ort: Any, file: Path, session: Mapping[str, Option], optimised: Path 
 def _check_fates(spec: BuildSpec, fates: tuple[WeightFate, ...]) -> None:
     wrong = [f for f in fates if f.fate not in WANTED[spec.precision]]
     if wrong:
-        listed = ", ".join(f"{f.name} ({f.fate})" for f in wrong[:3])
+        listed = ", ".join(f"{f.name} ({f.fate})" for f in wrong)
         raise UgsepError(
             f"{spec.onnx}: {len(wrong)} weights do not run as {spec.precision}: {listed}; "
             "quantize the graph again in the canonical form, or choose another precision"
-        )
-
-
-def _check_names(what: str, built: BuiltEngine, expected: tuple[TensorSpec, ...], found: list[str]) -> None:
-    names = [spec.name for spec in expected]
-    if names != found:
-        raise UgsepError(
-            f"{built.side} engine: {what} are {', '.join(found)} but the manifest says {', '.join(names)}; "
-            "build the bundle again"
         )
