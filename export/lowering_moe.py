@@ -298,7 +298,8 @@ class _Token:
     def _at_rows(self, value: ir.Value, expert: int, wide: bool) -> ir.Value:
         """Read [T, N, W] at one expert's rows: all of W, or where ``wide`` the expert's own part of it.
 
-        A value gathered from users to candidates ([T, U, W] by an index) is read from the users directly.
+        A value gathered from users to candidates ([T, U, W] by an index) is read from the users directly; one of a
+        single row, [T, 1, W], broadcasts and stays one row.
         """
         index: ir.Value | None = None
         gather = value.producer()
@@ -306,17 +307,27 @@ class _Token:
             users, candidate = gather.inputs
             if users is not None and candidate is not None and rank(users) == 3 and rank(candidate) == 1:
                 value, index = users, candidate
-        part = self.slice_of(value)  # [N or U, W]
+        part = self.slice_of(value)  # [N, U or 1, W]
         what = f"{expert}.{value.name}"
+        assert value.shape is not None
+        if value.shape[1] == 1:
+            return self._own_columns(part, value.shape[2], expert, what) if wide else part
         if wide:
-            assert value.shape is not None
-            assert isinstance(value.shape[2], int)
-            e = self.mixture.experts
-            cut = add_initializer(
-                self.graph, f"lowering.cut.{value.shape[2]}.{e}", np.array([0, e, value.shape[2] // e], np.int64)
-            )
+            e, width = self.mixture.experts, value.shape[2]
+            assert isinstance(width, int)
+            cut = add_initializer(self.graph, f"lowering.cut.{width}.{e}", np.array([0, e, width // e], np.int64))
             part = self.add("Reshape", [part, cut], f"{what}.cut")  # [N or U, E, h]
         return self.add("GatherND", [part, self._places(index, wide)[expert]], f"{what}.rows")
+
+    def _own_columns(self, part: ir.Value, width: object, expert: int, what: str) -> ir.Value:
+        """[1, E*h] -> [1, h]."""
+        assert isinstance(width, int)
+        h = width // self.mixture.experts
+        start, end = (
+            add_initializer(self.graph, f"lowering.at.{at}", np.array([at], np.int64))
+            for at in (expert * h, (expert + 1) * h)
+        )
+        return self.add("Slice", [part, start, end, self.axis(1)], f"{what}.own")
 
     def _places(self, index: ir.Value | None, wide: bool) -> list[ir.Value]:
         """Per expert where to read: row, or its user by ``index``; and the expert where ``wide``; [R_e, 1 or 2]."""

@@ -78,12 +78,19 @@ def test_routed_equals_dense(tmp_path: Path, int8: bool, kind: str) -> None:
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
-def test_products_computed_once_per_user_are_read_at_the_chosen_rows(tmp_path: Path, int8: bool) -> None:
-    """A hoisted projection: (x W + u[user_index]) / scale + bias, with u [T, U, E*h] and scale [T, N, 1]."""
+@pytest.mark.parametrize("single", [False, True], ids=["users", "one user"])
+def test_products_computed_once_per_user_are_read_at_the_chosen_rows(
+    tmp_path: Path, int8: bool, single: bool
+) -> None:
+    """A hoisted projection: (x W + u[user_index]) / scale + bias, with u [T, U, E*h] and scale [T, N, 1].
+
+    For one user u is [T, 1, E*h] and broadcasts, and so does another norm's scale [T, 1, 1].
+    """
     g = Graph(np.random.default_rng(3), int8)
-    of_user = g.add("Gather", "u", "user_index", axis=1)
+    of_user = "u" if single else g.add("Gather", "u", "user_index", axis=1)
     total = g.add("Div", g.add("Add", g.add("MatMul", "x", g.weight("up.weight", T, D, E * H)), of_user), "scale")
     hidden = g.add("Gelu", g.add("Add", total, g.bias("up.bias", T, 1, E * H)))
+    hidden = g.add("Mul", hidden, "own") if single else hidden
     hidden = g.add("Mul", hidden, g.add("MatMul", "z", g.weight("gate.weight", T, D + 1, E * H)))
     cut = g.add("Reshape", hidden, g.const("cut", np.array([T, -1, E, H])))
     scaled = g.add("Mul", g.add("Unsqueeze", "gates", g.const("last", np.array([-1]))), cut)
@@ -92,7 +99,10 @@ def test_products_computed_once_per_user_are_read_at_the_chosen_rows(tmp_path: P
     f32, i64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
     shapes = {"x": D, "z": D + 1, "scale": 1, "gates": E}
     inputs: dict[str, tuple[int, list[Any]]] = {k: (f32, [T, "N", w]) for k, w in shapes.items()}
-    inputs |= {"u": (f32, [T, "U", E * H]), "user_index": (i64, ["N"])}
+    if single:
+        inputs |= {"u": (f32, [T, 1, E * H]), "own": (f32, [T, 1, 1])}
+    else:
+        inputs |= {"u": (f32, [T, "U", E * H]), "user_index": (i64, ["N"])}
     source = g.save(tmp_path / "dense.onnx", inputs, {"y": [T, "N", D]})
     routed = lower_for_cpu(source, tmp_path / "routed.onnx", min_expert_elements=0)
     assert len(routed.parts["up.weight"]) == len(routed.parts["gate.weight"]) == T * E
@@ -101,7 +111,9 @@ def test_products_computed_once_per_user_are_read_at_the_chosen_rows(tmp_path: P
         given = {**feeds(rng, rows, active), "z": rng.standard_normal((T, rows, D + 1), np.float32)}
         given |= {"scale": rng.uniform(0.5, 2, (T, rows, 1)).astype(np.float32)}
         given |= {"u": rng.standard_normal((T, users, E * H), np.float32)}
-        given |= {"user_index": rng.integers(0, users, rows)}
+        given |= {"user_index": rng.integers(0, users, rows), "own": rng.uniform(1, 2, (T, 1, 1)).astype(np.float32)}
+        given["u"] = given["u"][:, :1] if single else given["u"]
+        given = {name: given[name] for name in inputs}
         expected, got = (session(path).run(None, given)[0] for path in (source, routed.path))
         np.testing.assert_allclose(got, expected, atol=2e-5, rtol=1e-5)  # products of two sums of order 1
 
