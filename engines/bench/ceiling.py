@@ -1,0 +1,79 @@
+"""The most an item graph could reach in ONNX Runtime: its own FP32 GEMMs, same shapes and as many weights, alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from export.lowering import read_model
+
+_MESSAGE_BYTES = 3 << 29  # protobuf refuses 2 GiB; this leaves room for the graph around the weights
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """One product with a constant: ``rows`` rows per candidate times a weight [k, n]."""
+
+    rows: int
+    k: int
+    n: int
+
+    def flops(self, candidates: int) -> float:
+        """Return multiply-adds, counted two each."""
+        return 2.0 * self.rows * candidates * self.k * self.n
+
+
+def constant_gemms(path: Path) -> list[Gemm]:
+    """Return the GEMMs of a lowered graph whose right operand is a 2-D or per-token 3-D FP32 weight, in order."""
+    found: list[Gemm] = []
+    for node in read_model(path).graph:
+        if node.op_type != "MatMul":
+            continue
+        x, w = node.inputs
+        if x is None or w is None or not w.is_initializer() or w.shape is None or x.shape is None:
+            continue
+        shape = [size for size in w.shape if isinstance(size, int)]
+        if len(shape) == 2:
+            inner = [size for size in list(x.shape)[:-1] if isinstance(size, int)]
+            found.append(Gemm(int(np.prod(inner, dtype=np.int64)), shape[0], shape[1]))
+        elif len(shape) == 3:
+            found += [Gemm(1, shape[1], shape[2])] * shape[0]
+    return found
+
+
+def gemms_alone(gemms: list[Gemm], threads: int) -> Callable[[int], Callable[[], object]] | None:
+    """Return, for a number of candidates, the call that runs all GEMMs and nothing else, each with its own weight.
+
+    None where there is no GEMM, or where the weights do not fit the one protobuf message the model is handed over in.
+    """
+    if not 0 < sum(4 * gemm.k * gemm.n for gemm in gemms) < _MESSAGE_BYTES:
+        return None
+    import onnxruntime as ort
+
+    generator = np.random.default_rng(0)
+    nodes, weights, outputs = [], [], []
+    for i, gemm in enumerate(gemms):
+        weights.append(numpy_helper.from_array(generator.standard_normal((gemm.k, gemm.n), np.float32), f"w{i}"))
+        nodes.append(helper.make_node("MatMul", [_name(gemm), f"w{i}"], [f"y{i}"]))
+        outputs.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [None, gemm.n]))
+    kinds = dict.fromkeys((gemm.rows, gemm.k) for gemm in gemms)
+    inputs = [helper.make_tensor_value_info(f"x{r}_{k}", TensorProto.FLOAT, [None, k]) for r, k in kinds]
+    graph = helper.make_graph(nodes, "gemms", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def bind(candidates: int) -> Callable[[], object]:
+        feeds = {f"x{r}_{k}": generator.standard_normal((r * candidates, k), np.float32) for r, k in kinds}
+        return lambda: session.run(None, feeds)
+
+    return bind
+
+
+def _name(gemm: Gemm) -> str:
+    return f"x{gemm.rows}_{gemm.k}"

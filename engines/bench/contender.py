@@ -1,0 +1,115 @@
+"""Who takes part in a benchmark: peers that run the whole model, and our pairs of engines.
+
+Another process loads contenders to measure their memory, so this file must not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from engines.backend import Array, BuiltEngine, find_backend
+from engines.bench.costs import BITS, weight_bits
+from engines.peers.contract import PeerSource, Run
+from engines.peers.registry import PEERS
+from engines.ranker import USER_INDEX, Ranker
+from quant.requests import Request
+
+#: What one timed call does: the whole model for N rows; a request with its user computed or found in the cache;
+#: one engine alone.
+Variant = Literal["whole", "cold", "cached", "user", "item"]
+Loaded = Callable[[Request], Mapping[Variant, Run]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to score a request.
+
+    ``precision`` is what its scores are held to, ``detail`` how it is configured. ``load(threads)`` gives a function
+    from a request to the calls that are timed; it can be sent to another process. ``weight_bits`` by side is the
+    width in which weights are read in every call.
+    """
+
+    name: str
+    ours: bool
+    precision: str
+    detail: str
+    load: Callable[[int], Loaded]
+    weight_bits: Mapping[str, int]
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two of our engines, and the directories that hold their files."""
+
+    user: BuiltEngine
+    user_directory: Path
+    item: BuiltEngine
+    item_directory: Path
+
+    @property
+    def name(self) -> str:
+        """Backend and precision of both sides, once where they are the same."""
+        user, item = (f"{e.backend} {e.precision}" for e in (self.user, self.item))
+        return user if user == item else f"{user} + {item.removeprefix(self.user.backend).strip()}"
+
+
+def peer_contenders(names: Sequence[str], source: PeerSource) -> list[Contender]:
+    """Return peers by name; nothing is loaded yet."""
+    found = []
+    for name in names:
+        peer = PEERS[name]
+        bits = BITS[peer.precision]
+        load = partial(_load_peer, name, source)
+        found.append(Contender(name, False, peer.precision, peer.detail, load, {"user": bits, "item": bits}))
+    return found
+
+
+def _load_peer(name: str, source: PeerSource, threads: int) -> Loaded:
+    bind = PEERS[name].load(source, threads)
+
+    def loaded(request: Request) -> Mapping[Variant, Run]:
+        # Repeating the user's row is not part of the time: a server may keep its rows in any form.
+        users = {k: np.repeat(v, request.candidates, axis=0) for k, v in request.user.items()}
+        return {"whole": bind({**users, **request.items})}
+
+    return loaded
+
+
+def our_contender(pair: Pair, *, chosen: bool = False, sides_alone: bool = False) -> Contender:
+    """Return a pair of engines behind a Ranker; ``sides_alone`` also times each engine by itself."""
+    precision = min((pair.user.precision, pair.item.precision), key=lambda p: BITS[p])
+    bits = {"user": weight_bits(pair.user), "item": weight_bits(pair.item)}
+    detail = "engines of the bundle" if chosen else "built for this run"
+    load = partial(_load_pair, pair, chosen or sides_alone)
+    return Contender(f"ugsep {pair.name}", True, precision, detail, load, bits, chosen)
+
+
+def _load_pair(pair: Pair, sides_alone: bool, threads: int) -> Loaded:
+    runners = [
+        find_backend(built.backend).load(directory, built, threads)
+        for built, directory in ((pair.user, pair.user_directory), (pair.item, pair.item_directory))
+    ]
+    ranker = Ranker(runners[0], runners[1], pair.user, pair.item)
+
+    def loaded(request: Request) -> Mapping[Variant, Run]:
+        def cold() -> dict[str, Array]:
+            ranker.forget_users()
+            return ranker.score(request.user, request.items)
+
+        calls: dict[Variant, Run] = {"cold": cold, "cached": lambda: ranker.score(request.user, request.items)}
+        if sides_alone:
+            feeds: dict[str, Array] = {**request.items, **ranker.user_state(request.user)}
+            if ranker.takes_index:
+                feeds[USER_INDEX] = np.zeros(request.candidates, np.int64)
+            calls["user"] = lambda: ranker.user_runner.infer(request.user)
+            calls["item"] = lambda: ranker.item_runner.infer(feeds)
+        return calls
+
+    return loaded

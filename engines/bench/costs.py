@@ -1,0 +1,68 @@
+"""What a call has to compute and to read, from the split's costs: the physics next to every time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engines.backend import BuiltEngine
+from graphs.errors import UgsepError
+
+if TYPE_CHECKING:
+    from graphs.split import Split
+
+#: Width in bits of a weight as the GEMMs read it, by precision.
+BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "w8a16": 8, "w8a32": 8, "w8a8-dynamic": 8}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """FLOPs per row and FP32 bytes of the weights (tables left out) of the two sides."""
+
+    user_flops: int
+    item_flops: int
+    user_weight_bytes: int
+    item_weight_bytes: int
+
+    def flops(self, variant: str, candidates: int) -> float:
+        """Return the FLOPs of one call."""
+        user, item = self.user_flops, candidates * self.item_flops
+        work = {"whole": candidates * user + item, "cold": user + item, "user": user}
+        return float(work.get(variant, item))
+
+    def weight_bytes(self, variant: str, bits: Mapping[str, int]) -> float:
+        """Return the bytes of the weights a call reads at least once, each as wide as ``bits`` of its side says."""
+        user, item = self.user_weight_bytes * bits["user"] / 32, self.item_weight_bytes * bits["item"] / 32
+        return {"whole": user + item, "cold": user + item, "user": user}.get(variant, item)
+
+    def limit(self, candidates: int) -> float:
+        """Return the FLOP limit of the speed-up of a cold request over the whole model."""
+        return self.flops("whole", candidates) / self.flops("cold", candidates)
+
+
+def costs_of_split(split: Split) -> Costs:
+    """Return the costs of a model that was just split."""
+    user, item = split.user_cost, split.item_cost
+    return Costs(user.flops, item.flops, user.weight_bytes, item.weight_bytes)
+
+
+def costs_of_report(report: Mapping[str, Any]) -> Costs:
+    """Return the costs a bundle's ``report.json`` holds.
+
+    Raises:
+        UgsepError: the report lacks them.
+    """
+    try:
+        user, item = report["split"]["user"], report["split"]["item"]
+        return Costs(
+            int(user["flops"]), int(item["flops"]), int(user["weight_bytes"]), int(item["weight_bytes"])
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise UgsepError(f"report.json holds no cost per side ({error}); build the bundle again") from error
+
+
+def weight_bits(built: BuiltEngine) -> int:
+    """Return the width in which an engine reads its weights: 32 where int8 was folded to float when it loaded."""
+    folded = any(weight.fate in ("folded-to-float", "dequantized-each-run") for weight in built.weights)
+    return 32 if folded else BITS[built.precision]

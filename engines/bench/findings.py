@@ -1,0 +1,161 @@
+"""What the times say: who is fastest at which size, from which N the split pays, and where a peer wins."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engines.bench.costs import Costs
+from engines.bench.run import Measured, Timing
+
+
+@dataclass(frozen=True)
+class Size:
+    """One request size at one thread count, p50 in milliseconds.
+
+    ``chosen`` are the engines the bundle serves with, ``best`` the fastest of all our pairs; both with the user
+    computed (cold) and from the cache. ``peer`` is the fastest whole model, empty where no peer ran.
+    """
+
+    threads: int
+    candidates: int
+    limit: float
+    chosen_ms: float
+    chosen_cached_ms: float
+    item_ms: float
+    best: str
+    best_ms: float
+    best_cached_ms: float
+    peer: str
+    peer_ms: float
+
+    @property
+    def speedup(self) -> float:
+        """Fastest peer over the bundle's engines, user computed; NaN where no peer ran."""
+        return self.peer_ms / self.chosen_ms
+
+    @property
+    def best_speedup(self) -> float:
+        """Fastest peer over the fastest of our pairs, user computed."""
+        return self.peer_ms / self.best_ms
+
+    @property
+    def cached_speedup(self) -> float:
+        """Fastest peer over the bundle's engines, user from the cache."""
+        return self.peer_ms / self.chosen_cached_ms
+
+
+def sizes(measured: Measured, costs: Costs) -> list[Size]:
+    """Return one comparison per thread count and request size, in the order they were timed."""
+    ours = {s.name for s in measured.standings if s.ours}
+    chosen = next(s.name for s in measured.standings if s.chosen)
+    found = []
+    for threads, candidates in dict.fromkeys((t.threads, t.candidates) for t in measured.timings):
+        here = [t for t in measured.timings if (t.threads, t.candidates) == (threads, candidates)]
+        by = {(t.name, t.variant): t.ms.p50 for t in here}
+        best = min((t for t in here if t.name in ours and t.variant == "cold"), key=lambda t: t.ms.p50)
+        whole = [t for t in here if t.variant == "whole"]
+        peer: Timing | None = min(whole, key=lambda t: t.ms.p50, default=None)
+        found.append(
+            Size(
+                threads,
+                candidates,
+                costs.limit(candidates),
+                by[chosen, "cold"],
+                by[chosen, "cached"],
+                by[chosen, "item"],
+                best.name,
+                best.ms.p50,
+                by[best.name, "cached"],
+                peer.name if peer else "",
+                peer.ms.p50 if peer else math.nan,
+            )
+        )
+    return found
+
+
+def counted(threads: int) -> str:
+    """Return ``1 thread``, ``2 threads``."""
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
+def break_even(sizes: Sequence[Size], speedup: str = "speedup") -> float | None:
+    """Return the N from which on our request is faster than the fastest peer, at every larger size measured.
+
+    Between two sizes the crossing is interpolated on logarithmic axes. None where a peer wins at the largest size.
+    ``speedup`` names the property of ``Size`` to go by.
+    """
+    ordered = sorted(sizes, key=lambda s: s.candidates)
+    ratios = [float(getattr(s, speedup)) for s in ordered]
+    if not ordered or not ratios[-1] >= 1.0:
+        return None
+    for (low, below), (high, above) in reversed(list(itertools.pairwise(zip(ordered, ratios, strict=True)))):
+        if below < 1.0:
+            share = -math.log(below) / (math.log(above) - math.log(below)) if above > below else 1.0
+            return float(low.candidates * (high.candidates / low.candidates) ** share)
+    return float(ordered[0].candidates)
+
+
+def sentences(measured: Measured, found: Sequence[Size]) -> list[str]:
+    """Return the result in words: headline, where a peer wins, break-even, and what of our own is faster still."""
+    said: list[str] = []
+    for threads in dict.fromkeys(s.threads for s in found):
+        here = [s for s in found if s.threads == threads]
+        with_peer = [s for s in here if s.peer]
+        if with_peer:
+            said += _against_peers(with_peer, counted(threads))
+        for s in here:
+            if s.candidates == _reported(here) and s.best_ms < 0.95 * s.chosen_ms:
+                said.append(
+                    f"Of our own engines the bundle's are not the fastest at N = {s.candidates}, {counted(threads)}: "
+                    f"{s.best} takes {s.best_ms:.3g} ms, the bundle's {s.chosen_ms:.3g} ms."
+                )
+        largest = max(here, key=lambda s: s.candidates)
+        over = largest.chosen_cached_ms / largest.item_ms
+        said.append(
+            f"With the user's state cached a request of N = {largest.candidates} takes "
+            f"{largest.chosen_cached_ms:.3g} ms, {over:.2f} times the item engine alone ({counted(threads)})."
+        )
+    for c in measured.ceilings:
+        if c.candidates == _reported(found):
+            said.append(
+                f"The FP32 item engine spends {c.share:.0%} of its time on what its GEMMs take alone ({c.gflops:.0f} "
+                f"GFLOP/s) at N = {c.candidates}, {counted(c.threads)}."
+            )
+    return said
+
+
+def _against_peers(here: Sequence[Size], with_threads: str) -> list[str]:
+    said = []
+    main = next(s for s in here if s.candidates == _reported(here))
+    said.append(
+        f"At N = {main.candidates}, {with_threads}, the bundle answers in {main.chosen_ms:.3g} ms; the fastest whole "
+        f"model, {main.peer}, needs {main.peer_ms:.3g} ms: {main.speedup:.2f} times as long "
+        f"({main.cached_speedup:.2f} with the user's state cached; FLOP limit of the split {main.limit:.2f})."
+    )
+    for s in here:
+        if s.speedup < 1.0:
+            verdict = "no pair of ours is faster" if s.best_speedup < 1.0 else f"{s.best} would be faster"
+            said.append(
+                f"A peer wins at N = {s.candidates}, {with_threads}: {s.peer} takes {s.peer_ms:.3g} ms, the bundle "
+                f"{s.chosen_ms:.3g} ms ({1 / s.speedup:.2f} times as long); {verdict}."
+            )
+    if all(s.speedup >= 1.0 for s in here):
+        said.append(f"No peer wins at any measured size with {with_threads}.")
+    even = break_even(here)
+    if even is None:
+        said.append(f"There is no break-even up to N = {here[-1].candidates} with {with_threads}.")
+    elif even > min(s.candidates for s in here):
+        said.append(f"The split pays from about N = {even:.0f} on with {with_threads}.")
+    else:
+        said.append(f"The split pays from N = {even:.0f}, the smallest size measured, on with {with_threads}.")
+    return said
+
+
+def _reported(found: Sequence[Size]) -> int:
+    """Return the size the headline is about: 256, or the largest below it, or the smallest at all."""
+    measured = sorted({s.candidates for s in found})
+    below = [n for n in measured if n <= 256]
+    return below[-1] if below else measured[0]

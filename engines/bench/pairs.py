@@ -1,0 +1,86 @@
+"""Our pairs of engines: those a bundle holds, and further ones built for the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from engines.backend import BuiltEngine, find_backend
+from engines.bench.contender import Pair
+from engines.compile import EnginePlan, compile_engine
+from engines.manifest import Engine, Manifest, engine_for
+from engines.recipe import Recipe
+from export.metadata import GraphSide
+from graphs.errors import UgsepError
+from graphs.progress import Progress, ProgressCallback, silent
+
+#: Pairs built on the spot beside the bundle's own: (backend, precision of both sides).
+EXTRA_PAIRS = (
+    ("onnxruntime", "fp32"),
+    ("openvino", "fp32"),
+    ("openvino", "bf16"),
+    ("openvino", "w8a8-dynamic"),
+)
+
+
+def bundle_pairs(bundle: Path, manifest: Manifest) -> tuple[list[Pair], dict[str, str]]:
+    """Return the pairs of engines in a bundle that this machine can run, the chosen one first, and why not others.
+
+    Raises:
+        UgsepError: the chosen engines cannot run here.
+    """
+    chosen = _pair(bundle, engine_for(manifest, "user"), engine_for(manifest, "item"))
+    pairs, left_out = [chosen], {}
+    for name in dict.fromkeys(e.built.backend for e in manifest.engines):
+        here = find_backend(name).probe()
+        if not here.can_run:
+            if name in (chosen.user.backend, chosen.item.backend):
+                raise UgsepError(
+                    f"{bundle}: its engines cannot run here ({here.reason}); rebuild: {manifest.rebuild}"
+                )
+            left_out[f"ugsep {name}"] = here.reason
+            continue
+        sides = {e.built.side: e for e in reversed(manifest.engines) if e.built.backend == name}
+        if "user" in sides and "item" in sides:
+            pairs.append(_pair(bundle, sides["user"], sides["item"]))
+    return list({pair.name: pair for pair in reversed(pairs)}.values())[::-1], left_out
+
+
+def _pair(bundle: Path, user: Engine, item: Engine) -> Pair:
+    return Pair(user.built, bundle / user.directory, item.built, bundle / item.directory)
+
+
+def extra_pairs(
+    recipe: Recipe,
+    onnx: Path,
+    folder: Path,
+    taken: Sequence[str],
+    which: Sequence[tuple[str, str]] = EXTRA_PAIRS,
+    progress: ProgressCallback = silent,
+) -> tuple[list[Pair], dict[str, str]]:
+    """Build further pairs from the graphs in ``onnx``; returns them, and the reason for each that cannot be built.
+
+    Pairs whose name is in ``taken`` are left alone. Raises UgsepError for ONNX Runtime's FP32 pair only: it is the
+    split itself, without which there is nothing to compare.
+    """
+    pairs: list[Pair] = []
+    left_out: dict[str, str] = {}
+    for backend, precision in which:
+        if f"{backend} {precision}" in taken:
+            continue
+        progress(Progress("build pairs", len(pairs), None, f"{backend} {precision}"))
+        built: list[tuple[BuiltEngine, Path]] = []
+        sides: tuple[GraphSide, ...] = ("user", "item")
+        try:
+            for side in sides:
+                target = folder / f"{side}.{backend}.{precision}"
+                target.mkdir(parents=True, exist_ok=True)
+                plan = EnginePlan(side, backend, precision)
+                built.append((compile_engine(recipe, plan, onnx / f"{side}.onnx", target), target))
+        except UgsepError as error:
+            if (backend, precision) == EXTRA_PAIRS[0]:
+                raise
+            left_out[f"ugsep {backend} {precision}"] = str(error)
+            continue
+        pairs.append(Pair(*built[0], *built[1]))
+    return pairs, left_out

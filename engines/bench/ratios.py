@@ -1,0 +1,146 @@
+"""Speed-up over the share of user tokens: small random RankMixers, split and timed on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engines.bench.contender import our_contender, peer_contenders
+from engines.bench.costs import costs_of_split
+from engines.bench.pairs import extra_pairs
+from engines.bench.run import PLAIN_PAIR, Settings, measure
+from engines.machine_peak import MachinePeak
+from engines.peers.contract import PeerSource, Weights
+from engines.pipeline import export_all, split_model
+from engines.recipe import Recipe, Serving
+from engines.sources import Sources, load_model
+from graphs.errors import UgsepError
+from graphs.features import Feature, of_side, random_rows
+from graphs.progress import Progress, ProgressCallback, silent
+from graphs.ranking_model import RankingModel
+from quant.requests import Request
+
+#: User : item tokens. 16 or 18 tokens in all, whatever gives the ratio in whole tokens.
+RATIOS = ((6, 12), (8, 8), (12, 6), (12, 4), (15, 3))
+#: Divisible by 16 and by 18, as mixing needs; nearest to 256.
+WIDTH = 288
+PAIRS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
+_SAME_ENGINE = "onnxruntime-lowered"
+
+
+@dataclass(frozen=True)
+class RatioPoint:
+    """One U:G ratio. Times are p50 in milliseconds, of a request whose user is computed.
+
+    ``whole_ms`` is the whole model in the same engine as ``split_ms`` (ONNX Runtime FP32, lowered), so that only the
+    split differs; ``peer`` and ``best`` are the fastest whole model and the fastest of our pairs.
+    """
+
+    user_tokens: int
+    item_tokens: int
+    candidates: int
+    threads: int
+    limit: float
+    whole_ms: float
+    split_ms: float
+    peer: str
+    peer_ms: float
+    best: str
+    best_ms: float
+
+    @property
+    def speedup(self) -> float:
+        """Whole over split in the same engine: what ``limit`` bounds."""
+        return self.whole_ms / self.split_ms
+
+    @property
+    def best_speedup(self) -> float:
+        """Fastest whole model over the fastest of our pairs."""
+        return self.peer_ms / self.best_ms
+
+
+def ratio_recipe(user_tokens: int, item_tokens: int, candidates: int, width: int = WIDTH) -> Recipe:
+    """Return the RankMixer of one ratio: two layers, inner width 4 D, as many vectors as tokens need on each side."""
+    features = [
+        *(Feature(f"user_{i}", "user", "id", vocab=1000) for i in range(18)),
+        Feature("profile", "user", "dense", width=18),
+        *(Feature(f"item_{i}", "item", "id", vocab=1000) for i in range(18)),
+        Feature("cross", "item", "dense", width=18),
+    ]
+    config = {
+        "features": [
+            {"name": f.name, "side": f.side, "kind": f.kind, "vocab": f.vocab, "width": f.width} for f in features
+        ],
+        "width": width,
+        "layers": 2,
+        "user_tokens": user_tokens,
+        "item_tokens": item_tokens,
+        "hidden": 4 * width,
+    }
+    return Recipe("rankmixer", config, serving=Serving(candidates=(candidates,), max_candidates=candidates))
+
+
+def measure_ratios(
+    peers: Sequence[str],
+    settings: Settings,
+    folder: Path,
+    peak: MachinePeak,
+    ratios: Sequence[tuple[int, int]] = RATIOS,
+    width: int = WIDTH,
+    progress: ProgressCallback = silent,
+) -> list[RatioPoint]:
+    """Time every ratio at the largest size up to 256 and the first thread count of ``settings``.
+
+    Raises:
+        UgsepError: ONNX Runtime is missing.
+    """
+    candidates = max((n for n in settings.candidates if n <= 256), default=min(settings.candidates))
+    once = Settings((candidates,), settings.threads[:1], settings.rounds, memory=False)
+    points = []
+    for done, (user_tokens, item_tokens) in enumerate(ratios):
+        progress(Progress("ratios", done, len(ratios), f"U:G {user_tokens}:{item_tokens}"))
+        recipe = ratio_recipe(user_tokens, item_tokens, candidates, width)
+        work = folder / f"{user_tokens}-{item_tokens}"
+        points.append(_point(recipe, peers, once, work, peak))
+    progress(Progress("ratios", len(ratios), len(ratios)))
+    return points
+
+
+def _point(recipe: Recipe, peers: Sequence[str], settings: Settings, work: Path, peak: MachinePeak) -> RatioPoint:
+    torch.set_num_threads(1)
+    model = load_model(recipe, Sources(None))
+    halves = split_model(model)
+    graphs = export_all("ratio", model, halves, work / "onnx")
+    source = PeerSource(graphs["full"], work, recipe, Weights())
+    pairs, _ = extra_pairs(recipe, work / "onnx", work / "pairs", (), PAIRS)
+    contenders = [
+        *peer_contenders(tuple(dict.fromkeys((_SAME_ENGINE, *peers))), source),
+        *(our_contender(pair) for pair in pairs),
+    ]
+    costs = costs_of_split(halves)
+    request = _request(model, settings.candidates[0])
+    found = measure(contenders, source, request, costs, settings, peak=lambda _: peak)
+    whole = {t.name: t.ms.p50 for t in found.timings if t.variant == "whole"}
+    if _SAME_ENGINE not in whole:
+        raise UgsepError(f"{_SAME_ENGINE}: {found.left_out.get(_SAME_ENGINE)}; the ratios need it as their baseline")
+    cold = {t.name: t.ms.p50 for t in found.timings if t.variant == "cold"}
+    peer, best = min(whole, key=lambda n: whole[n]), min(cold, key=lambda n: cold[n])
+    config = model.config
+    return RatioPoint(
+        config.user_tokens, config.item_tokens, settings.candidates[0], settings.threads[0],
+        costs.limit(settings.candidates[0]), whole[_SAME_ENGINE], cold[PLAIN_PAIR],
+        peer, whole[peer], best, cold[best],
+    )  # fmt: skip
+
+
+def _request(model: RankingModel, candidates: int) -> Request:
+    generator = torch.Generator().manual_seed(1)
+    user = random_rows(of_side(model.config.features, "user"), 1, generator)
+    items = random_rows(of_side(model.config.features, "item"), candidates, generator)
+    return Request(
+        0, {k: np.asarray(v.numpy()) for k, v in user.items()}, {k: np.asarray(v.numpy()) for k, v in items.items()}
+    )

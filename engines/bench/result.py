@@ -1,0 +1,144 @@
+"""One benchmark from a bundle to its result, and the result as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.bench import findings
+from engines.bench.contender import our_contender, peer_contenders
+from engines.bench.costs import Costs, costs_of_report
+from engines.bench.machine import Machine, this_machine
+from engines.bench.pairs import bundle_pairs, extra_pairs
+from engines.bench.ratios import RatioPoint, measure_ratios
+from engines.bench.run import PLAIN_PAIR, Measured, Settings, measure
+from engines.bundle import open_bundle
+from engines.peers.contract import PeerSource, Weights
+from engines.recipe import load_recipe
+from engines.report import read_report
+from graphs.errors import UgsepError
+from graphs.progress import Progress, ProgressCallback, silent
+from quant.requests import Request, request_spec, synthetic_requests, table_rows
+
+_SEED = 3
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Everything a benchmark found out about a model on a machine."""
+
+    model: str
+    command: str
+    machine: Machine
+    settings: Settings
+    costs: Costs
+    measured: Measured
+    sizes: tuple[findings.Size, ...]
+    ratios: tuple[RatioPoint, ...] = ()
+
+    @property
+    def sentences(self) -> list[str]:
+        """The result in words."""
+        return findings.sentences(self.measured, self.sizes)
+
+    def break_even(self, threads: int, speedup: str = "speedup") -> float | None:
+        """Return the N from which on the split pays; see ``findings.break_even``."""
+        return findings.break_even([s for s in self.sizes if s.threads == threads], speedup)
+
+
+def run_bench(
+    bundle: Path,
+    peers: Sequence[str],
+    settings: Settings,
+    model: Weights | None = None,
+    *,
+    ratios: bool = False,
+    command: str = "",
+    progress: ProgressCallback = silent,
+) -> BenchResult:
+    """Measure a bundle against peers on random requests.
+
+    Args:
+        bundle: the bundle, whose FP32 graph is what every score is compared with.
+        peers: names from ``engines.peers.registry.PEERS``.
+        settings: sizes, threads, rounds.
+        model: where the PyTorch peers' weights come from; without it they are left out.
+        ratios: also time small random models over the ratio of user to item tokens.
+        command: the command line, for the page.
+        progress: told about every step.
+
+    Raises:
+        UgsepError: a tampered bundle, or engines this machine cannot run.
+        GateFailed: engines whose scores are wrong.
+    """
+    machine = this_machine()
+    manifest = open_bundle(bundle)
+    recipe = load_recipe(str(bundle / "recipe.yaml"))
+    largest = max(settings.candidates)
+    serving = dataclasses.replace(recipe.serving, max_candidates=max(largest, recipe.serving.max_candidates))
+    recipe = dataclasses.replace(recipe, serving=serving)
+    held = [
+        e.built.profiles[0].candidates.max for e in manifest.engines if e.built.side == "item" and e.built.profiles
+    ]
+    if held and largest > min(held):
+        raise UgsepError(
+            f"N = {largest} is beyond the {min(held)} candidates {bundle} was built for; leave it out of --candidates"
+        )
+    costs = costs_of_report(read_report(bundle))
+    request = random_request(bundle, largest)
+    with tempfile.TemporaryDirectory(prefix="ugsep-bench-") as scratch:
+        folder = Path(scratch)
+        source = PeerSource(bundle / "onnx" / "full.onnx", folder, recipe, model)
+        pairs, left_out = bundle_pairs(bundle, manifest)
+        names = [pair.name for pair in pairs]
+        extra, not_built = extra_pairs(recipe, bundle / "onnx", folder / "pairs", names, progress=progress)
+        contenders = [
+            *peer_contenders(peers, source),
+            our_contender(pairs[0], chosen=True, sides_alone=True),
+            *(our_contender(p, sides_alone=f"ugsep {p.name}" == PLAIN_PAIR) for p in (*pairs[1:], *extra)),
+        ]
+        plain = next(p for p in (*pairs, *extra) if f"ugsep {p.name}" == PLAIN_PAIR)
+        measured = measure(
+            contenders, source, request, costs, settings, plain.item_directory / "item.onnx", progress=progress
+        )
+        measured = dataclasses.replace(measured, left_out={**measured.left_out, **left_out, **not_built})
+        points = (
+            measure_ratios(peers, settings, folder / "ratios", measured.peaks[0], progress=progress) if ratios else []
+        )
+    sizes = tuple(findings.sizes(measured, costs))
+    progress(Progress("bench", 1, 1))
+    return BenchResult(manifest.model, command, machine, settings, costs, measured, sizes, tuple(points))
+
+
+def random_request(bundle: Path, candidates: int) -> Request:
+    """Return one random request of a bundle's inputs; times do not depend on what the rows hold."""
+    user, item = bundle / "onnx" / "user.onnx", bundle / "onnx" / "item.onnx"
+    vocabulary = max(table_rows(user, item), 1)
+    return next(iter(synthetic_requests(request_spec(user, item), 1, candidates, vocabulary, _SEED)))
+
+
+def document(result: BenchResult) -> dict[str, Any]:
+    """Return ``bench.json``: the result with its derived figures, times in milliseconds."""
+    whole: dict[str, Any] = dataclasses.asdict(result)
+    for entry, size in zip(whole["sizes"], result.sizes, strict=True):
+        entry |= {"speedup": size.speedup, "best_speedup": size.best_speedup, "cached_speedup": size.cached_speedup}
+    for entry, point in zip(whole["ratios"], result.ratios, strict=True):
+        entry |= {"speedup": point.speedup, "best_speedup": point.best_speedup}
+    threads = dict.fromkeys(s.threads for s in result.sizes)
+    whole["break_even"] = {str(t): result.break_even(t) for t in threads}
+    whole["sentences"] = result.sentences
+    finite: dict[str, Any] = _finite(whole)
+    return finite
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN, which is no JSON, by None."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and value != value else value
