@@ -196,6 +196,11 @@ class Backend(Protocol):
         ...
 
     @staticmethod
+    def target() -> str:
+        """Name what an engine built here is tied to: the ISA, the GPU, or ``any machine``; part of cache keys."""
+        ...
+
+    @staticmethod
     def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         """Write the engine's files into ``out_dir``, read back what was compiled, fail if not as named."""
         ...

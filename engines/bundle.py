@@ -90,7 +90,10 @@ def load_engine(directory: Path, manifest: Manifest, engine: Engine, threads: in
         raise UgsepError(
             f"{built.side} engine needs {needs}, this machine: {here.reason}; rebuild: {manifest.rebuild}"
         )
-    return backend.load(directory / engine.directory, built, threads)
+    try:
+        return backend.load(directory / engine.directory, built, threads)
+    except UgsepError as error:
+        raise UgsepError(f"{error}; rebuild: {manifest.rebuild}") from error
 
 
 def compare_versions(built_with: Mapping[str, str], here: Mapping[str, str]) -> list[str]:

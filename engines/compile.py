@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.backend import BuildSpec, BuiltEngine, Profile, Rows, Runner, check_precision, find_backend
-from engines.backends.onnxruntime import host_isa
 from engines.cache import cached_build, engine_key
 from engines.manifest import Engine
 from engines.recipe import Recipe
@@ -103,7 +102,7 @@ def compile_engine(
     if cache is None:
         return module.build(spec, folder, tell)
     tools = {**tool_versions(), "code": code_sha256()}
-    key = engine_key(plan.backend, spec, tools, host_isa())
+    key = engine_key(plan.backend, spec, tools, module.target())
     built, found = cached_build(cache, key, folder, lambda out: module.build(spec, out, tell), tell)
     if found:
         tell(f"{plan.backend}: {plan.side} {plan.precision} from the engine cache")

@@ -115,6 +115,8 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST
     try:
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise UgsepError(f"{path}: a link leads out of the bundle; do not use this bundle")
         if path.stat().st_size > _MAX_MANIFEST_BYTES:
             raise UgsepError(f"{path}: {path.stat().st_size} bytes is no manifest; build the bundle again")
         raw = json.loads(path.read_text(encoding="utf-8"))

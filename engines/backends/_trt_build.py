@@ -49,12 +49,12 @@ def build_plan(
     Raises:
         UgsepError: the file does not parse or the build fails; the library's first error is quoted.
     """
-    log = _logger(trt)
+    log = quiet_logger(trt)
     builder = trt.Builder(log)
     network = builder.create_network(network_flags)
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(onnx)):
-        reason = _first([parser.get_error(i).desc() for i in range(parser.num_errors)] + log.errors)
+        reason = first_error([parser.get_error(i).desc() for i in range(parser.num_errors)] + log.errors)
         raise UgsepError(f"{onnx}: TensorRT cannot parse it ({reason}); export the model again")
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -63,7 +63,7 @@ def build_plan(
         config.add_optimization_profile(_profile(builder, onnx, inputs, profile))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise UgsepError(f"{onnx}: TensorRT cannot build it ({_first(log.errors)}); try another precision")
+        raise UgsepError(f"{onnx}: TensorRT cannot build it ({first_error(log.errors)}); try another precision")
     return Plan(memoryview(plan), parse_layers(log.layers), log.weight_bytes)
 
 
@@ -145,11 +145,12 @@ def int8_fates(layers: tuple[Layer, ...], weights: Mapping[str, str]) -> tuple[W
     return tuple(fates)
 
 
-def _first(errors: list[str]) -> str:
+def first_error(errors: list[str]) -> str:
+    """Return the first line a library logged as an error."""
     return errors[0].strip().splitlines()[0] if errors else "no reason given"
 
 
-def _logger(trt: Any) -> Any:
+def quiet_logger(trt: Any) -> Any:
     """Return a logger that keeps errors, the layer list and the size of the weights, and prints nothing."""
 
     class Log(trt.ILogger):  # type: ignore[misc]  # the base class comes from an optional, untyped library

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from engines.backend import Array, BuiltEngine, Profile, check_feeds
+from engines.backend import Array, BuiltEngine, Profile, TensorSpec, check_feeds
+from engines.backends._loaded_io import check_loaded
+from engines.backends._trt_build import first_error, quiet_logger
 from graphs.errors import UgsepError
 
 #: CUDA graphs kept; further shapes run without one. Each holds device memory.
@@ -42,24 +44,29 @@ def load_plan(trt: Any, name: str, directory: Path, built: BuiltEngine) -> Tenso
         raise UgsepError(
             f"{built.side} engine is for compute capability {wanted}, this GPU has {capability}; build it again here"
         )
-    log = trt.Logger(trt.Logger.ERROR)
+    log = quiet_logger(trt)
     runtime = trt.Runtime(log)
     if built.session.get("version_compatible"):
         runtime.engine_host_code_allowed = True  # such a plan carries its own runtime; hashes were checked before
     path = directory / f"{built.side}.engine"
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        here = str(trt.__version__)
         raise UgsepError(
-            f"{path}: {name} {here} cannot load it (built with {built.tools.get(name, 'unknown')}); build it again"
+            f"{path}: {name} {trt.__version__} cannot load it ({first_error(log.errors)}), built with "
+            f"{built.tools.get(name, 'unknown')}; build it again"
         )
-    names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
-    listed = {spec.name for spec in (*built.inputs, *built.outputs)}
-    if names != listed:
-        raise UgsepError(
-            f"{path}: tensors are {sorted(names)} but the manifest says {sorted(listed)}; build it again"
-        )
+    check_loaded(path, built, *_engine_io(trt, engine))
     return TensorRTRunner(runtime, engine, built)
+
+
+def _engine_io(trt: Any, engine: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    found: dict[Any, list[TensorSpec]] = {trt.TensorIOMode.INPUT: [], trt.TensorIOMode.OUTPUT: []}
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        shape = tuple(dim if dim >= 0 else "?" for dim in engine.get_tensor_shape(name))
+        dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name
+        found[engine.get_tensor_mode(name)].append(TensorSpec(name, dtype, shape))
+    return found[trt.TensorIOMode.INPUT], found[trt.TensorIOMode.OUTPUT]
 
 
 def accepts(wanted: str, capability: str) -> bool:

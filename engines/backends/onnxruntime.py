@@ -57,6 +57,11 @@ def probe() -> Availability:
     return Availability(True, True, f"onnxruntime {ort.__version__}, CPU")
 
 
+def target() -> str:
+    """Return this CPU's microarchitecture: the graph is read back, and may be kept, as optimised for it."""
+    return host_isa()
+
+
 def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     """Lower the graph for CPUs into ``<side>.onnx`` and check what ONNX Runtime makes of each weight.
 

@@ -22,11 +22,14 @@ from engines.backend import (
     Fate,
     Option,
     Progress,
+    TensorSpec,
     WeightFate,
     check_feeds,
     check_options,
 )
 from engines.backends._graph_io import graph_io, read_graph
+from engines.backends._loaded_io import check_loaded
+from engines.backends.onnxruntime import host_isa
 from export.lowering import lower_for_cpu
 from graphs.errors import UgsepError
 
@@ -49,6 +52,11 @@ def probe() -> Availability:
         return Availability(False, False, str(error))
     capabilities = ", ".join(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     return Availability(True, True, f"openvino {ov.__version__}, CPU ({capabilities})")
+
+
+def target() -> str:
+    """Return this CPU's microarchitecture: which precisions there are, and what was read back, depends on it."""
+    return host_isa()
 
 
 def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
@@ -114,15 +122,7 @@ def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> Ope
             f"{file}: built for {built.precision} ({_RUNS_AS[built.precision]}), this CPU would run {runs_as}; "
             "build the bundle again here"
         )
-    for what, specs, ports in (
-        ("inputs", built.inputs, compiled.inputs),
-        ("outputs", built.outputs, compiled.outputs),
-    ):
-        named = [spec.name for spec in specs]
-        if len(ports) != len(named) or any(n not in p.get_names() for n, p in zip(named, ports, strict=True)):
-            raise UgsepError(
-                f"{file}: {what} are not {', '.join(named)} as the manifest says; build the bundle again"
-            )
+    check_loaded(file, built, _ports(built.inputs, compiled.inputs), _ports(built.outputs, compiled.outputs))
     return OpenVinoRunner(compiled, built)
 
 
@@ -141,7 +141,10 @@ class OpenVinoRunner:
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
-        results = request.infer(checked, share_inputs=True)
+        try:
+            results = request.infer(checked, share_inputs=True)
+        except Exception as error:  # openvino raises RuntimeError and classes of its own alike
+            raise UgsepError(f"the {self._built.side} engine refused these inputs ({_first(error)})") from error
         # Copies: the request's own output buffers are overwritten by its next run.
         return {spec.name: np.array(results[i]) for i, spec in enumerate(self._built.outputs)}
 
@@ -167,6 +170,19 @@ def _settings(precision: str, options: Mapping[str, Option]) -> dict[str, Option
         # Left alone, the plugin quantizes activations to int8 in groups of 32 wherever weights are int8.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32 if precision == "w8a8-dynamic" else 0,
     }
+
+
+def _ports(listed: tuple[TensorSpec, ...], ports: Any) -> tuple[TensorSpec, ...]:
+    """Return inputs or outputs of a compiled model; a port may have several names, one of them is the graph's."""
+    hoped = [spec.name for spec in listed] if len(listed) == len(ports) else [""] * len(ports)
+    return tuple(
+        TensorSpec(
+            name if name in port.get_names() else str(port.get_any_name()),
+            str(port.get_element_type().to_dtype().name),
+            tuple(d.get_length() if d.is_static else "?" for d in port.get_partial_shape()),
+        )
+        for name, port in zip(hoped, ports, strict=True)
+    )
 
 
 def _first(error: Exception) -> str:

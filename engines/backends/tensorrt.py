@@ -54,6 +54,14 @@ def probe() -> Availability:
     return Availability(True, True, f"tensorrt {trt.__version__}, compute capability {capability}")
 
 
+def target() -> str:
+    """Return this machine's GPU, for which kernels are timed and chosen."""
+    import torch
+
+    capability, reason = gpu()
+    return reason if capability is None else f"{torch.cuda.get_device_name()}, compute capability {capability}"
+
+
 def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     """Compile ``<side>.engine`` for this machine's GPU and list its layers in ``<side>.layers.json``.
 

@@ -54,6 +54,11 @@ def probe() -> Availability:
     return Availability(True, True, f"tensorrt-rtx {trt.__version__}, compute capability {capability}")
 
 
+def target() -> str:
+    """Return ``any machine``: the compute capabilities are options, and compiling needs no GPU."""
+    return "any machine"
+
+
 def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     """Compile ``<side>.engine`` for all asked compute capabilities and read back what became of each weight.
 

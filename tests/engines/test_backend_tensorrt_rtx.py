@@ -164,3 +164,41 @@ def test_the_closest_profile_that_fits_is_taken() -> None:
         choose_profile(profiles, (1, 513), "item")
     with pytest.raises(UgsepError, match="at most 1 users, 512 candidates"):
         choose_profile(profiles, (2, 8), "item")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda data: data[: len(data) // 2], "cannot load it .*Serialization"),
+        (lambda data: b"a plan of another library" + data, "cannot load it .*incompatible serialization version"),
+        (lambda data: b"", "cannot load it .*empty"),
+    ],
+    ids=["truncated", "another version", "empty"],
+)
+def test_plans_the_library_refuses(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, damage: Any, says: str
+) -> None:
+    # The library reads a plan's header before it touches a GPU, so its own refusal is seen here too.
+    from engines.backends import _trt_runner
+
+    source = to_half(ffn(tmp_path / "f32.onnx", rng, True, "gelu"), tmp_path / "full.onnx")
+    built = _build(tmp_path, source, twin=False, compute_capabilities="8.9")
+    plan = tmp_path / "out" / "full.engine"
+    plan.write_bytes(damage(plan.read_bytes()))
+    monkeypatch.setattr(_trt_runner, "gpu", lambda: ("8.9", ""))
+    with pytest.raises(UgsepError, match=says) as error:
+        backend.load(tmp_path / "out", built)
+    assert "\n" not in str(error.value)
+    assert f"built with {built.tools['tensorrt-rtx']}" in str(error.value)
+
+
+def test_a_gpu_of_another_generation_is_refused_before_loading(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engines.backends import _trt_runner
+
+    source = to_half(ffn(tmp_path / "f32.onnx", rng, True, "gelu"), tmp_path / "full.onnx")
+    built = _build(tmp_path, source, twin=False, compute_capabilities="8.6,8.9")
+    monkeypatch.setattr(_trt_runner, "gpu", lambda: ("9.0", ""))
+    with pytest.raises(UgsepError, match=r"is for compute capability 8.6,8.9, this GPU has 9.0; build it again here"):
+        backend.load(tmp_path / "out", built)

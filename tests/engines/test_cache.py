@@ -1,6 +1,8 @@
 import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +80,8 @@ def test_a_changed_graph_misses(spec: BuildSpec, change: Callable[[onnx.ModelPro
         {"profiles": PROFILES[:1]},
         {"profiles": PROFILES[::-1]},
         {"profiles": (Profile(Rows(1, 1, 5), Rows(1, 64, 256)), PROFILES[1])},
+        {"profiles": (Profile(Rows(1, 1, 4), Rows(1, 32, 256)), PROFILES[1])},
+        {"profiles": (Profile(Rows(1, 1, 4), Rows(2, 64, 256)), PROFILES[1])},
         {"options": {"threads": 2, "spinning": False}},
         {"options": {"threads": True, "spinning": False}},
         {"options": {"threads": 1}},
@@ -195,6 +199,52 @@ def test_one_key_is_built_once_and_others_go_on(tmp_path: Path) -> None:
     assert results == {"first": False, "second": True}
     assert calls == ["other", "slow"]
     assert waits == ["waiting for another process that builds kkkkkkkkkkkk"]
+
+
+_BUILD_ONCE = """
+import sys, time
+from pathlib import Path
+from engines.cache import cached_build
+from tests.engines.engine_records import tiny_engine
+root, out, log = map(Path, sys.argv[1:])
+def build(directory):
+    with log.open("a") as lines:
+        lines.write("built\\n")
+    print("building", flush=True)
+    time.sleep(1)
+    (directory / "a.bin").write_text("weights")
+    return tiny_engine(".", "a.bin").built
+def wait(message):
+    print("waiting", flush=True)
+print(cached_build(root, "k" * 64, out, build, wait)[1], flush=True)
+"""
+
+
+def test_two_processes_that_want_one_key_build_it_once(tmp_path: Path) -> None:
+    def start(name: str) -> subprocess.Popen[str]:
+        arguments = [str(tmp_path / part) for part in ("cache", name, "log")]
+        command = [sys.executable, "-c", _BUILD_ONCE, *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+
+    with start("first") as first, start("second") as second:
+        said = sorted(process.communicate(timeout=60)[0].split() for process in (first, second))
+    assert said == [["building", "False"], ["waiting", "True"]]
+    assert (tmp_path / "log").read_text() == "built\n"
+    for name in ("first", "second"):
+        assert (tmp_path / name / "a.bin").read_text() == "weights"
+
+
+def test_a_process_killed_while_building_leaves_the_key_to_the_next(tmp_path: Path) -> None:
+    code = _BUILD_ONCE.replace("time.sleep(1)", "time.sleep(60)")
+    arguments = [str(tmp_path / part) for part in ("cache", "first", "log")]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "building\n"
+        process.kill()
+    assert not cached_build(tmp_path / "cache", "k" * 64, tmp_path / "second", _builder())[1]
+    assert cached_build(tmp_path / "cache", "k" * 64, tmp_path / "third", _builder())[1]
 
 
 def test_collect_keeps_the_recently_used_and_drops_the_damaged(tmp_path: Path) -> None:
