@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from engines.bench.command import bench_command
+from engines.bisect_command import bisect_command
 from engines.bundle import open_bundle
 from engines.cache import default_root
 from engines.cache_command import cache_command
@@ -27,6 +29,8 @@ def main() -> None:
     """Compute the user once, the items many times: from a PyTorch ranking model to user and item engines."""
 
 
+main.add_command(bench_command)
+main.add_command(bisect_command)
 main.add_command(cache_command)
 main.add_command(inspect_command)
 main.add_command(models_command)
@@ -100,20 +104,30 @@ def build_command(
 @click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Held-out requests (Parquet).")
 @click.option("--synthetic", is_flag=True, help="Random requests instead: parity and invariance only, no quality.")
 @click.option("--seed", default=1, show_default=True, help="Seed of the synthetic requests.")
+@click.option("--worst", type=click.Path(path_type=Path),
+              help="Where the worst rows go when a gate fails  [default: BUNDLE.worst.npz]")  # fmt: skip
 @click.option("--junit", type=click.Path(path_type=Path), help="Also write the gates as a JUnit XML file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the targets to stdout as JSON.")
 def validate_command(
-    bundle: Path, requests: tuple[Path, ...], synthetic: bool, seed: int, junit: Path | None, as_json: bool
+    bundle: Path,
+    requests: tuple[Path, ...],
+    synthetic: bool,
+    seed: int,
+    worst: Path | None,
+    junit: Path | None,
+    as_json: bool,
 ) -> None:
     """Check every gate of BUNDLE again: hashes, parity, AUC, invariance, latency targets."""
-    from engines.validate import junit_xml, validate
+    from engines.validate import how_to_reproduce, junit_xml, validate
 
     if bool(requests) == synthetic:
         raise UgsepError("give held-out requests with --requests FILE, or pass --synthetic, not both")
+    rows = worst or bundle.absolute().with_name(f"{bundle.absolute().name}.worst.npz")
+    again = how_to_reproduce(bundle, requests, seed)
     with show_progress() as progress:
-        found = validate(bundle, requests, seed, progress)
+        found = validate(bundle, requests, seed, progress, rows)
     if junit is not None:
-        junit.write_text(junit_xml(bundle.name, found), encoding="utf-8")
+        junit.write_text(junit_xml(bundle.name, found, again), encoding="utf-8")
     if as_json:
         click.echo(json.dumps({"passed": found.passed, "targets": [t.as_dict() for t in found.targets]}))
     else:
@@ -121,6 +135,8 @@ def validate_command(
             click.echo(f"  {target}")
     broken = [str(t) for t in found.targets if not t.passed]
     if broken:
+        click.echo(f"reproduce: {again}", err=True)
+        click.echo(f"worst rows: {rows}; find the tensor: ugsep bisect {bundle} --requests {rows}", err=True)
         raise GateFailed(f"{bundle}: {'; '.join(broken)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,15 +14,22 @@ from engines.gates import Scores
 from engines.recipe import load_recipe
 from engines.report import read_report
 from engines.sources import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
+from engines.worst_rows import save_worst_rows
 from graphs.errors import UgsepError
 from graphs.progress import ProgressCallback, silent
 from quant.requests import read_requests, request_spec, synthetic_requests, table_rows
 
 
 def validate(
-    bundle: Path, requests: Sequence[Path], seed: int = 1, progress: ProgressCallback = silent
+    bundle: Path,
+    requests: Sequence[Path],
+    seed: int = 1,
+    progress: ProgressCallback = silent,
+    worst: Path | None = None,
 ) -> proof.Proof:
     """Prove a bundle against its own FP32 graph on held-out requests, or on synthetic ones where none are given.
+
+    Where a target does not hold, the rows that are furthest off are written to ``worst`` (npz, a file of requests).
 
     Raises:
         UgsepError: a tampered bundle, engines this machine cannot run, or unusable requests.
@@ -40,7 +48,16 @@ def validate(
         return proof.full_scores(full, rows, progress)
 
     limits = speedup_limits(bundle, recipe.serving.candidates)
-    return proof.prove(recipe, manifest, bundle, rows, reference, limits, progress=progress)
+    found = proof.prove(recipe, manifest, bundle, rows, reference, limits, progress=progress)
+    if worst is not None and not found.passed:
+        save_worst_rows(worst, rows, found.errors)
+    return found
+
+
+def how_to_reproduce(bundle: Path, requests: Sequence[Path], seed: int) -> str:
+    """Return the command that validates the same bundle on the same requests."""
+    rows = [part for path in requests for part in ("--requests", str(path))] or ["--synthetic", "--seed", str(seed)]
+    return shlex.join(["ugsep", "validate", str(bundle), *rows])
 
 
 def speedup_limits(bundle: Path, candidates: Sequence[int]) -> dict[int, float]:
@@ -57,8 +74,8 @@ def speedup_limits(bundle: Path, candidates: Sequence[int]) -> dict[int, float]:
     return {n: n * (user + item) / (user + n * item) for n in candidates}
 
 
-def junit_xml(name: str, found: proof.Proof) -> str:
-    """Return the targets as a JUnit test suite, one case each, for CI servers."""
+def junit_xml(name: str, found: proof.Proof, reproduce: str = "") -> str:
+    """Return the targets as a JUnit test suite, one case each, for CI servers; failures say how to ``reproduce``."""
     failures = sum(not t.passed for t in found.targets)
     suite = ElementTree.Element(
         "testsuite", name=f"ugsep.{name}", tests=str(len(found.targets)), failures=str(failures)
@@ -66,5 +83,5 @@ def junit_xml(name: str, found: proof.Proof) -> str:
     for target in found.targets:
         case = ElementTree.SubElement(suite, "testcase", classname=f"ugsep.{name}", name=target.name)
         if not target.passed:
-            ElementTree.SubElement(case, "failure", message=str(target))
+            ElementTree.SubElement(case, "failure", message=str(target)).text = reproduce
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
