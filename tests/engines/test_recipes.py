@@ -1,0 +1,106 @@
+"""Every shipped recipe: parses, counts what its paper says, and goes the whole road at a reduced size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from engines.models_command import model_row
+from engines.pipeline import build
+from engines.recipe import Recipe, dump_recipe, load_recipe, recipe_names
+from engines.sources import Sources, random_config
+from graphs.errors import UgsepError
+from graphs.features import Feature
+
+FEATURES = (
+    Feature("user_id", "user", "id", vocab=50, group="user_id"),
+    Feature("age", "user", "id", vocab=9, group="age"),
+    Feature("recent", "user", "sequence", vocab=61, width=5, table="item_id", group="history"),
+    Feature("activity", "user", "dense", width=6, group="activity"),
+    Feature("taste", "user", "dense", width=5, group="taste"),
+    Feature("item_id", "item", "id", vocab=61, group="item_id"),
+    Feature("year", "item", "id", vocab=12, group="year"),
+    Feature("genres", "item", "dense", width=7, group="genres"),
+    Feature("popularity", "item", "dense", width=3, group="popularity"),
+    Feature("affinity", "item", "dense", width=4, group="cross"),
+)
+# models.md, sizes: the paper's dense parameters of the recipes that carry a size in their name.
+PAPER_SIZES = {
+    "rankmixer-100m": 100e6, "rankmixer-1b": 1e9, "tokenmixer-large-500m": 500e6, "tokenmixer-large-7b": 7e9,
+    "zenith-100m": 100e6, "unimixing-lite-40m": 40e6,
+}  # fmt: skip
+SMALL = {"width": 32, "hidden": 24, "tower": 8, "embedding_width": 8, "block": 8, "user_tokens": 4, "item_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("features") / "features.json"
+    path.write_text(json.dumps({"features": [dataclasses.asdict(f) for f in FEATURES], "tasks": ["like"]}))
+    return path
+
+
+def reduced(recipe: Recipe) -> Recipe:
+    """Return the recipe with small widths and nothing else changed that shapes the graph's structure."""
+    config = {k: SMALL.get(k, v) for k, v in recipe.config.items()}
+    config["layers"] = min(config["layers"], 3)
+    serving = dataclasses.replace(recipe.serving, candidates=(1, 9), compile_for=(), max_candidates=300)
+    # Random tiny weights make logits of almost equal size: rank agreement and SQNR are loose here on purpose.
+    gates = dataclasses.replace(
+        recipe.gates, kendall_tau=0.5, sqnr_db=12.0, max_probability=0.2, fraction_of_limit=0.0, request_p99_ms=0.0
+    )
+    return dataclasses.replace(recipe, config=config, serving=serving, gates=gates)
+
+
+def test_the_recipes_the_user_asked_for_are_shipped() -> None:
+    assert {
+        "rankmixer", "tokenmixer-large", "zenith", "zenith-pp", "unimixer", "unimixing-lite", "rankmixer-moe",
+        "tokenmixer-large-moe", *PAPER_SIZES,
+    } <= set(recipe_names())  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(PAPER_SIZES))
+def test_paper_sizes_are_within_five_per_cent(name: str, features: Path) -> None:
+    assert model_row(name, load_recipe(name), features).parameters == pytest.approx(PAPER_SIZES[name], rel=0.05)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_reads_back_what_it_dumps(name: str, tmp_path: Path, features: Path) -> None:
+    recipe = load_recipe(name)
+    path = tmp_path / "resolved.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(str(path)) == recipe
+    config = random_config(recipe, features)
+    assert config.counts().item.flops > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_goes_the_whole_road_at_reduced_size(name: str, tmp_path: Path, features: Path) -> None:
+    outcome = build(name, reduced(load_recipe(name)), Sources(None, features=features), tmp_path / name)
+    assert outcome.report["passed"]
+    assert outcome.report["synthetic"]
+    assert outcome.report["split"]["reusable_share"] > 0.2
+    # int8 must have happened; at this size embedding tables, which stay float, are most of the bytes
+    weights = outcome.report["weights"]
+    assert weights["quantized_bytes"] < 0.9 * weights["fp32_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: zenith\nservng: {}", "unknown setting 'servng', did you mean 'serving'"),
+        ("model: zenith\ngates: {sqnr: 3}", "sqnr"),
+        ("config: {}", "missing value for field"),
+        ("model: [", "is not YAML"),
+        ("- 1", "expected a mapping"),
+    ],
+)
+def test_bad_recipes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UgsepError, match=message) as caught:
+        load_recipe(str(path))
+    assert "\n" not in str(caught.value)
