@@ -41,7 +41,7 @@ def export_half(
     Args:
         half: the graph to write.
         feeds: example tensors by input name, at least 2 rows each.
-        rows: the name of each input's first axis, ``users`` or ``candidates``.
+        rows: the name of each input's first axis, ``users`` or ``candidates``; inputs left out keep their size.
         path: the file to write; weights go to ``<name>.data`` beside it.
         stamp: the metadata to write into the file.
 
@@ -87,7 +87,7 @@ def to_onnx(half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) ->
         UgsepError: it refuses the graph.
     """
     dims = {name: torch.export.Dim(name) for name in sorted(set(rows.values()))}
-    shapes = tuple({0: dims[rows[name]]} for name in half.inputs)
+    shapes = tuple({0: dims[rows[name]]} if name in rows else {} for name in half.inputs)
     args = tuple(feeds[name] for name in half.inputs)
     # The exporter logs and warns about torch internals; its errors, which matter, are raised.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
