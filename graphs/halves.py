@@ -39,7 +39,7 @@ def state_names(state: tuple[fx.Node, ...], taken: tuple[str, ...]) -> tuple[str
     return tuple(names)
 
 
-class _Copier:
+class Copier:
     """Copies nodes of the traced graph into a half, with that half's own row count."""
 
     def __init__(self, traced: Traced) -> None:
@@ -49,6 +49,7 @@ class _Copier:
         self.traced = traced
 
     def placeholder(self, name: str) -> fx.Node:
+        """Add an input."""
         return self.graph.placeholder(identifier(name))
 
     def copy(self, node: fx.Node) -> fx.Node:
@@ -69,6 +70,7 @@ class _Copier:
         return new
 
     def count_rows(self, tensor: fx.Node) -> None:
+        """Read the half's row count off the first axis of an input."""
         self.rows = self.graph.call_function(aten.sym_size.int, (tensor, 0))
 
     def to_batch_first(self, new: fx.Node, value: torch.Tensor, rows: Rows) -> fx.Node:
@@ -97,9 +99,11 @@ class _Copier:
         return [*sizes[: rows.axis], *folded, *sizes[rows.axis + 1 :]]
 
     def call(self, target: Any, *arguments: Any) -> fx.Node:
+        """Add a call."""
         return self.graph.call_function(target, arguments)
 
     def finish(self, outputs: tuple[fx.Node, ...]) -> fx.GraphModule:
+        """Return the half without dead code and unused inputs."""
         self.graph.output(outputs)
         self.graph.eliminate_dead_code()
         for node in list(self.graph.nodes):
@@ -113,12 +117,12 @@ def build_user_half(
     traced: Traced, sides: Mapping[fx.Node, NodeSide], cut: Cut, rows: Mapping[fx.Node, Rows]
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """Return the user half, state tensors batch first [U, ...], and their names."""
-    copier = _Copier(traced)
+    copier = Copier(traced)
     originals = [n for n in traced.module.graph.nodes if n.op == "placeholder" and sides[n] == "user"]
     for node in originals:
         copier.done[node] = copier.placeholder(str(node.target))
     copier.count_rows(copier.done[originals[0]])
-    wanted = _ancestors(cut.state)
+    wanted = ancestors(cut.state)
     for node in traced.module.graph.nodes:
         if node in wanted and node.op != "placeholder" and not is_row_count(node):
             copier.copy(node)
@@ -130,7 +134,7 @@ def build_item_half(
     traced: Traced, sides: Mapping[fx.Node, NodeSide], cut: Cut, rows: Mapping[fx.Node, Rows], names: tuple[str, ...]
 ) -> fx.GraphModule:
     """Return the item half: item inputs [N, ...], state [U, ...], user_index [N] -> the model's outputs [N, ...]."""
-    copier = _Copier(traced)
+    copier = Copier(traced)
     originals = [n for n in traced.module.graph.nodes if n.op == "placeholder" and sides[n] == "item"]
     for node in originals:
         copier.done[node] = copier.placeholder(str(node.target))
@@ -148,7 +152,8 @@ def build_item_half(
     return copier.finish(outputs)
 
 
-def _ancestors(nodes: tuple[fx.Node, ...]) -> set[fx.Node]:
+def ancestors(nodes: tuple[fx.Node, ...]) -> set[fx.Node]:
+    """Return the nodes and everything they are computed from."""
     found: set[fx.Node] = set()
     stack = list(nodes)
     while stack:

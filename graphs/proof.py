@@ -86,11 +86,15 @@ def prove(
         of_users = {n: drawn[n][:many] for n in split.user_inputs}
         of_items = {n: drawn[n][:count] for n in split.item_inputs}
         whole = original({**{n: v[index] for n, v in of_users.items()}, **of_items})
-        halves = split.item({**of_items, **split.user(of_users), "user_index": index})
-        for name in split.full.outputs:
-            difference, scale = _difference(halves[name], whole[name])
-            found[name].append((difference, f"{count} candidates of {many} users"))
-            scales[name] = max(scales[name], scale)
+        state = split.user(of_users)
+        forms = [(split.item({**of_items, **state, "user_index": index}), "gathered")]
+        if many == 1:
+            forms.append((split.item_single({**of_items, **state}), "broadcast"))
+        for scores, form in forms:
+            for name in split.full.outputs:
+                difference, scale = _difference(scores[name], whole[name])
+                found[name].append((difference, f"{count} candidates of {many} users ({form} state)"))
+                scales[name] = max(scales[name], scale)
     for name, differences in found.items():
         bound = tolerance * max(scales[name], 1.0)
         difference, at = max(differences)
@@ -133,6 +137,8 @@ def rows_influence(
 
 def _difference(found: Tensor, expected: Tensor) -> tuple[float, float]:
     """Return max |found - expected| and max |expected|; NaN where either holds one and the other does not."""
+    if found.numel() == expected.numel():
+        expected = expected.reshape(found.shape)  # a squeeze() in the model drops the batch axis of one row
     if found.shape != expected.shape:
         raise GateFailed(f"split: an output has shape {tuple(found.shape)}, the whole model {tuple(expected.shape)}")
     if not expected.numel():

@@ -89,6 +89,7 @@ def flat_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     parameters = [p for p in inspect.signature(module.forward).parameters.values()]
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     paths: list[tuple[str, ...]] = []
+    in_sequence: list[bool] = []  # a position in a tuple says too little by itself
     leaves: list[Tensor] = []
     for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
         keys = [str(getattr(k, "key", getattr(k, "idx", k))) for k in path[1:]]
@@ -102,8 +103,9 @@ def flat_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
                 f"example input '{'.'.join(keys)}' has shape {tuple(leaf.shape)}; the first axis is the batch"
             )
         paths.append(tuple(keys))
+        in_sequence.append(len(keys) > 1 and hasattr(path[-1], "idx"))
         leaves.append(leaf)
-    short = [p[-1] for p in paths]
+    short = [".".join(p) if by_position else p[-1] for p, by_position in zip(paths, in_sequence, strict=True)]
     unique = len(set(short)) == len(short)
     names = [s if unique else ".".join(p) for s, p in zip(short, paths, strict=True)]
     return names, leaves
