@@ -72,6 +72,18 @@ def lower_for_cpu(
     return LoweredGraph(destination, parts, fused, gathered)
 
 
+def lower_for_gpu(source: Path, destination: Path) -> LoweredGraph:
+    """Write ``source`` for a GPU runtime: per-token GEMMs stay batched, int8 tables are gathered as int8.
+
+    Raises:
+        UgsepError: ``source`` is missing or is no ONNX file.
+    """
+    model = read_model(source)
+    gathered = gather_int8_rows(model.graph)
+    write_model(model, destination)
+    return LoweredGraph(destination, gathered=gathered)
+
+
 def read_model(source: Path) -> ir.Model:
     """Read an ONNX file with shapes inferred and constants lifted to initializers; weights stay on disk.
 

@@ -6,13 +6,16 @@ from collections.abc import Iterator
 
 import onnx
 
-from engines.backend import Fate, WeightFate
+from engines.backend import BuildSpec, Fate, WeightFate
 from export.lowering import LoweredGraph
+from graphs.errors import UgsepError
 
 #: The fates each precision allows for a weight that is a matrix operand.
 WANTED: dict[str, frozenset[Fate]] = {
     "fp32": frozenset({"float"}),
+    "fp16": frozenset({"float"}),
     "w8a32": frozenset({"folded-to-float", "gathered-int8", "float"}),
+    "w8a16": frozenset({"folded-to-float", "gathered-int8", "float"}),
     "w8a8-dynamic": frozenset({"fused-int8", "gathered-int8", "float"}),
 }
 _GEMMS = frozenset({"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "MatMulNBits"})
@@ -57,6 +60,21 @@ def weight_fates(
         fate, node = min(found, key=lambda item: order.index(item[0]))
         fates.append(WeightFate(name, fate, f"{len(parts)} x {node}" if len(parts) > 1 else node))
     return tuple(fates)
+
+
+def check_fates(spec: BuildSpec, fates: tuple[WeightFate, ...]) -> None:
+    """Refuse an engine whose weights do not run as its precision is named.
+
+    Raises:
+        UgsepError: names up to three of them, with their fates.
+    """
+    wrong = [f for f in fates if f.fate not in WANTED[spec.precision]]
+    if wrong:
+        listed = ", ".join(f"{f.name} ({f.fate})" for f in wrong[:3])
+        raise UgsepError(
+            f"{spec.onnx}: {len(wrong)} weights do not run as {spec.precision}: {listed}; "
+            "quantize the graph again in the canonical form, or choose another precision"
+        )
 
 
 def _weights(original: onnx.ModelProto) -> Iterator[tuple[str, bool]]:

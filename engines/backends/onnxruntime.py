@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,13 @@ from engines.backend import (
     Option,
     Progress,
     TensorSpec,
-    WeightFate,
     check_feeds,
     check_options,
     usual_rows,
 )
 from engines.backends._graph_io import graph_io, read_graph
 from engines.backends._loaded_io import check_loaded
-from engines.backends._ort_fates import WANTED, weight_fates
+from engines.backends._ort_fates import check_fates, weight_fates
 from export.lowering import lower_for_cpu
 from graphs.errors import UgsepError
 
@@ -37,7 +36,7 @@ OPTIONS: dict[str, Option] = {"threads": 1, "spinning": False, "save_optimized":
 
 #: Folds DequantizeLinear(constant) to float when the session starts. Both are needed: the first lets constants
 #: fold through DequantizeLinear, the second keeps the runtime from fusing int8 GEMMs where it likes.
-_FOLD_INT8 = "session.disable_quant_qdq"
+FOLD_INT8 = "session.disable_quant_qdq"
 _NO_FUSION_BY_CHANCE = "QDQSelectorActionTransformer"
 
 _DTYPES = {"float": "float32", "double": "float64"}  # the types whose names differ from NumPy's
@@ -87,7 +86,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     requires: dict[str, str] = {}
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".optimised-") as scratch:
         optimised = Path(scratch) / f"{spec.side}.optimised.onnx"
-        _start(ort, file, session, optimised)
+        start_session(ort, file, session, optimised)
         compiled = onnx.load(optimised, load_external_data=False)
         if options["save_optimized"]:
             requires["isa"] = host_isa()
@@ -96,7 +95,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
                 files.append(path.name)
     graph = read_graph(file)
     fates = weight_fates(original, graph, compiled, lowered)
-    _check_fates(spec, fates)
+    check_fates(spec, fates)
     inputs, outputs = graph_io(graph)
     return BuiltEngine(
         backend=NAME,
@@ -137,7 +136,7 @@ def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> Cpu
         file = optimised
     else:
         file = portable
-    loaded = _start(ort, file, session)
+    loaded = start_session(ort, file, session)
     check_loaded(file, built, *session_io(loaded))
     return CpuRunner(loaded, built)
 
@@ -207,12 +206,23 @@ def _session_settings(options: Mapping[str, Option]) -> dict[str, Option]:
         "intra_op_num_threads": options["threads"],
         "inter_op_num_threads": 1,
         "session.intra_op.allow_spinning": "1" if options["spinning"] else "0",
-        _FOLD_INT8: "1",
+        FOLD_INT8: "1",
         "disabled_optimizers": _NO_FUSION_BY_CHANCE,
     }
 
 
-def _start(ort: Any, file: Path, session: Mapping[str, Option], optimised: Path | None = None) -> Any:
+def start_session(
+    ort: Any,
+    file: Path,
+    session: Mapping[str, Option],
+    optimised: Path | None = None,
+    providers: Sequence[str | tuple[str, Mapping[str, str]]] = ("CPUExecutionProvider",),
+) -> Any:
+    """Start a session with pinned settings; ``optimised``: where to write the graph the runtime makes of it.
+
+    Raises:
+        UgsepError: the file is missing, broken or refused; the runtime's first line is quoted.
+    """
     options = ort.SessionOptions()
     levels = ort.GraphOptimizationLevel
     options.log_severity_level = 4  # errors are raised, once, as one line
@@ -221,7 +231,7 @@ def _start(ort: Any, file: Path, session: Mapping[str, Option], optimised: Path 
             options.graph_optimization_level = levels.ORT_ENABLE_ALL if value == "all" else levels.ORT_DISABLE_ALL
         elif key in ("intra_op_num_threads", "inter_op_num_threads"):
             setattr(options, key, value)
-        elif key != "disabled_optimizers":
+        elif key not in ("disabled_optimizers", "provider", "device", "use_tf32"):
             options.add_session_config_entry(key, str(value))
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
@@ -231,17 +241,7 @@ def _start(ort: Any, file: Path, session: Mapping[str, Option], optimised: Path 
         )
     disabled = str(session.get("disabled_optimizers", "")).split() or None
     try:
-        return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+        return ort.InferenceSession(file, options, providers=list(providers), disabled_optimizers=disabled)
     except Exception as error:  # onnxruntime raises a class of its own per status code
         line = str(error).strip().splitlines()[0]
         raise UgsepError(f"{file}: onnxruntime cannot load it ({line}); build the bundle again") from error
-
-
-def _check_fates(spec: BuildSpec, fates: tuple[WeightFate, ...]) -> None:
-    wrong = [f for f in fates if f.fate not in WANTED[spec.precision]]
-    if wrong:
-        listed = ", ".join(f"{f.name} ({f.fate})" for f in wrong)
-        raise UgsepError(
-            f"{spec.onnx}: {len(wrong)} weights do not run as {spec.precision}: {listed}; "
-            "quantize the graph again in the canonical form, or choose another precision"
-        )
