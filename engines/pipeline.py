@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,17 @@ from engines.choose import Trial, choose_engines
 from engines.compile import build_engines, serving_plans
 from engines.manifest import Manifest, read_manifest, write_manifest
 from engines.recipe import Recipe, dump_recipe
-from engines.sources import Sources, content_key, load_model, load_requests, tool_versions
+from engines.sources import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS, Sources, content_key, load_model, tool_versions
+from engines.subject import Subject, fresh_feeds, of_model, split_subject, synthetic_requests
 from export.metadata import OPSET, GraphSide, Stamp
 from export.onnx_file import export_half
 from graphs.errors import GateFailed, UgsepError
-from graphs.features import of_side, random_rows
 from graphs.progress import Progress, ProgressCallback, silent
-from graphs.ranking_model import RankingModel
-from graphs.split import Half, Split, split
+from graphs.proof import prove as prove_split
+from graphs.split import Half, Split
 from quant.calibrate import calibrate
 from quant.policy import policy_from
-from quant.requests import request_spec
+from quant.requests import Request, read_requests, request_spec
 from quant.schemes import scheme_from
 from quant.statistics import Calibration, save_calibration
 from quant.weights import QuantTable, quantize_side
@@ -108,12 +109,12 @@ def _make(
     name: str, recipe: Recipe, sources: Sources, work: Path, cache: Path | None, progress: ProgressCallback
 ) -> tuple[Manifest, report.Findings]:
     torch.set_num_threads(recipe.serving.threads)
-    model = load_model(recipe, sources).for_inference()
-    halves = split_model(model, progress)
-    onnx = export_all(name, model, halves, work / "onnx", progress)
-    spec, features = request_spec(onnx["user"], onnx["item"]), model.config.features
-    samples = load_requests(sources.calibration, spec, features, sources.seed, CALIBRATION_REQUESTS)
-    requests = load_requests(sources.requests, spec, features, sources.seed + 1)
+    subject = of_model(load_model(recipe, sources))
+    halves = split_subject(subject, progress)
+    random_proof = prove_split(halves, rows_like=subject.rows_like)
+    onnx = export_all(name, subject, halves, work / "onnx", progress)
+    samples = _requests(sources.calibration, subject, halves, onnx, sources.seed, CALIBRATION_REQUESTS)
+    requests = _requests(sources.requests, subject, halves, onnx, sources.seed + 1)
     calibration = calibrate(
         onnx["user"], onnx["item"], samples, threads=recipe.serving.threads, progress=progress,
         synthetic=not sources.calibration,
@@ -145,59 +146,40 @@ def _make(
     limits = {n: halves.speedup_limit(n) for n in recipe.serving.candidates}
 
     def check(side: GraphSide, runner: Runner) -> None:
-        proof.check_export(side, sides[side], runner, lambda n, u: example_feeds(model, halves, u, n, seed=n)[side])
+        proof.check_export(side, sides[side], runner, lambda n, u: fresh_feeds(subject, halves, u, n, seed=n)[side])
 
     proven = proof.prove(recipe, manifest, work, requests, lambda _: truth, limits, check=check, progress=progress)
     found = report.Findings(
-        halves, tables, engines, proven, calibration.samples_sha256, sources.synthetic, notes, tried
+        halves, random_proof, tables, engines, proven, calibration.samples_sha256, sources.synthetic, notes, tried
     )  # fmt: skip
     return manifest, found
 
 
-def split_model(model: RankingModel, progress: ProgressCallback = silent) -> Split:
-    """Split a model by the sides its features declare."""
-    progress(Progress("split", 0, 1))
-    features = model.config.features
-    example = random_rows(features, TRACE_CANDIDATES, torch.Generator().manual_seed(0))
-    names = {side: [f.name for f in of_side(features, side)] for side in ("user", "item")}
-    halves = split(model, {"features": example}, user=names["user"], item=names["item"])
-    progress(Progress("split", 1, 1, f"{halves.reusable_share:.0%} of the FLOPs once per request"))
-    return halves
+def _requests(
+    paths: Sequence[Path], subject: Subject, halves: Split, onnx: Mapping[GraphSide, Path], seed: int, limit: int = 0
+) -> list[Request]:
+    """Return the requests of the files, at most ``limit`` (0: all); random ones where no file is given."""
+    if not paths:
+        return synthetic_requests(subject, halves, SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, seed)
+    stream = read_requests([str(p) for p in paths], request_spec(onnx["user"], onnx["item"]))
+    return list(islice(stream, limit) if limit else stream)
 
 
 def export_all(
-    name: str, model: RankingModel, halves: Split, folder: Path, progress: ProgressCallback = silent
+    name: str, subject: Subject, halves: Split, folder: Path, progress: ProgressCallback = silent
 ) -> dict[GraphSide, Path]:
     """Export the full, user and item graph; returns the files by side."""
-    feeds = example_feeds(model, halves, TRACE_USERS, TRACE_CANDIDATES, seed=1)
+    feeds = fresh_feeds(subject, halves, TRACE_USERS, TRACE_CANDIDATES, seed=1)
     state = {s.name for s in halves.state}
     paths: dict[GraphSide, Path] = {}
     sides: dict[GraphSide, Half] = {"full": halves.full, "user": halves.user, "item": halves.item}
     for done, (side, half) in enumerate(sides.items()):
         progress(Progress("export", done, len(sides), side))
         rows = {n: "users" if side == "user" or n in state else "candidates" for n in half.inputs}
-        stamp = Stamp(name, side, "fp32", model.keep_float)
+        stamp = Stamp(name, side, "fp32", subject.keep_float)
         paths[side] = export_half(half, feeds[side], rows, folder / f"{side}.onnx", stamp).path
     progress(Progress("export", len(sides), len(sides)))
     return paths
-
-
-def example_feeds(
-    model: RankingModel, halves: Split, users: int, candidates: int, seed: int
-) -> dict[GraphSide, dict[str, torch.Tensor]]:
-    """Return fresh random feeds of the three graphs that describe the same request."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = random_rows(of_side(model.config.features, "user"), users, generator)
-    items = random_rows(of_side(model.config.features, "item"), candidates, generator)
-    index = torch.randint(0, users, (candidates,), generator=generator)
-    state = halves.user({n: rows[n] for n in halves.user.inputs})
-    everything = {**{k: v[index] for k, v in rows.items()}, **items}
-    given = {**items, **state, "user_index": index}
-    return {
-        "full": {n: everything[n] for n in halves.full.inputs},
-        "user": {n: rows[n] for n in halves.user.inputs},
-        "item": {n: given[n] for n in halves.item.inputs},
-    }
 
 
 def quantize_all(

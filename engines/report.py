@@ -19,6 +19,7 @@ from engines.manifest import Engine
 from engines.proof import Proof
 from engines.recipe import Recipe
 from graphs.errors import UgsepError
+from graphs.proof import SplitProof
 from graphs.split import Split
 from quant.weights import QuantTable
 
@@ -30,6 +31,7 @@ class Findings:
     """All that a build has to tell: the cut, the table of weights per side, the engines and their proof."""
 
     split: Split
+    random_proof: SplitProof
     tables: Mapping[str, QuantTable]
     engines: Sequence[Engine]
     proof: Proof
@@ -66,7 +68,10 @@ def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any
         "split": {
             "user": asdict(split.user_cost),
             "item": asdict(split.item_cost),
+            "full": asdict(split.full_cost),
             "reusable_share": split.reusable_share,
+            "hoisted": [asdict(h) for h in split.hoisted],
+            "random_rows": asdict(found.random_proof),
             "state_bytes_per_user": split.state_bytes,
             "state": [{"name": s.name, "shape": list(s.row_shape), "bytes": s.bytes_per_user} for s in split.state],
         },

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,9 @@ from engines.recipe import Recipe, dump_recipe
 from graphs import checkpoint, config
 from graphs.checkpoint_files import weight_files
 from graphs.errors import UgsepError
-from graphs.features import Feature
 from graphs.ranking_model import ModelConfig, RankingModel, initialise
 from graphs.registry import model_class
-from quant.requests import Request, RequestSpec, read_requests, request_files, synthetic_requests
+from quant.requests import request_files
 
 TOOLS = (
     "ugsep", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "polygraphy",
@@ -104,17 +101,6 @@ def random_config(recipe: Recipe, features: Path | None) -> ModelConfig:
         settings["features"] = document["features"]
         settings.setdefault("tasks", document["tasks"])
     return config.parse(model_class(recipe.model).config_class, settings, f"recipe '{recipe.model}' config")
-
-
-def load_requests(
-    paths: Sequence[Path], spec: RequestSpec, features: Sequence[Feature], seed: int, limit: int = 0
-) -> list[Request]:
-    """Return the requests of the files, at most ``limit`` of them (0: all); synthetic ones where there is no file."""
-    if paths:
-        stream = read_requests([str(p) for p in paths], spec)
-        return list(islice(stream, limit) if limit else stream)
-    vocabulary = min((f.vocab for f in features if f.kind != "dense"), default=2)
-    return list(synthetic_requests(spec, SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, vocabulary, seed))
 
 
 def content_key(name: str, recipe: Recipe, sources: Sources, backend: str) -> str:

@@ -68,10 +68,10 @@ def speedup_limits(bundle: Path, candidates: Sequence[int]) -> dict[int, float]:
     """
     report = read_report(bundle)
     try:
-        user, item = int(report["split"]["user"]["flops"]), int(report["split"]["item"]["flops"])
+        user, item, full = (int(report["split"][side]["flops"]) for side in ("user", "item", "full"))
     except (KeyError, TypeError, ValueError) as error:
         raise UgsepError(f"{bundle / 'report.json'}: no FLOPs per side ({error}); build the bundle again") from error
-    return {n: n * (user + item) / (user + n * item) for n in candidates}
+    return {n: n * full / (user + n * item) for n in candidates}
 
 
 def junit_xml(name: str, found: proof.Proof, reproduce: str = "") -> str:

@@ -15,9 +15,10 @@ from engines.bench.pairs import extra_pairs
 from engines.bench.run import PLAIN_PAIR, Settings, measure
 from engines.machine_peak import MachinePeak
 from engines.peers.contract import PeerSource, Weights
-from engines.pipeline import export_all, split_model
+from engines.pipeline import export_all
 from engines.recipe import Recipe, Serving
 from engines.sources import Sources, load_model
+from engines.subject import of_model, split_subject
 from graphs.errors import UgsepError
 from graphs.features import Feature, of_side, random_rows
 from graphs.progress import Progress, ProgressCallback, silent
@@ -113,8 +114,9 @@ def measure_ratios(
 def _point(recipe: Recipe, peers: Sequence[str], settings: Settings, work: Path, peak: MachinePeak) -> RatioPoint:
     torch.set_num_threads(1)
     model = load_model(recipe, Sources(None))
-    halves = split_model(model)
-    graphs = export_all("ratio", model, halves, work / "onnx")
+    subject = of_model(model)
+    halves = split_subject(subject)
+    graphs = export_all("ratio", subject, halves, work / "onnx")
     source = PeerSource(graphs["full"], work, recipe, Weights())
     pairs, _ = extra_pairs(recipe, work / "onnx", work / "pairs", (), PAIRS)
     contenders = [

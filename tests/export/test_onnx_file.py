@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from engines.pipeline import example_feeds, export_all, split_model
+from engines.pipeline import export_all
+from engines.subject import fresh_feeds, of_model, split_subject
 from export.canonical import canonicalize
 from export.metadata import OPSET, Stamp, read_stamp
 from export.onnx_file import check_file, export_half
@@ -25,15 +26,15 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory):
     model = tiny.model()
-    halves = split_model(model)
-    return model, halves, export_all("tiny", model, halves, tmp_path_factory.mktemp("onnx"))
+    halves = split_subject(of_model(model))
+    return model, halves, export_all("tiny", of_model(model), halves, tmp_path_factory.mktemp("onnx"))
 
 
 @pytest.mark.parametrize("side", ["full", "user", "item"])
 @pytest.mark.parametrize(("users", "candidates"), [(1, 1), (1, 2), (3, 19)])
 def test_files_give_pytorch_s_values_at_any_rows(exported, side: str, users: int, candidates: int) -> None:
     model, halves, paths = exported
-    feeds = example_feeds(model, halves, users, candidates, seed=candidates)[side]
+    feeds = fresh_feeds(of_model(model), halves, users, candidates, seed=candidates)[side]
     half: Half = getattr(halves, side)
     session = ort.InferenceSession(str(paths[side]), providers=["CPUExecutionProvider"])
     got = session.run(list(half.outputs), {k: v.numpy() for k, v in feeds.items()})
@@ -84,7 +85,7 @@ def test_no_path_of_this_machine_is_in_the_file(exported) -> None:
 
 def test_the_same_model_gives_the_same_bytes(exported, tmp_path: Path) -> None:
     model, halves, paths = exported
-    again = export_all("tiny", model, halves, tmp_path)
+    again = export_all("tiny", of_model(model), halves, tmp_path)
     for side, path in paths.items():
         assert path.read_bytes() == again[side].read_bytes()
 
