@@ -1,15 +1,19 @@
-"""Run a TensorRT or TensorRT-RTX engine: buffers allocated once, one CUDA graph per set of input shapes."""
+"""Run a TensorRT or TensorRT-RTX engine: buffers allocated once, one CUDA graph per set of input shapes.
+
+What touches the device has been type-checked only, unless the tests marked ``gpu`` ran on this machine.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engines.backend import Array, BuiltEngine, Profile, TensorSpec, check_feeds
+from engines.backend import Array, BuiltEngine, DeviceArray, Profile, TensorSpec, check_feeds
 from engines.backends._loaded_io import check_loaded
 from engines.backends._trt_build import first_error, quiet_logger
 from graphs.errors import UgsepError
@@ -30,8 +34,15 @@ def gpu() -> tuple[str | None, str]:
     return f"{major}.{minor}", ""
 
 
-def load_plan(trt: Any, name: str, directory: Path, built: BuiltEngine) -> TensorRTRunner:
-    """Deserialize ``<side>.engine`` and prepare its buffers.
+def load_plan(
+    trt: Any,
+    name: str,
+    directory: Path,
+    built: BuiltEngine,
+    make_context: Callable[[Any], Any] = lambda engine: engine.create_execution_context(),
+    on_close: Callable[[], None] = lambda: None,
+) -> TensorRTRunner:
+    """Deserialize ``<side>.engine`` and prepare its buffers; ``make_context(engine)`` is called once per profile.
 
     Raises:
         UgsepError: no usable GPU, one of another compute capability, or a plan the library refuses.
@@ -56,7 +67,7 @@ def load_plan(trt: Any, name: str, directory: Path, built: BuiltEngine) -> Tenso
             f"{built.tools.get(name, 'unknown')}; build it again"
         )
     check_loaded(path, built, *_engine_io(trt, engine))
-    return TensorRTRunner(runtime, engine, built)
+    return TensorRTRunner(runtime, engine, built, make_context, on_close)
 
 
 def _engine_io(trt: Any, engine: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:
@@ -79,25 +90,54 @@ def accepts(wanted: str, capability: str) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class TorchArray:
+    """A tensor in GPU memory, opaque to all but TensorRT runners on that GPU."""
+
+    tensor: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held on the GPU."""
+        return int(self.tensor.nbytes)
+
+    def numpy(self) -> Array:
+        """Return a copy in host memory."""
+        return np.array(self.tensor.cpu().numpy())
+
+
 class TensorRTRunner:
-    """One engine, one execution context and stream per profile; ``infer`` is serialized by a lock.
+    """One engine, one execution context per profile, a stream of its own; ``infer`` is serialized by a lock.
 
     Device buffers are sized for each profile's largest shapes and kept. The first call with new shapes runs the
     engine directly, the second also records a CUDA graph, later ones replay it.
     """
 
-    def __init__(self, runtime: Any, engine: Any, built: BuiltEngine) -> None:
+    def __init__(
+        self,
+        runtime: Any,
+        engine: Any,
+        built: BuiltEngine,
+        make_context: Callable[[Any], Any],
+        on_close: Callable[[], None],
+    ) -> None:
         import torch
 
         self._torch: Any = torch
-        self._runtime, self._engine, self._built = runtime, engine, built
+        self._runtime, self._engine, self._built, self._on_close = runtime, engine, built, on_close
         self._lock = threading.Lock()
+        self._memory = f"torch cuda:{torch.cuda.current_device()}"
         self._stream = self._torch.cuda.Stream()
         self._contexts: list[Any] = []
         self._buffers: list[dict[str, Any]] = []
         self._graphs: dict[tuple[int, tuple[int, int]], Any] = {}
         for index, profile in enumerate(built.profiles):
-            context = engine.create_execution_context()
+            context = make_context(engine)
             context.set_optimization_profile_async(index, self._stream.cuda_stream)
             self._contexts.append(context)
             buffers = {
@@ -111,34 +151,51 @@ class TensorRTRunner:
                 context.set_tensor_address(name, buffer.data_ptr())
         self._stream.synchronize()
 
-    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    @property
+    def memory(self) -> str:
+        """The GPU whose memory results stay in; TensorRT and TensorRT-RTX runners share it."""
+        return self._memory
+
+    def infer(self, feeds: Mapping[str, Array | DeviceArray]) -> dict[str, Array]:
         """Copy feeds to the device, run, copy results back; raises UgsepError for rows beyond every profile."""
+        return self._call(feeds, lambda result: np.array(result.cpu().numpy()))
+
+    def infer_on_device(self, feeds: Mapping[str, Array | DeviceArray]) -> dict[str, DeviceArray]:
+        """Run and leave a copy of the results on the device; errors as ``infer``."""
+        return self._call(feeds, lambda result: TorchArray(result.clone()))
+
+    def close(self) -> None:
+        """Release contexts, graphs, buffers and the engine."""
+        with self._lock:
+            if self._engine is not None:
+                self._on_close()
+            self._graphs.clear()
+            self._contexts.clear()
+            self._buffers.clear()
+            self._engine = self._runtime = None
+
+    def _call(self, feeds: Mapping[str, Array | DeviceArray], take: Callable[[Any], Any]) -> dict[str, Any]:
         if self._engine is None:
             raise UgsepError("the engine is closed; load it again")
-        checked = check_feeds(self._built.inputs, feeds)
-        rows = _row_counts(self._built, checked)
+        host, there = place_feeds(self._built, feeds)
+        rows = _row_counts(self._built, {n: value.shape for n, value in (*host.items(), *there.items())})
         index = choose_profile(self._built.profiles, rows, self._built.side)
         torch, context, buffers = self._torch, self._contexts[index], self._buffers[index]
+        given = {n: torch.from_numpy(a if a.flags.writeable else a.copy()) for n, a in host.items()} | there
         with self._lock, torch.cuda.stream(self._stream):
-            for name, array in checked.items():
-                view = buffers[name].flatten()[: array.size].view(array.shape)
-                view.copy_(torch.from_numpy(array), non_blocking=True)
-                context.set_input_shape(name, array.shape)
+            for name, value in given.items():
+                view = buffers[name].flatten()[: value.numel()].view(value.shape)
+                view.copy_(value, non_blocking=True)
+                context.set_input_shape(name, tuple(value.shape))
             self._run(index, rows, context)
             results = {}
             for spec in self._built.outputs:
                 shape = tuple(context.get_tensor_shape(spec.name))
                 size = int(np.prod(shape))
-                results[spec.name] = buffers[spec.name].flatten()[:size].view(shape).cpu().numpy()
+                results[spec.name] = take(buffers[spec.name].flatten()[:size].view(shape))
+            # What stays on the device is read by another runner's stream: finish it before it is handed out.
+            self._stream.synchronize()
         return results
-
-    def close(self) -> None:
-        """Release contexts, graphs, buffers and the engine."""
-        with self._lock:
-            self._graphs.clear()
-            self._contexts.clear()
-            self._buffers.clear()
-            self._engine = self._runtime = None
 
     def _run(self, index: int, rows: tuple[int, int], context: Any) -> None:
         key = (index, rows)
@@ -182,11 +239,38 @@ def choose_profile(profiles: tuple[Profile, ...], rows: tuple[int, int], side: s
     return min(fits)[1]
 
 
-def _row_counts(built: BuiltEngine, feeds: Mapping[str, Array]) -> tuple[int, int]:
+def place_feeds(
+    built: BuiltEngine, feeds: Mapping[str, Array | DeviceArray]
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Return checked host arrays, and the tensors that are on the device already in the engine's dtype.
+
+    Raises:
+        UgsepError: as ``check_feeds``.
+    """
+    dtypes = {spec.name: spec.dtype for spec in built.inputs}
+    there = {
+        name: value.tensor
+        for name, value in feeds.items()
+        if isinstance(value, TorchArray) and str(value.tensor.dtype).removeprefix("torch.") == dtypes.get(name)
+    }
+    for spec in built.inputs:
+        shape = tuple(there[spec.name].shape) if spec.name in there else spec.shape
+        fits = len(shape) == len(spec.shape) and all(
+            isinstance(want, str) or want == got for want, got in zip(spec.shape, shape, strict=True)
+        )
+        if not fits:
+            takes = ", ".join(map(str, spec.shape))
+            raise UgsepError(f"input '{spec.name}' is {list(shape)} on the device; the engine takes [{takes}]")
+    rest = tuple(spec for spec in built.inputs if spec.name not in there)
+    host = {n: v if isinstance(v, np.ndarray) else v.numpy() for n, v in feeds.items() if n not in there}
+    return check_feeds(rest, host), there
+
+
+def _row_counts(built: BuiltEngine, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     """Return the rows of the two dynamic axes; an axis the engine does not have counts as the profile's least."""
     found: dict[str, int] = {}
     for spec in built.inputs:
-        for dim, size in zip(spec.shape, feeds[spec.name].shape, strict=True):
+        for dim, size in zip(spec.shape, shapes[spec.name], strict=True):
             if isinstance(dim, str) and found.setdefault(dim, size) != size:
                 raise UgsepError(f"input '{spec.name}' has {size} rows of '{dim}', other inputs {found[dim]}")
     least = built.profiles[0]

@@ -25,8 +25,13 @@ from graphs.errors import UgsepError, nearest
 NAME = "tensorrt-rtx"
 ONNX_VARIANT = {"w8a16": "w8a16", "fp16": "fp32"}
 #: ``compute_capabilities``: GPU generations in one engine. ``twin``: also compile the FP16 twin of a w8a16 graph
-#: (sizes are compared, nothing is kept).
-OPTIONS: dict[str, Option] = {"compute_capabilities": "8.0,8.6,8.9,12.0", "twin": True}
+#: (sizes are compared, nothing is kept). ``specialization``: when kernels for the request's own shapes are made while
+#: serving: lazy (in the background, general ones until then), eager (before the first answer), none.
+OPTIONS: dict[str, Option] = {
+    "compute_capabilities": "8.0,8.6,8.9,12.0",
+    "twin": True,
+    "specialization": "lazy",
+}
 
 _INSTALL = "pip install 'ugsep[tensorrt-rtx]'"
 _WEIGHTS: dict[str, Weights] = {"w8a16": "int8", "fp16": "fp16"}
@@ -71,6 +76,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     trt = _import()
     options = check_options(NAME, spec.options, OPTIONS)
     capabilities = _capabilities(trt, str(options["compute_capabilities"]))
+    specialization(trt, str(options["specialization"]))
     started = time.perf_counter()
     progress(f"tensorrt-rtx: compiling {spec.side} {spec.precision} for {', '.join(capabilities)}")
     scratch = out_dir / f".{spec.side}.lowered.onnx"
@@ -111,6 +117,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         bytes=engine.stat().st_size + layers.stat().st_size,
         inputs=inputs,
         outputs=outputs,
+        session={"specialization": options["specialization"]},
         requires={"compute_capability": ",".join(capabilities)},
         tools={"tensorrt-rtx": str(trt.__version__)},
         profiles=spec.profiles,
@@ -120,13 +127,53 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     )
 
 
-def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> Runner:
+def load(
+    directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
+) -> Runner:
     """Load an engine on this machine's GPU.
+
+    ``runtime_cache``: a file for the kernels the library compiles while serving, read now and written when the
+    runner is closed, so that the next process need not compile them again; never inside the bundle.
 
     Raises:
         UgsepError: tensorrt-rtx, a driver or a GPU of a capability the engine has is missing; both are named.
     """
-    return load_plan(_import(), NAME, directory, built)
+    trt = _import()
+    caches: list[Any] = []
+
+    def make_context(engine: Any) -> Any:
+        config = engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = specialization(
+            trt, str(built.session.get("specialization", OPTIONS["specialization"]))
+        )
+        if not caches:  # one for all profiles
+            caches.append(config.create_runtime_cache())
+            if runtime_cache is not None and runtime_cache.is_file():
+                caches[0].deserialize(runtime_cache.read_bytes())  # one of another version is ignored by the library
+        config.set_runtime_cache(caches[0])
+        return engine.create_execution_context(config)
+
+    def keep_kernels() -> None:
+        if runtime_cache is not None and caches:
+            runtime_cache.parent.mkdir(parents=True, exist_ok=True)
+            part = runtime_cache.with_name(f".{runtime_cache.name}.part")
+            part.write_bytes(memoryview(caches[0].serialize()))
+            part.replace(runtime_cache)
+
+    return load_plan(trt, NAME, directory, built, make_context, keep_kernels)
+
+
+def specialization(trt: Any, option: str) -> Any:
+    """Return the library's strategy for an option.
+
+    Raises:
+        UgsepError: none of lazy, eager, none.
+    """
+    strategies = trt.DynamicShapesKernelSpecializationStrategy
+    known = {"lazy": strategies.LAZY, "eager": strategies.EAGER, "none": strategies.NONE}
+    if option not in known:
+        raise UgsepError(f"backend 'tensorrt-rtx': specialization '{option}'{nearest(option, known)}")
+    return known[option]
 
 
 def _import() -> Any:

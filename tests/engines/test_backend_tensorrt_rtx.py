@@ -202,3 +202,68 @@ def test_a_gpu_of_another_generation_is_refused_before_loading(
     monkeypatch.setattr(_trt_runner, "gpu", lambda: ("9.0", ""))
     with pytest.raises(UgsepError, match=r"is for compute capability 8.6,8.9, this GPU has 9.0; build it again here"):
         backend.load(tmp_path / "out", built)
+
+
+def test_specialization_is_pinned_and_checked(tmp_path: Path, rng: np.random.Generator) -> None:
+    import tensorrt_rtx as trt
+
+    source = to_half(ffn(tmp_path / "f32.onnx", rng, True, "gelu"), tmp_path / "full.onnx")
+    built = _build(tmp_path, source, twin=False, compute_capabilities="8.9", specialization="eager")
+    assert built.session == {"specialization": "eager"}
+    assert backend.specialization(trt, "none").name == "NONE"
+    with pytest.raises(UgsepError, match="specialization 'lazyy', did you mean 'lazy'"):
+        backend.specialization(trt, "lazyy")
+
+
+def test_state_on_the_device_is_taken_as_it_is() -> None:
+    # The tensors of this test lie in host memory; where they lie makes no difference to what is checked.
+    import torch
+
+    from engines.backend import BuiltEngine, TensorSpec
+    from engines.backends._trt_runner import TorchArray, place_feeds
+
+    inputs = (TensorSpec("ids", "int64", ("candidates",)), TensorSpec("state", "float16", ("users", 3, 5)))
+    built = BuiltEngine("tensorrt-rtx", "item", "w8a16", (), 0, inputs, ())
+    ids, state = np.arange(4), torch.ones(2, 3, 5, dtype=torch.float16)
+    host, there = place_feeds(built, {"ids": ids, "state": TorchArray(state)})
+    assert list(host) == ["ids"]
+    assert there["state"] is state
+    assert TorchArray(state).nbytes == 60
+    host, there = place_feeds(built, {"ids": ids, "state": TorchArray(state.float())})  # of an FP32 engine
+    assert (host["state"].dtype, there) == (np.float16, {})
+    with pytest.raises(UgsepError, match=r"'state' is \[2, 3, 4\] on the device; the engine takes \[users, 3, 5\]"):
+        place_feeds(built, {"ids": ids, "state": TorchArray(state[:, :, :4])})
+    with pytest.raises(UgsepError, match="input 'ids' is missing"):
+        place_feeds(built, {"state": TorchArray(state)})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not backend.probe().can_run, reason=f"needs a GPU TensorRT-RTX supports: {backend.probe().reason}"
+)
+def test_user_state_stays_on_a_gpu(tmp_path: Path, rng: np.random.Generator) -> None:
+    from engines.ranker import Ranker
+    from tests.export.lowering_graphs import reference
+
+    g = Graph(rng, False)
+    g.add("Tanh", g.add("MatMul", "profile", g.weight("w", 8, 16)), out="state")
+    kind = onnx.TensorProto.FLOAT
+    user = g.save(tmp_path / "user.onnx", {"profile": (kind, ["users", 8])}, {"state": ["users", 16]})
+    items = item(tmp_path / "item.onnx", rng, False)
+    runners, records = [], []
+    for side, source in (("user", user), ("item", items)):
+        (tmp_path / side).mkdir()
+        spec = BuildSpec(side, source, "fp16", (PROFILE,), {"twin": False})  # type: ignore[arg-type]  # a Literal
+        records.append(backend.build(spec, tmp_path / side, _silent))
+        runners.append(backend.load(tmp_path / side, records[-1], runtime_cache=tmp_path / "kernels"))
+    ranker = Ranker(runners[0], runners[1], records[0], records[1])
+    features = {"profile": rng.standard_normal((1, 8)).astype(np.float32)}
+    for rows in (1, 5, 5, 5, 9):  # direct, recorded, replayed
+        ids = rng.integers(0, 50, rows)
+        feeds = {"ids": ids, "user_index": np.zeros(rows, np.int64), "state": reference(user, features)["state"]}
+        # FP16 tables of size one and means of sigmoids.
+        want = reference(items, feeds)["click"]
+        np.testing.assert_allclose(ranker.score(features, {"ids": ids})["click"], want, rtol=0, atol=2e-2)
+    assert ranker.cache_info().hits == 4
+    ranker.close()
+    assert (tmp_path / "kernels").stat().st_size > 0
