@@ -36,7 +36,7 @@ def cut(work: Callable[[Meeting, Tensor, Tensor], Tensor]) -> Split:
 # state bytes per user by the minimum cut, and by the plain cut (what the item side reads)
 CASES: dict[str, tuple[Callable[[Meeting, Tensor, Tensor], Tensor], int, int]] = {
     "expanded value": (lambda m, u, i: (m.small(u).sum(-1, True).expand(-1, 40) * i).sum(-1), 4, 160),
-    "concatenated twice": (lambda m, u, i: (torch.cat([s := m.small(u), *[s] * 12, s[:, :1]], 1) * i).sum(-1), 12, 160),
+    "joined twice": (lambda m, u, i: (torch.cat([s := m.small(u), *[s] * 12, s[:, :1]], 1) * i).sum(-1), 12, 160),
     "one source, many readers": (
         lambda m, u, i: ((s := m.small(u)).sin() * i[:, :3] + s.cos() * i[:, 3:6] + s.exp() * i[:, 6:9]).sum(-1),
         12,
