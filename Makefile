@@ -7,11 +7,14 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 MODEL      ?= zenith
-CHECKPOINT ?= build/checkpoints/$(MODEL)
+CHECKPOINT ?= build/checkpoints/$(NAME)
 INIT       ?= checkpoint
 SEED       ?= 0
 BACKEND    ?=
-OUT        ?= build/$(MODEL)
+NAME       := $(basename $(notdir $(firstword $(subst :, ,$(MODEL)))))
+OUT        ?= build/$(NAME)
+USER_INPUTS ?=
+ITEM_INPUTS ?=
 DATA       := build/data/movielens
 EXTRAS     ?= cpu,tensorrt-rtx,openvino,dev
 
@@ -24,6 +27,7 @@ REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parque
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 	@echo "  variables: MODEL=zenith CHECKPOINT=dir INIT=random BACKEND=onnxruntime OUT=dir SEED=0 FLAGS='--force'"
+	@echo "  your own module: MODEL=path/to/file.py:factory USER_INPUTS=a,b ITEM_INPUTS=c,d"
 
 setup: $(READY) ## make the virtual environment with everything pinned by constraints.txt
 
@@ -37,7 +41,9 @@ data: $(READY) ## fetch MovieLens-100K and write its requests to build/data/movi
 	@$(BIN)/python -m examples.movielens data
 
 # The two steps before an engine build are needed only for the default checkpoint.
-ifeq ($(INIT)$(CHECKPOINT),checkpointbuild/checkpoints/$(MODEL))
+ifneq ($(findstring .py:,$(MODEL)),)
+PREPARED := $(READY)
+else ifeq ($(INIT)$(CHECKPOINT),checkpointbuild/checkpoints/$(NAME))
 PREPARED := checkpoint
 else ifeq ($(INIT),random)
 PREPARED := $(READY)
@@ -49,7 +55,9 @@ checkpoint: data ## train MODEL on MovieLens-100K (under 3 minutes on 2 cores)
 	@$(BIN)/python -m examples.movielens checkpoint --model $(MODEL)
 
 engines: $(PREPARED) ## build, prove and report the bundle of MODEL in OUT
-ifeq ($(INIT),random)
+ifneq ($(findstring .py:,$(MODEL)),)
+	@$(BUILD) --user '$(USER_INPUTS)' --item '$(ITEM_INPUTS)'
+else ifeq ($(INIT),random)
 	@$(BUILD) --init random $(if $(wildcard $(DATA)/features.json),--features $(DATA)/features.json)
 else
 	@$(BUILD) --checkpoint $(CHECKPOINT) $(REAL)

@@ -16,7 +16,7 @@ from engines.cache import default_root
 from engines.cache_command import cache_command
 from engines.inspect_command import inspect_command
 from engines.models_command import models_command
-from engines.recipe import load_recipe
+from engines.recipe import Recipe, load_recipe
 from engines.stream_command import random_checkpoint_command, stream_command
 from graphs.command import CommandGroup
 from graphs.errors import GateFailed, UgsepError
@@ -48,6 +48,11 @@ main.add_command(random_checkpoint_command)
 )
 @click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Held-out requests for the gates.")
 @click.option("--features", type=click.Path(path_type=Path), help="features.json, for --init random.")
+@click.option("--user", default="", help="User-side inputs of a factory's module, comma-separated.")
+@click.option("--item", default="", help="Item-side inputs of a factory's module, comma-separated.")
+@click.option(
+    "--recipe", "recipe_file", help="Recipe whose quantization, serving and gates a factory's module takes."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Bundle directory  [default: build/MODEL]")
 @click.option("--backend", help="Serve with this backend instead of the recipe's; auto measures and picks.")
 @click.option("--seed", default=0, show_default=True, help="Seed of random weights and synthetic requests.")
@@ -61,6 +66,9 @@ def build_command(
     calibration: tuple[Path, ...],
     requests: tuple[Path, ...],
     features: Path | None,
+    user: str,
+    item: str,
+    recipe_file: str | None,
     out: Path | None,
     backend: str | None,
     seed: int,
@@ -68,19 +76,35 @@ def build_command(
     cache: bool,
     as_json: bool,
 ) -> None:
-    """Build the bundle of MODEL, a shipped recipe or a recipe file: split, export, quantize, compile, prove."""
+    """Build the bundle of MODEL: split, export, quantize, compile, prove.
+
+    MODEL is a shipped recipe, a recipe file, or path/to/file.py:factory, a function without arguments that returns
+    (module, example_inputs).
+    """
     from engines import pipeline
     from engines.sources import Sources
+    from graphs.foreign import is_factory
 
-    recipe = load_recipe(model)
-    name = Path(model).stem
-    if init == "checkpoint" and checkpoint is None:
+    factory = model if is_factory(model) else ""
+    name = Path(model.rpartition(":")[0] or model).stem
+    if factory:
+        recipe = load_recipe(recipe_file) if recipe_file else Recipe(name)
+        if not user or not item:
+            raise UgsepError("a factory's inputs need sides; name them with --user a,b --item c,d")
+    else:
+        recipe = load_recipe(model)
+        if user or item or recipe_file:
+            raise UgsepError("--user, --item and --recipe are for factories; a recipe's features declare their sides")
+    if factory and checkpoint is not None:
+        raise UgsepError("a factory makes its own weights; leave --checkpoint out")
+    if not factory and init == "checkpoint" and checkpoint is None:
         raise UgsepError("no --checkpoint; train one with 'make checkpoint', or pass --init random")
     if init == "random" and checkpoint is not None:
         raise UgsepError("--init random and --checkpoint exclude each other; give one")
     if backend is not None:
         recipe = dataclasses.replace(recipe, serving=dataclasses.replace(recipe.serving, backend=backend))
-    sources = Sources(checkpoint, calibration, requests, features, seed)
+    sides = [tuple(n.strip() for n in names.split(",") if n.strip()) for names in (user, item)]
+    sources = Sources(checkpoint, calibration, requests, features, seed, factory, *sides)
     target, root = out or Path("build") / name, default_root(os.environ) if cache else None
     with show_progress() as progress:
         outcome = pipeline.build(name, recipe, sources, target, force=force, cache=root, progress=progress)

@@ -20,8 +20,8 @@ from engines.choose import Trial, choose_engines
 from engines.compile import build_engines, serving_plans
 from engines.manifest import Manifest, read_manifest, write_manifest
 from engines.recipe import Recipe, dump_recipe
-from engines.sources import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS, Sources, content_key, load_model, tool_versions
-from engines.subject import Subject, fresh_feeds, of_model, split_subject, synthetic_requests
+from engines.sources import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS, Sources, content_key, tool_versions
+from engines.subject import Subject, fresh_feeds, load_subject, module_sha256, split_subject, synthetic_requests
 from export.metadata import OPSET, GraphSide, Stamp
 from export.onnx_file import export_half
 from graphs.errors import GateFailed, UgsepError
@@ -67,7 +67,10 @@ def build(
         UgsepError: bad input, an unavailable backend, or an output directory that cannot be written.
         GateFailed: a gate did not hold; names the value and the bound.
     """
-    key = content_key(name, recipe, sources, recipe.serving.backend)
+    # A factory's module is only known once it is made; a checkpoint is known by its files.
+    made = load_subject(recipe, sources) if sources.factory else None
+    digest = module_sha256(made.module) if made is not None else ""
+    key = content_key(name, recipe, sources, recipe.serving.backend, digest)
     if not force and _is_current(out, key):
         return Outcome(out, True, report.read_report(out))
     if recipe.serving.backend != AUTO:
@@ -77,7 +80,7 @@ def build(
             raise UgsepError(f"backend '{recipe.serving.backend}' cannot build here: {here.reason}")
     failed = out.with_name(out.name + ".failed")
     with publish(out) as work:
-        manifest, found = _make(name, recipe, sources, work, cache, progress)
+        manifest, found = _make(name, recipe, sources, made, work, cache, progress)
         document = report.report_document(name, recipe, found)
         report.write_report(work, document, found)
         stamped: dict[str, Option] = {"key": key, "passed": bool(document["passed"])}
@@ -106,10 +109,16 @@ def _is_current(out: Path, key: str) -> bool:
 
 
 def _make(
-    name: str, recipe: Recipe, sources: Sources, work: Path, cache: Path | None, progress: ProgressCallback
+    name: str,
+    recipe: Recipe,
+    sources: Sources,
+    made: Subject | None,
+    work: Path,
+    cache: Path | None,
+    progress: ProgressCallback,
 ) -> tuple[Manifest, report.Findings]:
     torch.set_num_threads(recipe.serving.threads)
-    subject = of_model(load_model(recipe, sources))
+    subject = made if made is not None else load_subject(recipe, sources)
     halves = split_subject(subject, progress)
     random_proof = prove_split(halves, rows_like=subject.rows_like)
     onnx = export_all(name, subject, halves, work / "onnx", progress)

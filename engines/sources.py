@@ -34,7 +34,8 @@ SYNTHETIC_CANDIDATES = 32
 class Sources:
     """What a build reads: a checkpoint folder, or None for random weights; request files, or () for synthetic ones.
 
-    ``features`` is a features.json for random builds of recipes that declare none.
+    ``features`` is a features.json for random builds of recipes that declare none. ``factory``, in place of a
+    checkpoint, is ``path/to/file.py:function`` that makes any module, with its inputs named by side.
     """
 
     checkpoint: Path | None
@@ -42,11 +43,15 @@ class Sources:
     requests: tuple[Path, ...] = ()
     features: Path | None = None
     seed: int = 0
+    factory: str = ""
+    user: tuple[str, ...] = ()
+    item: tuple[str, ...] = ()
 
     @property
     def synthetic(self) -> bool:
         """Whether weights or samples are random."""
-        return self.checkpoint is None or not self.calibration or not self.requests
+        made_up = self.checkpoint is None and not self.factory
+        return made_up or not self.calibration or not self.requests
 
 
 def tool_versions() -> dict[str, str]:
@@ -103,10 +108,10 @@ def random_config(recipe: Recipe, features: Path | None) -> ModelConfig:
     return config.parse(model_class(recipe.model).config_class, settings, f"recipe '{recipe.model}' config")
 
 
-def content_key(name: str, recipe: Recipe, sources: Sources, backend: str) -> str:
+def content_key(name: str, recipe: Recipe, sources: Sources, backend: str, module_sha256: str = "") -> str:
     """Return the sha256 of everything that shapes a bundle: recipe, weights, requests, tools, this tool's own code.
 
-    Contents count, not paths or times.
+    Contents count, not paths or times. ``module_sha256`` stands for the module a factory made.
 
     Raises:
         UgsepError: a missing checkpoint or request file.
@@ -123,6 +128,8 @@ def content_key(name: str, recipe: Recipe, sources: Sources, backend: str) -> st
         checkpoint.read_config(sources.checkpoint)
         files = [sources.checkpoint / "config.json", *weight_files(sources.checkpoint)]
         parts["checkpoint"] = [hash_file(file).sha256 for file in files]
+    if sources.factory:
+        parts["factory"] = [module_sha256, sources.user, sources.item]
     if sources.features is not None and sources.features.is_file():
         parts["features"] = hash_file(sources.features).sha256
     for role in ("calibration", "requests"):

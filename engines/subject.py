@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from engines.recipe import Recipe
+from engines.sources import Sources, load_model
 from export.metadata import GraphSide
 from graphs.features import of_side, random_rows
+from graphs.foreign import load_factory
 from graphs.halves import USER_INDEX
 from graphs.progress import Progress, ProgressCallback, silent
 from graphs.proof import fresh_rows
@@ -52,6 +56,27 @@ def of_model(model: RankingModel) -> Subject:
 def of_module(module: nn.Module, example: Example, user: tuple[str, ...], item: tuple[str, ...]) -> Subject:
     """Return any module as a subject; fresh rows are drawn like the example's (see ``graphs.proof.fresh_rows``)."""
     return Subject(module, example, user, item, KEEP_FLOAT, fresh_rows)
+
+
+def load_subject(recipe: Recipe, sources: Sources) -> Subject:
+    """Return what a build's sources name: a factory's module, a checkpoint, or a model with random weights.
+
+    Raises:
+        UgsepError: whatever is wrong with the factory, the checkpoint or the recipe.
+    """
+    if sources.factory:
+        module, example = load_factory(sources.factory)
+        return of_module(module, example, sources.user, sources.item)
+    return of_model(load_model(recipe, sources))
+
+
+def module_sha256(module: nn.Module) -> str:
+    """Return the sha256 of a module's structure and of all its parameters and buffers."""
+    digest = hashlib.sha256(repr(module).encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def split_subject(subject: Subject, progress: ProgressCallback = silent) -> Split:

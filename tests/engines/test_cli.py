@@ -94,3 +94,59 @@ def test_validate_fails_with_status_1_and_names_value_and_bound(
 @pytest.mark.parametrize("args", [(), ("--requests", "x.parquet", "--synthetic")])
 def test_validate_wants_requests_or_synthetic(built_bundle: Path, args: tuple[str, ...]) -> None:
     assert "--synthetic" in one_line_error(run("validate", built_bundle, *args))
+
+
+FACTORY = """
+import torch
+from torch import nn
+
+
+class Ranker(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.user = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 24))
+        self.items = nn.Embedding(50, 8)
+        self.meet = nn.Linear(24 + 8, 16)
+        self.out = nn.Linear(16, 1)
+
+    def forward(self, profile, item):
+        both = torch.cat([self.user(profile), self.items(item)], -1)
+        return {"click": self.out(torch.relu(self.meet(both))).squeeze(-1)}
+
+
+def factory():
+    torch.manual_seed(3)
+    return Ranker().eval(), {"profile": torch.randn(4, 20), "item": torch.randint(0, 50, (4,))}
+"""
+LOOSE = "model: any\nserving: {candidates: [1, 5], compile_for: []}\ngates: {kendall_tau: 0.8, sqnr_db: 25.0}\n"
+
+
+@pytest.mark.slow
+def test_any_module_goes_the_whole_road(tmp_path: Path) -> None:
+    import numpy as np
+
+    from engines import Ranker
+
+    (tmp_path / "mine.py").write_text(FACTORY)
+    (tmp_path / "loose.yaml").write_text(LOOSE)
+    args = ("build", f"{tmp_path / 'mine.py'}:factory", "--user", "profile", "--item", "item", "--no-cache",
+            "--recipe", tmp_path / "loose.yaml", "--out", tmp_path / "out", "--json")  # fmt: skip
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["passed"] is True
+    assert report["split"]["hoisted"], "the user columns of 'meet' are worth hoisting"
+    rng = np.random.default_rng(0)
+    user = {"profile": rng.standard_normal((1, 20)).astype(np.float32)}
+    scores = Ranker.from_bundle(tmp_path / "out").score(user, {"item": rng.integers(0, 50, 5)})
+    assert scores["click"].shape == (5,)
+    again = run(*args[:-1])
+    assert "up to date, nothing changed" in again.stdout
+
+
+def test_a_factory_needs_its_sides(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FACTORY)
+    assert "name them with --user" in one_line_error(run("build", f"{tmp_path / 'mine.py'}:factory"))
+    message = one_line_error(run("build", f"{tmp_path / 'mine.py'}:factry", "--user", "profile", "--item", "item"))
+    assert "no function 'factry', did you mean 'factory'" in message
+    assert "are for factories" in one_line_error(run("build", "zenith", "--init", "random", "--user", "a"))
