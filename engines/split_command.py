@@ -5,25 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from graphs.errors import UgsepError
-from graphs.explain import CANDIDATES, Explanation, explain
-from graphs.explain_text import render, summary
-from graphs.foreign import load_factory
-from graphs.picture import draw
-from graphs.proof import SplitProof, prove
-from graphs.split import split
+
+if TYPE_CHECKING:
+    from graphs.explain import Explanation
+    from graphs.proof import SplitProof
 
 
 @click.command("split")
 @click.argument("factory")
 @click.option("--user", required=True, help="User-side inputs, comma-separated.")
 @click.option("--item", required=True, help="Item-side inputs (and cross features), comma-separated.")
-@click.option("--candidates", default=CANDIDATES, show_default=True, help="Candidates per request for the limits.")
+@click.option("--candidates", default=256, show_default=True, help="Candidates per request for the limits.")
 @click.option("--explain", "explained", is_flag=True, help="Cost by module, state, and where the sides meet.")
 @click.option("--graph", type=click.Path(path_type=Path, dir_okay=False), help="Write the cut as a picture (HTML).")
 @click.option("--hoisting/--no-hoisting", default=True, show_default=True, help="Move user columns of GEMMs.")
@@ -44,6 +42,14 @@ def split_command(
     """
     if candidates < 1:
         raise UgsepError(f"--candidates is {candidates}; give at least 1")
+    # Imported here because they import torch, which other commands need not wait for.
+    from graphs.explain import explain
+    from graphs.explain_text import render, summary
+    from graphs.foreign import load_factory
+    from graphs.picture import draw
+    from graphs.proof import prove
+    from graphs.split import split
+
     model, example = load_factory(factory)
     halves = split(model, example, user=_names(user), item=_names(item), hoisting=hoisting)
     proof = prove(halves)
