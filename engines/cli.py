@@ -55,6 +55,7 @@ main.add_command(random_checkpoint_command)
 @click.option(
     "--recipe", "recipe_file", help="Recipe whose quantization, serving and gates a factory's module takes."
 )
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting: config.user_tokens=12.")
 @click.option("--out", type=click.Path(path_type=Path), help="Bundle directory  [default: build/MODEL]")
 @click.option("--backend", help="Serve with this backend instead of the recipe's; auto measures and picks.")
 @click.option("--seed", default=0, show_default=True, help="Seed of random weights and synthetic requests.")
@@ -71,6 +72,7 @@ def build_command(
     user: str,
     item: str,
     recipe_file: str | None,
+    changes: tuple[str, ...],
     out: Path | None,
     backend: str | None,
     seed: int,
@@ -90,11 +92,11 @@ def build_command(
     factory = model if is_factory(model) else ""
     name = Path(model.rpartition(":")[0] or model).stem
     if factory:
-        recipe = load_recipe(recipe_file) if recipe_file else Recipe(name)
+        recipe = load_recipe(recipe_file, changes) if recipe_file else Recipe(name)
         if not user or not item:
             raise UgsepError("a factory's inputs need sides; name them with --user a,b --item c,d")
     else:
-        recipe = load_recipe(model)
+        recipe = load_recipe(model, changes)
         if user or item or recipe_file:
             raise UgsepError("--user, --item and --recipe are for factories; a recipe's features declare their sides")
     if factory and checkpoint is not None:

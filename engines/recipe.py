@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,10 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(p.stem for p in RECIPES.glob("*.yaml")))
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
     """Return a shipped recipe by name, or the one in a YAML file.
+
+    ``changes`` are settings to replace, ``config.user_tokens=12``, the value read as YAML.
 
     Raises:
         UgsepError: unknown name (the nearest is given), unreadable file, unknown setting, value of the wrong type.
@@ -90,7 +92,27 @@ def load_recipe(name: str) -> Recipe:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UgsepError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    for change in changes:
+        _change(values, change)
     return config_file.parse(Recipe, values or {}, path.name)
+
+
+def _change(values: Any, change: str) -> None:
+    """Replace one setting of a recipe's mapping in place."""
+    key, equals, text = change.partition("=")
+    *sections, last = key.split(".")
+    if not equals or not last:
+        raise UgsepError(f"'{change}' is no setting; write section.name=value, as in config.user_tokens=12")
+    for section in sections:
+        if not isinstance(values, dict):
+            raise UgsepError(f"'{change}': '{section}' is not a section of the recipe")
+        values = values.setdefault(section, {})
+    if not isinstance(values, dict):
+        raise UgsepError(f"'{change}': '{'.'.join(sections)}' is not a section of the recipe")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UgsepError(f"'{change}': the value is not YAML") from error
 
 
 def dump_recipe(recipe: Recipe) -> str:

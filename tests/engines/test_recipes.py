@@ -88,6 +88,27 @@ def test_a_recipe_goes_the_whole_road_at_reduced_size(name: str, tmp_path: Path,
     assert weights["quantized_bytes"] < 0.9 * weights["fp32_bytes"]
 
 
+def test_settings_can_be_changed() -> None:
+    recipe = load_recipe("zenith", ["config.user_tokens=12", "gates.sqnr_db=40.5", "serving.candidates=[1, 7]"])
+    assert recipe.config["user_tokens"] == 12
+    assert recipe.gates.sqnr_db == 40.5
+    assert recipe.serving.candidates == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("config.user_tokens", "is no setting"),
+        ("gates.sqnr=3", "sqnr"),
+        ("model.x=3", "'model' is not a section"),
+        ("config.width=[", "not YAML"),
+    ],
+)
+def test_bad_changes_are_one_line(change: str, message: str) -> None:
+    with pytest.raises(UgsepError, match=message):
+        load_recipe("zenith", [change])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
