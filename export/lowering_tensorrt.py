@@ -24,6 +24,9 @@ from graphs.errors import UgsepError
 #: "fp16": an FP32-typed graph made FP16-typed.
 Weights = Literal["int8", "folded", "fp16"]
 
+#: The operator that multiplies rows by an int8 weight in our own kernel; a plugin of the same name runs it.
+PLUGIN_NAMESPACE, PLUGIN_OP = "ugsep", "w8a16_gemm"
+
 _HALF_MAX = 65504.0
 _VIEWS = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze"})
 
@@ -40,8 +43,10 @@ class TensorRTGraph:
     merged: dict[str, str]
 
 
-def lower_for_tensorrt(source: Path, destination: Path, weights: Weights = "int8") -> TensorRTGraph:
-    """Write ``source`` for TensorRT, strongly typed.
+def lower_for_tensorrt(
+    source: Path, destination: Path, weights: Weights = "int8", plugin: frozenset[str] = frozenset()
+) -> TensorRTGraph:
+    """Write ``source`` for TensorRT, strongly typed; the int8 weights named in ``plugin`` run in our own kernel.
 
     Raises:
         UgsepError: ``source`` is missing or broken, or a value does not fit FP16.
@@ -56,6 +61,9 @@ def lower_for_tensorrt(source: Path, destination: Path, weights: Weights = "int8
         merged = merge_siblings(model.graph)
         _separate_transposes(model.graph)
     _name_gemms(model.graph)
+    if plugin:
+        _use_plugin(model.graph, plugin | {merged[name] for name in plugin if name in merged})
+        model.opset_imports[PLUGIN_NAMESPACE] = 1
     write_model(model, destination)
     return TensorRTGraph(destination, merged)
 
@@ -118,6 +126,24 @@ def _separate_transposes(graph: ir.Graph) -> None:
             zeros[rows] = add_node(node, "Add", [rows, zero], name=f"{rows.name}.separate")
             zeros[rows].shape = rows.shape
         node.replace_input_with(0, zeros[rows])
+
+
+def _use_plugin(graph: ir.Graph, names: frozenset[str]) -> None:
+    """Replace the MatMul of each named int8 weight by one node of the plugin: rows, int8 weight, scales."""
+    for node in list(graph):
+        weight = int8_weight(node.inputs[1]) if node.op_type == "MatMul" else None
+        rows = node.inputs[0] if weight is not None else None
+        if weight is None or rows is None or str(weight.values.name) not in names:
+            continue
+        # The parser finds a plugin by the operator's name and these two attributes.
+        attributes = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": "1"}
+        made = ir.node(PLUGIN_OP, [rows, weight.values, weight.scale], attributes, domain=PLUGIN_NAMESPACE)
+        made.name = node.name
+        node.prepend(made)
+        out, result = node.outputs[0], made.outputs[0]
+        result.name, out.name = out.name, f"{out.name}.before"
+        result.type, result.shape = out.type, out.shape
+        ir.convenience.replace_all_uses_with(out, result, replace_graph_outputs=True)
 
 
 def _is_transposed(value: ir.Value) -> bool:

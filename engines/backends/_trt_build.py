@@ -118,14 +118,21 @@ def write_layers(path: Path, layers: tuple[Layer, ...]) -> Path:
     return path
 
 
-def int8_fates(layers: tuple[Layer, ...], weights: Mapping[str, str]) -> tuple[WeightFate, ...]:
+def int8_fates(
+    layers: tuple[Layer, ...], weights: Mapping[str, str], plugin: frozenset[str] = frozenset()
+) -> tuple[WeightFate, ...]:
     """Return what became of each int8 weight (``weights``: name -> name of the constant that holds it now).
 
-    Fused: the layer that reads the int8 constant contains the GEMM. Dequantized each run: another layer
-    dequantizes it first. Folded: no layer dequantizes it and no int8 constant is left.
+    Weights named in ``plugin`` were handed to our own kernel, which reads int8. Fused: the layer that reads the int8
+    constant contains the GEMM. Dequantized each run: another layer dequantizes it first. Folded: no layer
+    dequantizes it and no int8 constant is left.
     """
     fates = []
     for name, held in weights.items():
+        own = [layer for layer in layers if name in plugin and f"gemm:{held}" in layer.nodes]
+        if own:
+            fates.append(WeightFate(name, "fused-int8", f"{own[0].name} plugin"))
+            continue
         readers = [
             layer
             for layer in layers

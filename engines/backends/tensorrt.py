@@ -14,12 +14,14 @@ from engines.backend import (
     Option,
     Progress,
     Runner,
+    TensorSpec,
     WeightFate,
     check_options,
 )
 from engines.backends._graph_io import graph_io, read_graph
-from engines.backends._trt_build import build_plan, int8_fates, write_layers
+from engines.backends._trt_build import Plan, build_plan, int8_fates, write_layers
 from engines.backends._trt_runner import gpu, load_plan
+from engines.backends._w8a16_plugin import register_plugin
 from export.lowering_tensorrt import Weights, lower_for_tensorrt
 from graphs.errors import UgsepError, nearest
 
@@ -27,13 +29,15 @@ NAME = "tensorrt"
 ONNX_VARIANT = {"w8a16": "w8a16", "fp16": "fp32"}
 #: ``optimization_level``: 0 (fast build) to 5 (fast engine). ``version_compatible``: loads in later versions.
 #: ``hardware_compatible``: none (this GPU), same-capability, ampere-plus. ``refit``: weights can be replaced.
-#: ``workspace_mb``: scratch memory a kernel may use while running, 0 for all there is.
+#: ``workspace_mb``: scratch memory a kernel may use while running, 0 for all there is. ``int8_plugin``: where
+#: TensorRT folds int8 weights to FP16, run them in our own kernel (needs Triton to build, not to run).
 OPTIONS: dict[str, Option] = {
     "optimization_level": 3,
     "version_compatible": False,
     "hardware_compatible": "none",
     "refit": False,
     "workspace_mb": 0,
+    "int8_plugin": True,
 }
 
 _HARDWARE = {"none": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
@@ -80,36 +84,23 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     started = time.perf_counter()
     progress(f"tensorrt: compiling {spec.side} {spec.precision} for compute capability {capability}")
     timing = None if spec.scratch is None else spec.scratch / f"tensorrt-{trt.__version__}-sm{capability}.timing"
-    scratch = out_dir / f".{spec.side}.lowered.onnx"
-    try:
-        lowered = lower_for_tensorrt(spec.onnx, scratch, _WEIGHTS[spec.precision])
-        inputs, outputs = graph_io(read_graph(scratch))
-        caches: list[Any] = []
-
-        def settle(builder: Any, config: Any) -> None:
-            configure(trt, config, options)
-            caches.append(_start_timing(config, timing))
-
-        plan = build_plan(trt, scratch, inputs, spec.profiles, settle)
-    finally:
-        for path in (scratch, scratch.with_name(f"{scratch.name}.data")):
-            path.unlink(missing_ok=True)
-    if timing is not None:
-        timing.parent.mkdir(parents=True, exist_ok=True)
-        timing.write_bytes(memoryview(caches[0].serialize()))
+    plan, inputs, outputs, fates = _compile(trt, spec, out_dir, options, timing)
+    folded = frozenset(fate.name for fate in fates if fate.fate == "folded-to-float")
+    notes: tuple[str, ...] = ()
+    if folded and options["int8_plugin"]:
+        progress(f"tensorrt: {len(folded)} int8 weights were folded to FP16; compiling again with the int8 plugin")
+        register_plugin(capability)
+        notes = (f"int8 plugin runs {', '.join(sorted(folded))}",)
+        plan, inputs, outputs, fates = _compile(trt, spec, out_dir, options, timing, folded)
+        folded = frozenset(fate.name for fate in fates if fate.fate == "folded-to-float")
+    if folded:
+        raise UgsepError(
+            f"{spec.onnx}: TensorRT folded {len(folded)} int8 weights to FP16 ({', '.join(sorted(folded)[:3])}), so "
+            "this is no w8a16 engine; build fp16, or use a GPU generation with int8 weight kernels"
+        )
     engine = out_dir / f"{spec.side}.engine"
     engine.write_bytes(plan.data)
     layers = write_layers(out_dir / f"{spec.side}.layers.json", plan.layers)
-    fates: tuple[WeightFate, ...] = ()
-    if spec.precision == "w8a16":
-        names = [n.input[0] for n in read_graph(spec.onnx).graph.node if n.op_type == "DequantizeLinear"]
-        fates = int8_fates(plan.layers, {name: lowered.merged.get(name, name) for name in names})
-    folded = [fate.name for fate in fates if fate.fate == "folded-to-float"]
-    if folded:
-        raise UgsepError(
-            f"{spec.onnx}: TensorRT folded {len(folded)} int8 weights to FP16 ({', '.join(folded[:3])}), so this is "
-            "no w8a16 engine; build fp16, or use a GPU generation with int8 weight kernels"
-        )
     return BuiltEngine(
         backend=NAME,
         side=spec.side,
@@ -131,7 +122,42 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
             "weight_bytes": float(plan.weight_bytes),
             "layers": float(len(plan.layers)),
         },
+        notes=notes,
     )
+
+
+def _compile(
+    trt: Any,
+    spec: BuildSpec,
+    out_dir: Path,
+    options: Mapping[str, Option],
+    timing: Path | None,
+    plugin: frozenset[str] = frozenset(),
+) -> tuple[Plan, tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[WeightFate, ...]]:
+    """Compile once, the int8 weights of ``plugin`` in our own kernel; returns plan, inputs, outputs and fates."""
+    scratch = out_dir / f".{spec.side}.lowered.onnx"
+    caches: list[Any] = []
+
+    def settle(builder: Any, config: Any) -> None:
+        configure(trt, config, options)
+        caches.append(_start_timing(config, timing))
+
+    try:
+        lowered = lower_for_tensorrt(spec.onnx, scratch, _WEIGHTS[spec.precision], plugin)
+        inputs, outputs = graph_io(read_graph(scratch))
+        # Ahead of time: the kernel's PTX goes into the engine, which then needs neither Python nor Triton.
+        flags = 1 << int(trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS) if plugin else 0
+        plan = build_plan(trt, scratch, inputs, spec.profiles, settle, flags)
+    finally:
+        for path in (scratch, scratch.with_name(f"{scratch.name}.data")):
+            path.unlink(missing_ok=True)
+    if timing is not None:
+        timing.parent.mkdir(parents=True, exist_ok=True)
+        timing.write_bytes(memoryview(caches[0].serialize()))
+    if spec.precision != "w8a16":
+        return plan, inputs, outputs, ()
+    names = [n.input[0] for n in read_graph(spec.onnx).graph.node if n.op_type == "DequantizeLinear"]
+    return plan, inputs, outputs, int8_fates(plan.layers, {n: lowered.merged.get(n, n) for n in names}, plugin)
 
 
 def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> Runner:

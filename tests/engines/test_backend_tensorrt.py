@@ -5,11 +5,12 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.backend import BuildSpec, Profile, Rows
+from engines.backend import BuildSpec, BuiltEngine, Profile, Rows
 from engines.backends import tensorrt as backend
 from engines.backends._graph_io import graph_io, read_graph
-from engines.backends._trt_build import build_plan, int8_fates, row_counts
+from engines.backends._trt_build import Layer, build_plan, int8_fates, row_counts
 from engines.backends._trt_runner import accepts, gpu
+from engines.backends._w8a16_plugin import problem_size
 from export.lowering_tensorrt import lower_for_tensorrt
 from graphs.errors import UgsepError
 from tests.export.lowering_graphs import ffn, to_half
@@ -103,6 +104,50 @@ def graph_io_spec(name: str, shape: list[Any]) -> Any:
 def test_capabilities(wanted: str, capability: str, runs: bool) -> None:
     assert accepts(wanted, capability) == runs
     assert accepts("8.9", "8.10") is False
+
+
+def test_a_weight_in_the_plugin_is_read_as_int8() -> None:
+    layer = Layer("w8a16_gemm_0", "PluginV3", (("w_constant", "Int8"),), ("gemm:w",))
+    (inside,) = int8_fates((layer,), {"w": "w"}, frozenset({"w"}))
+    assert (inside.fate, inside.detail) == ("fused-int8", "w8a16_gemm_0 plugin")
+    (lost,) = int8_fates((), {"w": "w"}, frozenset({"w"}))  # the plugin is not in the engine
+    assert lost.fate == "folded-to-float"
+
+
+def test_the_plugin_s_problem_size() -> None:
+    assert problem_size((8, 33, 64), (8, 64, 96)) == (8, 33, 64, 96)
+    assert problem_size((5, 7, 64), (64, 96)) == (1, 35, 64, 96)
+    assert problem_size((5, 64), (64, 96)) == (1, 5, 64, 96)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(gpu()[0] is None or not HERE.can_run, reason=f"needs TensorRT 11 and a GPU: {HERE.reason}")
+def test_the_plugin_on_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="pip install 'ugsep[triton]'")
+    from engines.backends._trt_runner import load_plan
+    from engines.backends._w8a16_plugin import register_plugin
+    from tests.export.lowering_graphs import reference
+
+    rng = np.random.default_rng()
+    f32 = ffn(tmp_path / "f32.onnx", rng, True, "swiglu")
+    spec = BuildSpec("full", to_half(f32, tmp_path / "full.onnx"), "w8a16", PROFILES)
+    (tmp_path / "out").mkdir()
+    trt = backend._import()
+    register_plugin(str(gpu()[0]))
+    plugin = frozenset({"down.weight", "dense.weight"})
+    plan, inputs, outputs, fates = backend._compile(trt, spec, tmp_path / "out", backend.OPTIONS, None, plugin)
+    assert {f.name for f in fates if "plugin" in f.detail} == plugin
+    (tmp_path / "out" / "full.engine").write_bytes(plan.data)
+    needs = {"compute_capability": str(gpu()[0])}
+    built = BuiltEngine(
+        backend.NAME, "full", "w8a16", (), 0, inputs, outputs, requires=needs, profiles=PROFILES, weights=fates
+    )
+    runner = load_plan(trt, backend.NAME, tmp_path / "out", built)
+    for rows in (1, 2, 257):
+        x = rng.standard_normal((rows, 3, 24)).astype(np.float32)
+        want = reference(f32, {"x": x})["click"]
+        np.testing.assert_allclose(runner.infer({"x": x})["click"].astype(np.float32), want, rtol=0, atol=5e-2)
+    runner.close()
 
 
 @pytest.mark.gpu

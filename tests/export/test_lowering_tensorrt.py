@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from export.lowering_tensorrt import lower_for_tensorrt
+from export.lowering_tensorrt import PLUGIN_NAMESPACE, PLUGIN_OP, lower_for_tensorrt
 from graphs.errors import UgsepError
 from tests.export.lowering_graphs import FFN_SHAPE, Graph, ffn, item, reference
 
@@ -95,3 +95,48 @@ def test_small_constant_nodes_are_typed_too(tmp_path: Path, rng: np.random.Gener
     feeds = {"x": np.ones((4, 3), np.float32)}
     got = reference(lowered.path, {"x": feeds["x"].astype(np.float16)})["y"]
     np.testing.assert_allclose(got, reference(source, feeds)["y"], rtol=0, atol=1e-2)  # FP16, values of size 1
+
+
+def define_plugin(path: Path) -> Path:
+    """Give the plugin's operator a body that any runtime knows: cast, multiply, scale."""
+    model = onnx.load(path)
+    nodes = [
+        onnx.helper.make_node("Cast", ["q"], ["floats"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("MatMul", ["x", "floats"], ["sums"]),
+        onnx.helper.make_node("Mul", ["sums", "s"], ["y"]),
+    ]
+    for node in model.graph.node:
+        if node.op_type == PLUGIN_OP:
+            del node.attribute[:]
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    model.functions.append(
+        onnx.helper.make_function(PLUGIN_NAMESPACE, PLUGIN_OP, ["x", "q", "s"], ["y"], nodes, opsets)
+    )
+    onnx.save(model, path.with_name("defined.onnx"))
+    return path.with_name("defined.onnx")
+
+
+@pytest.mark.parametrize("plugin", [{"gate.weight", "dense.weight"}, {"down.weight"}])
+def test_weights_handed_to_the_plugin(tmp_path: Path, rng: np.random.Generator, plugin: set[str]) -> None:
+    source = ffn(tmp_path / "a.onnx", rng, True, "swiglu")
+    lowered = lower_for_tensorrt(source, tmp_path / "b.onnx", "int8", frozenset(plugin))
+    model = onnx.load(lowered.path)
+    made = {n.name: n for n in model.graph.node if n.op_type == PLUGIN_OP}
+    held = {lowered.merged.get(name, name) for name in plugin}
+    assert set(made) == {f"gemm:{name}" for name in held}
+    constants = {t.name: t for t in model.graph.initializer}
+    for node in made.values():
+        assert {a.name: a.s.decode() for a in node.attribute} == {
+            "plugin_namespace": PLUGIN_NAMESPACE,
+            "plugin_version": "1",
+        }
+        assert constants[node.input[1]].data_type == onnx.TensorProto.INT8
+        assert constants[node.input[2]].data_type == onnx.TensorProto.FLOAT
+    dequantized = {n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    assert not dequantized & held
+    assert dequantized, "the other weights stay in the canonical form"
+    for rows in (1, 2, 33):
+        x = rng.standard_normal((rows, TOKENS, WIDTH)).astype(np.float32)
+        want, got = reference(source, {"x": x})["click"], reference(define_plugin(lowered.path), {"x": x})["click"]
+        # Scaled after the sum instead of before: one more rounding of sums of up to 72 terms of size one.
+        np.testing.assert_allclose(got, want, rtol=0, atol=3e-5)
