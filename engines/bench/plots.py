@@ -95,8 +95,9 @@ def roofline(result: BenchResult, threads: int) -> str:
     axes.plot(intensity, [peak.attainable(float(i)) for i in intensity], color=LIMIT, linewidth=1.4)
     axes.annotate(f"{peak.gemm_gflops:.0f} GFLOP/s, FP32 GEMM", (high, peak.gemm_gflops), xytext=(0, 4),
                   textcoords="offset points", ha="right", fontsize=8, color=LIMIT)  # fmt: skip
-    axes.annotate(f"{peak.copy_gb_s:.0f} GB/s copy", (low, peak.attainable(low)), xytext=(4, 8), rotation=30,
-                  textcoords="offset points", fontsize=8, color=LIMIT)  # fmt: skip
+    middle = math.sqrt(low * peak.gemm_gflops / peak.copy_gb_s)
+    axes.annotate(f"{peak.copy_gb_s:.0f} GB/s copy ", (middle, peak.attainable(middle)), xytext=(-2, 2),
+                  textcoords="offset points", ha="right", fontsize=8, color=LIMIT)  # fmt: skip
     for x, y, label, colour in marks:
         axes.plot([x], [y], "o", color=colour, markersize=6)
         axes.annotate(label, (x, y), xytext=(4, -11), textcoords="offset points", fontsize=7.5)
