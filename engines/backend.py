@@ -57,6 +57,12 @@ class Profile:
     users: Rows = field(default_factory=Rows)
     candidates: Rows = field(default_factory=lambda: Rows(1, 256, 1024))
 
+    @property
+    def name(self) -> str:
+        """The bucket in words: ``users 1-1, candidates 65-256 (most often 256)``."""
+        users, rows = self.users, self.candidates
+        return f"users {users.min}-{users.max}, candidates {rows.min}-{rows.max} (most often {rows.opt})"
+
 
 @dataclass(frozen=True)
 class BuildSpec:

@@ -76,6 +76,7 @@ def _engine(engine: Engine, manifest: Manifest, sqnr: dict[str, float]) -> dict[
     built = engine.built
     here = _here(built.backend)
     plain = dataclasses.asdict(built)
+    plain["profiles"] = [{"name": p.name, **dataclasses.asdict(p)} for p in built.profiles]
     plain["weights"] = [{**dataclasses.asdict(w), "sqnr_db": sqnr.get(w.name)} for w in built.weights]
     return {
         **plain,
@@ -110,6 +111,8 @@ def _show(found: dict[str, Any]) -> None:
     for e in found["engines"]:
         settings = ", ".join(f"{k}={v}" for k, v in sorted(e["session"].items()))
         console.print(f"{e['directory']}: {settings or 'no session settings'}")
+        for profile in e["profiles"]:
+            console.print(f"  profile: {profile['name']}")
         for note in e["notes"]:
             console.print(f"  note: {note}")
     weights = Table("engine", "weight", "fate", "by", "SQNR dB")

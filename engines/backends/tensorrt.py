@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,9 @@ from engines.backend import (
     BuildSpec,
     BuiltEngine,
     Option,
+    Profile,
     Progress,
+    Rows,
     Runner,
     TensorSpec,
     WeightFate,
@@ -30,7 +33,8 @@ ONNX_VARIANT = {"w8a16": "w8a16", "fp16": "fp32"}
 #: ``optimization_level``: 0 (fast build) to 5 (fast engine). ``version_compatible``: loads in later versions.
 #: ``hardware_compatible``: none (this GPU), same-capability, ampere-plus. ``refit``: weights can be replaced.
 #: ``workspace_mb``: scratch memory a kernel may use while running, 0 for all there is. ``int8_plugin``: where
-#: TensorRT folds int8 weights to FP16, run them in our own kernel (needs Triton to build, not to run).
+#: TensorRT folds int8 weights to FP16, run them in our own kernel (needs Triton to build, not to run). ``buckets``:
+#: tune kernels for several request sizes instead of one; every bucket adds to the engine and to the memory it takes.
 OPTIONS: dict[str, Option] = {
     "optimization_level": 3,
     "version_compatible": False,
@@ -38,6 +42,7 @@ OPTIONS: dict[str, Option] = {
     "refit": False,
     "workspace_mb": 0,
     "int8_plugin": True,
+    "buckets": True,
 }
 
 _HARDWARE = {"none": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
@@ -81,6 +86,8 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     capability, reason = gpu()
     if capability is None:
         raise UgsepError(f"backend 'tensorrt' builds only on the GPU it builds for: {reason}")
+    if options["buckets"] and spec.side != "user" and len(spec.profiles) == 1:
+        spec = dataclasses.replace(spec, profiles=buckets(spec.profiles[0]))
     started = time.perf_counter()
     progress(f"tensorrt: compiling {spec.side} {spec.precision} for compute capability {capability}")
     timing = None if spec.scratch is None else spec.scratch / f"tensorrt-{trt.__version__}-sm{capability}.timing"
@@ -181,6 +188,15 @@ def configure(trt: Any, config: Any, options: Mapping[str, Option]) -> None:
         config.set_flag(trt.BuilderFlag.REFIT)
     if options["workspace_mb"]:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options["workspace_mb"]) << 20)
+
+
+def buckets(profile: Profile) -> tuple[Profile, ...]:
+    """Cut a profile into disjoint ones, largest first: up to its most, its usual, a quarter of that, and one row."""
+    rows = profile.candidates
+    ends = sorted({end for end in (1, rows.opt // 4, rows.opt, rows.max) if end >= rows.min})
+    starts = [rows.min, *(end + 1 for end in ends[:-1])]
+    cut = [Profile(profile.users, Rows(a, z, z)) for a, z in zip(starts, ends, strict=True)]
+    return tuple(reversed(cut))
 
 
 def check_values(options: Mapping[str, Option]) -> None:

@@ -114,6 +114,23 @@ def test_a_weight_in_the_plugin_is_read_as_int8() -> None:
     assert lost.fate == "folded-to-float"
 
 
+@pytest.mark.parametrize(
+    ("rows", "cut"),
+    [
+        (Rows(1, 256, 1024), [(257, 1024), (65, 256), (2, 64), (1, 1)]),
+        (Rows(1, 1, 2), [(2, 2), (1, 1)]),
+        (Rows(3, 8, 8), [(3, 8)]),
+        (Rows(1, 1, 1), [(1, 1)]),
+    ],
+)
+def test_buckets_cover_every_size_once(rows: Rows, cut: list[tuple[int, int]]) -> None:
+    made = backend.buckets(Profile(Rows(1, 1, 4), rows))
+    assert [(p.candidates.min, p.candidates.max) for p in made] == cut
+    assert all(p.candidates.opt == p.candidates.max and p.users.max == 4 for p in made)
+    sizes = sorted(n for low, high in cut for n in range(low, high + 1))
+    assert sizes == list(range(rows.min, rows.max + 1))
+
+
 def test_the_plugin_s_problem_size() -> None:
     assert problem_size((8, 33, 64), (8, 64, 96)) == (8, 33, 64, 96)
     assert problem_size((5, 7, 64), (64, 96)) == (1, 35, 64, 96)

@@ -37,7 +37,13 @@ def test_everything_the_manifest_holds_is_told(built_bundle: Path) -> None:
 def test_the_command_prints_tables_or_json(built_bundle: Path) -> None:
     text = CliRunner().invoke(main, ["inspect", str(built_bundle)])
     assert text.exit_code == 0, text.output
-    for word in ("w8a8-dynamic", "fused-int8", "session.disable_quant_qdq=1", "rebuild: make engines MODEL=tiny"):
+    for word in (
+        "w8a8-dynamic",
+        "fused-int8",
+        "session.disable_quant_qdq=1",
+        "rebuild: make engines MODEL=tiny",
+        "profile: users 1-1, candidates 1-64 (most often 9)",
+    ):
         assert word in text.output
     printed = CliRunner().invoke(main, ["inspect", str(built_bundle), "--json"])
     assert json.loads(printed.stdout) == json.loads(json.dumps(describe(built_bundle)))
