@@ -107,7 +107,7 @@ def moved_parts(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts]) 
             return None
         return each.moved(parts.axis - (dim < parts.axis), lambda p: (target, p, dim, index))
     if _is_unary(node):
-        return each.moved(parts.axis, lambda p: (target, p, *node.args[1:]))
+        return each.moved(parts.axis, lambda p: (target, *[p if a is source else a for a in node.args]))
     return None
 
 

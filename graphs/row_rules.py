@@ -62,6 +62,12 @@ def layout_of_call(call: Call) -> Layout:
     return rule(call)
 
 
+def has_rule(op: torch._ops.OpOverload) -> bool:
+    """Say whether rows are known to stay apart, or not, under the op as it is."""
+    name = op._schema.name.split("::")[1]
+    return name in _RULES or name in _UNIFORM or name == "arange" or torch.Tag.pointwise in op.tags
+
+
 def _arange(call: Call) -> Layout:
     value = call.node.meta["val"]
     if not symbolic_axes(value):

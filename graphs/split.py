@@ -126,12 +126,12 @@ def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str], hoist
     given: dict[str, Side] = {p: "user" if name in user else "item" for p, name in placeholders.items()}
     sides = assign_sides(traced.module.graph, given)
     rows = check_rows_independent(traced)
-    _check_both_sides(traced, sides, user, item)
     hoisted: tuple[Hoisted, ...] = ()
     if hoisting:
         traced, hoisted = hoist(traced, sides)
         sides = assign_sides(traced.module.graph, given)
         rows = check_rows_independent(traced)
+    _check_both_sides(traced, sides, user, item)
     graph = traced.module.graph
     cut = choose_state(graph, sides)
     user_module, state_names = build_user_half(traced, sides, cut, rows)

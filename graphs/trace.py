@@ -13,8 +13,10 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
 from graphs.errors import UgsepError
+from graphs.row_rules import has_rule
 from graphs.trace_errors import check_any_number_of_rows, readable
 
 Example = Mapping[str, Any] | Sequence[Any]
@@ -65,7 +67,7 @@ def trace(module: nn.Module, example: Example) -> Traced:
     try:
         with torch.no_grad():
             exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes[1] or shapes[0], strict=False)
-            exported = exported.run_decompositions({})
+            exported = exported.run_decompositions(_unfamiliar(exported.graph))
     except Exception as error:  # torch.export raises many types; all of them mean the model cannot be traced
         raise UgsepError(f"torch.export cannot trace the model: {readable(error)}") from error
     traced = _flatten(exported, names, tuple(tiled))
@@ -116,6 +118,14 @@ def identifier(name: str, taken: Container[str] = ()) -> str:
     plain = re.sub(r"\W", "_", name)
     base = plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"input_{plain}"
     return next(n for n in itertools.chain([base], (f"{base}__{i}" for i in itertools.count(1))) if n not in taken)
+
+
+def _unfamiliar(graph: fx.Graph) -> dict[OpOverload, Callable[..., Any]]:
+    """Return decompositions of the composite ops no row rule knows, tensordot for one; the known ones stay whole."""
+    used = {n.target for n in graph.nodes if isinstance(n.target, OpOverload)}
+    composite = (o for o in used if o._can_decompose() and not has_rule(o))
+    known = torch.export.default_decompositions()
+    return {op: known[op] for op in sorted(composite, key=str) if op in known}
 
 
 def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: tuple[Tensor, ...]) -> Traced:

@@ -62,6 +62,7 @@ FORMS: dict[str, tuple[Callable[[Model, Tensor, Tensor], Tensor], int]] = {
     "linear": (lambda m, u, g: m.dense(flat(u, g)), 1),
     "item first": (lambda m, u, g: m.dense(flat(g, u)), 1),
     "interleaved": (lambda m, u, g: m.dense(torch.cat([u[:, 0], g[:, 0], flat(u[:, 1:], g[:, 1:])], 1)), 1),
+    "squared": (lambda m, u, g: m.dense((x := flat(u, g)) * x), 1),
     "nested cat": (lambda m, u, g: m.dense(torch.cat([flat(u, g[:, :1]), g[:, 1:].flatten(1)], 1)), 1),
     "two readers": (lambda m, u, g: F.silu(m.dense(flat(u, g))) * m.narrow(flat(u, g)), 2),
     "tied": (lambda m, u, g: m.dense(flat(u, g)) + m.dense(flat(g, u)), 2),
