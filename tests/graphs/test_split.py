@@ -4,6 +4,7 @@ import hashlib
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -293,3 +294,28 @@ def test_sizes_that_depend_on_the_batch() -> None:
     assert "works for 7 rows only" in refused(fixed, example, ["u"], ["i"])
     selected = Keywords(lambda m, u, i: u[u > 0].sum() * i)
     assert "shape that depends on data" in refused(selected, example, ["u"], ["i"])
+
+
+@pytest.mark.slow
+def test_a_billion_parameters_split_under_a_minute_without_a_copy() -> None:
+    from graphs.features import random_rows
+    from graphs.registry import model_class
+    from tests.graphs.model_laws import FEATURES
+
+    kind = model_class("tokenmixer-large")
+    sizes = {"width": 1536, "hidden": 1536, "layers": 2, "user_tokens": 24, "item_tokens": 8}
+    with torch.device("meta"):
+        model = kind(kind.config_class(features=FEATURES, **sizes)).eval()
+    model.to_empty(device="cpu")  # pages nobody touches cost no memory
+    assert sum(p.numel() for p in model.parameters()) > 1e9
+    sides = {side: [f.name for f in FEATURES if f.side == side] for side in ("user", "item")}
+    start = time.perf_counter()
+    halves = split(
+        model, {"features": random_rows(FEATURES, 4, torch.Generator())}, user=sides["user"], item=sides["item"]
+    )
+    assert time.perf_counter() - start < 60
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    held = [p for h in (halves.user, halves.item, halves.item_single) for p in h.module.parameters()]
+    copied = sum(p.nbytes for p in held if p.untyped_storage().data_ptr() not in own)
+    assert copied == 0
+    assert halves.hoisted
