@@ -1,0 +1,160 @@
+"""Measure what splitting is worth on foreign models and on ours: ``python -m tests.graphs.split_table``.
+
+Prints a Markdown table: share of the FLOPs that runs once per request, FLOP limit and measured speed-up at 256
+candidates (ONNX Runtime, one thread, the same CPU lowering for the whole model and the halves, medians of
+interleaved runs), state bytes per user, with and without hoisting, and the largest score difference.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from export.lowering import lower_for_cpu
+from export.metadata import Stamp
+from export.onnx_file import export_half
+from graphs.errors import UgsepError
+from graphs.features import random_rows
+from graphs.proof import fresh_rows, prove
+from graphs.registry import model_class
+from graphs.split import Half, Split, split
+from tests.graphs.foreign_models import FOREIGN, Foreign, make
+from tests.graphs.model_laws import FEATURES
+
+CANDIDATES = 256
+ROUNDS, SECONDS = 9, 4.0
+
+# Ours at 16 tokens, 12 of the user's and 4 of the items'.
+OURS: dict[str, dict[str, Any]] = {
+    "rankmixer": {"hidden": 1024},
+    "tokenmixer-large": {"hidden": 512},
+    "zenith": {"hidden": 512},
+    "zenith-pp": {"hidden": 64, "experts": 4, "active_experts": 2, "attention_heads": 4},
+    "unimixer": {"hidden": 512, "block": 16},
+}
+
+
+def ours(name: str, ug_sep: bool) -> Foreign:
+    """Build one of our models, T 16, D 256, L 2."""
+    torch.manual_seed(0)
+    kind = model_class(name)
+    settings = {"width": 256, "layers": 2, "user_tokens": 12, "item_tokens": 4, **OURS[name]}
+    model = kind(kind.config_class(features=FEATURES, ug_sep=ug_sep, **settings)).eval()
+    example = {"features": random_rows(FEATURES, 4, torch.Generator().manual_seed(0))}
+    sides = {side: tuple(f.name for f in FEATURES if f.side == side) for side in ("user", "item")}
+    return Foreign(model, example, sides["user"], sides["item"])
+
+
+def models() -> Iterator[tuple[str, Callable[[], Foreign]]]:
+    """Yield the name and the factory of every model of the table."""
+    for name in FOREIGN:
+        yield name, lambda name=name: make(name)
+    for name in OURS:
+        yield f"{name} 3:1, unmasked", lambda name=name: ours(name, False)
+        yield f"{name} 3:1, UG-Sep", lambda name=name: ours(name, True)
+
+
+Runner = Callable[[], Any]
+
+
+def session(half: Half, feeds: dict[str, Tensor], fixed: tuple[str, ...], folder: Path, name: str) -> Runner:
+    """Export a half, lower it for the CPU, and return a function that runs it on the feeds."""
+    stamp = Stamp("table", "full", "fp32", ())
+    two = {
+        n: feeds[n] if n in fixed else torch.cat([feeds[n], feeds[n]])[: max(2, len(feeds[n]))] for n in half.inputs
+    }
+    rows = {n: "rows" for n in half.inputs if n not in fixed}
+    path = folder / f"{name}.onnx"
+    export_half(half, two, rows, folder / f"{name}.source.onnx", stamp)
+    lower_for_cpu(folder / f"{name}.source.onnx", path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    loaded = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    arrays = {n: np.ascontiguousarray(feeds[n].numpy()) for n in half.inputs}
+    return lambda: loaded.run(None, arrays)
+
+
+def measure(halves: Split) -> tuple[float, float, float]:
+    """Return the median milliseconds of the whole model, the user half and the item half, interleaved."""
+    example = dict(zip(halves.traced.inputs, halves.traced.example, strict=True))
+    drawn = fresh_rows(example, CANDIDATES, torch.Generator().manual_seed(1))
+    of_user = {n: drawn[n][:1] for n in halves.user_inputs}
+    of_items = {n: drawn[n] for n in halves.item_inputs}
+    repeated = {n: v.repeat(CANDIDATES, *[1] * (v.dim() - 1)) for n, v in of_user.items()}
+    state = halves.user(of_user)
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        runs = [
+            session(halves.full, {**repeated, **of_items}, (), folder, "full"),
+            session(halves.user, of_user, (), folder, "user"),
+            session(halves.item_single, {**of_items, **state}, tuple(state), folder, "item"),
+        ]
+        scores = np.concatenate([s.ravel() for s in runs[0]()])
+        apart = np.concatenate([s.ravel() for s in runs[2]()])
+        if not np.abs(scores - apart).max() <= 1e-5 * max(1.0, np.abs(scores).max()):
+            raise UgsepError(
+                f"scores differ by {np.abs(scores - apart).max():.3g} in ONNX Runtime; look at the lowering"
+            )
+        times: list[list[float]] = [[], [], []]
+        start = time.perf_counter()
+        while len(times[0]) < ROUNDS or (time.perf_counter() - start < SECONDS and len(times[0]) < 200):
+            for run, taken in zip(runs, times, strict=True):
+                began = time.perf_counter()
+                run()
+                taken.append((time.perf_counter() - began) * 1e3)
+    full, user, item = (statistics.median(t) for t in times)
+    return full, user, item
+
+
+def row(name: str, model: Foreign) -> str:
+    """Return a model's line of the table."""
+    cells = [name]
+    exact = 0.0
+    for hoisting in (False, True):
+        try:
+            halves = split(model.module, model.example, user=model.user, item=model.item, hoisting=hoisting)
+        except UgsepError as error:
+            if "nothing to reuse" not in str(error):
+                raise
+            cells += ["0 %", "1.00x", "-", "-"]
+            continue
+        exact = max(exact, prove(halves).max_abs)
+        full, user, item = measure(halves)
+        cells += [
+            f"{halves.reusable_share:.0%}".replace("%", " %"),
+            f"{halves.speedup_limit(CANDIDATES):.2f}x",
+            f"{full / (user + item):.2f}x",
+            f"{halves.state_bytes}",
+        ]
+    return f"| {' | '.join([*cells, f'{exact:.1e}'])} |"
+
+
+@click.command()
+@click.option("--only", default="", help="Measure only models whose name contains this.")
+def main(only: str) -> None:
+    """Print the table."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    click.echo(
+        "| model | share | limit | measured | state B | share, hoisted | limit | measured | state B | max diff |"
+    )
+    click.echo("|---|---|---|---|---|---|---|---|---|---|")
+    for name, factory in models():
+        if only in name:
+            click.echo(row(name, factory()))
+
+
+if __name__ == "__main__":
+    main()
