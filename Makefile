@@ -16,13 +16,14 @@ OUT        ?= build/$(NAME)
 USER_INPUTS ?=
 ITEM_INPUTS ?=
 DATA       := build/data/movielens
+SIZE       ?= 20m
 EXTRAS     ?= cpu,tensorrt-rtx,openvino,dev
 
 BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),--backend $(BACKEND)) $(FLAGS)
 REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data checkpoint engines parity bench quality test lint clean
+.PHONY: help setup data checkpoint engines parity bench bench-streaming quality test lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -67,13 +68,16 @@ parity: $(READY) ## check the bundle in OUT again: hashes, parity, AUC and laten
 	@$(BIN)/ugsep validate $(OUT) $(if $(filter random,$(INIT)),--synthetic,--requests $(DATA)/test.parquet)
 
 bench: $(READY) ## measure the bundle in OUT against the whole model
-	@$(BIN)/ugsep bench $(OUT)
+	@$(BIN)/ugsep bench $(OUT) $(if $(filter random,$(INIT)),--random --seed $(SEED),--checkpoint $(CHECKPOINT))
 
 quality: $(READY) ## train all variants and write docs/quality.md (long; goes on where it was stopped)
 	@$(BIN)/python -m examples.movielens quality
 
+bench-streaming: $(READY) ## quantize a model larger than memory; SIZE=7b|500m|20m (7b needs 25 GB of disk)
+	@$(BIN)/python -m engines.stream_bench --size $(SIZE)
+
 test: $(READY) ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +26,9 @@ from graphs.trace import trace
 from quant.policy import policy_from
 from quant.schemes import Absmax, SchemeConfig
 from quant.stream import Streamed, stream_graphs
+
+#: File cache, not memory of this process; the system drops it first when memory is short.
+READ_AHEAD_BYTES = 4 << 30
 
 
 def stream(
@@ -48,6 +54,7 @@ def stream(
     torch.set_num_threads(1)  # the units are worked on in parallel, not their operations
     stored = stored_weights(checkpoint)
     model = weightless_model(checkpoint)
+    threading.Thread(target=_read_ahead, args=(sorted({s.file for s in stored.values()}),), daemon=True).start()
     with open_weights(stored) as weights:
         graphs = weightless_graphs(name, model, weights, progress)
         source = json.dumps([fingerprint(checkpoint), tool_versions()])
@@ -55,6 +62,17 @@ def stream(
             graphs, weights, out, source=source, scheme=scheme or Absmax(),
             policy=policy_from(recipe.quantization.policy), threads=threads, progress=progress,
         )  # fmt: skip
+
+
+def _read_ahead(files: Sequence[Path]) -> None:
+    """Let the system read the first shards into its file cache while the model is traced, which needs no disk."""
+    left = READ_AHEAD_BYTES if hasattr(os, "posix_fadvise") else 0
+    for file in files:
+        size = min(left, file.stat().st_size)
+        left -= size
+        if size:
+            with file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), 0, size, os.POSIX_FADV_WILLNEED)
 
 
 def weightless_graphs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import click
@@ -38,8 +39,15 @@ def stream_command(model: str, checkpoint: Path, out: Path | None, scheme: str, 
     tables = found.tables.values()
     before, after = sum(t.fp32_bytes for t in tables), sum(t.quantized_bytes for t in tables)
     if as_json:
-        facts = {"out": str(folder), "fp32_bytes": before, "quantized_bytes": after, "resumed": found.resumed}
-        facts |= {"output_bytes": found.output_bytes, "unchanged": found.unchanged, "peak_bytes": peak_memory()}
+        int8 = sum(math.prod(r.shape) for t in tables for r in t.rows if r.bits == 8)
+        facts: dict[str, str | int | None] = {
+            "out": str(folder),
+            "fp32_bytes": before,
+            "quantized_bytes": after,
+            "resumed": found.resumed,
+        }
+        facts |= {"output_bytes": found.output_bytes, "unchanged": found.unchanged, "int8_bytes": int8}
+        facts["peak_bytes"] = peak_memory()
         click.echo(json.dumps(facts))
         return
     if found.unchanged:

@@ -8,6 +8,7 @@ and split. ``Weights`` then reads any box of a constant from the checkpoint.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,7 +43,12 @@ class Computed:
     function: Any
     args: Any
     kwargs: Any
+    dtype: torch.dtype
     shape: tuple[int, ...]
+
+    def inputs(self) -> list[Constant]:
+        """Return the constants among the arguments."""
+        return [c for c in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(c, Constant)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         key = result.untyped_storage()._cdata
         if key not in self._bases and any(a.untyped_storage()._cdata in self._bases for a in given):
             arguments, options = pytree.tree_map_only(Tensor, self._argument, (args, kwargs))
-            self._bases[key] = Computed(func, arguments, options, tuple(result.shape))
+            self._bases[key] = Computed(func, arguments, options, result.dtype, tuple(result.shape))
             self._alive.append(result)
         return result
 
@@ -119,6 +125,8 @@ class Weights:
     def __init__(self, stored: Mapping[str, Stored], descriptors: Mapping[Path, int]) -> None:
         self._stored = stored
         self._descriptors = descriptors
+        self._lock = threading.Lock()
+        self._last: tuple[Computed, Tensor] | None = None
 
     def read(self, constant: Constant, box: Box | None = None, name: str = "") -> Tensor:
         """Return a box of a constant as ``read_unchecked`` does.
@@ -185,21 +193,37 @@ class Weights:
         whole = constant.offset == 0 and constant.shape == base.shape and _contiguous(base.shape) == constant.strides
         if base.function is aten.cat.default and whole:
             return self._joined(base, box, name)
-        inputs = [c for c in pytree.tree_leaves((base.args, base.kwargs)) if isinstance(c, Constant)]
-        need = 4 * (sum(c.elements for c in inputs) + torch.Size(base.shape).numel())
+        with self._lock:  # units of one constant are read one after the other: its result is kept
+            if self._last is None or self._last[0] is not base:
+                self._last = None
+                self._last = base, self._evaluated(base, name)
+            found = self._last[1].as_strided(constant.shape, constant.strides, constant.offset)
+        return found[tuple(slice(a, b) for a, b in box)]
+
+    def _evaluated(self, wanted: Computed, name: str) -> Tensor:
+        """Compute a result from its parameters, every step once."""
+        steps = _steps(wanted)
+        leaves = {c for step in steps for c in step.inputs() if isinstance(c.base, str)}
+        need = sum(torch.Size(s.shape).numel() * s.dtype.itemsize for s in steps)
+        need += sum(leaf.elements * leaf.dtype.itemsize for leaf in leaves)
         if need > COMPUTED_BYTES:
             raise UgsepError(
-                f"constant '{name}' takes {need >> 20} MiB at once to compute ({base.function}), more than "
-                f"{COMPUTED_BYTES >> 20}; build this model in memory with 'ugsep build'"
+                f"constant '{name}' takes {need / 2**20:.3g} MiB at once to compute ({wanted.function}), more than "
+                f"{COMPUTED_BYTES / 2**20:.3g}; build this model in memory with 'ugsep build'"
             )
-        args, kwargs = pytree.tree_map_only(
-            Constant, lambda c: self.read(c, name=name).to(c.dtype), (base.args, base.kwargs)
-        )
-        if "device" in kwargs:
-            kwargs["device"] = torch.device("cpu")
-        result: Tensor = base.function(*args, **kwargs).contiguous()
-        found = result.as_strided(constant.shape, constant.strides, constant.offset)
-        return found[tuple(slice(a, b) for a, b in box)]
+        results: dict[Computed, Tensor] = {}
+
+        def value(constant: Constant) -> Tensor:
+            if isinstance(constant.base, Computed):
+                return results[constant.base].as_strided(constant.shape, constant.strides, constant.offset)
+            return self.read(constant, name=name).to(constant.dtype)
+
+        for step in steps:
+            args, kwargs = pytree.tree_map_only(Constant, value, (step.args, step.kwargs))
+            if "device" in kwargs:
+                kwargs["device"] = torch.device("cpu")
+            results[step] = step.function(*args, **kwargs).contiguous()
+        return results[wanted]
 
     def _joined(self, base: Computed, box: Box, name: str) -> Tensor:
         """Read a box of joined slices: what of it lies in each."""
@@ -227,12 +251,23 @@ def open_weights(stored: Mapping[str, Stored]) -> Iterator[Weights]:
             os.close(descriptor)
 
 
+def _steps(wanted: Computed) -> list[Computed]:
+    """Return a computation and those it reads, each once, inputs first."""
+    ordered: dict[Computed, None] = {}
+    stack = [(wanted, False)]
+    while stack:
+        step, ready = stack.pop()
+        if ready:
+            ordered[step] = None
+        elif step not in ordered:
+            stack.append((step, True))
+            stack += [(c.base, False) for c in step.inputs() if isinstance(c.base, Computed)]
+    return list(ordered)
+
+
 def _first_stored(computed: Computed) -> str | None:
     """Return the name of a stored weight that a computation reads."""
-    for constant in pytree.tree_leaves((computed.args, computed.kwargs)):
-        if isinstance(constant, Constant):
-            return constant.base if isinstance(constant.base, str) else _first_stored(constant.base)
-    return None
+    return next((c.base for step in _steps(computed) for c in step.inputs() if isinstance(c.base, str)), None)
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

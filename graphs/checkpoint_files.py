@@ -132,7 +132,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     outside = [s for s in found.values() if Path(s).name != s]
     if outside:
         raise UgsepError(
-            f"{index}: shard '{outside[0]}' is not in the checkpoint's folder; save the checkpoint again"
+            f"{index}: shard '{outside[0]}' lies outside its folder; save the checkpoint again"
         )
     return found
 

@@ -186,6 +186,7 @@ def _encode_all(
         files.write(place, box, piece)
         return unit_digest(piece.values, piece.scale), piece.signal, piece.noise
 
+    progress(Progress(f"quantize {job.side}", 0, len(places)))
     pool = ThreadPoolExecutor(threads)
     try:
         results = zip(units, pool.map(work, units, ahead), strict=True)
