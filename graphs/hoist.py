@@ -6,6 +6,7 @@ user columns are found by provenance through joins, views and element-wise ops, 
 * product           x W = u W_u + g W_g. The first term needs no item; W_u and W_g are views of W.
 * product over rows W [U; G] = W_U U + W_G G (a constant W that mixes tokens: UniMixer's W_G[G, U] h_U, RSA).
 * free axis         f([U; G]) = [f(U); f(G)] for any product along another axis (K and V of user tokens).
+* sum               sum([u | g]) = sum(u) + sum(g), and the mean likewise (the square of a factorization machine).
 * RMSNorm           r = ((|u|^2 + |g|^2) / K + eps)^-1/2;  W (gamma x r) = r (W_u (gamma_u u) + W_g (gamma_g g)).
 * LayerNorm         with means m_u, m_g and d = m_g - m_u: the mean is m_u + d K_g/K, the sum of squares about it
                     |u - m_u|^2 + |g - m_g|^2 + d^2 K_u K_g / K (pairwise, so nothing cancels), and
@@ -59,6 +60,9 @@ def hoist(traced: Traced, sides: Mapping[fx.Node, NodeSide]) -> tuple[Traced, tu
         if node.target in (aten.linear.default, aten.matmul.default):
             _split_product(rewriter, node, known, done)
             continue
+        if node.target in (aten.sum.dim_IntList, aten.mean.dim):
+            _split_sum(rewriter, node, known)
+            continue
         norm = node.target in (aten.rms_norm.default, aten.layer_norm.default)
         found = _norm(rewriter, node, known) if norm else moved_parts(rewriter, node, known)
         if found is not None:
@@ -87,6 +91,27 @@ def _split_product(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts
         product.split_columns(parts, weight_axis, done)
     elif parts.plain:
         known.update(product.split_rows(parts, rank, done))
+
+
+def _split_sum(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts]) -> None:
+    """Replace a sum or mean over the pieces' axis by the sum of its parts' sums."""
+    source, dims = node.args[0], node.args[1]
+    assert isinstance(source, fx.Node)
+    parts = known.get(source)
+    if parts is None or not parts.plain or not isinstance(dims, (list, tuple)) or node.kwargs:
+        return
+    rank = source.meta["val"].dim()
+    axes = [int(d) % rank for d in dims]  # type: ignore[arg-type]  # ints
+    user = sum(numel(p.meta["val"]) for p in parts.pieces if is_user(rewriter, p))
+    # The user's partial sum is read and added per candidate instead of the user's values.
+    if parts.axis not in axes or user < 2 * numel(node.meta["val"]):
+        return
+    sums = [rewriter.call(node, aten.sum.dim_IntList, p, axes, *node.args[2:]) for p in parts.pieces]
+    total = _total(rewriter, node, sums)
+    if node.target is aten.mean.dim:
+        count = numel(source.meta["val"]) // numel(node.meta["val"])
+        total = rewriter.call(node, aten.div.Tensor, total, count)
+    rewriter.replace(node, total)
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ FORMS: dict[str, tuple[Callable[[Model, Tensor, Tensor], Tensor], int]] = {
     "spread": (lambda m, u, g: m.spread @ torch.cat([u, g], 1).repeat(1, 1, 2), 0),
     "keys": (lambda m, u, g: attention(m, u, g), 1),
     "slice reads one side": (lambda m, u, g: m.shared(torch.cat([u, g], 1)[:, :NU]) + g[:, :1, :1], 0),
+    "sums": (lambda m, u, g: torch.cat([u, g], 1).square().sum(1) + torch.cat([g, u], 1).mean((1, 2))[:, None], 0),
     "sum": (lambda m, u, g: m.shared(u[:, :NI] + g), 0),
     "too small": (lambda m, u, g: m.shared(torch.cat([u[:, :NI, :1], g[:, :, 1:]], -1)), 0),
 }  # fmt: skip
@@ -110,6 +111,13 @@ def test_hoisted_equals_whole(name: str) -> None:
             # The shared GEMM of "keys" counts for both sides; every other form saves exactly what it says.
             saved = plain.item_cost.gemm_flops - hoisted.item_cost.gemm_flops
             assert saved == sum(h.saved_flops for h in hoisted.hoisted)
+
+
+def test_sums_leave_the_users_part_to_the_user_graph() -> None:
+    hoisted, plain = made("sums", torch.float32)
+    assert plain.state_bytes == 4 * NU * D
+    assert hoisted.state_bytes == 4 * (D + 1)
+    assert hoisted.item_cost.flops < plain.item_cost.flops
 
 
 def test_layer_norm_does_not_cancel() -> None:
