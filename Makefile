@@ -23,10 +23,10 @@ BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),
 REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data checkpoint engines parity bench bench-streaming quality test lint clean
+.PHONY: help setup data checkpoint engines parity bench bench-streaming quality test test-slow lint clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 	@echo "  variables: MODEL=zenith CHECKPOINT=dir INIT=random BACKEND=onnxruntime OUT=dir SEED=0 FLAGS='--force'"
 	@echo "  your own module: MODEL=path/to/file.py:factory USER_INPUTS=a,b ITEM_INPUTS=c,d"
 
@@ -76,8 +76,11 @@ quality: $(READY) ## train all variants and write docs/quality.md (long; goes on
 bench-streaming: $(READY) ## quantize a model larger than memory; SIZE=7b|500m|20m (7b needs 25 GB of disk)
 	@$(BIN)/python -m engines.stream_bench --size $(SIZE)
 
-test: $(READY) ## run the tests
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+test: $(READY) ## run the tests, all but the slow ones
+	@$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-slow: $(READY) ## run the slow tests: every recipe, models x ratios, graphs over 2 GB, streaming
+	@$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .
