@@ -46,6 +46,11 @@ MIXED: dict[str, Any] = {
         {"glob": "user:*.up.weight*", "precision": "fp32", "reason": "test"},
     ],
 }
+BLOCKS: dict[str, Any] = {
+    "block": 12,
+    "default": "fp32",
+    "weights": [{"glob": "*.gate.weight*", "precision": "int8"}, {"glob": "*.down.weight", "precision": "int8"}],
+}
 
 
 def _checkpoint(folder: Path, variant: str, **changes: object) -> Recipe:
@@ -94,7 +99,7 @@ def tiny_units(monkeypatch: pytest.MonkeyPatch) -> None:
         # Sinkhorn is folded: computed constants
         pytest.param("unimixer", {"width": 72, "hidden": 130}, {"tables": True}, marks=pytest.mark.slow),
         pytest.param("rankmixer", {"width": 72, "hidden": 130}, {}, marks=pytest.mark.slow),
-        pytest.param("zenith-pp", {"width": 72, "hidden": 60}, {"block": 12}, marks=pytest.mark.slow),
+        pytest.param("zenith-pp", {"width": 72, "hidden": 60}, BLOCKS, marks=pytest.mark.slow),
     ],
     ids=["tokenmixer-mixed-policy", "unimixer", "rankmixer", "zenith-pp-blocks"],
 )
