@@ -6,6 +6,7 @@ import inspect
 import itertools
 import keyword
 import re
+import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,7 +66,9 @@ def trace(module: nn.Module, example: Example) -> Traced:
     # that come from the model are found below.
     shapes = pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, (args, kwargs))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch.export warns about its own internals (copying a tree spec); a user can do nothing about it.
+            warnings.simplefilter("ignore", FutureWarning)
             exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes[1] or shapes[0], strict=False)
             exported = exported.run_decompositions(_unfamiliar(exported.graph))
     except Exception as error:  # torch.export raises many types; all of them mean the model cannot be traced
