@@ -37,11 +37,11 @@ ROUNDS, SECONDS = 9, 4.0
 
 # Ours at 16 tokens, 12 of the user's and 4 of the items'.
 OURS: dict[str, dict[str, Any]] = {
-    "rankmixer": {"hidden": 1024},
+    "rankmixer": {"hidden": 1024, "embedding_width": 64},
     "tokenmixer-large": {"hidden": 512},
     "zenith": {"hidden": 512},
     "zenith-pp": {"hidden": 64, "experts": 4, "active_experts": 2, "attention_heads": 4},
-    "unimixer": {"hidden": 512, "block": 16},
+    "unimixer": {"hidden": 512, "block": 16, "embedding_width": 64},
 }
 
 
