@@ -131,9 +131,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise UgsepError(f"{index} has no 'weight_map' of weight to shard; save the checkpoint again")
     outside = [s for s in found.values() if Path(s).name != s]
     if outside:
-        raise UgsepError(
-            f"{index}: shard '{outside[0]}' lies outside its folder; save the checkpoint again"
-        )
+        raise UgsepError(f"{index}: shard '{outside[0]}' lies outside its folder; save the checkpoint again")
     return found
 
 
