@@ -79,8 +79,8 @@ bench-streaming: $(READY) ## quantize a model larger than memory; SIZE=7b|500m|2
 test: $(READY) ## run the tests, all but the slow ones
 	@$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test-slow: $(READY) ## run the slow tests: every recipe, models x ratios, graphs over 2 GB, streaming
-	@$(BIN)/python -m pytest -n 2 -m slow
+test-slow: $(READY) ## run the slow tests: every recipe, models x ratios, graphs over 2 GB, streaming; TESTS=path narrows
+	@$(BIN)/python -m pytest -n 2 -m slow $(TESTS)
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .
