@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import itertools
 import keyword
@@ -25,6 +26,10 @@ Example = Mapping[str, Any] | Sequence[Any]
 # Tracing with one row would let torch.export bake the batch size in; an odd number above 1 that no width
 # of a real model is likely to equal keeps accidental equalities out.
 TRACE_ROWS = 7
+
+
+# What generated modules read by name: an argument called so would stand in its place.
+_READ_BY_GENERATED_CODE = {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree", *dir(builtins)}
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,8 @@ def flat_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 def identifier(name: str, taken: Container[str] = ()) -> str:
     """Return ``name`` as a Python identifier not in ``taken``, for argument names of generated modules."""
     plain = re.sub(r"\W", "_", name)
-    base = plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"input_{plain}"
+    usable = plain.isidentifier() and not keyword.iskeyword(plain) and plain not in _READ_BY_GENERATED_CODE
+    base = plain if usable else f"input_{plain}"
     return next(n for n in itertools.chain([base], (f"{base}__{i}" for i in itertools.count(1))) if n not in taken)
 
 
