@@ -15,9 +15,9 @@ from engines.backend import Array, BuiltEngine
 from engines.backends._graph_io import read_graph
 from engines.bundle import open_bundle
 from engines.manifest import Engine, engine_for
-from engines.ranker import USER_INDEX
 from engines.recipe import load_recipe
 from graphs.errors import UgsepError
+from graphs.names import USER_INDEX
 from graphs.progress import Progress, ProgressCallback, silent
 from quant.requests import Request, read_requests, request_spec, synthetic_requests, table_rows
 

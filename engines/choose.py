@@ -14,10 +14,11 @@ from engines import gates
 from engines.backend import Array, BuiltEngine, Runner, backend_names, find_backend
 from engines.compile import EnginePlan, compile_engine, load_built
 from engines.latency import interleave
-from engines.ranker import USER_INDEX, Ranker
+from engines.ranker import Ranker
 from engines.recipe import Gates, Recipe
 from export.metadata import GraphSide
 from graphs.errors import UgsepError
+from graphs.names import USER_INDEX
 from graphs.progress import Progress, ProgressCallback, silent
 from quant.requests import Request
 

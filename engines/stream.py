@@ -19,6 +19,7 @@ from export.streamed import StreamedGraph, export_streamed
 from graphs.checkpoint import weightless_model
 from graphs.checkpoint_files import fingerprint, stored_weights
 from graphs.features import Feature, of_side, random_rows
+from graphs.names import USER_INDEX
 from graphs.progress import Progress, ProgressCallback, silent
 from graphs.ranking_model import RankingModel
 from graphs.split import Half, Split, split_traced
@@ -114,4 +115,4 @@ def _feeds(model: RankingModel, halves: Split) -> dict[str, torch.Tensor]:
     items = _rows(of_side(model.config.features, "item"), TRACE_CANDIDATES)
     state = halves.user({n: rows[n] for n in halves.user.inputs})
     index = torch.zeros(TRACE_CANDIDATES, dtype=torch.int64, device="meta")
-    return {**rows, **items, **state, "user_index": index}
+    return {**rows, **items, **state, USER_INDEX: index}

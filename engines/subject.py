@@ -15,7 +15,7 @@ from engines.sources import Sources, load_model
 from export.metadata import GraphSide
 from graphs.features import of_side, random_rows
 from graphs.foreign import load_factory
-from graphs.halves import USER_INDEX
+from graphs.names import USER_INDEX
 from graphs.progress import Progress, ProgressCallback, silent
 from graphs.proof import fresh_rows
 from graphs.ranking_model import RankingModel

@@ -11,13 +11,13 @@ from torch import fx
 
 from graphs.cost import static
 from graphs.cut import Cut
+from graphs.names import USER_INDEX
 from graphs.row_layout import Rows
 from graphs.sides import NodeSide, is_row_count
 from graphs.trace import Traced, identifier
 from graphs.where import module_path
 
 aten = torch.ops.aten
-USER_INDEX = "user_index"
 
 
 def state_row_shape(value: torch.Tensor, rows: Rows) -> tuple[int, ...]:

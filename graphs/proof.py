@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graphs.errors import GateFailed
+from graphs.names import USER_INDEX
 from graphs.split import Half, Split
 from graphs.trace import Traced
 
@@ -90,7 +91,7 @@ def prove(
         two = {n: v if count > 1 else v.repeat(2, *[1] * (v.dim() - 1)) for n, v in of_items.items()}
         whole = {n: v[:count] for n, v in original({**{n: v[twice] for n, v in of_users.items()}, **two}).items()}
         state = split.user(of_users)
-        forms = [(split.item({**of_items, **state, "user_index": index}), "gathered")]
+        forms = [(split.item({**of_items, **state, USER_INDEX: index}), "gathered")]
         if many == 1:
             forms.append((split.item_single({**of_items, **state}), "broadcast"))
         for scores, form in forms:

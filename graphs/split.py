@@ -12,8 +12,9 @@ from graphs.cost import SideCost, nbytes, side_cost
 from graphs.cut import Cut, choose_state
 from graphs.errors import UgsepError, nearest
 from graphs.features import Side
-from graphs.halves import USER_INDEX, ancestors, build_item_half, build_user_half, state_row_shape
+from graphs.halves import ancestors, build_item_half, build_user_half, state_row_shape
 from graphs.hoist import Hoisted, hoist
+from graphs.names import USER_INDEX
 from graphs.row_layout import Rows
 from graphs.rows import check_rows_independent
 from graphs.sides import NodeSide, assign_sides

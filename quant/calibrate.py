@@ -12,9 +12,10 @@ import onnx
 from onnx import TensorProto
 
 from graphs.errors import UgsepError
+from graphs.names import USER_INDEX
 from graphs.progress import Progress, ProgressCallback, silent
 from quant.gemms import Array, Weight, graph_sha256, load_graph, weights_of
-from quant.requests import USER_INDEX, Request, SamplesHash
+from quant.requests import Request, SamplesHash
 from quant.statistics import Calibration, InputStatistics, Samples, SideStatistics, combine, observe
 
 Run = Callable[[list[str], dict[str, Array]], list[Array]]  # (outputs, inputs) -> values

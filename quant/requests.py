@@ -21,12 +21,12 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as parquet
 
 from graphs.errors import UgsepError, nearest
+from graphs.names import USER_INDEX
 from quant.gemms import load_graph, weights_of
 
 Array = npt.NDArray[Any]
 
 REQUEST_ID = "request_id"
-USER_INDEX = "user_index"
 _SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc", ".npz")
 _BATCH_ROWS = 8192
 

@@ -10,10 +10,11 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from graphs.errors import UgsepError
+from graphs.names import USER_INDEX
 from quant.calibrate import CHUNK_ROWS, Run, session
 from quant.gemms import Array, Weight, load_graph, quantizable, read_tensor
 from quant.metrics import Scores
-from quant.requests import USER_INDEX, Request
+from quant.requests import Request
 
 
 @dataclass(frozen=True)

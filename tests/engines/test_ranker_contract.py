@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from engines.backend import Array, BuiltEngine, DeviceRunner, Profile, TensorSpec, check_feeds
-from engines.ranker import USER_INDEX, Ranker
+from engines.ranker import Ranker
 from graphs.errors import UgsepError
+from graphs.names import USER_INDEX
 
 WIDTH = 48
 USER = (
