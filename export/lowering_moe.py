@@ -1,10 +1,10 @@
 """Sparse experts for CPUs: the dense-gated form of a mixture of experts becomes one where only chosen experts run.
 
 The canonical graph computes every expert for every row and scales each one's hidden units by its gate:
-MatMul(Reshape(Reshape(hidden [T, N, E*h]) * Unsqueeze(gates [T, N, E])), W_down [T, E*h, D]). Here, per token,
-the rows with a gate other than 0 are listed expert by expert (NonZero, split by their counts), gathered, sent
-through their expert's slices of the weights, and added up where they came from (ScatterND). An expert that no row
-chose multiplies nothing and its weights are not read, so the same form serves one row and many.
+MatMul(Reshape(Reshape(hidden [T, N, E*h]) * Unsqueeze(gates [T, N, E])), W_down [T, E*h, D]). Here the rows with
+a gate other than 0 are listed expert by expert (NonZero, split by their counts), gathered, sent through their
+expert's slices of the weights; then every row gathers its results and adds them up under their gates. An expert
+that no row chose multiplies nothing and its weights are not read, so the same form serves one row and many.
 """
 
 from __future__ import annotations
@@ -128,24 +128,18 @@ def _collect(mixture: _Mixture, value: ir.Value) -> bool:
 
 
 def _rewrite(graph: ir.Graph, mixture: _Mixture, names: dict[str, tuple[str, ...]]) -> None:
-    node, out = mixture.down, mixture.down.outputs[0]
+    out = mixture.down.outputs[0]
     slices = _Slices(graph, mixture, names)
-    by_expert = add_node(node, "Transpose", [mixture.gates], {"perm": [0, 2, 1]}, name=f"{out.name}.moe.gates")
-    unstacked: dict[ir.Value, list[ir.Value]] = {}
-    raised: list[ir.Value | None] = []
+    routes = _Routes(graph, mixture, slices)
+    summed: list[ir.Value | None] = []
     for t in range(mixture.tokens):
-        token = _Token(graph, mixture, slices, t, by_expert, unstacked)
-        total = token.zeros()
+        results = [routes.no_result()]
         for e in range(mixture.experts):
-            hidden = token.hidden(mixture.hidden, e, {})
-            gated = token.add("Mul", [hidden, token.scales[e]], f"{e}.gated")  # [R_e, h]
+            hidden = routes.hidden(mixture.hidden, t, e, {})
             weight = slices.weight(mixture.weights[-1], t, e, by_row=True)
-            result = token.add("MatMul", [gated, weight], f"{e}.result")
-            # A row chooses an expert once. One ScatterND for all experts would add to a row several times,
-            # and ONNX Runtime's CPU kernel loses such additions when it runs on more than one thread.
-            total = token.add("ScatterND", [total, token.rows[e], result], f"{e}.sum", reduction="add")
-        raised.append(token.add("Unsqueeze", [total, token.axis(0)], "raised"))
-    whole = add_node(node, "Concat", raised, {"axis": 0}, name=f"{out.name}.routed", like=out)
+            results.append(routes.add("MatMul", [hidden, weight], f"[{t},{e}].result"))  # [R_te, D]
+        summed.append(routes.sum_by_row(results, t))
+    whole = routes.add("Concat", summed, "sum", axis=0)
     whole.shape, whole.type = out.shape, out.type
     ir.convenience.replace_all_uses_with(out, whole, replace_graph_outputs=True)
 
@@ -200,70 +194,99 @@ class _Slices:
         self.names[name] = known if part.name in known else (*known, str(part.name))
 
 
-class _Token:
-    """Everything of one token: which rows chose which expert, and how values are read at those rows.
+class _Routes:
+    """Which rows of which token chose which expert, and how values are read at those rows.
 
-    ``rows``: per expert the rows that chose it, int64 [R_e, 1]. ``scales``: their gates [R_e, 1].
+    The R choices of all tokens are listed once, ordered by token, expert, row, and cut into T * E lists; list
+    t * E + e has the R_te rows of token t that chose expert e.
     """
 
-    def __init__(
-        self,
-        graph: ir.Graph,
-        mixture: _Mixture,
-        slices: _Slices,
-        token: int,
-        gates: ir.Value,
-        unstacked: dict[ir.Value, list[ir.Value]],
-    ) -> None:
-        self.graph, self.mixture, self.slices, self.token = graph, mixture, slices, token
-        self.unstacked = unstacked
-        own = self.slice_of(gates)  # [E, N]
-        nonzero = self.add("NonZero", [own], "nonzero", _INT64)  # [2, R]: expert, row; ordered by expert
-        self.pairs = self.add("Transpose", [nonzero], "pairs", _INT64, perm=[1, 0])  # [R, 2]
-        values = self.add("GatherND", [own, self.pairs], "values")
-        active = self.add("Cast", [own], "active", ir.DataType.BOOL, to=int(ir.DataType.BOOL))
-        ones = self.add("Cast", [active], "ones", _INT64, to=int(_INT64))
-        self.counts = self.add("ReduceSum", [ones, self.axis(1)], "counts", _INT64, keepdims=0)  # [E]
-        self.all_rows, self.all_experts = self._column(1), self._column(0)  # [R, 1] each
-        self.places: dict[tuple[ir.Value | None, bool], list[ir.Value]] = {}
-        self.rows = self._places(None, False)
-        self.scales = self._split(self.add("Unsqueeze", [values, self.axis(1)], "scale"), "scale.of")
+    def __init__(self, graph: ir.Graph, mixture: _Mixture, slices: _Slices) -> None:
+        self.graph, self.mixture, self.slices = graph, mixture, slices
+        t, e = mixture.tokens, mixture.experts
+        gates = self.add("Transpose", [mixture.gates], "by_expert", perm=[0, 2, 1])  # [T, E, N]
+        flat = self.add("Reshape", [gates, self.ints(t * e, -1)], "flat")  # [T * E, N]: faster to search
+        pairs = self.add("NonZero", [flat], "nonzero", _INT64)  # [2, R]: list, row
+        self.pairs = self.add("Transpose", [pairs], "pairs", _INT64, perm=[1, 0])  # [R, 2]
+        active = self.add("Cast", [flat], "active", ir.DataType.BOOL, to=int(ir.DataType.BOOL))
+        self.ones = self.add("Cast", [active], "ones", _INT64, to=int(_INT64))  # [T * E, N]
+        self.lengths = self.add("ReduceSum", [self.ones, self.ints(1)], "lengths", _INT64, keepdims=0)  # [T * E]
+        self.results, experts = self._results()
+        chosen = self.add("GatherElements", [mixture.gates, experts], "gates", axis=2)  # [T, N, most]
+        self.gates = self.add("Unsqueeze", [chosen, self.ints(2)], "gates.rows")  # [T, N, 1, most]
+        self._lists: dict[tuple[ir.Value | None, bool], list[ir.Value]] = {}
+        self._by_expert: dict[ir.Value, ir.Value] = {}
+
+    def _results(self) -> tuple[ir.Value, ir.Value]:
+        """Return where each row finds its results among its token's, from 1 on, and of which experts they are.
+
+        Both [T, N, most]; ``most`` is the largest number of experts that one row of this call chose, at least 1.
+        A row that chose fewer has number 0 in their place, and an expert with a gate of 0.
+        """
+        t, e = self.mixture.tokens, self.mixture.experts
+        of_token = self.add("Reshape", [self.ones, self.ints(t, -1)], "ones.token", _INT64)  # [T, E * N]
+        last = add_initializer(self.graph, "lowering.axis.1", np.array(1, np.int64))
+        number = self.add("CumSum", [of_token, last], "number", _INT64)
+        number = self.add("Mul", [number, of_token], "number.chosen", _INT64)  # 0 where not chosen
+        number = self.add("Reshape", [number, self.ints(t, e, -1)], "number.cut", _INT64)
+        number = self.add("Transpose", [number], "number.by_row", _INT64, perm=[0, 2, 1])  # [T, N, E]
+        ones = self.add("Reshape", [self.ones, self.ints(t, e, -1)], "ones.cut", _INT64)
+        per_row = self.add("ReduceSum", [ones, self.ints(1)], "per_row", _INT64, keepdims=0)  # [T, N]
+        flat = self.add("Reshape", [per_row, self.ints(-1)], "per_row.flat", _INT64)
+        flat = self.add("Concat", [flat, self.ints(1)], "per_row.least", _INT64, axis=0)
+        most = self.add("ReduceMax", [flat], "most", _INT64, keepdims=1)  # [1]
+        top = ir.node("TopK", [number, most], {"axis": -1, "sorted": 0}, num_outputs=2)
+        self.mixture.down.prepend(top)
+        for output, what in zip(top.outputs, ("results", "experts"), strict=True):
+            output.name = f"{self.mixture.down.outputs[0].name}.moe.{what}"
+            output.type = ir.TensorType(_INT64)
+        return top.outputs[0], top.outputs[1]
+
+    def no_result(self) -> ir.Value:
+        """Return the constant row [1, D] that number 0 stands for."""
+        shape = self.mixture.down.outputs[0].shape
+        assert shape is not None
+        assert isinstance(shape[2], int)
+        return add_initializer(self.graph, f"lowering.zeros.{shape[2]}", np.zeros((1, shape[2]), np.float32))
+
+    def sum_by_row(self, results: list[ir.Value], token: int) -> ir.Value:
+        """Add up each row's results of one token under their gates; returns [1, N, D].
+
+        Every row gathers its own. (ScatterND with addition takes longer: ONNX Runtime copies all rows for every
+        expert. In one piece for all experts it even loses additions to the same row on several threads.)
+        """
+        together = self.add("Concat", [*results], f"[{token}].results", axis=0)  # [1 + R_t, D]
+        numbers = self.add("Gather", [self.results, self.ints(token)], f"[{token}].numbers", _INT64, axis=0)
+        found = self.add("Gather", [together, numbers], f"[{token}].found", axis=0)  # [1, N, most, D]
+        gates = self.add("Gather", [self.gates, self.ints(token)], f"[{token}].gates", axis=0)  # [1, N, 1, most]
+        product = self.add("MatMul", [gates, found], f"[{token}].sum")  # [1, N, 1, D]
+        return self.add("Squeeze", [product, self.ints(2)], f"[{token}].summed")
 
     def add(
         self, op: str, inputs: list[ir.Value | None], what: str, dtype: ir.DataType | None = None, **attributes: Any
     ) -> ir.Value:
         """Insert a node before the mixture's last MatMul; float unless ``dtype`` says otherwise."""
         out = self.mixture.down.outputs[0]
-        name = f"{out.name}.moe[{self.token}].{what}"
-        value = add_node(self.mixture.down, op, inputs, attributes, name=name, like=out)
+        value = add_node(self.mixture.down, op, inputs, attributes, name=f"{out.name}.moe.{what}", like=out)
         if dtype is not None:
             value.type = ir.TensorType(dtype)
         return value
 
-    def axis(self, axis: int) -> ir.Value:
-        """Return a constant [axis]."""
-        return add_initializer(self.graph, f"lowering.axes.{axis}", np.array([axis], np.int64))
+    def ints(self, *numbers: int) -> ir.Value:
+        """Return a constant vector."""
+        name = f"lowering.ints.{'.'.join(map(str, numbers))}"
+        return add_initializer(self.graph, name, np.array(numbers, np.int64))
 
-    def zeros(self) -> ir.Value:
-        """Return zeros [N, D]."""
-        shape = self.mixture.down.outputs[0].shape
-        assert shape is not None
-        assert isinstance(shape[2], int)
-        name = f"lowering.width.{shape[2]}"
-        width = add_initializer(self.graph, name, np.array([shape[2]], np.int64))
-        count = self.add("Shape", [self.slice_of(self.mixture.gates)], "count", _INT64, start=0, end=1)
-        whole = self.add("Concat", [count, width], "shape", _INT64, axis=0)
-        return self.add("ConstantOfShape", [whole], "zeros")
-
-    def hidden(self, value: ir.Value, expert: int, done: dict[ir.Value, ir.Value]) -> ir.Value:
-        """Compute a value of the hidden part for one expert's rows and hidden units, [R_e, h] or [R_e, 1]."""
+    def hidden(self, value: ir.Value, token: int, expert: int, done: dict[ir.Value, ir.Value]) -> ir.Value:
+        """Compute a value of the hidden part for one expert's rows and hidden units, [R_te, h] or [R_te, 1]."""
         if value in done:
             return done[value]
         kind, source = _kind(self.mixture, value), value.producer()
         if kind == "constant":
-            return self.slices.constant(value, self.token, expert)
+            return self.slices.constant(value, token, expert)
         if kind == "rows":
-            done[value] = self._at_rows(value, expert, wide=value.shape is not None and value.shape[2] != 1)
+            wide = value.shape is not None and value.shape[2] != 1
+            done[value] = self._at_rows(value, token, expert, wide)
             return done[value]
         assert source is not None
         if kind == "matmul":
@@ -271,31 +294,15 @@ class _Token:
             assert x is not None
             assert weight is not None
             if x not in done:
-                done[x] = self._at_rows(x, expert, wide=False)  # [R_e, K]
-            inputs: list[ir.Value | None] = [done[x], self.slices.weight(weight, self.token, expert, by_row=False)]
+                done[x] = self._at_rows(x, token, expert, wide=False)  # [R_te, K]
+            inputs: list[ir.Value | None] = [done[x], self.slices.weight(weight, token, expert, by_row=False)]
         else:
-            inputs = [None if v is None else self.hidden(v, expert, done) for v in source.inputs]
+            inputs = [None if v is None else self.hidden(v, token, expert, done) for v in source.inputs]
         attributes = {name: attribute.value for name, attribute in source.attributes.items()}
-        done[value] = self.add(source.op_type, inputs, f"{expert}.{value.name}", **attributes)
+        done[value] = self.add(source.op_type, inputs, f"[{token},{expert}].{value.name}", **attributes)
         return done[value]
 
-    def slice_of(self, value: ir.Value) -> ir.Value:
-        """[T, ...] -> this token's part, the split shared by all tokens."""
-        if value not in self.unstacked:
-            name = f"{self.mixture.down.outputs[0].name}.moe.{value.name}"
-            split = ir.node(
-                "Split", [value], {"axis": 0, "num_outputs": self.mixture.tokens}, num_outputs=self.mixture.tokens
-            )
-            self.mixture.down.prepend(split)
-            for t, part in enumerate(split.outputs):
-                part.name, part.type = f"{name}.slice[{t}]", value.type
-            self.unstacked[value] = [
-                add_node(self.mixture.down, "Squeeze", [part, self.axis(0)], name=f"{name}[{t}]")
-                for t, part in enumerate(split.outputs)
-            ]
-        return self.unstacked[value][self.token]
-
-    def _at_rows(self, value: ir.Value, expert: int, wide: bool) -> ir.Value:
+    def _at_rows(self, value: ir.Value, token: int, expert: int, wide: bool) -> ir.Value:
         """Read [T, N, W] at one expert's rows: all of W, or where ``wide`` the expert's own part of it.
 
         A value gathered from users to candidates ([T, U, W] by an index) is read from the users directly; one of a
@@ -307,51 +314,51 @@ class _Token:
             users, candidate = gather.inputs
             if users is not None and candidate is not None and rank(users) == 3 and rank(candidate) == 1:
                 value, index = users, candidate
-        part = self.slice_of(value)  # [N, U or 1, W]
-        what = f"{expert}.{value.name}"
         assert value.shape is not None
-        if value.shape[1] == 1:
-            return self._own_columns(part, value.shape[2], expert, what) if wide else part
-        if wide:
-            e, width = self.mixture.experts, value.shape[2]
+        single = value.shape[1] == 1
+        source = self._cut_by_expert(value) if wide else value  # [T, N or U or 1, W] or [T, ..., E, h]
+        what = f"[{token},{expert}].{value.name}"
+        if not single:
+            at = self.places(index, wide)[token * self.mixture.experts + expert]
+        else:
+            at = self.ints(token, 0, expert) if wide else self.ints(token, 0)
+        return self.add("GatherND", [source, at], f"{what}.rows")
+
+    def _cut_by_expert(self, value: ir.Value) -> ir.Value:
+        """[T, N, E*h] -> [T, N, E, h], once for all experts."""
+        if value not in self._by_expert:
+            assert value.shape is not None
+            width = value.shape[2]
             assert isinstance(width, int)
-            cut = add_initializer(self.graph, f"lowering.cut.{width}.{e}", np.array([0, e, width // e], np.int64))
-            part = self.add("Reshape", [part, cut], f"{what}.cut")  # [N or U, E, h]
-        return self.add("GatherND", [part, self._places(index, wide)[expert]], f"{what}.rows")
+            e = self.mixture.experts
+            self._by_expert[value] = self.add("Reshape", [value, self.ints(0, 0, e, width // e)], f"{value.name}.cut")
+        return self._by_expert[value]
 
-    def _own_columns(self, part: ir.Value, width: object, expert: int, what: str) -> ir.Value:
-        """[1, E*h] -> [1, h]."""
-        assert isinstance(width, int)
-        h = width // self.mixture.experts
-        start, end = (
-            add_initializer(self.graph, f"lowering.at.{at}", np.array([at], np.int64))
-            for at in (expert * h, (expert + 1) * h)
-        )
-        return self.add("Slice", [part, start, end, self.axis(1)], f"{what}.own")
-
-    def _places(self, index: ir.Value | None, wide: bool) -> list[ir.Value]:
-        """Per expert where to read: row, or its user by ``index``; and the expert where ``wide``; [R_e, 1 or 2]."""
-        if (index, wide) not in self.places:
-            rows, what = self.all_rows, "rows" if index is None else f"{index.name}.users"
+    def places(self, index: ir.Value | None, wide: bool) -> list[ir.Value]:
+        """Where each list reads: token and row, or the row's user by ``index``; and the expert where ``wide``."""
+        if (index, wide) not in self._lists:
+            what = f"{'rows' if index is None else index.name}{'.cells' if wide else ''}"
+            lists, rows = self._column(0, f"{what}.lists"), self._column(1, f"{what}.rows")
             if index is not None:
                 users = self.add("GatherND", [index, rows], f"{what}.flat", _INT64)
-                rows = self.add("Unsqueeze", [users, self.axis(1)], what, _INT64)
+                rows = self.add("Unsqueeze", [users, self.ints(1)], f"{what}.users", _INT64)
+            e = self.ints(self.mixture.experts)
+            tokens = self.add("Div", [lists, e], f"{what}.tokens", _INT64)
+            parts: list[ir.Value | None] = [tokens, rows]
             if wide:
-                what = f"{what}.cells"
-                rows = self.add("Concat", [rows, self.all_experts], what, _INT64, axis=1)
-            self.places[index, wide] = self._split(rows, f"{what}.of")
-        return self.places[index, wide]
+                parts.append(self.add("Mod", [lists, e], f"{what}.experts", _INT64))
+            self._lists[index, wide] = self._cut(self.add("Concat", parts, f"{what}.places", _INT64, axis=1))
+        return self._lists[index, wide]
 
-    def _column(self, column: int) -> ir.Value:
-        """Return column 0 (expert) or 1 (row) of the pairs, [R, 1]."""
-        bounds = [self.axis(column), self.axis(column + 1), self.axis(1)]
-        return self.add("Slice", [self.pairs, *bounds], f"column[{column}]", _INT64)
+    def _column(self, column: int, what: str) -> ir.Value:
+        """Return a column of the pairs, [R, 1]."""
+        return self.add("Gather", [self.pairs, self.ints(column)], what, _INT64, axis=1)
 
-    def _split(self, value: ir.Value, what: str) -> list[ir.Value]:
-        """Cut [R, ...] by expert."""
-        split = ir.node("Split", [value, self.counts], {"axis": 0}, num_outputs=self.mixture.experts)
+    def _cut(self, value: ir.Value) -> list[ir.Value]:
+        """Cut [R, ...] into the T * E lists."""
+        count = self.mixture.tokens * self.mixture.experts
+        split = ir.node("Split", [value, self.lengths], {"axis": 0}, num_outputs=count)
         self.mixture.down.prepend(split)
-        for e, part in enumerate(split.outputs):
-            part.name = f"{self.mixture.down.outputs[0].name}.moe[{self.token}].{what}[{e}]"
-            part.type = value.type
+        for at, part in enumerate(split.outputs):
+            part.name, part.type = f"{value.name}[{at}]", value.type
         return list(split.outputs)
