@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from engines.recipe import Recipe, load_recipe, recipe_names
+from graphs.errors import UgsepError
+
+if TYPE_CHECKING:
+    from engines.models_page import Measured
 
 FEATURES = Path("build/data/movielens/features.json")
 
@@ -51,22 +57,49 @@ def model_row(name: str, recipe: Recipe, features: Path) -> ModelRow:
 @click.command("models")
 @click.option("--features", type=click.Path(path_type=Path), default=FEATURES, show_default=True,
               help="Features of the recipes that declare none.")  # fmt: skip
+@click.option("--bundles", type=click.Path(path_type=Path, file_okay=False),
+              help="Folder of bundles, build for example: adds what their reports measured.")  # fmt: skip
+@click.option("--page", "page_file", type=click.Path(path_type=Path, dir_okay=False),
+              help="Markdown file to put the table into, an HTML page beside it; needs --bundles.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-def models_command(features: Path, as_json: bool) -> None:
-    """List the shipped recipes: parameters, FLOPs per candidate, user:item tokens, reusable share."""
-    rows: list[ModelRow] = []
+def models_command(features: Path, bundles: Path | None, page_file: Path | None, as_json: bool) -> None:
+    """List the shipped recipes: parameters, FLOPs per candidate, user:item tokens, reusable share, speed-up limit."""
+    from engines import models_page
+
+    if page_file is not None and bundles is None:
+        raise UgsepError(
+            "--page needs what was measured; name the folder of the bundles, for example --bundles build"
+        )
+    if bundles is not None and not bundles.is_dir():
+        raise UgsepError(f"--bundles: '{bundles}' is no folder; build one with 'make engines MODEL=zenith'")
+    rows: list[tuple[ModelRow, models_page.Measured | None]] = []
     waiting: list[str] = []
     for name in recipe_names():
         recipe = load_recipe(name)
         if "features" in recipe.config or features.is_file():
-            rows.append(model_row(name, recipe, features))
+            found = models_page.measured(bundles / name, recipe) if bundles is not None else None
+            rows.append((model_row(name, recipe, features), found))
         else:
             waiting.append(name)
+    if page_file is not None:
+        machine = _machine()
+        models_page.write_markdown(page_file, rows, machine)
+        page_file.with_suffix(".html").write_text(models_page.page(rows, machine), encoding="utf-8")
     if as_json:
-        click.echo(json.dumps([asdict(r) for r in rows]))
+        click.echo(json.dumps([asdict(row) | ({"measured": asdict(found)} if found else {}) for row, found in rows]))
         return
+    _print(rows)
+    click.echo(
+        "parameters: dense ones, embedding tables not counted; limit: of the speed-up at 256 candidates, by FLOPs"
+    )
+    if waiting:
+        click.echo(f"not listed, their features come from data ('make data'): {', '.join(waiting)}")
+
+
+def _print(rows: Sequence[tuple[ModelRow, Measured | None]]) -> None:
+    measured = any(found is not None for _, found in rows)
     table = Table(box=None, header_style="bold")
-    for title in (
+    titles = [
         "recipe",
         "architecture",
         "parameters",
@@ -75,16 +108,24 @@ def models_command(features: Path, as_json: bool) -> None:
         "U:G",
         "reusable",
         "limit",
-    ):
+    ]
+    for title in titles + ["measured", "AUC change"] * measured:
         table.add_column(title, justify="left" if title in ("recipe", "architecture") else "right")
-    for r in rows:
-        table.add_row(
+    for r, found in rows:
+        cells = [
             r.name, r.architecture, f"{r.parameters / 1e6:,.1f}M", f"{r.user_flops / 1e6:,.1f}",
             f"{r.candidate_flops / 1e6:,.1f}", r.ratio, f"{r.reusable_share:.0%}", f"{r.limit:.2f}x",
-        )  # fmt: skip
-    Console(width=120 if not Console().is_terminal else None).print(table)
-    click.echo(
-        "parameters: dense ones, embedding tables not counted; limit: of the speed-up at 256 candidates, by FLOPs"
-    )
-    if waiting:
-        click.echo(f"not listed, their features come from data ('make data'): {', '.join(waiting)}")
+        ]  # fmt: skip
+        if measured:
+            change = None if found is None else found.auc_change
+            cells += ["-" if found is None else f"{found.speedup:.2f}x", "-" if change is None else f"{change:+.1e}"]
+        table.add_row(*cells)
+    Console(width=140 if not Console().is_terminal else None).print(table)
+
+
+def _machine() -> str:
+    from engines.bench.machine import this_machine
+
+    here = this_machine()
+    tools = ", ".join(f"{name} {here.tools[name]}" for name in ("torch", "onnxruntime") if name in here.tools)
+    return f"{here.processor} ({here.isa}), {here.cores} cores; {tools}"
