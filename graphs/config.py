@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import dacite
 
@@ -30,6 +30,11 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     settings = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _as_float})
     try:
         return dacite.from_dict(cls, dict(values), settings)
+    except dacite.WrongTypeError as error:
+        if get_origin(error.field_type) is not Literal:
+            raise UgsepError(f"{where}: {str(error).rstrip('.')}; correct the value") from error
+        choices = ", ".join(map(str, get_args(error.field_type)))
+        raise UgsepError(f"{where}: {error.field_path} is '{error.value}'; give one of {choices}") from error
     except dacite.DaciteError as error:
         raise UgsepError(f"{where}: {str(error).rstrip('.')}; correct the value") from error
 

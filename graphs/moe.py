@@ -35,9 +35,9 @@ def check_experts(experts: int, active: int, names: tuple[str, str]) -> None:
     """Refuse more active experts than there are; ``names`` are the two config fields.
 
     Raises:
-        UgsepError: a negative number, or k larger than E.
+        UgsepError: a negative number, a single expert, or k larger than E.
     """
-    if experts < 0:
+    if experts < 0 or experts == 1:
         raise UgsepError(f"{names[0]} is {experts}; give 0 for a dense network or at least 2")
     if experts and not 1 <= active <= experts:
         raise UgsepError(f"{names[1]} is {active}, but {names[0]} is {experts}; {names[1]} = {min(2, experts)} works")

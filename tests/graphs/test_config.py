@@ -46,6 +46,12 @@ def test_strict_reading(values: Any, message: str) -> None:
         parse(cls, whole, "recipe")
 
 
+def test_a_choice_of_words_lists_them() -> None:
+    config = make_config("tokenmixer-large", "1:1")
+    with pytest.raises(UgsepError, match="recipe: global_token is 'both'; give one of item, split"):
+        parse(type(config), {**to_mapping(config), "global_token": "both"}, "recipe")
+
+
 EVERY = [
     ({"user_tokens": 0}, "user_tokens is 0; give at least 1"),
     ({"item_tokens": 0}, "item_tokens is 0; give at least 1"),  # user tokens = T
@@ -68,13 +74,40 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"embedding_width": 1, "user_tokens": 6}, "user_tokens is 6, .* 7 wide .* give 4"),
         ({"hidden": 0}, "hidden is 0"),
         ({"experts": -1}, "experts is -1"),
+        ({"experts": 1}, "experts is 1; give 0 for a dense network or at least 2"),
+    ],
+    "tokenmixer-large": [
+        ({"width": 25}, "width 25 is not divisible by the 8 mixed rows .*; width = 32 works"),
+        ({"mixed_user_rows": 1}, "width 24 is not divisible by the 5 mixed rows .*; width = 25 works"),
+        ({"item_tokens": 1}, "item_tokens is 1, which the global token takes; item_tokens = 2 works"),
+        ({"hidden": 0}, "hidden is 0"),
+    ],
+    "tokenmixer-large-moe": [
+        ({"active_experts": 5}, "active_experts is 5, but experts is 4; active_experts = 2 works"),
+        ({"active_experts": 0}, "active_experts is 0, but experts is 4; active_experts = 2 works"),
+        ({"active_experts": 1}, "active_experts is 1, but one is the shared expert; active_experts = 2 works"),
+        ({"experts": 3}, "hidden 20 is not divisible by the 3 experts; hidden = 21 works"),
+        ({"experts": 1}, "experts is 1; give 0 for a dense network or at least 2"),
+    ],
+    "zenith-pp": [
+        ({"attention_heads": 5}, "width 24 is not divisible by the 5 attention_heads; width = 25 works"),
+        ({"attention_heads": 0}, "attention_heads is 0"),
+        ({"active_experts": 5}, "active_experts is 5, but experts is 4; active_experts = 2 works"),
+        ({"item_tokens": 1}, "item_tokens is 1, .* give at least 2"),
+    ],
+    "unimixer": [
+        ({"block": 10}, "block 10 does not divide width 24, blocks would straddle tokens; block = 8 works"),
+        ({"block": 48}, "block 48 does not divide width 24, .*; block = 24 works"),
+        ({"block": 0}, "block is 0"),
+        ({"rank": 0}, "rank is 0"),
+        ({"last_temperature": 0.0}, "last_temperature is 0.0; give a number above 0"),
     ],
 }
 
 
 def _bad() -> list[Any]:
     every = [(variant, *case) for variant in VARIANTS for case in EVERY]
-    own = [(variant, *case) for variant, cases in OWN.items() for case in cases]
+    own: list[tuple[str, dict[str, Any], str]] = [(v, *case) for v, cases in OWN.items() for case in cases]
     return [pytest.param(*case, id=f"{case[0]}-{case[1].keys()}") for case in every + own]
 
 
