@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import graphs.models.rankmixer
 import graphs.models.tokenmixer_large
+import graphs.models.zenith
+import graphs.models.zenith_pp
+import graphs.ugsep
 from graphs.block_mixing import BlockMixing
 from graphs.layers import RMSNorm
+from graphs.models.zenith import RetokenizedSelfAttention, recut
 from graphs.ranking_model import RankingModel
 from graphs.sinkhorn import sinkhorn, symmetrised
-from graphs.ugsep import Tokens, masked_mix, separate
+from graphs.ugsep import Tokens, masked_mix, separate, ug_attention
 from tests.graphs.model_laws import (
     check_no_gradient,
     check_user_rows_fixed,
@@ -73,6 +79,59 @@ def test_both_directions_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs.models.rankmixer, "masked_mix", two_towers)
     with pytest.raises(AssertionError, match="do not change with the user"):
         check_users_reach_items(model, make_rows(4, 1), make_rows(4, 2))
+
+
+def test_self_attention_left_unmasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zenith: (X X^T)[U, G] stays, so that U tokens read G tokens."""
+    model = make_model(make_config("zenith", "3:1"))
+    check_law(model)
+    masked = RetokenizedSelfAttention.forward
+
+    def unmasked(self: RetokenizedSelfAttention, x: Tokens) -> Tokens:
+        assert x.user is not None
+        fused = masked(self, Tokens(None, x.everything())).item
+        return Tokens(fused[: len(x.user)], fused[len(x.user) :])
+
+    monkeypatch.setattr(RetokenizedSelfAttention, "forward", unmasked)
+    with pytest.raises(AssertionError, match="U rows of output 0 changed"):
+        check_user_rows_fixed(model, make_rows(4, 1), make_rows(4, 2))
+    with pytest.raises(AssertionError, match="have a gradient to an item"):
+        check_no_gradient(model, make_rows(4, 1))
+
+
+@pytest.mark.parametrize(
+    ("variant", "place"), [("zenith-pp", graphs.models.zenith_pp), ("rankmixer-regrouped", graphs.ugsep)]
+)
+def test_attention_left_unmasked(monkeypatch: pytest.MonkeyPatch, variant: str, place: ModuleType) -> None:
+    """Zenith++'s fusion, and the separated residual: U queries see G keys."""
+    model = make_model(make_config(variant, "1:2" if variant == "zenith-pp" else "2:1"))
+    check_law(model)
+
+    def unmasked(query: Tokens, key: Tokens, value: Tokens, heads: int) -> Tokens:
+        assert query.user is not None
+        whole_query, whole_key, whole_value = (Tokens(None, t.everything()) for t in (query, key, value))
+        out = ug_attention(whole_query, whole_key, whole_value, heads).item
+        return Tokens(out[: len(query.user)], out[len(query.user) :])
+
+    monkeypatch.setattr(place, "ug_attention", unmasked)
+    with pytest.raises(AssertionError, match="U rows of output 0 changed"):
+        check_user_rows_fixed(model, make_rows(4, 1), make_rows(4, 2))
+
+
+def test_straddling_token_taken_for_a_user_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zenith with k = D / 2: of 5 U tokens' values two and a half new tokens are made; the third is not U."""
+    sizes = {"user_tokens": 5, "item_tokens": 3, "fusion_width": 12, "layers": 1}
+    model = make_model(make_config("zenith", "1:1", **sizes))
+    check_law(model)
+
+    def wrong(user: Tensor | None, item: Tensor, width: int) -> Tokens:
+        right = recut(user, item, width)
+        assert right.user is not None
+        return Tokens(torch.cat([right.user[:-1], right.item[:1]]), torch.cat([right.user[-1:], right.item[1:]]))
+
+    monkeypatch.setattr(graphs.models.zenith, "recut", wrong)
+    with pytest.raises(AssertionError, match="U rows of output 0 changed"):
+        check_user_rows_fixed(model, make_rows(4, 1), make_rows(4, 2))
 
 
 class FlattenedRMSNorm(nn.Module):
