@@ -228,5 +228,10 @@ def scaled_statistics(statistics: InputStatistics, scaling: Scaling | None) -> I
     if gram is not None:
         gram = gram / (rows[..., :, None] * rows[..., None, :])
     return InputStatistics(
-        statistics.count, statistics.squares / rows**2, statistics.low / rows, statistics.high / rows, gram
+        statistics.count,
+        statistics.squares / rows**2,
+        statistics.sums / rows,
+        statistics.low / rows,
+        statistics.high / rows,
+        gram,
     )

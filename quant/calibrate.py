@@ -70,8 +70,9 @@ def calibrate(
     """Collect input statistics of every weight over the requests.
 
     Candidates run in chunks of 256, one request at a time, so memory does not grow with the data. ``gram`` adds the
-    Gram matrices that gptq needs. Every ``every`` requests ``checkpoint`` is handed what was collected; given back as
-    ``resume`` together with the same requests, the run goes on after them and ends as if it had never stopped.
+    Gram matrices that gptq needs. Every ``every`` requests, and before an error in the data is raised, ``checkpoint``
+    is handed what was collected; given back as ``resume`` together with the same requests, the run goes on after them
+    and ends as if it had never stopped.
 
     Raises:
         UgsepError: onnxruntime is missing, the graphs do not fit the requests, no requests, NaN or Inf on the way,
@@ -82,7 +83,12 @@ def calibrate(
     done = 0
     if resume is not None:
         done = _take_up(resume, user, item, gram)
-    for request in requests:
+
+    def keep() -> None:
+        if checkpoint is not None and samples.requests > done:
+            checkpoint(_calibration(user, item, samples, synthetic))
+
+    for request in _until_broken(requests, keep):
         samples.update(request)
         if samples.requests <= done:
             if samples.requests == done and resume and samples.hexdigest() != resume.samples[0].sha256:
@@ -90,14 +96,23 @@ def calibrate(
             continue
         _observe_request(request, user, item)
         progress(Progress("calibrate", samples.requests, None, f"{samples.rows} rows"))
-        if checkpoint is not None and every and samples.requests % every == 0:
-            checkpoint(_calibration(user, item, samples, synthetic))
+        if every and samples.requests % every == 0:
+            keep()
     if samples.requests < done:
         raise UgsepError("there are fewer requests than the interrupted calibration saw; start it anew")
     if not samples.rows:
         raise UgsepError("no requests to calibrate on; give at least one with a candidate")
     progress(Progress("calibrate", samples.requests, samples.requests, f"{samples.rows} rows"))
     return _calibration(user, item, samples, synthetic)
+
+
+def _until_broken(requests: Iterable[Request], keep: Callable[[], None]) -> Iterator[Request]:
+    """Go over the requests; where reading them fails, keep what was done before the error."""
+    try:
+        yield from requests
+    except UgsepError:
+        keep()
+        raise
 
 
 def _calibration(user: _Probe, item: _Probe, samples: SamplesHash, synthetic: bool) -> Calibration:

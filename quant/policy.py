@@ -88,7 +88,7 @@ def policy_from(document: Mapping[str, Any], where: str = "policy") -> Policy:
     known = ("default", "block", "tables", "keep_fp32_ops", "weights")
     _only(document, known, where)
     rules = []
-    for number, entry in enumerate(document.get("weights") or ()):
+    for number, entry in enumerate(_list(document, "weights", where)):
         if not isinstance(entry, Mapping):
             raise UgsepError(f"{where}: weights[{number}] is not a mapping; write glob, precision and reason")
         _only(entry, ("glob", "precision", "reason"), f"{where}: weights[{number}]")
@@ -100,8 +100,20 @@ def policy_from(document: Mapping[str, Any], where: str = "policy") -> Policy:
     if not isinstance(block, int) or isinstance(block, bool) or block < 0:
         raise UgsepError(f"{where}: block is {block!r}; give a number of rows, 0 for one scale per channel")
     default = _precision(document.get("default", "int8"), where)
-    keep = tuple(str(op) for op in document.get("keep_fp32_ops", NORMS))
-    return Policy(tuple(rules), default, block, bool(document.get("tables", False)), keep)
+    keep = tuple(str(op) for op in _list(document, "keep_fp32_ops", where, NORMS))
+    tables = document.get("tables", False)
+    if not isinstance(tables, bool):
+        raise UgsepError(f"{where}: tables is {tables!r}; write true or false")
+    return Policy(tuple(rules), default, block, tables, keep)
+
+
+def _list(document: Mapping[str, Any], key: str, where: str, default: Iterable[str] = ()) -> Iterable[Any]:
+    found = document.get(key)
+    if found is None:
+        return default
+    if not isinstance(found, list | tuple):
+        raise UgsepError(f"{where}: {key} is {found!r}; write a list")
+    return found
 
 
 def read_policy(path: Path) -> Policy:

@@ -11,21 +11,26 @@ from onnx import TensorProto, helper
 
 from graphs.errors import UgsepError
 from graphs.names import USER_INDEX
+from quant.bias import biases_of
 from quant.calibrate import CHUNK_ROWS, Run, session
-from quant.gemms import Array, Weight, load_graph, quantizable, read_tensor
+from quant.gemms import Array, load_graph, quantizable, read_tensor
 from quant.metrics import Scores
 from quant.requests import Request
 
 
 @dataclass(frozen=True)
 class OpenGraph:
-    """A graph whose MatMul weights are inputs: ``weights`` holds the FP32 values, memory-mapped."""
+    """A graph whose MatMul weights and their biases are inputs.
+
+    ``weights`` holds the FP32 values of both, memory-mapped; ``biases`` names the bias of a weight.
+    """
 
     path: Path
     run: Run
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     weights: Mapping[str, Array]
+    biases: Mapping[str, str]
 
     def feed(self, values: Mapping[str, Array], replaced: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch with some weights replaced, by name."""
@@ -34,15 +39,17 @@ class OpenGraph:
         return dict(zip(self.outputs, self.run(list(self.outputs), feeds), strict=True))
 
 
-def open_graph(path: Path, weights: Iterable[Weight], threads: int) -> OpenGraph:
-    """Load a graph with the named weights turned into inputs.
+def open_graph(path: Path, threads: int) -> OpenGraph:
+    """Load a graph with its quantizable weights and their biases turned into inputs.
 
     Raises:
         UgsepError: the graph does not load, or onnxruntime is missing.
     """
     model = load_graph(path)
     inputs, outputs = tuple(i.name for i in model.graph.input), tuple(o.name for o in model.graph.output)
-    names = {w.name for w in weights}
+    weights = {w.name for w in quantizable(model)}
+    biases = {w: b for w, b in biases_of(model).items() if w in weights}
+    names = weights | set(biases.values())
     values: dict[str, Array] = {}
     kept = []
     for tensor in model.graph.initializer:
@@ -53,7 +60,7 @@ def open_graph(path: Path, weights: Iterable[Weight], threads: int) -> OpenGraph
             kept.append(TensorProto.FromString(tensor.SerializeToString()))
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    return OpenGraph(path, session(model, path, threads), inputs, outputs, values)
+    return OpenGraph(path, session(model, path, threads), inputs, outputs, values, biases)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def open_scorer(user_onnx: Path, item_onnx: Path, requests: Iterable[Request], t
     kept = tuple(requests)
     if not kept:
         raise UgsepError("no requests to score; give at least one")
-    user, item = (open_graph(p, quantizable(load_graph(p)), threads) for p in (user_onnx, item_onnx))
+    user, item = open_graph(user_onnx, threads), open_graph(item_onnx, threads)
     states = tuple(user.feed(r.user, {}) for r in kept)
     tasks = [t for t in item.outputs if all(t in r.labels for r in kept)]
     labels = {t: np.concatenate([r.labels[t] for r in kept]) for t in tasks}

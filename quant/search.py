@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from graphs.errors import GateFailed, UgsepError, nearest
+from graphs.errors import GateFailed, UgsepError
 from graphs.progress import Progress, ProgressCallback, silent
-from quant.gemm_latency import MeasureGemm, onnxruntime_latency
+from quant.gemm_latency import MeasureGemm
 from quant.gemms import Array, Weight
 from quant.metrics import Effect, effect_of
 from quant.policy import Policy, Precision, Rule, policy_document
@@ -20,9 +21,8 @@ from quant.schemes import SchemeConfig
 from quant.sensitivity import Candidates, SensitivityRow, open_candidates, sensitivity
 from quant.statistics import Calibration
 
-# int8 must win by more than a measurement can be off before it is taken for speed
-_MARGIN = 0.97
-LATENCY: dict[str, MeasureGemm] = {"onnxruntime": onnxruntime_latency}
+# a precision must win by more than a measurement can be off before it is taken for speed
+_MARGIN = 0.95
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,31 @@ class Goal:
 
 @dataclass(frozen=True)
 class Choice:
-    """The precision of one weight: milliseconds per call at ``rows`` rows and bytes of both precisions, and why."""
+    """The precision of one weight, and why.
+
+    ``ms`` and ``sizes`` are, per precision, milliseconds per call at ``rows`` rows and bytes; ``sqnr_db`` is that of
+    the scores with this weight alone in int8.
+    """
 
     side: str
     weight: str
     precision: Precision
     rows: int
-    fp32_ms: float
-    int8_ms: float
-    fp32_bytes: int
-    int8_bytes: int
+    ms: Mapping[Precision, float]
+    sizes: Mapping[Precision, int]
     sqnr_db: float
     reason: str
 
     @property
     def bytes(self) -> int:
         """Bytes of the weight as chosen."""
-        return self.int8_bytes if self.precision == "int8" else self.fp32_bytes
+        return self.sizes[self.precision]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the choice as plain values; what a backend does not run, and infinite SQNR, become None."""
+        ms = {p: m if np.isfinite(m) else None for p, m in self.ms.items()}
+        sqnr = self.sqnr_db if np.isfinite(self.sqnr_db) else None
+        return {**vars(self), "ms": ms, "sizes": dict(self.sizes), "sqnr_db": sqnr, "bytes": self.bytes}
 
 
 @dataclass(frozen=True)
@@ -76,9 +84,8 @@ def search(
     scheme: SchemeConfig,
     calibration: Calibration | None,
     goal: Goal,
+    measure: MeasureGemm,
     candidates: int = 256,
-    backend: str = "onnxruntime",
-    measure: MeasureGemm | None = None,
     base: Policy | None = None,
     threads: int = 1,
     cache: Path | None = None,
@@ -87,15 +94,13 @@ def search(
     """Return the policy with the least measured latency (and at most ``max_bytes``) whose scores pass the goal.
 
     Every weight is measured at its side's rows: one user, ``candidates`` items (times the tokens where a 2-D weight
-    serves all of them, as calibrated). int8 is taken where it is faster; then, for bytes, where it does least
-    harm; then taken back, most harmful first, until the gate holds.
+    serves all of them, as calibrated). int8 or fp16 is taken where it is faster; then, for bytes, fp16 where it costs
+    no time and int8 where it does least harm; then int8 is taken back, most harmful first, until the gate holds.
 
     Raises:
-        UgsepError: an unknown backend, or a byte bound that int8 everywhere does not reach.
+        UgsepError: a byte bound that int8 everywhere does not reach.
         GateFailed: the byte bound and the quality gate exclude each other.
     """
-    if measure is None and backend not in LATENCY:
-        raise UgsepError(f"no latency measurement for backend '{backend}'{nearest(backend, LATENCY)}")
     base = base or Policy()
     kept = tuple(requests)
     rows = sensitivity(
@@ -111,7 +116,7 @@ def search(
     )
     opened = open_candidates(user_onnx, item_onnx, kept, scheme, calibration, base.block, threads)
     alone = {(r.side, r.weight): r for r in rows}
-    choices = _fastest(opened, alone, calibration, candidates, measure or LATENCY[backend], progress)
+    choices = _fastest(opened, alone, calibration, candidates, measure, progress)
     choices = _fit_bytes(choices, goal.max_bytes)
     chosen, effect = _fit_quality(opened, choices, goal, progress)
     rules = tuple(Rule(f"{c.side}:{_literal(c.weight)}", c.precision, c.reason) for c in chosen)
@@ -126,37 +131,27 @@ def _fastest(
     measure: MeasureGemm,
     progress: ProgressCallback,
 ) -> list[Choice]:
-    measured: dict[tuple[tuple[int, ...], int, Precision], float] = {}
-
-    def milliseconds(shape: tuple[int, ...], rows: int, precision: Precision) -> float:
-        key = (shape, rows, precision)
-        if key not in measured:
-            measured[key] = measure(*key)
-        return measured[key]
-
+    measured: dict[tuple[tuple[int, ...], int], Mapping[Precision, float]] = {}
     choices = []
     for number, (side, weight) in enumerate(opened.weights):
         progress(Progress("measure", number, len(opened.weights), f"{side}:{weight.name}"))
         rows = _rows(side, weight, calibration, candidates)
-        fp32, int8 = (milliseconds(weight.shape, rows, p) for p in ("fp32", "int8"))
+        key = (weight.shape, rows)
+        if key not in measured:
+            measured[key] = measure(*key)
+        ms = measured[key]
         columns = weight.elements // weight.shape[-2]
+        sizes: dict[Precision, int] = {
+            "int8": weight.elements + 4 * columns,
+            "fp16": weight.elements * 2,
+            "fp32": weight.elements * 4,
+        }
+        best = min(sizes, key=lambda p: ms[p])
+        faster = ms[best] < _MARGIN * ms["fp32"]
         sqnr = alone[side, weight.name].sqnr_db
-        faster = int8 < _MARGIN * fp32
-        times = f"{int8:.3g} ms int8, {fp32:.3g} ms fp32 at {rows} rows; {sqnr:.1f} dB alone"
-        choices.append(
-            Choice(
-                side,
-                weight.name,
-                "int8" if faster else "fp32",
-                rows,
-                fp32,
-                int8,
-                weight.elements * 4,
-                weight.elements + 4 * columns,
-                sqnr,
-                f"{'faster' if faster else 'not faster'}: {times}",
-            )
-        )
+        times = ", ".join(f"{p} {ms[p]:.3g} ms" if np.isfinite(ms[p]) else f"{p} does not run" for p in sizes)
+        reason = f"{'fastest' if faster else 'nothing is faster'}: {times} at {rows} rows; int8 alone {sqnr:.1f} dB"
+        choices.append(Choice(side, weight.name, best if faster else "fp32", rows, ms, sizes, sqnr, reason))
     progress(Progress("measure", len(choices), len(choices)))
     return choices
 
@@ -174,18 +169,24 @@ def _rows(side: str, weight: Weight, calibration: Calibration | None, candidates
 def _fit_bytes(choices: list[Choice], bound: int | None) -> list[Choice]:
     if bound is None:
         return choices
-    least = sum(c.int8_bytes for c in choices)
+    least = sum(c.sizes["int8"] for c in choices)
     if least > bound:
         raise UgsepError(f"--max-bytes {bound} is below {least}, the bytes of int8 everywhere; allow more")
     chosen = list(choices)
-    order = sorted(range(len(chosen)), key=lambda i: _noise(chosen[i]) / (chosen[i].fp32_bytes or 1))
-    for index in order:
+    order = sorted(range(len(chosen)), key=lambda i: _noise(chosen[i]) / (chosen[i].sizes["fp32"] or 1))
+    free = [(i, _float_precision(chosen[i])) for i in order if chosen[i].precision == "fp32"]
+    steps: list[tuple[int, Precision]] = [*free, *((i, "int8") for i in order)]
+    for index, precision in steps:
         if sum(c.bytes for c in chosen) <= bound:
             break
-        if chosen[index].precision != "int8":
-            reason = f"for bytes; {chosen[index].reason}"
-            chosen[index] = replace(chosen[index], precision="int8", reason=reason)
+        if chosen[index].precision not in ("int8", precision):
+            chosen[index] = replace(chosen[index], precision=precision, reason=f"for bytes; {choices[index].reason}")
     return chosen
+
+
+def _float_precision(choice: Choice) -> Precision:
+    """Return fp16 where it takes no longer than fp32, else fp32."""
+    return "fp16" if choice.ms["fp16"] * _MARGIN < choice.ms["fp32"] else "fp32"
 
 
 def _fit_quality(
@@ -194,27 +195,40 @@ def _fit_quality(
     weights = {(side, w.name): w for side, w in opened.weights}
     reference = opened.scorer.score()
     chosen = list(choices)
-    quantized = sum(c.precision == "int8" for c in chosen)
-    for attempt in range(quantized + 1):
-        progress(Progress("check", attempt, None, f"{quantized - attempt} weights int8"))
+    restored: dict[tuple[str, str, Precision], dict[str, Array]] = {}
+    while True:
+        narrow = [i for i, c in enumerate(chosen) if c.precision != "fp32"]
+        progress(Progress("check", 0, None, f"{len(narrow)} weights in int8 or fp16"))
         replaced: dict[str, dict[str, Array]] = {"user": {}, "item": {}}
-        for c in chosen:
-            if c.precision == "int8":
-                replaced[c.side][c.weight] = opened.restored(c.side, weights[c.side, c.weight])
+        for c in (chosen[i] for i in narrow):
+            key = (c.side, c.weight, c.precision)
+            if key not in restored:
+                restored[key] = _restored(opened, weights[c.side, c.weight], c)
+            replaced[c.side] |= restored[key]
         scores = opened.scorer.score_both(replaced["user"], replaced["item"])
         effect = effect_of(reference, scores, opened.scorer.labels)
         if effect.sqnr_db >= goal.min_sqnr_db and abs(effect.auc_change or 0.0) <= goal.max_drop:
             return tuple(chosen), effect
-        worst = max((i for i, c in enumerate(chosen) if c.precision == "int8"), key=lambda i: _noise(chosen[i]))
+        # Without narrow weights the scores are the reference's: the goal held.
+        worst = max(narrow, key=lambda i: (chosen[i].precision == "int8", _noise(chosen[i])))
+        back: Precision = "fp32"
+        if goal.max_bytes is not None and chosen[worst].precision == "int8":
+            back = _float_precision(chosen[worst])
         reason = f"for quality, {chosen[worst].sqnr_db:.1f} dB alone; {chosen[worst].reason}"
-        chosen[worst] = replace(chosen[worst], precision="fp32", reason=reason)
+        chosen[worst] = replace(chosen[worst], precision=back, reason=reason)
         total = sum(c.bytes for c in chosen)
         if goal.max_bytes is not None and total > goal.max_bytes:
             raise GateFailed(
                 f"no policy within {goal.max_bytes} bytes keeps SQNR >= {goal.min_sqnr_db:g} dB and AUC change <= "
                 f"{goal.max_drop:g}: at that size it is {effect.sqnr_db:.1f} dB; allow {total} bytes"
             )
-    raise AssertionError("FP32 everywhere has no effect on the scores")
+
+
+def _restored(opened: Candidates, weight: Weight, choice: Choice) -> dict[str, Array]:
+    """Return a weight as its precision restores it, and its bias where that changes."""
+    if choice.precision == "int8":
+        return opened.restored(choice.side, weight)
+    return {weight.name: opened.graph(choice.side).weights[weight.name].astype(np.float16).astype(np.float32)}
 
 
 def _noise(choice: Choice) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from graphs.errors import UgsepError
 from graphs.progress import Progress, ProgressCallback, silent
 from quant.awq import AwqPlan, Scaling, plan_awq
+from quant.bias import corrected, mean_shift
 from quant.gemms import Array, Weight, graph_sha256, load_graph, quantizable
 from quant.metrics import Effect, effect_of
 from quant.requests import Request, samples_sha256
@@ -23,7 +24,7 @@ from quant.scoring import OpenGraph, Scorer, open_scorer
 from quant.statistics import Calibration, SideStatistics
 from quant.weights import quantize_values
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,19 @@ class Candidates:
     statistics: dict[str, SideStatistics]
     awq: dict[str, AwqPlan]
 
-    def restored(self, side: str, weight: Weight) -> Array:
-        """Return the weight as the scheme restores it."""
+    def restored(self, side: str, weight: Weight) -> dict[str, Array]:
+        """Return the weight as the scheme restores it, and its bias where the scheme corrects that."""
         seen = self.statistics[side].of(weight.name) if self.statistics else None
         scaling = self.awq[side].scalings.get(weight.name, Scaling()) if self.awq else Scaling()
         block = self.block if self.block and weight.shape[-2] % self.block == 0 else 0
-        values = self.graph(side).weights[weight.name]
-        return np.asarray(quantize_values(self.scheme, values, seen, block, scaling)[1])
+        graph = self.graph(side)
+        values = graph.weights[weight.name]
+        bias = graph.biases.get(weight.name) if seen is not None and needs_calibration(self.scheme) else None
+        restored = np.asarray(quantize_values(self.scheme, values, seen, block, scaling, bias is not None)[1])
+        found = {weight.name: restored}
+        if bias is not None and seen is not None:
+            found[bias] = corrected(graph.weights[bias], mean_shift(values, restored, seen))
+        return found
 
     def graph(self, side: str) -> OpenGraph:
         """Return the open graph of a side."""
@@ -131,8 +138,7 @@ def sensitivity(
         if key not in known:
             if reference is None:
                 reference = candidates.scorer.score()
-            replaced = {weight.name: candidates.restored(side, weight)}
-            scores = candidates.scorer.score(side, replaced)
+            scores = candidates.scorer.score(side, candidates.restored(side, weight))
             known[key] = asdict(effect_of(reference, scores, candidates.scorer.labels))
             _write_cache(cache, known)
         effect = Effect(**known[key])
@@ -180,12 +186,27 @@ def _write_cache(path: Path | None, effects: dict[str, dict[str, Any]]) -> None:
     os.replace(partial, path)
 
 
+def check_plot(path: Path) -> None:
+    """Make the folder of a plot; to be called before the work.
+
+    Raises:
+        UgsepError: the suffix is no format that can be drawn.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.filetypes)
+    if path.suffix[1:].lower() not in known:
+        raise UgsepError(f"cannot draw '{path}'; end its name with one of {', '.join(known)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def plot_sensitivity(rows: Iterable[SensitivityRow], path: Path) -> None:
     """Draw the noise of each weight alone as bars, the most harmful on top; the suffix says the format.
 
     Raises:
-        UgsepError: an unknown format.
+        UgsepError: see :func:`check_plot`.
     """
+    check_plot(path)
     from matplotlib.figure import Figure
 
     ranked = tuple(rows)
@@ -196,9 +217,4 @@ def plot_sensitivity(rows: Iterable[SensitivityRow], path: Path) -> None:
     axes.barh([f"{r.side}: {r.weight}" for r in ranked], np.array(noise) - low, left=low)
     axes.invert_yaxis()
     axes.set_xlabel("noise of the scores, dB below the signal (further right: more harm)")
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise UgsepError(
-            f"cannot draw '{path}' ({' '.join(str(error).split())[:100]}); name a .png or .svg"
-        ) from error
+    figure.savefig(path)

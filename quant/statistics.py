@@ -20,7 +20,7 @@ from quant.gemms import graph_sha256
 
 Doubles = npt.NDArray[np.float64]
 
-FORMAT = 1
+FORMAT = 2
 NAME = "calibration"
 
 
@@ -28,13 +28,14 @@ NAME = "calibration"
 class InputStatistics:
     """Statistics of the tensor that feeds a weight.
 
-    ``count`` rows were seen (per token in the 3-D form). ``squares`` is sum x_k^2, ``low`` and ``high`` the range,
-    float64 [K] for a 2-D weight and [T, K] for a 3-D one. ``gram`` is sum x x^T, float64 [K, K] or [T, K, K], where
-    it was collected.
+    ``count`` rows were seen (per token in the 3-D form). ``squares`` is sum x_k^2, ``sums`` is sum x_k, ``low`` and
+    ``high`` the range, float64 [K] for a 2-D weight and [T, K] for a 3-D one. ``gram`` is sum x x^T, float64 [K, K]
+    or [T, K, K], where it was collected.
     """
 
     count: int
     squares: Doubles
+    sums: Doubles
     low: Doubles
     high: Doubles
     gram: Doubles | None = None
@@ -43,6 +44,20 @@ class InputStatistics:
     def moments(self) -> Doubles:
         """Second moments E[x_k^2]."""
         return self.squares / max(self.count, 1)
+
+    @property
+    def mean(self) -> Doubles:
+        """Means E[x_k]."""
+        return self.sums / max(self.count, 1)
+
+    def centered(self) -> InputStatistics:
+        """Return the statistics of x - E[x]: variances and covariances in place of second moments."""
+        mean, count = self.mean, max(self.count, 1)
+        squares = np.maximum(self.squares - count * mean**2, 0.0)
+        gram = self.gram
+        if gram is not None:
+            gram = gram - count * mean[..., :, None] * mean[..., None, :]
+        return InputStatistics(self.count, squares, np.zeros_like(mean), self.low - mean, self.high - mean, gram)
 
 
 def observe(x: npt.NDArray[np.float32], tokens: int, gram: bool = False) -> InputStatistics:
@@ -66,7 +81,7 @@ def observe(x: npt.NDArray[np.float32], tokens: int, gram: bool = False) -> Inpu
     empty = rows.shape[-2] == 0
     low = np.full(squares.shape, np.inf) if empty else rows.min(axis=-2).astype(np.float64)
     high = np.full(squares.shape, -np.inf) if empty else rows.max(axis=-2).astype(np.float64)
-    return InputStatistics(rows.shape[-2], squares, low, high, matrix)
+    return InputStatistics(rows.shape[-2], squares, rows.sum(axis=-2, dtype=np.float64), low, high, matrix)
 
 
 def combine(parts: Iterable[InputStatistics]) -> InputStatistics:
@@ -82,6 +97,7 @@ def combine(parts: Iterable[InputStatistics]) -> InputStatistics:
     return InputStatistics(
         sum(p.count for p in parts),
         np.sum([p.squares for p in parts], axis=0),
+        np.sum([p.sums for p in parts], axis=0),
         np.min([p.low for p in parts], axis=0),
         np.max([p.high for p in parts], axis=0),
         sum(grams[1:], grams[0]) if len(grams) == len(parts) else None,
@@ -181,6 +197,15 @@ def _merge_side(sides: list[SideStatistics]) -> SideStatistics:
     return replace(sides[0], tensors=tensors)
 
 
+def without_grams(calibration: Calibration) -> Calibration:
+    """Return the statistics without their Gram matrices, which only gptq reads and which are most of the bytes."""
+    user, item = (
+        replace(side, tensors={key: replace(found, gram=None) for key, found in side.tensors.items()})
+        for side in (calibration.user, calibration.item)
+    )
+    return replace(calibration, user=user, item=item)
+
+
 def save_calibration(calibration: Calibration, folder: Path) -> tuple[Path, Path]:
     """Write ``calibration.json`` and ``calibration.safetensors`` into the folder; each file appears whole or not.
 
@@ -191,7 +216,7 @@ def save_calibration(calibration: Calibration, folder: Path) -> tuple[Path, Path
     sides: dict[str, Any] = {}
     for name, side in (("user", calibration.user), ("item", calibration.item)):
         for key, found in side.tensors.items():
-            for part in ("squares", "low", "high", "gram"):
+            for part in ("squares", "sums", "low", "high", "gram"):
                 values = getattr(found, part)
                 if values is not None:
                     arrays[f"{name}/{key}/{part}"] = np.ascontiguousarray(values)
@@ -278,6 +303,7 @@ def _side(name: str, document: dict[str, Any], arrays: dict[str, Doubles]) -> Si
         key: InputStatistics(
             count,
             arrays[f"{name}/{key}/squares"],
+            arrays[f"{name}/{key}/sums"],
             arrays[f"{name}/{key}/low"],
             arrays[f"{name}/{key}/high"],
             arrays.get(f"{name}/{key}/gram"),

@@ -15,6 +15,7 @@ from graphs.errors import UgsepError
 from graphs.progress import Progress, ProgressCallback, silent
 from quant import numerics
 from quant.awq import AwqPlan, Scaling, plan_awq, scaled_statistics
+from quant.bias import Doubles, biases_of, corrected, mean_shift
 from quant.files import append, staged, write_graph
 from quant.gemms import (
     Array,
@@ -41,7 +42,8 @@ class QuantRow:
     """What became of one weight; ``bits`` 8, 16 or 32.
 
     ``sqnr_db`` compares the stored weight with the FP32 one; ``output_sqnr_db`` weighs the errors with the
-    calibrated second moments of the inputs, None without calibration. ``reason_if_skipped`` is "" for int8 weights.
+    calibrated second moments of the inputs (what the bias makes up for not counted), None without calibration.
+    ``reason_if_skipped`` is "" for int8 weights.
     ``note`` says why awq left an int8 weight unscaled.
     """
 
@@ -137,7 +139,8 @@ def quantize_side(
             model, chosen, statistics.of, lambda n: read_tensor(tensors[n], src.parent), scheme.alphas, policy.block
         )
         _scale_constants(tensors, plans, scaling, src.parent)
-    job = _Job(side, scheme, policy.block, statistics, scaling)
+    biases = biases_of(model) if needs_calibration(scheme) else {}
+    job = _Job(side, scheme, policy.block, statistics, scaling, frozenset(biases))
     with staged(out_dir) as stage:
         rows: list[QuantRow] = []
         encoded: dict[str, Encoded] = {}
@@ -145,8 +148,10 @@ def quantize_side(
             for number, weight in enumerate(weights):
                 progress(Progress(f"quantize {side}", number, len(weights), weight.name))
                 values = read_tensor(tensors[weight.name], src.parent)
-                row, entry = _encode(weight, values, plans[weight.name], job, file)
+                row, entry, shift = _encode(weight, values, plans[weight.name], job, file)
                 rows.append(row)
+                if shift is not None:
+                    _correct_bias(tensors[biases[weight.name]], shift, src.parent)
                 if entry is not None:
                     encoded[weight.name] = entry
         if not encoded:
@@ -169,6 +174,7 @@ class _Job:
     block: int
     statistics: SideStatistics | None
     awq: AwqPlan
+    biased: frozenset[str]
 
     @property
     def blob(self) -> str:
@@ -184,6 +190,11 @@ def _scale_constants(
         if name not in plans:
             scaled = scaling.apply(read_tensor(tensors[name], folder))
             tensors[name].CopyFrom(onnx.numpy_helper.from_array(scaled, name))
+
+
+def _correct_bias(bias: onnx.TensorProto, shift: Doubles, folder: Path) -> None:
+    values = corrected(read_tensor(bias, folder), shift)
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
 
 
 def write_views(
@@ -233,7 +244,8 @@ def float_row(weight: Weight, side: str, reason: str) -> QuantRow:
 
 def _encode(
     weight: Weight, values: Array, plan: tuple[int, str], job: _Job, file: IO[bytes]
-) -> tuple[QuantRow, Encoded | None]:
+) -> tuple[QuantRow, Encoded | None, Doubles | None]:
+    """Append a weight's constant to the file; returns its row, where it lies, and the shift its bias takes."""
     bits, reason = plan
     full = weight.elements * 4
 
@@ -242,7 +254,7 @@ def _encode(
         return QuantRow(*names, sqnr, output_sqnr, full, size, reason, note)
 
     if bits == 32:
-        return float_row(weight, job.side, reason), None
+        return float_row(weight, job.side, reason), None, None
     if not np.isfinite(values).all():
         raise UgsepError(f"weight '{weight.name}' of '{job.side}' holds NaN or Inf; fix the checkpoint")
     if bits == 16:
@@ -252,37 +264,52 @@ def _encode(
             raise UgsepError(f"weight '{weight.name}' exceeds the FP16 range; give it int8 or fp32 in the policy")
         offset, length = append(file, half)
         sqnr = numerics.sqnr_db(values, half.astype(np.float32))
-        return row("fp16", 0, sqnr, None, full // 2), Encoded(job.blob, offset, length)
+        return row("fp16", 0, sqnr, None, full // 2), Encoded(job.blob, offset, length), None
     if weight.kind == "table":
         done = quantize_weight(Absmax(), values.T, None, 0)  # one scale per row of [V, D]
         offset, length = append(file, done.values.T)
         restored = numerics.dequantize(done.values, done.scale).T
         entry = Encoded(job.blob, offset, length, done.scale[0], 0)
         size = length + done.scale.size * 4
-        return row("absmax", 0, numerics.sqnr_db(values, restored), None, size), entry
+        return row("absmax", 0, numerics.sqnr_db(values, restored), None, size), entry, None
     if job.block and weight.shape[-2] % job.block:
         raise UgsepError(f"weight '{weight.name}' has K = {weight.shape[-2]}, not a multiple of block {job.block}")
     seen = job.statistics.of(weight.name) if job.statistics is not None else None
     scaling = job.awq.scalings.get(weight.name, Scaling())
-    done, restored = quantize_values(job.scheme, values, seen, job.block, scaling)
+    biased = seen is not None and weight.name in job.biased
+    done, restored = quantize_values(job.scheme, values, seen, job.block, scaling, biased)
     offset, length = append(file, done.values)
     scale, axis, block_size = scale_of_matmul(done.scale, weight.shape[-2])
+    shift = None
+    if seen is not None and biased:
+        shift = mean_shift(values, restored, seen)
+        if scaling.columns is not None:
+            shift = shift / scaling.columns
     signal, noise = numerics.row_energy(values), numerics.row_energy(np.subtract(values, restored, out=restored))
     sqnr = numerics.ratio_db(signal.sum(), noise.sum())
     output = None
     if seen is not None:
-        output = numerics.ratio_db((signal * seen.moments).sum(), (noise * seen.moments).sum())
+        left = seen.centered() if biased else seen
+        output = numerics.ratio_db((signal * seen.moments).sum(), (noise * left.moments).sum())
     note = job.awq.reasons.get(weight.name, "")
     size = length + scale.size * 4
     entry = Encoded(job.blob, offset, length, scale, axis, block_size)
-    return row(scheme_name(job.scheme), job.block, sqnr, output, size, note), entry
+    return row(scheme_name(job.scheme), job.block, sqnr, output, size, note), entry, shift
 
 
 def quantize_values(
-    scheme: SchemeConfig, values: Array, seen: InputStatistics | None, block: int, scaling: Scaling
+    scheme: SchemeConfig,
+    values: Array,
+    seen: InputStatistics | None,
+    block: int,
+    scaling: Scaling,
+    biased: bool = False,
 ) -> tuple[Quantized, Array]:
-    """Return the quantized (scaled) weight [K, N] or [T, K, N], and what it restores to in the first units."""
-    scaled_seen = scaled_statistics(seen, scaling) if seen is not None else None
+    """Return the quantized (scaled) weight [K, N] or [T, K, N], and what it restores to in the first units.
+
+    ``biased``: a bias takes the mean of the error, so only the inputs' variation counts.
+    """
+    scaled_seen = scaled_statistics(seen.centered() if biased else seen, scaling) if seen is not None else None
     done = quantize_weight(scheme, np.ascontiguousarray(scaling.apply(values)), scaled_seen, block)
     return done, scaling.undo(numerics.dequantize(done.values, done.scale))
 

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -69,6 +70,41 @@ def test_calibration_goes_on_after_an_interruption(bundle, monkeypatch) -> None:
     assert resumed.samples == load_calibration(bundle / "whole").samples
 
 
+def test_a_broken_shard_in_the_middle_loses_nothing_of_what_was_done(bundle, make_columns, make_shards) -> None:
+    folder = bundle / "shards"
+    shards = make_shards(folder, make_columns(40), [60, 120])
+    whole = shards[1].read_bytes()
+    shards[1].write_bytes(whole[:-300])
+    refused = run("calibrate", bundle, "--data", folder, status=2)
+    assert "part-1.parquet' is damaged or truncated" in refused.stderr.splitlines()[-1]
+    kept = load_calibration(bundle / ".calibrating")
+    assert 0 < kept.rows < 60  # the request that may go on in the next shard is still open
+    shards[1].write_bytes(whole)
+    run("calibrate", bundle, "--data", folder)
+    assert not (bundle / ".calibrating").exists()
+    resumed = load_calibration(bundle)
+    run("calibrate", bundle, "--data", folder, "--out", bundle / "again")
+    assert resumed.samples == load_calibration(bundle / "again").samples
+    for name, found in load_calibration(bundle / "again").item.tensors.items():
+        np.testing.assert_allclose(resumed.item.tensors[name].sums, found.sums, rtol=1e-12)
+
+
+def test_what_cannot_be_written_shows_before_the_work(bundle, monkeypatch) -> None:
+    def never(*_, **__):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr("quant.cli.calibration_run.calibrate", never)
+    monkeypatch.setattr("quant.scored_commands.run_sensitivity", never)
+    monkeypatch.setattr("quant.scored_commands.run_search", never)
+    (bundle / "file").write_text("in the way")
+    data = ("--data", bundle / "data", "--scheme", "absmax")
+    assert "file" in run("calibrate", bundle, *data[:2], "--out", bundle / "file", status=2).stderr
+    drawn = run("sensitivity", bundle, *data, "--plot", bundle / "s.nothing", status=2)
+    assert "cannot draw" in drawn.stderr
+    assert "svg" in drawn.stderr
+    assert "file" in run("search", bundle, *data, "--out", bundle / "file" / "p.yaml", status=2).stderr
+
+
 def test_random_data_only_on_request_and_recorded(bundle) -> None:
     assert "--synthetic N" in run("calibrate", bundle, status=2).stderr
     both = run("calibrate", bundle, "--synthetic", 2, "--data", bundle / "data", status=2)
@@ -101,6 +137,7 @@ def test_sensitivity_and_search_write_what_weights_reads(bundle) -> None:
         (["weights", "{b}", "--scheme", "msee"], "unknown scheme 'msee', did you mean 'mse'"),
         (["weights", "{b}"], "run quant calibrate"),
         (["weights", "{b}/data"], "give a bundle or a folder with user.onnx"),
+        (["search", "{b}", "--data", "{b}/data", "--scheme", "absmax", "--backend", "onnxruntim"], "did you mean"),
         (["inspect", "{b}/data"], "no .onnx file in"),
         (["inspect", "{b}/none.onnx"], "no .onnx file in"),
         (["calibrate", "{b}", "--data", "{b}/none/*.parquet"], "no request data at"),

@@ -8,7 +8,6 @@ from onnx import numpy_helper
 
 from graphs.errors import GateFailed, UgsepError
 from quant.calibrate import calibrate
-from quant.gemm_latency import onnxruntime_latency
 from quant.metrics import auc, effect_of
 from quant.policy import policy_from
 from quant.requests import read_requests, request_spec
@@ -30,13 +29,18 @@ def calibration(graphs, requests):
     return calibrate(*graphs, requests, gram=True)
 
 
-def slower(shape, rows, precision):
-    """A machine on which int8 wins at few rows only."""
-    return rows * (2.0 if precision == "int8" else 1.0) + (0.0 if precision == "int8" else 10.0)
+def slower(shape, rows):
+    """A machine on which int8 wins at few rows only, and fp16 never."""
+    return {"int8": rows * 2.0, "fp16": rows + 12.0, "fp32": rows + 10.0}
 
 
-def faster(shape, rows, precision):
-    return 1.0 if precision == "int8" else 2.0
+def faster(shape, rows):
+    return {"int8": 1.0, "fp16": 2.0, "fp32": 2.0}
+
+
+def halves(shape, rows):
+    """A machine with fast FP16 GEMMs, and without int8."""
+    return {"int8": float("inf"), "fp16": 1.0, "fp32": 2.0}
 
 
 def test_auc_counts_pairs() -> None:
@@ -136,7 +140,7 @@ def test_search_takes_int8_where_it_is_faster(graphs, requests, calibration) -> 
     policy = policy_from(document["policy"])
     assert policy == found.policy
     assert policy.precision_of("user", "user.in.weight")[0] == "int8"
-    assert "not faster" in policy.precision_of("item", "ffn.up.weight")[1]
+    assert "nothing is faster" in policy.precision_of("item", "ffn.up.weight")[1]
 
 
 def test_search_gives_back_the_most_harmful_until_the_gate_holds(graphs, requests, calibration) -> None:
@@ -167,15 +171,23 @@ def test_search_fits_bytes_or_says_what_is_impossible(graphs, requests, calibrat
         search(*graphs, requests, goal=Goal(1.0, 200.0, bound), **kinds)
 
 
-def test_search_refuses_an_unknown_backend(graphs, requests) -> None:
-    with pytest.raises(UgsepError, match="no latency measurement for backend 'onnxruntim', did you mean"):
-        search(*graphs, requests, scheme=Absmax(), calibration=None, goal=Goal(), backend="onnxruntim")
+def test_search_takes_fp16_where_it_is_fastest_or_costs_no_time_for_bytes(graphs, requests, calibration) -> None:
+    kinds = {"scheme": Mse(), "calibration": calibration}
+    found = search(*graphs, requests, measure=halves, goal=Goal(1.0, 40.0), **kinds)
+    assert {c.precision for c in found.choices} == {"fp16"}
+    assert "int8 does not run" in found.choices[0].reason
+    assert json.loads(json.dumps(found.choices[0].to_json()))["ms"] == {"int8": None, "fp16": 1.0, "fp32": 2.0}
+    assert found.effect.sqnr_db > 50  # eleven bits of mantissa and four weights
+    exact = search(*graphs, requests, measure=halves, goal=Goal(1.0, 1000.0), **kinds)
+    assert {c.precision for c in exact.choices} == {"fp32"}
+    half = sum(c.sizes["fp16"] for c in found.choices)
+    # int8 is faster here but misses 1000 dB; FP16 comes back for it where the bytes allow no more
+    with pytest.raises(GateFailed, match=f"no policy within {half} bytes"):
+        search(*graphs, requests, measure=faster, goal=Goal(1.0, 1000.0, half), **kinds)
 
+    def even(shape, rows):
+        return {"int8": 3.0, "fp16": 1.0, "fp32": 1.0}
 
-@pytest.mark.parametrize("shape", [(64, 48), (3, 32, 48)])
-def test_latency_is_measured_in_both_forms(shape, monkeypatch) -> None:
-    monkeypatch.setattr("quant.gemm_latency._SECONDS", 0.01)
-    monkeypatch.setattr("quant.gemm_latency._COLD_BYTES", 1 << 16)
-    for precision in ("int8", "fp32"):
-        # 300k multiplications: microseconds to a few milliseconds on any machine
-        assert 1e-5 < onnxruntime_latency(shape, 5, precision) < 1e3
+    small = search(*graphs, requests, measure=even, goal=Goal(1.0, 40.0, half), **kinds)
+    assert {c.precision for c in small.choices} == {"fp16"}
+    assert all(c.reason.startswith("for bytes; nothing is faster") for c in small.choices)

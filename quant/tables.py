@@ -1,0 +1,28 @@
+"""Tables on stdout: as wide as the terminal, or wide enough for a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from quant.weights import QuantRow
+
+
+def print_table(table: Table) -> None:
+    """Print a table."""
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def show_rows(rows: Iterable[QuantRow]) -> None:
+    """Print what became of each weight."""
+    table = Table("graph", "weight", "shape", "precision", "scheme", "bytes", "SQNR dB", "why not int8")
+    for row in rows:
+        sqnr = "" if row.sqnr_db == float("inf") else f"{row.sqnr_db:.1f}"
+        shape = "x".join(map(str, row.shape))
+        scheme = f"{row.scheme}/{row.block}" if row.block else row.scheme
+        cells = (row.precision, scheme, f"{row.quantized_bytes:,}", sqnr, row.reason_if_skipped)
+        table.add_row(row.graph, row.weight, shape, *cells)
+    print_table(table)
