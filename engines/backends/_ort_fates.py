@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator
 
 import onnx
+from onnx import numpy_helper
 
-from engines.backend import BuildSpec, Fate, WeightFate
+from engines.backend import Array, BuildSpec, Fate, WeightFate
 from export.lowering import LoweredGraph
 from graphs.errors import UgsepError
 
@@ -18,7 +21,9 @@ WANTED: dict[str, frozenset[Fate]] = {
     "w8a16": frozenset({"folded-to-float", "gathered-int8", "float"}),
     "w8a8-dynamic": frozenset({"fused-int8", "gathered-int8", "float"}),
 }
-_GEMMS = frozenset({"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "MatMulNBits"})
+_GEMMS = frozenset({"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "MatMulNBits", "MatMulIntegerToFloat"})
+#: Up to this size ONNX Runtime keeps one of several constants of equal values, under the name of any of them.
+_MERGED_ELEMENTS = 8
 
 
 def weight_fates(
@@ -32,6 +37,9 @@ def weight_fates(
     dequantized = {node.input[0]: node.output[0] for node in lowered.graph.node if node.op_type == "DequantizeLinear"}
     at_run = {name for node in compiled.graph.node if node.op_type == "DequantizeLinear" for name in node.input}
     users = {name: node.op_type for node in compiled.graph.node if node.op_type in _GEMMS for name in node.input}
+    for equal in _merged(lowered):
+        if kept := [users[name] for name in equal if name in users]:
+            users |= dict.fromkeys(equal, kept[0])
     fates: list[WeightFate] = []
     for name, is_int8 in _weights(original):
         parts = record.parts.get(name, (name,))
@@ -43,6 +51,8 @@ def weight_fates(
                 found.add(("dequantized-each-run", "DequantizeLinear"))
             elif users.get(f"{part}.blocks") == "MatMulNBits":
                 found.add(("fused-int8", "MatMulNBits"))
+            elif users.get(part) == "MatMulIntegerToFloat":
+                found.add(("fused-int8", "MatMulIntegerToFloat"))
             elif is_int8 and dequantized.get(part, part) in users:
                 found.add(("folded-to-float", users[dequantized.get(part, part)]))
             elif not is_int8 and part in users:
@@ -60,6 +70,30 @@ def weight_fates(
         fate, node = min(found, key=lambda item: order.index(item[0]))
         fates.append(WeightFate(name, fate, f"{len(parts)} x {node}" if len(parts) > 1 else node))
     return tuple(fates)
+
+
+def _merged(graph: onnx.ModelProto) -> Iterator[tuple[str, ...]]:
+    """Yield the names of small constants that are equal, as stored or as dequantized."""
+    small = {
+        t.name: numpy_helper.to_array(t) for t in graph.graph.initializer if math.prod(t.dims) <= _MERGED_ELEMENTS
+    }
+    for node in graph.graph.node:
+        if node.op_type == "DequantizeLinear" and {node.input[0], node.input[1]} <= small.keys():
+            small[node.output[0]] = _dequantized(node, small[node.input[0]], small[node.input[1]])
+    groups: dict[tuple[str, tuple[int, ...], bytes], list[str]] = defaultdict(list)
+    for name, values in small.items():
+        groups[values.dtype.name, values.shape, values.tobytes()].append(name)
+    yield from (tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _dequantized(node: onnx.NodeProto, values: Array, scale: Array) -> Array:
+    attributes = {a.name: a.i for a in node.attribute}
+    axis = attributes.get("axis", 1)
+    if scale.ndim == values.ndim:
+        scale = scale.repeat(attributes.get("block_size", 1), axis)
+    elif scale.ndim == 1:
+        scale = scale.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+    return values * scale
 
 
 def check_fates(spec: BuildSpec, fates: tuple[WeightFate, ...]) -> None:

@@ -210,3 +210,26 @@ def test_probe_says_what_runs() -> None:
     assert here.can_build
     assert here.can_run
     assert "onnxruntime" in here.reason
+
+
+@pytest.mark.parametrize(("precision", "fate"), [("fp32", "float"), ("w8a32", "folded-to-float")])
+def test_equal_tiny_weights_that_the_runtime_merges_are_not_missing(
+    tmp_path: Path, precision: str, fate: str
+) -> None:
+    # one input per weight: its int8 values are all 127, and equal scales make the weights equal
+    graph = Graph(np.random.default_rng(), precision != "fp32")
+    outputs = []
+    for name in ("a", "b", "c"):
+        weight = graph.weight(f"{name}.weight", 1, 4)
+        graph.inits[f"{name}.weight"][:] = 127 if graph.int8 else 0.5
+        if graph.int8 and name != "c":
+            graph.inits[f"{name}.weight.scale"][:] = 0.25
+        outputs.append(graph.add("MatMul", "x", weight, out=f"{name}_out"))
+    graph.inits["c.weight"][0, 0] = 3
+    source = graph.save(
+        tmp_path / "onnx" / "full.onnx",
+        {"x": (onnx.TensorProto.FLOAT, ["candidates", 1])},
+        {name: ["candidates", 4] for name in outputs},
+    )
+    built = backend.build(BuildSpec("full", source, precision), tmp_path, _silent)
+    assert {w.name: w.fate for w in built.weights} == dict.fromkeys(("a.weight", "b.weight", "c.weight"), fate)
