@@ -17,6 +17,7 @@ from engines.cache_command import cache_command
 from engines.inspect_command import inspect_command
 from engines.models_command import models_command
 from engines.recipe import Recipe, load_recipe
+from engines.schemes_command import schemes_command
 from engines.split_command import split_command
 from engines.stream_command import random_checkpoint_command, stream_command
 from graphs.command import CommandGroup
@@ -35,6 +36,7 @@ main.add_command(bisect_command)
 main.add_command(cache_command)
 main.add_command(inspect_command)
 main.add_command(models_command)
+main.add_command(schemes_command)
 main.add_command(split_command)
 main.add_command(stream_command)
 main.add_command(random_checkpoint_command)

@@ -19,7 +19,8 @@ from engines.bundle import open_bundle, publish
 from engines.choose import Trial, choose_engines
 from engines.compile import build_engines, serving_plans
 from engines.manifest import Manifest, read_manifest, write_manifest
-from engines.recipe import Recipe, dump_recipe
+from engines.recipe import AUTO, Recipe, dump_recipe
+from engines.schemes import compare_schemes
 from engines.sources import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS, Sources, content_key, tool_versions
 from engines.subject import Subject, fresh_feeds, load_subject, module_sha256, split_subject, synthetic_requests
 from export.metadata import OPSET, GraphSide, Stamp
@@ -32,10 +33,9 @@ from quant.calibrate import calibrate
 from quant.policy import policy_from
 from quant.requests import Request, read_requests, request_spec
 from quant.schemes import scheme_from
-from quant.statistics import Calibration, save_calibration
+from quant.statistics import Calibration, save_calibration, without_grams
 from quant.weights import QuantTable, quantize_side
 
-AUTO = "auto"
 TRACE_USERS, TRACE_CANDIDATES = 3, 7
 CALIBRATION_REQUESTS = 400
 
@@ -126,9 +126,9 @@ def _make(
     requests = _requests(sources.requests, subject, halves, onnx, sources.seed + 1)
     calibration = calibrate(
         onnx["user"], onnx["item"], samples, threads=recipe.serving.threads, progress=progress,
-        synthetic=not sources.calibration,
+        gram=_needs_gram(recipe), synthetic=not sources.calibration,
     )  # fmt: skip
-    save_calibration(calibration, work)
+    save_calibration(calibration if recipe.quantization.scheme == "gptq" else without_grams(calibration), work)
     tables = quantize_all(recipe, onnx, work / "onnx", calibration, progress)
     truth = gates.reference_scores(halves.full, requests, recipe.serving.threads, progress)
     tried: tuple[Trial, ...] = ()
@@ -150,6 +150,13 @@ def _make(
         calibration=calibration.samples_sha256,
         synthetic=sources.synthetic,
     )
+    compared = None
+    if recipe.quantization.compare and not sources.synthetic:
+        with tempfile.TemporaryDirectory(prefix="ugsep-schemes-") as scratch:
+            compared = compare_schemes(
+                name, recipe, onnx, plans, calibration, requests, truth, Path(scratch),
+                schemes=recipe.quantization.compare, cache=cache, progress=progress,
+            )  # fmt: skip
     (work / "recipe.yaml").write_text(dump_recipe(recipe))
     sides: dict[GraphSide, Half] = {"full": halves.full, "user": halves.user, "item": halves.item}
     limits = {n: halves.speedup_limit(n) for n in recipe.serving.candidates}
@@ -159,9 +166,15 @@ def _make(
 
     proven = proof.prove(recipe, manifest, work, requests, lambda _: truth, limits, check=check, progress=progress)
     found = report.Findings(
-        halves, random_proof, tables, engines, proven, calibration.samples_sha256, sources.synthetic, notes, tried
+        halves, random_proof, tables, engines, proven, calibration.samples_sha256, sources.synthetic, notes, tried,
+        compared,
     )  # fmt: skip
     return manifest, found
+
+
+def _needs_gram(recipe: Recipe) -> bool:
+    """Say whether a scheme that is built or compared reads Gram matrices, which take most of a calibration's time."""
+    return "gptq" in (recipe.quantization.scheme, *recipe.quantization.compare)
 
 
 def _requests(

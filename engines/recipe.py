@@ -13,15 +13,20 @@ from graphs import config as config_file
 from graphs.errors import UgsepError, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
+AUTO = "auto"  # the backend that is chosen by measuring
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """The scheme with its options, and the per-weight policy (``quant.policy.policy_from``)."""
+    """The scheme with its options, and the per-weight policy (``quant.policy.policy_from``).
+
+    ``compare`` names schemes that a build from real requests also tries, for the table in its report.
+    """
 
     scheme: str = "mse"
     options: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
+    compare: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from engines.choose import Trial
 from engines.manifest import Engine
 from engines.proof import Proof
 from engines.recipe import Recipe
+from engines.schemes import SchemeTable
 from graphs.errors import UgsepError
 from graphs.proof import SplitProof
 from graphs.split import Split
@@ -28,7 +29,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Findings:
-    """All that a build has to tell: the cut, the table of weights per side, the engines and their proof."""
+    """All that a build has to tell: the cut, the table of weights per side, the engines and their proof.
+
+    ``schemes`` compares quantization schemes, where the recipe asks for it and there were requests.
+    """
 
     split: Split
     random_proof: SplitProof
@@ -39,6 +43,7 @@ class Findings:
     synthetic: bool
     notes: Sequence[str] = ()
     tried: Sequence[Trial] = ()
+    schemes: SchemeTable | None = None
 
 
 def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any]:
@@ -65,6 +70,8 @@ def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any
             "fp32_bytes": sum(r.fp32_bytes for r in tables),
             "quantized_bytes": sum(r.quantized_bytes for r in tables),
         },
+        "policy": list(recipe.quantization.policy.get("weights", ())),
+        "schemes": found.schemes.to_json() if found.schemes is not None else None,
         "split": {
             "user": asdict(split.user_cost),
             "item": asdict(split.item_cost),
