@@ -7,7 +7,6 @@ writes it.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -157,5 +156,9 @@ def _header(file: Path) -> dict[str, Stored]:
 
 
 def fingerprint(folder: Path) -> list[list[str | int]]:
-    """Return name, size and time of change of the weight files: what tells one checkpoint from another quickly."""
-    return [[p.name, p.stat().st_size, os.stat(p).st_mtime_ns] for p in weight_files(folder)]
+    """Return name, size and times of change of the weight files: what tells one checkpoint from another quickly.
+
+    The time of the last change of the file itself (ctime) is among them, which nobody can set back.
+    """
+    stats = ((p.name, p.stat()) for p in weight_files(folder))
+    return [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -261,6 +263,26 @@ def test_another_checkpoint_or_policy_starts_anew(whole: tuple[Path, Recipe, Pat
         stream("tiny", recipe, checkpoint, tmp_path, progress=_killer("quantize user", 5))
     other = Recipe(recipe.model, quantization=Quantization(policy={"tables": True}))
     assert stream("tiny", other, checkpoint, tmp_path).resumed == 0
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_a_shard_changed_behind_its_size_and_time_starts_anew(
+    whole: tuple[Path, Recipe, Path], tmp_path: Path
+) -> None:
+    original, recipe, want = whole
+    checkpoint, out = tmp_path / "checkpoint", tmp_path / "onnx"
+    shutil.copytree(original, checkpoint)
+    with pytest.raises(_Killed):
+        stream("tiny", recipe, checkpoint, out, progress=_killer("quantize user", 5))
+    shard_file = sorted(checkpoint.glob("*.safetensors"))[-1]
+    before = shard_file.stat()
+    changed = bytearray(shard_file.read_bytes())
+    changed[-2] ^= 1
+    shard_file.write_bytes(changed)
+    os.utime(shard_file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert shard_file.stat().st_size == before.st_size
+    assert stream("tiny", recipe, checkpoint, out).resumed == 0
+    assert _files(out) != _files(want)
 
 
 @pytest.mark.usefixtures("traced_once")
