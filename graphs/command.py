@@ -94,6 +94,6 @@ def _debug_option() -> click.Option:
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        where = f" '{error.filename}'" if error.filename else ""
-        return f"{error.strerror}:{where}; check the path, its permissions and the free space"
+        where = f": '{error.filename}'" if error.filename else ""
+        return f"{error.strerror}{where}; check the path, its permissions and the free space"
     return " ".join(str(error).split())

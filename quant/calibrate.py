@@ -186,7 +186,7 @@ def session(model: onnx.ModelProto, path: Path, threads: int) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised, once, as one line
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
         loaded = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

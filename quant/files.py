@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -57,6 +57,23 @@ def publish(files: Iterable[Path], folder: Path) -> None:
             (folder / file.name).unlink(missing_ok=True)
     for file in ordered:
         os.replace(file, folder / file.name)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, folders and all; where that fails the old file stays.
+
+    Raises:
+        UgsepError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise UgsepError(f"cannot write '{path}' ({error.strerror}); check permissions and free space") from error
 
 
 def aligned(offset: int, size: int) -> int:

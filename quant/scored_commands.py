@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import wraps
@@ -13,7 +12,9 @@ from typing import Any
 import click
 from rich.table import Table
 
+from graphs.errors import UgsepError
 from graphs.progress import show_progress
+from quant.files import write_whole
 from quant.gemm_latency import stopwatch
 from quant.policy import Policy
 from quant.schemes import CONFIGS, scheme_from
@@ -129,9 +130,11 @@ def search(
         )
     text = policy_yaml(result)
     if out is not None:
-        partial = out.with_name(f"{out.name}.partial")
-        partial.write_text(text)
-        os.replace(partial, out)
+        try:
+            write_whole(out, text)
+        except UgsepError:
+            click.echo(text)  # an hour of measuring is not lost with it
+            raise
     if as_json:
         choices = [c.to_json() for c in result.choices]
         click.echo(json.dumps({"backend": backend, "effect": asdict(result.effect), "choices": choices}, indent=1))

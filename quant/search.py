@@ -103,6 +103,10 @@ def search(
     """
     base = base or Policy()
     kept = tuple(requests)
+    opened = open_candidates(user_onnx, item_onnx, kept, scheme, calibration, base.block, threads)
+    least = sum(_sizes(w)["int8"] for _, w in opened.weights)
+    if goal.max_bytes is not None and least > goal.max_bytes:
+        raise UgsepError(f"--max-bytes {goal.max_bytes} is below {least}, the bytes of int8 everywhere; allow more")
     rows = sensitivity(
         user_onnx,
         item_onnx,
@@ -114,7 +118,6 @@ def search(
         cache=cache,
         progress=progress,
     )
-    opened = open_candidates(user_onnx, item_onnx, kept, scheme, calibration, base.block, threads)
     alone = {(r.side, r.weight): r for r in rows}
     choices = _fastest(opened, alone, calibration, candidates, measure, progress)
     choices = _fit_bytes(choices, goal.max_bytes)
@@ -140,12 +143,7 @@ def _fastest(
         if key not in measured:
             measured[key] = measure(*key)
         ms = measured[key]
-        columns = weight.elements // weight.shape[-2]
-        sizes: dict[Precision, int] = {
-            "int8": weight.elements + 4 * columns,
-            "fp16": weight.elements * 2,
-            "fp32": weight.elements * 4,
-        }
+        sizes = _sizes(weight)
         best = min(sizes, key=lambda p: ms[p])
         faster = ms[best] < _MARGIN * ms["fp32"]
         sqnr = alone[side, weight.name].sqnr_db
@@ -154,6 +152,12 @@ def _fastest(
         choices.append(Choice(side, weight.name, best if faster else "fp32", rows, ms, sizes, sqnr, reason))
     progress(Progress("measure", len(choices), len(choices)))
     return choices
+
+
+def _sizes(weight: Weight) -> dict[Precision, int]:
+    """Return the bytes of a weight in each precision, one scale per output channel."""
+    elements = weight.elements
+    return {"int8": elements + 4 * (elements // weight.shape[-2]), "fp16": elements * 2, "fp32": elements * 4}
 
 
 def _rows(side: str, weight: Weight, calibration: Calibration | None, candidates: int) -> int:
@@ -169,9 +173,6 @@ def _rows(side: str, weight: Weight, calibration: Calibration | None, candidates
 def _fit_bytes(choices: list[Choice], bound: int | None) -> list[Choice]:
     if bound is None:
         return choices
-    least = sum(c.sizes["int8"] for c in choices)
-    if least > bound:
-        raise UgsepError(f"--max-bytes {bound} is below {least}, the bytes of int8 everywhere; allow more")
     chosen = list(choices)
     order = sorted(range(len(chosen)), key=lambda i: _noise(chosen[i]) / (chosen[i].sizes["fp32"] or 1))
     free = [(i, _float_precision(chosen[i])) for i in order if chosen[i].precision == "fp32"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from graphs.errors import UgsepError
 from graphs.progress import Progress, ProgressCallback, silent
 from quant.awq import AwqPlan, Scaling, plan_awq
 from quant.bias import corrected, mean_shift
+from quant.files import write_whole
 from quant.gemms import Array, Weight, graph_sha256, load_graph, quantizable
 from quant.metrics import Effect, effect_of
 from quant.requests import Request, samples_sha256
@@ -180,10 +180,7 @@ def _read_cache(path: Path | None) -> dict[str, dict[str, Any]]:
 def _write_cache(path: Path | None, effects: dict[str, dict[str, Any]]) -> None:
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps({"effects": effects}, indent=1, sort_keys=True))
-    os.replace(partial, path)
+    write_whole(path, json.dumps({"effects": effects}, indent=1, sort_keys=True))
 
 
 def check_plot(path: Path) -> None:

@@ -141,7 +141,7 @@ def test_the_hash_of_a_graph_sees_its_external_data_but_not_its_folder(make_grap
         graph_sha256(two)
 
 
-def test_no_requests_and_nan_on_the_way_are_refused(graphs, requests) -> None:
+def test_no_requests_and_nan_on_the_way_are_refused(graphs, requests, capfd) -> None:
     with pytest.raises(UgsepError, match="no requests to calibrate on"):
         calibrate(*graphs, [])
     huge = requests[0]
@@ -150,6 +150,7 @@ def test_no_requests_and_nan_on_the_way_are_refused(graphs, requests) -> None:
         calibrate(*graphs, [Request(0, huge.user, items)])
     with pytest.raises(UgsepError, match="does not run on these requests"):
         calibrate(*graphs, [Request(0, huge.user, {**huge.items, "item_id": huge.items["item_id"] + 1000})])
+    assert capfd.readouterr().err == ""  # the runtime does not say it a second time
 
 
 def test_damaged_calibration_files_are_refused(graphs, requests, tmp_path) -> None:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +104,21 @@ def test_what_cannot_be_written_shows_before_the_work(bundle, monkeypatch) -> No
     assert "cannot draw" in drawn.stderr
     assert "svg" in drawn.stderr
     assert "file" in run("search", bundle, *data, "--out", bundle / "file" / "p.yaml", status=2).stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_policy_that_cannot_be_written_is_printed(bundle, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "quant.scored_commands.stopwatch", lambda *_: lambda shape, rows: dict.fromkeys(("int8", "fp16", "fp32"), 1.0)
+    )
+    out = bundle / "full" / "policy.yaml"
+    out.parent.mkdir()
+    (out.parent / "policy.yaml.partial").symlink_to("/dev/full")  # every write to it: no space left on device
+    data = ("--data", bundle / "data", "--scheme", "absmax", "--min-sqnr", 0, "--max-drop", 1)
+    shown = run("search", bundle, *data, "--out", out, status=2)
+    assert f"cannot write '{out}' (No space left on device)" in shown.stderr
+    assert len(yaml.safe_load(shown.stdout)["policy"]["weights"]) == 4
+    assert not list(out.parent.iterdir())
 
 
 def test_random_data_only_on_request_and_recorded(bundle) -> None:
