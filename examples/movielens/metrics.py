@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
+import quant.metrics
 from graphs.errors import UgsepError
 
 
@@ -17,12 +17,10 @@ def auc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
     Raises:
         UgsepError: the labels are all equal, so there is no such pair.
     """
-    positive = np.asarray(labels) > 0.5
-    above, below = int(positive.sum()), int((~positive).sum())
-    if above == 0 or below == 0:
+    found = quant.metrics.auc(np.asarray(scores), np.asarray(labels))
+    if found is None:
         raise UgsepError("AUC needs rows of both labels; hold out more days")
-    ranks = np.asarray(rankdata(scores), np.float64)
-    return float((ranks[positive].sum() - above * (above + 1) / 2) / (above * below))
+    return found
 
 
 def log_loss(labels: NDArray[Any], logits: NDArray[Any]) -> float:
