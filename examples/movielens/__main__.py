@@ -77,12 +77,12 @@ def quality_command(
     models: tuple[str, ...], seeds: tuple[int, ...], threads: int, page: Path, out: Path, data: Path
 ) -> None:
     """Train unmasked, masked and compensated models and write docs/quality.md; goes on where it was stopped."""
-    from examples.movielens import quality
+    from examples.movielens import quality, quality_page
 
     with show_progress() as progress:
         prepared = prepare(data, progress)
         results = quality.measure(prepared, out, models or quality.MODELS, seeds, threads, progress)
-    quality.write(results, seeds, page)
+    quality_page.write(results, seeds, page)
     click.echo(f"quality: {page}")
 
 
