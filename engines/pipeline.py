@@ -128,7 +128,7 @@ def _make(
         onnx["user"], onnx["item"], samples, threads=recipe.serving.threads, progress=progress,
         gram=_needs_gram(recipe), synthetic=not sources.calibration,
     )  # fmt: skip
-    save_calibration(calibration if recipe.quantization.scheme == "gptq" else without_grams(calibration), work)
+    save_calibration(without_grams(calibration), work)
     tables = quantize_all(recipe, onnx, work / "onnx", calibration, progress)
     truth = gates.reference_scores(halves.full, requests, recipe.serving.threads, progress)
     tried: tuple[Trial, ...] = ()
