@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +52,10 @@ def split_command(
     from graphs.proof import prove
     from graphs.split import split
 
-    model, example = load_factory(factory)
-    halves = split(model, example, user=_names(user), item=_names(item), hoisting=hoisting)
-    proof = prove(halves)
+    with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
+        model, example = load_factory(factory)
+        halves = split(model, example, user=_names(user), item=_names(item), hoisting=hoisting)
+        proof = prove(halves)
     told = explain(halves, candidates)
     if graph is not None:
         graph.write_text(draw(halves, factory, candidates), encoding="utf-8")

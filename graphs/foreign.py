@@ -44,7 +44,7 @@ def load_factory(name: str) -> tuple[nn.Module, Example]:
             raise UgsepError(f"'{path.name}' has no function '{function}'{nearest(function, known)}")
         try:
             made = factory()
-        except Exception as error:  # whatever the user's code raises is bad input here
+        except (Exception, SystemExit) as error:  # whatever the user's code raises is bad input here
             raise UgsepError(f"factory '{name}' raised {_told(error, path)}") from error
     fine = isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)
     if not fine or not isinstance(made[1], (Mapping, Sequence)) or isinstance(made[1], str):
@@ -70,16 +70,17 @@ def _imported(path: Path) -> ModuleType:
     sys.modules[label] = module  # dataclasses and pickling look their module up here
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises is bad input here
+    except (Exception, SystemExit) as error:  # whatever the user's file raises is bad input here
         del sys.modules[label]
         raise UgsepError(f"importing '{path}' raised {_told(error, path)}") from error
     return module
 
 
-def _told(error: Exception, path: Path) -> str:
+def _told(error: BaseException, path: Path) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == path.name]
     line = f" at {path.name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}: {error}{line}; run the file by itself to see it all"
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}{f': {said}' if said else ''}{line}; run the file by itself to see it all"
 
 
 @contextmanager

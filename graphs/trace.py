@@ -7,7 +7,6 @@ import inspect
 import itertools
 import keyword
 import re
-import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +18,7 @@ from torch._ops import OpOverload
 
 from graphs.errors import UgsepError
 from graphs.row_rules import has_rule
-from graphs.trace_errors import check_any_number_of_rows, readable
+from graphs.trace_errors import NO_DATA_IN_CONTROL, check_any_number_of_rows, quiet, readable
 
 Example = Mapping[str, Any] | Sequence[Any]
 
@@ -61,6 +60,10 @@ def trace(module: nn.Module, example: Example) -> Traced:
     """
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
     names, leaves = flat_inputs(module, args, kwargs)
+    try:
+        inspect.signature(module.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise UgsepError(f"the example inputs {names} do not fit the model's forward: {error}") from error
     rows = {name: leaf.shape[0] for name, leaf in zip(names, leaves, strict=True)}
     if len(set(rows.values())) > 1:
         raise UgsepError(f"example inputs have different batch sizes {rows}; give every tensor the same first axis")
@@ -71,23 +74,33 @@ def trace(module: nn.Module, example: Example) -> Traced:
     # that come from the model are found below.
     shapes = pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, (args, kwargs))
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            # torch.export warns about its own internals (copying a tree spec); a user can do nothing about it.
-            warnings.simplefilter("ignore", FutureWarning)
+        with torch.no_grad(), quiet():
             exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes[1] or shapes[0], strict=False)
             exported = exported.run_decompositions(_unfamiliar(exported.graph))
     except Exception as error:  # torch.export raises many types; all of them mean the model cannot be traced
-        raise UgsepError(f"torch.export cannot trace the model: {readable(error)}") from error
+        _run(module, args, kwargs)  # an error of the model's own says more
+        raise UgsepError(f"torch.export cannot trace the model: {readable(error)}; {NO_DATA_IN_CONTROL}") from error
     traced = _flatten(exported, names, tuple(tiled))
     check_any_number_of_rows(traced.module.graph)
 
     def original(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        call_args, call_kwargs = pytree.tree_unflatten([feeds[name] for name in names], spec)
-        with torch.no_grad():
-            values = pytree.tree_leaves(module(*call_args, **call_kwargs))
+        # Clones, because a model may write into its inputs.
+        call_args, call_kwargs = pytree.tree_unflatten([feeds[name].clone() for name in names], spec)
+        values = pytree.tree_leaves(_run(module, call_args, call_kwargs))
         return dict(zip(traced.outputs, values, strict=True))
 
     return replace(traced, original=original)
+
+
+def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call the model as it is; whatever it raises is the model's own error."""
+    try:
+        with torch.no_grad():
+            return module(*args, **kwargs)
+    except Exception as error:
+        raise UgsepError(
+            f"the model fails on rows like its example inputs: {readable(error)}; call it by itself to see it all"
+        ) from error
 
 
 def flat_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[str], list[Tensor]]:
@@ -157,7 +170,8 @@ def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: 
             outputs = _output_names(structured)
             graph.output(tuple(copied[n] for n in pytree.tree_leaves(node.args[0])))
         elif node.target is torch.ops.aten.copy_.default:
-            writes.append((str(node.args[0].target), copied[node.args[1]]))
+            if node.args[0].op != "placeholder":  # what forward leaves in its own inputs, nobody reads
+                writes.append((str(node.args[0].target), copied[node.args[1]]))
         elif node.target is not torch.ops.aten._assert_tensor_metadata.default:
             copied[node] = graph.node_copy(node, lambda n: copied[n])
             _fix_squeeze(copied[node])

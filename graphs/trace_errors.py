@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import torch
@@ -13,11 +18,11 @@ from graphs.errors import UgsepError
 
 TORCH_FILES = str(Path(torch.__file__).parent)
 _TRACE_FILES = str(Path(__file__).parent / "trace")
-_FIX = "rewrite that line without control flow or shapes that depend on data"
+NO_DATA_IN_CONTROL = "rewrite that line without control flow or shapes that depend on data"
 
 
 def readable(error: Exception) -> str:
-    """Return the first line of what torch.export says, and the model's source line it happened at."""
+    """Return the first line of what an error says, and the model's source line it happened at."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = (line for line in lines if not line.startswith(("File", "The following call")))
     reason = next(told, type(error).__name__)
@@ -25,7 +30,20 @@ def readable(error: Exception) -> str:
     reason = re.sub(r"\b(zu[fi]|u)\d+\b", "a value of a tensor", reason)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_model_code(f.filename)]
     at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno} `{frames[-1].line}`" if frames else ""
-    return f"{reason.rstrip('.')}{at}; {_FIX}"
+    return f"{reason.rstrip('.')}{at}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what torch.export logs, prints and warns about itself off the terminal; its errors are raised."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def check_any_number_of_rows(graph: fx.Graph) -> None:

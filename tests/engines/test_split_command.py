@@ -35,6 +35,37 @@ def training():
 
 def raising():
     raise ValueError("no checkpoint")
+
+class Wrong(Model):
+    def forward(self, profile, history, item):
+        u = self.work(self.tower(torch.cat([profile, history], -1)))
+        return {"score": (u * item).sum(-1)}
+
+def wrong(work):
+    model = Wrong(False).eval()
+    model.work = work
+    return model, inputs()
+
+def printing():
+    print("factory ran")
+    return wrong(lambda u: print("forward ran") or u)
+
+def branching():
+    return wrong(lambda u: u if u.sum() > 0 else -u)
+
+def reading_a_value():
+    return wrong(lambda u: u * u[0, 0].item())
+
+def misshapen():
+    return wrong(lambda u: u @ torch.ones(3, 4))
+
+def mistyped():
+    model, rows = factory()
+    return model, {**rows, "profile": rows["profile"].double()}
+
+def misnamed():
+    model, rows = factory()
+    return model, {"profil": rows.pop("profile"), **rows}
 """
 
 
@@ -84,10 +115,23 @@ def test_json(file: Path) -> None:
     }  # fmt: skip
 
 
+def test_what_the_model_prints_is_no_part_of_the_answer(file: Path) -> None:
+    result = run(file, "--json", factory="printing")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["proof"]["rows"] == 520
+    assert "factory ran" in result.stderr
+    assert "forward ran" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"factory": "raising"}, "raised ValueError: no checkpoint at model.py:"),
+        ({"factory": "branching"}, "Could not guard on data-dependent expression"),
+        ({"factory": "reading_a_value"}, " picks rows by their position in the batch"),
+        ({"factory": "misshapen"}, "the model fails on rows like its example inputs: mat1 and mat2 shapes"),
+        ({"factory": "mistyped"}, "the model fails on rows like its example inputs: "),
+        ({"factory": "misnamed", "sides": ("profil,history", "item")}, "do not fit the model's forward: missing a"),
         ({"factory": "training"}, "norm (model.py:12) normalises with the statistics of the batch; call .eval()"),
         ({"sides": ("profile", "item")}, "input 'history' is on no side"),
         ({"sides": ("profile,history,item", "item")}, "input 'item' is named on both sides"),

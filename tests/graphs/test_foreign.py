@@ -27,6 +27,15 @@ def positional():
 def raises():
     return Model(), {"u": torch.randn(3, WIDTH)}["missing"]
 
+def exits():
+    raise SystemExit("no weights here")
+
+def two_lines():
+    raise ValueError("first\\nsecond")
+
+def silent():
+    raise RuntimeError()
+
 def wrong():
     return Model()
 
@@ -64,6 +73,9 @@ def test_loads_both_kinds_of_example(file: Path) -> None:
         ("{file}:keyword", "'model.py' has no function 'keyword', did you mean 'keywords'?"),
         ("{file}:NUMBER", "'model.py' has no function 'NUMBER'"),
         ("{file}:raises", "raised KeyError: 'missing' at model.py:17; run the file by itself to see it all"),
+        ("{file}:exits", "raised SystemExit: no weights here at model.py:20; run"),
+        ("{file}:two_lines", "raised ValueError: first second at model.py:23; run"),
+        ("{file}:silent", "raised RuntimeError at model.py:26; run"),
         ("{file}:wrong", "returned a Model; return (module, example_inputs)"),
         ("{file}:wrong_pair", "returned (dict, Model); return (module, example_inputs)"),
     ],
