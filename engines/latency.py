@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from engines.backend import Array, Runner
-from engines.ranker import USER_INDEX, Ranker
+from engines.ranker import Ranker
 from graphs.progress import Progress, ProgressCallback, silent
 from quant.requests import Request
 
@@ -80,9 +80,7 @@ def measure(
         items = {k: np.resize(v, (candidates, *v.shape[1:])) for k, v in request.items.items()}
         whole = {**{k: np.repeat(v, candidates, axis=0) for k, v in request.user.items()}, **items}
         state = user.infer(request.user)
-        feeds: dict[str, Array] = {**items, **state}
-        if ranker.takes_index:
-            feeds[USER_INDEX] = np.zeros(candidates, np.int64)
+        feeds: dict[str, Array] = {**items, **state, **ranker.one_user_index(candidates)}
 
         def score(items: Mapping[str, Array] = items) -> object:
             ranker.forget_users()

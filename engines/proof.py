@@ -90,10 +90,10 @@ def prove(
             for side in SIDES
         }
         runners = {side: load_built(engine, folder) for side, engine in fp32.items()}
-    for done, (side, runner) in enumerate(runners.items() if check is not None else (), start=1):
-        assert check is not None
-        check(side, runner)
-        progress(Progress("check", done, len(SIDES), f"{side}.onnx against PyTorch at 1, 2, 257 rows"))
+        for done, (side, runner) in enumerate(runners.items() if check is not None else (), start=1):
+            assert check is not None
+            check(side, runner)
+            progress(Progress("check", done, len(SIDES), f"{side}.onnx against PyTorch at 1, 2, 257 rows"))
     plain = Ranker(runners["user"], runners["item"], fp32["user"], fp32["item"])
     truth = reference(runners["full"])
     scores = {

@@ -17,8 +17,8 @@ from engines.backend import Array, BuiltEngine, DeviceArray, DeviceRunner, Runne
 from engines.bundle import load_engine
 from engines.manifest import Engine, Manifest, engine_for, read_manifest, verify_files
 from graphs.errors import UgsepError, nearest
+from graphs.names import USER_INDEX, USER_ROWS
 
-USER_INDEX = "user_index"
 DEFAULT_CACHE_BYTES = 64 << 20
 
 
@@ -65,7 +65,9 @@ class Ranker:
         engine_only = {*self._state_names, USER_INDEX}
         self.user_inputs = user_built.inputs
         self.item_inputs = tuple(i for i in item_built.inputs if i.name not in engine_only)
-        self.takes_index = any(i.name == USER_INDEX for i in item_built.inputs)
+        index = next((i for i in item_built.inputs if i.name == USER_INDEX), None)
+        self.takes_index = index is not None
+        self.broadcasts = index is not None and index.shape == (USER_ROWS,)
         self.outputs = tuple(o.name for o in item_built.outputs)
         self.max_candidates = max((p.candidates.max for p in item_built.profiles), default=0)
         self._device = _on_one_device(user, item)
@@ -125,7 +127,7 @@ class Ranker:
                 more rows than the engine's profile allows, or a value that is not finite.
         """
         rows = self._check("item", items)
-        return self._run_item(items, self._state(user), np.zeros(rows, np.int64))
+        return self._run_item(items, self._state(user), self.one_user_index(rows))
 
     def score_users(
         self, users: Mapping[str, Array], items: Mapping[str, Array], user_index: Array
@@ -146,7 +148,16 @@ class Ranker:
             raise UgsepError(f"user_index is {got}; give int64[{rows}], one row of users per candidate")
         if user_index.min() < 0 or user_index.max() >= count:
             raise UgsepError(f"user_index reaches {user_index.max()}, but there are {count} users")
-        return self._run_item(items, self._run_user(users), user_index)
+        index = self.one_user_index(rows) if count == 1 else {USER_INDEX: user_index}
+        return self._run_item(items, self._run_user(users), index)
+
+    def one_user_index(self, rows: int) -> dict[str, Array]:
+        """Return what the item engine takes to say that all ``rows`` candidates are of one user.
+
+        One row where the engine was built to broadcast it, else one per candidate; nothing where the engine serves
+        one user only.
+        """
+        return {USER_INDEX: np.zeros(1 if self.broadcasts else rows, np.int64)} if self.takes_index else {}
 
     def user_state(self, user: Mapping[str, Array]) -> dict[str, Array]:
         """Return one user's state, from the cache where the same features were seen; the errors of ``score``.
@@ -202,10 +213,8 @@ class Ranker:
             return dict(self._device[0].infer_on_device(users))
         return dict(self.user_runner.infer(users))
 
-    def _run_item(self, items: Mapping[str, Array], state: State, index: Array) -> dict[str, Array]:
-        given: dict[str, Array | DeviceArray] = {**items, **state}
-        if self.takes_index:
-            given[USER_INDEX] = index
+    def _run_item(self, items: Mapping[str, Array], state: State, index: Mapping[str, Array]) -> dict[str, Array]:
+        given: dict[str, Array | DeviceArray] = {**items, **state, **index}
         if self._device is not None:
             scores = self._device[1].infer(given)
         else:

@@ -28,8 +28,13 @@ def canonicalize(model: ir.Model) -> None:
     # Weights are left alone (no folding of large constants): their names and bytes are the contract.
     onnxscript.optimizer.fold_constants(model, input_size_limit=1024, output_size_limit=1024)
     common.CommonSubexpressionEliminationPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for node in list(model.graph):
+        if node.op_type == "Reshape":
+            _reshape_by_constant(model.graph, node)
+        if node.op_type in ("Reshape", "Cast"):
+            _drop_where_it_changes_nothing(model.graph, node)
     common.RemoveUnusedNodesPass()(model)
-    common.LiftConstantsToInitializersPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.TopologicalSortPass()(model)
 
@@ -105,6 +110,39 @@ def _reciprocal_to_division(graph: ir.Graph, node: ir.Node) -> None:
             division.outputs[0].shape, division.outputs[0].type = output.shape, output.type
             _replace(graph, node, [division])
             return
+
+
+def _reshape_by_constant(graph: ir.Graph, node: ir.Node) -> None:
+    """Let a reshape compute its only dynamic axis (-1), in place of reading a shape that was put together for it."""
+    shape, wanted = node.outputs[0].shape, node.inputs[1]
+    if shape is None or _initializer(wanted) is not None:
+        return
+    sizes = [size if isinstance(size, int) else -1 for size in shape]
+    if sizes.count(-1) != 1 or 0 in sizes:
+        return
+    name = f"shape.{'x'.join(map(str, sizes))}"
+    if name not in graph.initializers:
+        tensor = ir.tensor(np.array(sizes, np.int64), name=name)
+        kind = ir.TensorType(tensor.dtype)
+        value = ir.Value(name=name, const_value=tensor, shape=ir.Shape([len(sizes)]), type=kind)
+        graph.register_initializer(value)
+    node.replace_input_with(1, graph.initializers[name])
+
+
+def _drop_where_it_changes_nothing(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove a cast to the same type, and a reshape of a vector to a vector."""
+    source, out = node.inputs[0], node.outputs[0]
+    assert source is not None
+    if node.op_type == "Cast":
+        same = source.dtype is not None and node.attributes["to"].as_int() == source.dtype.value
+    else:
+        one_axis = source.shape is not None and len(source.shape) == 1
+        wanted = node.inputs[1]
+        target = wanted.const_value if wanted is not None else None
+        same = one_axis and target is not None and target.numpy().tolist() == [-1]
+    if same and not out.is_graph_output():
+        ir.convenience.replace_all_uses_with(out, source)
+        graph.remove(node, safe=True)
 
 
 def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:

@@ -19,6 +19,7 @@ from export.lowering_embedding import gather_int8_rows
 from export.lowering_int8 import fuse_int8_gemms
 from export.lowering_moe import MIN_EXPERT_ELEMENTS, route_experts
 from export.lowering_per_token import unstack_tokens
+from export.lowering_users import broadcast_user
 from graphs.errors import UgsepError
 
 #: What the CPU lowering does with int8 GEMM weights: leave DequantizeLinear + MatMul for the runtime to fold
@@ -72,6 +73,22 @@ def lower_for_cpu(
     return LoweredGraph(destination, parts, fused, gathered)
 
 
+def lower_for_one_user(source: Path, destination: Path) -> bool:
+    """Write the form of an item graph that takes one user's state, [1, ...], and no ``user_index``, beside it.
+
+    ``source`` is a lowered file of the same folder; its weights are shared, not copied. Returns False, and writes
+    nothing, where the graph gathers no state.
+
+    Raises:
+        UgsepError: ``source`` is missing or is no ONNX file.
+    """
+    model = read_model(source)
+    if not broadcast_user(model.graph):
+        return False
+    _save(model, destination, None)
+    return True
+
+
 def lower_for_gpu(source: Path, destination: Path) -> LoweredGraph:
     """Write ``source`` for a GPU runtime: per-token GEMMs stay batched, int8 tables are gathered as int8.
 
@@ -106,10 +123,15 @@ def write_model(model: ir.Model, destination: Path) -> None:
     Raises:
         UgsepError: the checker refuses the graph.
     """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    _save(model, destination, f"{destination.name}.data")
+
+
+def _save(model: ir.Model, destination: Path, data: str | None) -> None:
+    """Write a model; weights go to the file ``data``, or stay in the files they are in where it is None."""
     model = RemoveUnusedNodesPass()(model).model
     model = RemoveUnusedOpsetsPass()(model).model
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(model, destination, external_data=f"{destination.name}.data", size_threshold_bytes=1024)
+    ir.save(model, destination, external_data=data, size_threshold_bytes=1024)
     try:
         onnx.checker.check_model(str(destination))
     except onnx.checker.ValidationError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from export.canonical import canonicalize
 from export.metadata import IR_VERSION, OPSET, Stamp
 from graphs.errors import UgsepError
 from graphs.split import Half
-from graphs.trace import identifier
 
 # A protobuf cannot exceed 2 GB, and readers map external data lazily; small models stay one file.
 EXTERNAL_DATA_BYTES = 64 * 1024
@@ -99,8 +98,6 @@ def to_onnx(half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) ->
                 args,
                 dynamo=True,
                 dynamic_shapes=shapes,
-                input_names=[identifier(n) for n in half.inputs],
-                output_names=[identifier(n) for n in half.outputs],
                 opset_version=OPSET,
                 optimize=False,
                 verbose=False,
@@ -134,10 +131,22 @@ def _name_ends(model: ir.Model, half: Half) -> None:
             graph.append(copy)
             copy.outputs[0].shape, copy.outputs[0].type = value.shape, value.type
             graph.outputs[index] = copy.outputs[0]
-    _rename(model.graph.inputs, half.inputs)
-    _rename(model.graph.outputs, half.outputs)
-
-
-def _rename(values: Sequence[ir.Value], names: Sequence[str]) -> None:
-    for value, name in zip(values, names, strict=True):
+    both = sorted(set(half.inputs) & set(half.outputs))
+    if both:
+        raise UgsepError(
+            f"'{both[0]}' is an input and an output of the model, which one file cannot hold; rename one"
+        )
+    _make_way(graph, {*half.inputs, *half.outputs})
+    for value, name in zip((*graph.inputs, *graph.outputs), (*half.inputs, *half.outputs), strict=True):
         value.name = name
+
+
+def _make_way(graph: ir.Graph, names: set[str]) -> None:
+    """Rename whatever is called like an input or output: a product, or a parameter of that name."""
+    for value in [v for node in graph for v in node.outputs]:
+        if value.name in names:
+            value.name = f"{value.name}.inner"
+    for name in sorted(names & set(graph.initializers)):
+        value = graph.initializers.pop(name)
+        value.name = f"{name}.inner"
+        graph.initializers[value.name] = value

@@ -91,14 +91,11 @@ def prove(
         two = {n: v if count > 1 else v.repeat(2, *[1] * (v.dim() - 1)) for n, v in of_items.items()}
         whole = {n: v[:count] for n, v in original({**{n: v[twice] for n, v in of_users.items()}, **two}).items()}
         state = split.user(of_users)
-        forms = [(split.item({**of_items, **state, USER_INDEX: index}), "gathered")]
-        if many == 1:
-            forms.append((split.item_single({**of_items, **state}), "broadcast"))
-        for scores, form in forms:
-            for name in split.full.outputs:
-                difference, scale = _difference(scores[name], whole[name])
-                found[name].append((difference, f"{count} candidates of {many} users ({form} state)"))
-                scales[name] = max(scales[name], scale)
+        scores = split.item({**of_items, **state, USER_INDEX: index})
+        for name in split.full.outputs:
+            difference, scale = _difference(scores[name], whole[name])
+            found[name].append((difference, f"{count} candidates of {many} users"))
+            scales[name] = max(scales[name], scale)
     for name, differences in found.items():
         bound = tolerance * max(scales[name], 1.0)
         difference, at = max(differences)

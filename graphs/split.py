@@ -18,7 +18,6 @@ from graphs.names import USER_INDEX
 from graphs.row_layout import Rows
 from graphs.rows import check_rows_independent
 from graphs.sides import NodeSide, assign_sides
-from graphs.single import build_single_user_half
 from graphs.trace import Example, Traced, trace
 
 
@@ -52,15 +51,14 @@ class Split:
     """A model cut in two.
 
     ``user(user inputs [U, ...]) -> state``; ``item(item inputs [N, ...], state [U, ...], user_index [N])`` gives the
-    outputs; ``item_single(item inputs [N, ...], state [1, ...])`` gives them for one user; ``full`` is the whole
-    model in the same flat form. ``traced`` is the graph that was cut, after hoisting, with the side and the row axis
-    of its nodes in ``sides`` and ``rows``; ``hoisted`` lists what moved, ``cut`` what crosses and what runs again.
+    outputs; ``full`` is the whole model in the same flat form. ``traced`` is the graph that was cut, after hoisting,
+    with the side and the row axis of its nodes in ``sides`` and ``rows``; ``hoisted`` lists what moved, ``cut`` what
+    crosses and what runs again.
     """
 
     full: Half
     user: Half
     item: Half
-    item_single: Half
     state: tuple[StateTensor, ...]
     user_cost: SideCost
     item_cost: SideCost
@@ -137,10 +135,8 @@ def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str], hoist
     cut = choose_state(graph, sides)
     user_module, state_names = build_user_half(traced, sides, cut, rows)
     item_module = build_item_half(traced, sides, cut, rows, state_names)
-    single_module = build_single_user_half(traced, sides, cut, rows, state_names)
     used_user = tuple(n for p, n in placeholders.items() if n in user and p in _placeholders(user_module))
     used_item = tuple(n for p, n in placeholders.items() if n in item and p in _placeholders(item_module))
-    used_single = tuple(n for p, n in placeholders.items() if n in item and p in _placeholders(single_module))
     state = tuple(_state_tensor(name, node, rows[node]) for name, node in zip(state_names, cut.state, strict=True))
     recomputed = set(cut.recomputed)
     once = ancestors(cut.state)
@@ -150,7 +146,6 @@ def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str], hoist
         full=Half(whole.module, whole.inputs, traced.outputs),
         user=Half(user_module, used_user, state_names),
         item=Half(item_module, (*used_item, *state_names, USER_INDEX), traced.outputs),
-        item_single=Half(single_module, (*used_single, *state_names), traced.outputs),
         state=state,
         user_cost=side_cost(user_nodes),
         item_cost=side_cost(item_nodes),

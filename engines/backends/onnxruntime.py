@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from engines.backend import (
     BuiltEngine,
     Option,
     Progress,
+    Runner,
     TensorSpec,
     check_feeds,
     check_options,
@@ -25,10 +27,21 @@ from engines.backend import (
 from engines.backends._graph_io import graph_io, read_graph
 from engines.backends._loaded_io import check_loaded
 from engines.backends._ort_fates import check_fates, weight_fates
-from export.lowering import lower_for_cpu
+from engines.backends._ort_one_user import (
+    Forms,
+    TwoFormRunner,
+    broadcasting_form,
+    gathering_form,
+    has_both_forms,
+    measure_forms,
+    with_both_forms,
+)
+from export.lowering import lower_for_cpu, lower_for_one_user
 from graphs.errors import UgsepError
 
 NAME = "onnxruntime"
+#: The item graph for requests of one user; its weights are those of ``item.onnx``.
+ONE_USER_FILE = "item.one_user.onnx"
 ONNX_VARIANT = {"fp32": "fp32", "w8a32": "w8a32", "w8a8-dynamic": "w8a32"}
 #: ``threads``: intra-op threads. ``spinning``: idle threads spin, which lowers latency by microseconds and
 #: burns a core per thread. ``save_optimized``: also keep the runtime's optimised graph, for this CPU only.
@@ -86,7 +99,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     requires: dict[str, str] = {}
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".optimised-") as scratch:
         optimised = Path(scratch) / f"{spec.side}.optimised.onnx"
-        start_session(ort, file, session, optimised)
+        loaded = start_session(ort, file, session, optimised)
         compiled = onnx.load(optimised, load_external_data=False)
         if options["save_optimized"]:
             requires["isa"] = host_isa()
@@ -97,7 +110,10 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     fates = weight_fates(original, graph, compiled, lowered)
     check_fates(spec, fates)
     inputs, outputs = graph_io(graph)
-    return BuiltEngine(
+    forms = _add_one_user_form(ort, file, loaded, inputs, spec, session)
+    if forms is not None and forms.pays:
+        files.append(ONE_USER_FILE)
+    built = BuiltEngine(
         backend=NAME,
         side=spec.side,
         precision=spec.precision,
@@ -110,12 +126,36 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         tools={"onnxruntime": ort.__version__, "onnx": onnx.__version__},
         profiles=spec.profiles,
         weights=fates,
-        figures={"build_seconds": time.perf_counter() - started, "nodes": float(len(compiled.graph.node))},
+        figures={
+            "build_seconds": time.perf_counter() - started,
+            "nodes": float(len(compiled.graph.node)),
+            **(forms.figures() if forms is not None else {}),
+        },
+        notes=(str(forms),) if forms is not None else (),
     )
+    return with_both_forms(built) if ONE_USER_FILE in files else built
 
 
-def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> CpuRunner:
-    """Start a session with the pinned options.
+def _add_one_user_form(
+    ort: Any,
+    file: Path,
+    gathering: Any,
+    inputs: tuple[TensorSpec, ...],
+    spec: BuildSpec,
+    session: Mapping[str, Option],
+) -> Forms | None:
+    """Write the broadcasting form of an item graph beside it and measure both; it only stays where it is faster."""
+    one_user = file.with_name(ONE_USER_FILE)
+    if spec.side != "item" or not lower_for_one_user(file, one_user):
+        return None
+    forms = measure_forms(gathering, start_session(ort, one_user, session), inputs, usual_rows(spec))
+    if not forms.pays:
+        one_user.unlink()
+    return forms
+
+
+def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> Runner:
+    """Start a session with the pinned options; where there are two forms, that for one user.
 
     The graph optimised at build time is used where the bundle has one and this CPU is the one it was made on;
     else the portable graph, which is always there.
@@ -128,14 +168,25 @@ def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> Cpu
     session = dict(built.session)
     if threads is not None:
         session["intra_op_num_threads"] = threads
+    if has_both_forms(built):
+        one = directory / ONE_USER_FILE
+        runner = _started(ort, one, broadcasting_form(built), session)
+        files = [directory / name for name in built.files if name != ONE_USER_FILE]
+        several = partial(_load_whole, ort, directory, gathering_form(built), session)
+        return TwoFormRunner(runner, several, built, files)
+    return _load_whole(ort, directory, built, session)
+
+
+def _load_whole(ort: Any, directory: Path, built: BuiltEngine, session: Mapping[str, Option]) -> CpuRunner:
     portable = directory / f"{built.side}.onnx"
     optimised = directory / f"{built.side}.optimised.onnx"
     same_host = built.requires.get("isa") == host_isa() and built.tools.get("onnxruntime") == ort.__version__
     if optimised.name in built.files and same_host:
-        session["graph_optimization_level"] = "disabled"
-        file = optimised
-    else:
-        file = portable
+        return _started(ort, optimised, built, {**session, "graph_optimization_level": "disabled"})
+    return _started(ort, portable, built, session)
+
+
+def _started(ort: Any, file: Path, built: BuiltEngine, session: Mapping[str, Option]) -> CpuRunner:
     loaded = start_session(ort, file, session)
     check_loaded(file, built, *session_io(loaded))
     return CpuRunner(loaded, built)

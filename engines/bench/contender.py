@@ -17,7 +17,7 @@ from engines.backend import Array, BuiltEngine, find_backend
 from engines.bench.costs import BITS, weight_bits
 from engines.peers.contract import PeerSource, Run
 from engines.peers.registry import PEERS
-from engines.ranker import USER_INDEX, Ranker
+from engines.ranker import Ranker
 from quant.requests import Request
 
 #: What one timed call does: the whole model for N rows; a request with its user computed or found in the cache;
@@ -105,9 +105,11 @@ def _load_pair(pair: Pair, sides_alone: bool, threads: int) -> Loaded:
 
         calls: dict[Variant, Run] = {"cold": cold, "cached": lambda: ranker.score(request.user, request.items)}
         if sides_alone:
-            feeds: dict[str, Array] = {**request.items, **ranker.user_state(request.user)}
-            if ranker.takes_index:
-                feeds[USER_INDEX] = np.zeros(request.candidates, np.int64)
+            feeds: dict[str, Array] = {
+                **request.items,
+                **ranker.user_state(request.user),
+                **ranker.one_user_index(request.candidates),
+            }
             calls["user"] = lambda: ranker.user_runner.infer(request.user)
             calls["item"] = lambda: ranker.item_runner.infer(feeds)
         return calls

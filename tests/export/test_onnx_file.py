@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from engines.pipeline import export_all
-from engines.subject import fresh_feeds, of_model, split_subject
+from engines.subject import fresh_feeds, of_model, of_module, split_subject
 from export.canonical import canonicalize
 from export.metadata import OPSET, Stamp, read_stamp
 from export.onnx_file import check_file, export_half
@@ -158,3 +158,54 @@ def test_a_damaged_file_is_refused(exported, tmp_path: Path) -> None:
     ir.save(model, tmp_path / "bad.onnx")
     with pytest.raises(UgsepError, match="is not valid ONNX"):
         check_file(tmp_path / "bad.onnx")
+
+
+def test_names_of_inputs_outputs_and_parameters_may_be_alike(tmp_path: Path) -> None:
+    """An input named like another's identifier, a parameter, an output, or what the exporter calls a product."""
+
+    class Alike(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 5))
+            self.linear = nn.Linear(5, 3)
+
+        def forward(self, x: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            u = (x["a.b"] * x["weight"]) @ self.weight
+            joined = self.linear(u * x["a_b"] + x["add"] + x["mul"])
+            return {
+                "score": joined.sum(-1) + x["select"].sum(-1),
+                "linear": joined[:, 0],
+                "relu": joined.relu()[:, 1],
+            }
+
+    torch.manual_seed(0)
+    names = ("a.b", "weight", "a_b", "add", "mul", "select")
+    rows = {name: torch.randn(4, 5) for name in names}
+    halves = split(Alike().eval(), {"x": rows}, user=["a.b", "weight"], item=["a_b", "add", "mul", "select"])
+    subject = of_module(Alike(), {"x": rows}, halves.user_inputs, halves.item_inputs)
+    feeds = fresh_feeds(subject, halves, 3, 7, seed=1)
+    state = {s.name for s in halves.state}
+    for side in ("full", "user", "item"):
+        half: Half = getattr(halves, side)
+        axes = {n: "users" if side == "user" or n in state else "candidates" for n in half.inputs}
+        file = export_half(half, feeds[side], axes, tmp_path / f"{side}.onnx", Stamp("m", side, "fp32", ()))
+        session = ort.InferenceSession(str(file.path), providers=["CPUExecutionProvider"])
+        assert [i.name for i in session.get_inputs()] == list(half.inputs)
+        outputs = [o.name for o in session.get_outputs()]
+        got = session.run(None, {k: v.numpy() for k, v in feeds[side].items()})
+        for value, wanted in zip(got, half(feeds[side]).values(), strict=True):
+            np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-5, atol=1e-5)  # FP32 sums of 5 terms
+        assert len(set(outputs)) == len(half.outputs)
+
+
+def test_an_output_named_like_an_input_is_refused(tmp_path: Path) -> None:
+    class Same(nn.Module):
+        def forward(self, u: torch.Tensor, score: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"score": (u.exp() * score).sum(-1)}
+
+    rows = {"u": torch.randn(4, 5), "score": torch.randn(4, 5)}
+    half = split(Same(), rows, user=["u"], item=["score"]).full
+    with pytest.raises(UgsepError, match="'score' is an input and an output of the model"):
+        export_half(
+            half, rows, dict.fromkeys(rows, "candidates"), tmp_path / "a.onnx", Stamp("m", "full", "fp32", ())
+        )

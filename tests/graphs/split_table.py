@@ -21,11 +21,12 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from export.lowering import lower_for_cpu
+from export.lowering import lower_for_cpu, lower_for_one_user
 from export.metadata import Stamp
 from export.onnx_file import export_half
 from graphs.errors import UgsepError
 from graphs.features import random_rows
+from graphs.names import USER_INDEX
 from graphs.proof import fresh_rows, prove
 from graphs.registry import model_class
 from graphs.split import Half, Split, split
@@ -68,21 +69,23 @@ def models() -> Iterator[tuple[str, Callable[[], Foreign]]]:
 Runner = Callable[[], Any]
 
 
-def session(half: Half, feeds: dict[str, Tensor], fixed: tuple[str, ...], folder: Path, name: str) -> Runner:
-    """Export a half, lower it for the CPU, and return a function that runs it on the feeds."""
+def session(half: Half, feeds: dict[str, Tensor], state: tuple[str, ...], folder: Path, name: str) -> Runner:
+    """Export a half, lower it for the CPU (the item half for one user), and return a function that runs it."""
     stamp = Stamp("table", "full", "fp32", ())
-    two = {
-        n: feeds[n] if n in fixed else torch.cat([feeds[n], feeds[n]])[: max(2, len(feeds[n]))] for n in half.inputs
-    }
-    rows = {n: "rows" for n in half.inputs if n not in fixed}
+    two = {n: torch.cat([feeds[n], feeds[n]])[: max(2, len(feeds[n]))] for n in half.inputs}
+    rows = {n: "users" if n in state else "candidates" for n in half.inputs}
     path = folder / f"{name}.onnx"
     export_half(half, two, rows, folder / f"{name}.source.onnx", stamp)
     lower_for_cpu(folder / f"{name}.source.onnx", path)
+    if name == "item":
+        source, path = path, folder / "item.one_user.onnx"
+        if not lower_for_one_user(source, path):
+            raise UgsepError("the item graph gathers no state")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     loaded = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    arrays = {n: np.ascontiguousarray(feeds[n].numpy()) for n in half.inputs}
+    arrays = {i.name: np.ascontiguousarray(feeds[i.name].numpy()) for i in loaded.get_inputs()}
     return lambda: loaded.run(None, arrays)
 
 
@@ -93,13 +96,13 @@ def measure(halves: Split) -> tuple[float, float, float]:
     of_user = {n: drawn[n][:1] for n in halves.user_inputs}
     of_items = {n: drawn[n] for n in halves.item_inputs}
     repeated = {n: v.repeat(CANDIDATES, *[1] * (v.dim() - 1)) for n, v in of_user.items()}
-    state = halves.user(of_user)
+    state, index = halves.user(of_user), torch.zeros(CANDIDATES, dtype=torch.int64)
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         runs = [
             session(halves.full, {**repeated, **of_items}, (), folder, "full"),
             session(halves.user, of_user, (), folder, "user"),
-            session(halves.item_single, {**of_items, **state}, tuple(state), folder, "item"),
+            session(halves.item, {**of_items, **state, USER_INDEX: index}, tuple(state), folder, "item"),
         ]
         scores = np.concatenate([s.ravel() for s in runs[0]()])
         apart = np.concatenate([s.ravel() for s in runs[2]()])
