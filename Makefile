@@ -17,7 +17,7 @@ USER_INPUTS ?=
 ITEM_INPUTS ?=
 DATA       := build/data/movielens
 SIZE       ?= 20m
-EXTRAS     ?= cpu,tensorrt-rtx,openvino,dev
+EXTRAS     ?= cpu,tensorrt-rtx,openvino,foreign,dev
 
 BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),--backend $(BACKEND)) $(FLAGS)
 REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parquet
