@@ -52,7 +52,7 @@ else
 PREPARED := data
 endif
 
-checkpoint: data ## train MODEL on MovieLens-100K (zenith: 1.5 minutes on 2 cores; unimixer and the MoE variants: up to 10)
+checkpoint: data ## train MODEL on MovieLens-100K (zenith: 1.5 minutes on 2 cores, the others 1 to 4)
 	@$(BIN)/python -m examples.movielens checkpoint --model $(MODEL)
 
 engines: $(PREPARED) ## build, prove and report the bundle of MODEL in OUT
