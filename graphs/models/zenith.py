@@ -33,7 +33,7 @@ class ZenithConfig(ModelConfig):
     width, which keeps T). ``hidden`` is the inner width of the tokenwise SwiGLU.
 
     Raises:
-        UgsepError: T*k not divisible by the width, or a side that would lose all its tokens.
+        UgsepError: a size below 1, T*k not divisible by the width, or a side that would lose all its tokens.
     """
 
     fusion_width: int = 0
@@ -41,6 +41,8 @@ class ZenithConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.hidden < 1:
+            raise UgsepError(f"hidden is {self.hidden}; give at least 1")
         self.plans()
         self.token_counts()
 

@@ -65,6 +65,8 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
     "zenith": [
         ({"fusion_width": 10}, "8 tokens .* fusion_width 10 .* width 24; fusion_width = 24 works"),
         ({"user_tokens": 1}, "user_tokens is 1, .* give at least 2"),
+        ({"hidden": 0}, "hidden is 0; give at least 1"),
+        ({"fusion_width": -24}, "fusion_width = 24 works"),
         ({"fusion_width": 3}, "leaves 0 user and 1 item tokens; fusion_width = 24 works"),
     ],
     "rankmixer": [
@@ -92,6 +94,7 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
     "zenith-pp": [
         ({"attention_heads": 5}, "width 24 is not divisible by the 5 attention_heads; width = 25 works"),
         ({"attention_heads": 0}, "attention_heads is 0"),
+        ({"hidden": -1}, "hidden is -1; give at least 1"),
         ({"active_experts": 5}, "active_experts is 5, but experts is 4; active_experts = 2 works"),
         ({"item_tokens": 1}, "item_tokens is 1, .* give at least 2"),
     ],
@@ -99,6 +102,7 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"block": 10}, "block 10 does not divide width 24, blocks would straddle tokens; block = 8 works"),
         ({"block": 48}, "block 48 does not divide width 24, .*; block = 24 works"),
         ({"block": 0}, "block is 0"),
+        ({"hidden": 0}, "hidden is 0"),
         ({"rank": 0}, "rank is 0"),
         ({"last_temperature": 0.0}, "last_temperature is 0.0; give a number above 0"),
     ],
