@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from engines.backend import Array
+from engines.backends.onnxruntime import ONE_USER_FILE
 from engines.compile import EnginePlan, compile_engine, load_built
 from engines.latency import RequestLatency, measure
 from engines.machine_peak import measure_peak
@@ -144,7 +145,8 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
         feeds = _feeds(ranker, request.user, request.items, candidates)
         for runner in runners.values():
             runner.close()
-        ops = {side: _profile(folder / f"{side}.onnx", feeds[side]) for side in onnx}
+        files = {side: f"{side}.onnx" for side in onnx} | ({"item": ONE_USER_FILE} if ranker.broadcasts else {})
+        ops = {side: _profile(folder / files[side], feeds[side]) for side in onnx}
     return Measured(
         case,
         precision,
