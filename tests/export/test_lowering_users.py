@@ -48,6 +48,7 @@ def session(path: Path) -> ort.InferenceSession:
 def check_equal(subject: Subject, folder: Path, view: str, tolerance: float) -> Path:
     halves, path, one = both_forms(subject, folder, view)
     gathering, broadcasting = session(path), session(one)
+    varied = False
     for candidates in (1, 2, 257):
         drawn = fresh_feeds(subject, halves, 1, candidates, seed=candidates)["item"]
         feeds = {k: v.numpy() for k, v in drawn.items()}
@@ -57,12 +58,13 @@ def check_equal(subject: Subject, folder: Path, view: str, tolerance: float) -> 
             assert value.shape == expected.shape, name
             scale = max(1.0, float(np.abs(expected).max()))
             np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance * scale)
-            assert candidates == 1 or np.ptp(expected) > 0, "nothing to compare"
+            varied |= bool(np.ptp(expected) > 0)  # an output of the user's alone is the same for all candidates
         for name, expected in halves.item(drawn).items() if view == "fp32" else ():
             value = broadcasting.run([name], fewer)[0]
             np.testing.assert_allclose(
                 value, expected.numpy(), rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max()))
             )
+    assert varied, "nothing to compare"
     return one
 
 
