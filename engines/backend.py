@@ -212,8 +212,14 @@ class Backend(Protocol):
         ...
 
     @staticmethod
-    def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> Runner:
-        """Load a built engine; ``threads`` replaces the pinned intra-op thread count on CPUs."""
+    def load(
+        directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
+    ) -> Runner:
+        """Load a built engine.
+
+        ``threads`` replaces the pinned intra-op thread count on CPUs; ``runtime_cache`` is a file outside the bundle
+        in which a backend that compiles kernels while serving may keep them for the next process.
+        """
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import glob
+import hashlib
 import os
 import shutil
 import sys
@@ -75,8 +76,14 @@ def open_bundle(directory: Path) -> Manifest:
     return manifest
 
 
-def load_engine(directory: Path, manifest: Manifest, engine: Engine, threads: int | None = None) -> Runner:
-    """Load one engine of a verified bundle.
+def load_engine(
+    directory: Path,
+    manifest: Manifest,
+    engine: Engine,
+    threads: int | None = None,
+    runtime_cache: Path | None = None,
+) -> Runner:
+    """Load one engine of a verified bundle; ``runtime_cache`` is a folder for kernels compiled while serving.
 
     Raises:
         UgsepError: the backend is unknown or cannot run here; what the engine needs and what this machine has
@@ -91,9 +98,16 @@ def load_engine(directory: Path, manifest: Manifest, engine: Engine, threads: in
             f"{built.side} engine needs {needs}, this machine: {here.reason}; rebuild: {manifest.rebuild}"
         )
     try:
-        return backend.load(directory / engine.directory, built, threads)
+        kernels = runtime_cache / _runtime_cache_name(manifest, engine) if runtime_cache is not None else None
+        return backend.load(directory / engine.directory, built, threads, kernels)
     except UgsepError as error:
         raise UgsepError(f"{error}; rebuild: {manifest.rebuild}") from error
+
+
+def _runtime_cache_name(manifest: Manifest, engine: Engine) -> str:
+    """Return a file name that is the same for the same engine, wherever the bundle stands."""
+    hashes = "".join(manifest.files[f"{engine.directory}/{name}"].sha256 for name in engine.built.files)
+    return f"{hashlib.sha256(hashes.encode()).hexdigest()[:32]}.kernels"
 
 
 def compare_versions(built_with: Mapping[str, str], here: Mapping[str, str]) -> list[str]:

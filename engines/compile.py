@@ -12,6 +12,7 @@ from engines.manifest import Engine
 from engines.recipe import Recipe
 from engines.sources import code_sha256, tool_versions
 from export.metadata import GraphSide
+from graphs.errors import UgsepError
 from graphs.progress import Progress, ProgressCallback, silent
 
 
@@ -33,10 +34,16 @@ def serving_plans(recipe: Recipe) -> tuple[EnginePlan, ...]:
     """Return the two engines a recipe with a named backend serves with.
 
     Raises:
-        UgsepError: an unknown backend, or a precision it does not build.
+        UgsepError: an unknown backend, a side without a precision, or a precision the backend does not build.
     """
     serving = recipe.serving
     backend = find_backend(serving.backend)
+    for side in ("user", "item"):
+        if side not in serving.precision:
+            raise UgsepError(
+                f"serving.precision names no precision for the {side} side; give both, as in "
+                "serving.precision={user: w8a8-dynamic, item: w8a32}"
+            )
     for precision in serving.precision.values():
         check_precision(serving.backend, backend, precision)
     return (
@@ -90,7 +97,7 @@ def compile_engine(
     variant = check_precision(plan.backend, module, plan.precision)
     source = onnx if variant == "fp32" else onnx.with_name(f"{plan.side}.{variant}.onnx")
     largest = max(recipe.serving.max_candidates, *recipe.serving.candidates)
-    profile = Profile(Rows(1, 1, 1), Rows(1, max(recipe.serving.candidates), largest))
+    profile = Profile(Rows(1, 1, recipe.serving.max_users), Rows(1, max(recipe.serving.candidates), largest))
     options = dict(recipe.serving.options.get(plan.backend, {}))
     if "threads" in module.OPTIONS:
         options.setdefault("threads", recipe.serving.threads)

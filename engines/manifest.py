@@ -46,6 +46,7 @@ class Manifest:
 
     ``choice`` names the engine that serves each side, as ``side -> directory``. ``calibration`` is the sha256
     of the samples, empty where none were used; ``synthetic`` is true where weights or samples are random.
+    ``vocabularies``: rows of the table behind each id input, where ids beyond it must be refused.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Manifest:
     choice: Mapping[str, str] = field(default_factory=dict)
     calibration: str = ""
     synthetic: bool = False
+    vocabularies: Mapping[str, int] = field(default_factory=dict)
     extra: Mapping[str, Option] = field(default_factory=dict)
     version: int = FORMAT_VERSION
 
@@ -233,6 +235,9 @@ def _check_sane(path: Path, manifest: Manifest) -> None:
             _check_shape(path, spec)
         for profile in engine.built.profiles:
             _check_rows(path, profile)
+    for name, rows in manifest.vocabularies.items():
+        if not 1 <= rows <= _MAX_DIM:
+            raise UgsepError(f"{path}: a table of {rows} rows behind '{name}' is absurd; build the bundle again")
     directories = {(e.built.side, e.directory) for e in manifest.engines}
     for side, directory in manifest.choice.items():
         if (side, directory) not in directories:

@@ -23,6 +23,9 @@ from engines.recipe import AUTO, Recipe, dump_recipe
 from engines.schemes import compare_schemes
 from engines.sources import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS, Sources, content_key, tool_versions
 from engines.subject import Subject, fresh_feeds, load_subject, module_sha256, split_subject, synthetic_requests
+from engines.validate import how_to_reproduce
+from engines.vocabularies import table_sizes
+from engines.worst_rows import save_worst_rows
 from export.metadata import OPSET, GraphSide, Stamp
 from export.onnx_file import export_half
 from graphs.errors import GateFailed, UgsepError
@@ -61,11 +64,12 @@ def build(
 ) -> Outcome:
     """Build, prove and publish the bundle of one model; nothing is done where the same contents were built before.
 
-    A build whose gates fail is published as ``<out>.failed`` (with its report) and the old bundle stays.
+    A build whose gates fail is published as ``<out>.failed`` (with its report), the rows that are furthest off as
+    ``<out>.failed.worst.npz``, and the old bundle stays.
 
     Raises:
         UgsepError: bad input, an unavailable backend, or an output directory that cannot be written.
-        GateFailed: a gate did not hold; names the value and the bound.
+        GateFailed: a gate did not hold; names the value and the bound, and the command that reproduces it.
     """
     # A factory's module is only known once it is made; a checkpoint is known by its files.
     made = load_subject(recipe, sources) if sources.factory else None
@@ -80,7 +84,7 @@ def build(
             raise UgsepError(f"backend '{recipe.serving.backend}' cannot build here: {here.reason}")
     failed = out.with_name(out.name + ".failed")
     with publish(out) as work:
-        manifest, found = _make(name, recipe, sources, made, work, cache, progress)
+        manifest, found, requests = _make(name, recipe, sources, made, work, cache, progress)
         document = report.report_document(name, recipe, found)
         report.write_report(work, document, found)
         stamped: dict[str, Option] = {"key": key, "passed": bool(document["passed"])}
@@ -90,7 +94,11 @@ def build(
             with publish(failed) as kept:
                 for path in list(work.iterdir()):
                     path.rename(kept / path.name)
-            raise GateFailed(f"{name}: {'; '.join(broken)}; see {failed / 'report.html'}")
+            worst = save_worst_rows(failed.with_name(f"{failed.name}.worst.npz"), requests, found.proof.errors)
+            again = how_to_reproduce(failed, sources.requests or (worst,))
+            raise GateFailed(
+                f"{name}: {'; '.join(broken)}; see {failed / 'report.html'}; worst rows: {worst}; reproduce: {again}"
+            )
     progress(Progress("report", 1, 1, str(out / "report.html")))
     return Outcome(out, False, document)
 
@@ -116,7 +124,7 @@ def _make(
     work: Path,
     cache: Path | None,
     progress: ProgressCallback,
-) -> tuple[Manifest, report.Findings]:
+) -> tuple[Manifest, report.Findings, list[Request]]:
     torch.set_num_threads(recipe.serving.threads)
     subject = made if made is not None else load_subject(recipe, sources)
     halves = split_subject(subject, progress)
@@ -149,6 +157,7 @@ def _make(
         choice={plan.side: plan.directory for plan in plans},
         calibration=calibration.samples_sha256,
         synthetic=sources.synthetic,
+        vocabularies={**table_sizes(onnx["user"]), **table_sizes(onnx["item"])},
     )
     compared = None
     if recipe.quantization.compare and not sources.synthetic:
@@ -169,7 +178,7 @@ def _make(
         halves, random_proof, tables, engines, proven, calibration.samples_sha256, sources.synthetic, notes, tried,
         compared,
     )  # fmt: skip
-    return manifest, found
+    return manifest, found, requests
 
 
 def _needs_gram(recipe: Recipe) -> bool:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, cast
 
@@ -16,30 +13,12 @@ import numpy as np
 from engines.backend import Array, BuiltEngine, DeviceArray, DeviceRunner, Runner
 from engines.bundle import load_engine
 from engines.manifest import Engine, Manifest, engine_for, read_manifest, verify_files
+from engines.state_cache import CacheInfo, State, StateCache
+from engines.vocabularies import check_ids
 from graphs.errors import UgsepError, nearest
 from graphs.names import USER_INDEX, USER_ROWS
 
 DEFAULT_CACHE_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class CacheInfo:
-    """What the user-state cache did: lookups that hit and missed, users and bytes held, and the byte limit."""
-
-    hits: int
-    misses: int
-    users: int
-    bytes: int
-    limit: int
-
-    @property
-    def hit_ratio(self) -> float:
-        """Share of the lookups that found the user's state, 0 before the first lookup."""
-        looked = self.hits + self.misses
-        return self.hits / looked if looked else 0.0
-
-
-State = dict[str, Array | DeviceArray]
 
 
 class Ranker:
@@ -56,6 +35,7 @@ class Ranker:
         user_built: BuiltEngine,
         item_built: BuiltEngine,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        vocabularies: Mapping[str, int] | None = None,
     ) -> None:
         self.user_runner, self.item_runner = user, item
         self._state_names = tuple(o.name for o in user_built.outputs)
@@ -71,10 +51,12 @@ class Ranker:
         self.outputs = tuple(o.name for o in item_built.outputs)
         self.max_candidates = max((p.candidates.max for p in item_built.profiles), default=0)
         self._device = _on_one_device(user, item)
-        self._cache: OrderedDict[bytes, State] = OrderedDict()
-        self._cache_bytes, self._limit = 0, cache_bytes
-        self._hits = self._misses = 0
-        self._lock = threading.Lock()
+        self._cache = StateCache(cache_bytes)
+        sizes = vocabularies or {}
+        self._user_ids, self._item_ids = (
+            {spec.name: sizes[spec.name] for spec in specs if spec.name in sizes}
+            for specs in (self.user_inputs, self.item_inputs)
+        )
 
     @classmethod
     def from_bundle(
@@ -85,11 +67,13 @@ class Ranker:
         precision: str | None = None,
         threads: int | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        runtime_cache: str | Path | None = None,
     ) -> Self:
         """Load the engines that the bundle chose (or of one backend and precision), after checking their hashes.
 
         Only the files that are loaded are hashed; ``ugsep verify`` checks the whole bundle. ``threads`` replaces the
-        pinned intra-op thread count.
+        pinned intra-op thread count. ``runtime_cache`` is a folder, outside the bundle, where a backend that compiles
+        kernels while serving (tensorrt-rtx) keeps them for the next process.
 
         Raises:
             UgsepError: no bundle, a tampered or truncated file, or an engine this machine cannot run.
@@ -99,7 +83,8 @@ class Ranker:
         pair = [engine_for(manifest, side, backend, precision) for side in ("user", "item")]
         needed = {f"{e.directory}/{name}" for e in pair for name in e.built.files}
         verify_files(root, dataclasses.replace(manifest, files={k: manifest.files[k] for k in sorted(needed)}))
-        return cls.from_engines(root, manifest, pair[0], pair[1], threads, cache_bytes)
+        kernels = Path(runtime_cache) if runtime_cache is not None else None
+        return cls.from_engines(root, manifest, pair[0], pair[1], threads, cache_bytes, kernels)
 
     @classmethod
     def from_engines(
@@ -110,10 +95,11 @@ class Ranker:
         item: Engine,
         threads: int | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        runtime_cache: Path | None = None,
     ) -> Self:
         """Load two engines that were checked before; the errors of ``from_bundle``."""
-        runners = [load_engine(root, manifest, engine, threads) for engine in (user, item)]
-        return cls(runners[0], runners[1], user.built, item.built, cache_bytes)
+        runners = [load_engine(root, manifest, engine, threads, runtime_cache) for engine in (user, item)]
+        return cls(runners[0], runners[1], user.built, item.built, cache_bytes, manifest.vocabularies)
 
     def score(self, user: Mapping[str, Array], items: Mapping[str, Array]) -> dict[str, Array]:
         """Return the logits, float32 [N], of every task for one user's N candidates.
@@ -124,7 +110,8 @@ class Ranker:
 
         Raises:
             UgsepError: a missing or unknown feature, wrong dtype or shape, rows that do not match, no row at all,
-                more rows than the engine's profile allows, or a value that is not finite.
+                more rows than the engine's profile allows, a value that is not finite, or an id that is no row of
+                its table.
         """
         rows = self._check("item", items)
         return self._run_item(items, self._state(user), self.one_user_index(rows))
@@ -169,14 +156,11 @@ class Ranker:
 
     def cache_info(self) -> CacheInfo:
         """Return the counters of the user-state cache."""
-        with self._lock:
-            return CacheInfo(self._hits, self._misses, len(self._cache), self._cache_bytes, self._limit)
+        return self._cache.info()
 
     def forget_users(self) -> None:
         """Empty the user-state cache, for example when the model's inputs change meaning."""
-        with self._lock:
-            self._cache.clear()
-            self._cache_bytes = 0
+        self._cache.clear()
 
     def close(self) -> None:
         """Release both engines."""
@@ -184,28 +168,15 @@ class Ranker:
         self.item_runner.close()
 
     def _state(self, user: Mapping[str, Array]) -> State:
-        key = self._key(user)
-        with self._lock:
-            found = self._cache.get(key)
-            if found is not None:
-                self._cache.move_to_end(key)
-                self._hits += 1
-                return found
+        return self._cache.get(self._key(user), lambda: self._compute_state(user))
+
+    def _compute_state(self, user: Mapping[str, Array]) -> State:
         if self._check("user", user) != 1:
             raise UgsepError("user features have several rows; give one user, or call score_users")
         state = self._run_user(user)
         for value in state.values():
             if isinstance(value, np.ndarray):
                 value.flags.writeable = False  # a caller that wrote into it would change later scores
-        size = sum(a.nbytes for a in state.values())
-        with self._lock:
-            self._misses += 1
-            if key not in self._cache and size <= self._limit:
-                self._cache[key] = state
-                self._cache_bytes += size
-                while self._cache_bytes > self._limit:
-                    _, old = self._cache.popitem(last=False)
-                    self._cache_bytes -= sum(a.nbytes for a in old.values())
         return state
 
     def _run_user(self, users: Mapping[str, Array]) -> State:
@@ -253,6 +224,7 @@ class Ranker:
             rows = value.shape[0]
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise UgsepError(f"{side} feature '{name}' has a value that is not finite; clean it before scoring")
+        check_ids(side, given, self._user_ids if side == "user" else self._item_ids)
         if side == "item" and self.max_candidates and rows > self.max_candidates:
             raise UgsepError(
                 f"{rows} candidates, but the item engine's profile ends at {self.max_candidates}; send them in parts "

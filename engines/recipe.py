@@ -35,7 +35,8 @@ class Serving:
 
     ``precision`` per side (see ``engines.backend.PRECISIONS``) for the backend that serves; ``compile_for`` lists
     further backends to compile the W8A16 graphs for where they can be; ``candidates`` are the request sizes that are
-    measured, the last one is the reported one; ``threads`` is pinned in the engines.
+    measured, the last one is the reported one; ``threads`` is pinned in the engines. Engines are tuned for one user
+    and take up to ``max_users`` and ``max_candidates`` in a call.
     """
 
     backend: str = "onnxruntime"
@@ -44,6 +45,7 @@ class Serving:
     threads: int = 1
     candidates: tuple[int, ...] = (1, 64, 256)
     max_candidates: int = 1024
+    max_users: int = 16
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 

@@ -109,6 +109,7 @@ def _engine(engine: Engine) -> dict[str, Any]:
         "precision": built.precision,
         "bytes": built.bytes,
         "weights": fates,
+        "weight_fates": [asdict(weight) for weight in built.weights],
         "figures": dict(built.figures),
         "session": dict(built.session),
         "notes": list(built.notes),

@@ -54,7 +54,7 @@ def validate(
     return found
 
 
-def how_to_reproduce(bundle: Path, requests: Sequence[Path], seed: int) -> str:
+def how_to_reproduce(bundle: Path, requests: Sequence[Path], seed: int = 1) -> str:
     """Return the command that validates the same bundle on the same requests."""
     rows = [part for path in requests for part in ("--requests", str(path))] or ["--synthetic", "--seed", str(seed)]
     return shlex.join(["ugsep", "validate", str(bundle), *rows])

@@ -17,14 +17,16 @@ from onnx_ir.passes.common import (
 
 from export.lowering_embedding import gather_int8_rows
 from export.lowering_int8 import fuse_int8_gemms
+from export.lowering_int8_rows import multiply_int8_rows
 from export.lowering_moe import MIN_EXPERT_ELEMENTS, route_experts
 from export.lowering_per_token import unstack_tokens
 from export.lowering_users import broadcast_user
 from graphs.errors import UgsepError
 
 #: What the CPU lowering does with int8 GEMM weights: leave DequantizeLinear + MatMul for the runtime to fold
-#: to float once, or emit com.microsoft.MatMulNBits, which also quantizes the activations while running.
-Int8Gemms = Literal["keep", "matmul-nbits"]
+#: to float once, or also quantize the activations while running: inside com.microsoft.MatMulNBits (fastest for a few
+#: rows), or row by row in the graph before com.microsoft.MatMulIntegerToFloat (fastest for many).
+Int8Gemms = Literal["keep", "matmul-nbits", "integer-rows"]
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ def lower_for_cpu(
     parts |= unstack_tokens(graph, min_token_elements)
     model = RemoveUnusedNodesPass()(model).model
     fused: frozenset[str] = frozenset()
-    if int8_gemms == "matmul-nbits":
+    if int8_gemms != "keep":
         whole = {part: name for name, names in parts.items() for part in names}
-        fused = frozenset(whole.get(name, name) for name in fuse_int8_gemms(graph))
+        rewrite = fuse_int8_gemms if int8_gemms == "matmul-nbits" else multiply_int8_rows
+        fused = frozenset(whole.get(name, name) for name in rewrite(graph))
         model.opset_imports["com.microsoft"] = 1
     write_model(model, destination)
     return LoweredGraph(destination, parts, fused, gathered)

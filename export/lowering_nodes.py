@@ -35,7 +35,8 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value
     """Return the initializer of that name, registering it on the first call."""
     if name in graph.initializers:
         return graph.initializers[name]
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    # ascontiguousarray makes a scalar one-dimensional.
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
     value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
     graph.register_initializer(value)
     return value

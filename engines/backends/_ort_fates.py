@@ -22,6 +22,8 @@ WANTED: dict[str, frozenset[Fate]] = {
     "w8a8-dynamic": frozenset({"fused-int8", "gathered-int8", "float"}),
 }
 _GEMMS = frozenset({"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "MatMulNBits", "MatMulIntegerToFloat"})
+#: What the runtime appends to the name of an int8 weight it keeps as uint8, on CPUs without an int8 dot product.
+_AS_UINT8 = "_s8_2_u8"
 #: Up to this size ONNX Runtime keeps one of several constants of equal values, under the name of any of them.
 _MERGED_ELEMENTS = 8
 
@@ -51,7 +53,7 @@ def weight_fates(
                 found.add(("dequantized-each-run", "DequantizeLinear"))
             elif users.get(f"{part}.blocks") == "MatMulNBits":
                 found.add(("fused-int8", "MatMulNBits"))
-            elif users.get(part) == "MatMulIntegerToFloat":
+            elif "MatMulIntegerToFloat" in (users.get(part), users.get(f"{part}{_AS_UINT8}")):
                 found.add(("fused-int8", "MatMulIntegerToFloat"))
             elif is_int8 and dequantized.get(part, part) in users:
                 found.add(("folded-to-float", users[dequantized.get(part, part)]))

@@ -129,7 +129,9 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     )
 
 
-def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> BoundRunner:
+def load(
+    directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
+) -> BoundRunner:
     """Start a session on the GPU.
 
     Raises:

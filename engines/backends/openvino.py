@@ -100,7 +100,9 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     )
 
 
-def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> OpenVinoRunner:
+def load(
+    directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
+) -> OpenVinoRunner:
     """Compile the IR with the pinned settings.
 
     Raises:

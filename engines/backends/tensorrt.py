@@ -167,7 +167,9 @@ def _compile(
     return plan, inputs, outputs, int8_fates(plan.layers, {n: lowered.merged.get(n, n) for n in names}, plugin)
 
 
-def load(directory: Path, built: BuiltEngine, threads: int | None = None) -> Runner:
+def load(
+    directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
+) -> Runner:
     """Load an engine on this machine's GPU.
 
     Raises:

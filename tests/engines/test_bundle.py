@@ -5,10 +5,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from engines import bundle
+from engines.backend import Availability, BuiltEngine
 from engines.bundle import compare_versions, load_engine, open_bundle, publish
 from engines.manifest import Manifest, read_manifest, write_manifest
 from graphs.errors import UgsepError
@@ -182,3 +184,28 @@ def test_an_engine_of_an_unknown_backend(tmp_path: Path) -> None:
 def test_versions_are_compared_tool_by_tool() -> None:
     lines = compare_versions({"onnx": "1", "onnxruntime": "2", "gone": "3"}, {"onnx": "1", "onnxruntime": "9"})
     assert lines == ["onnxruntime 2 (bundle) != 9 (here)"]
+
+
+def test_kernels_compiled_while_serving_are_kept_by_the_engine_s_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No backend that compiles while serving runs without a GPU, so this one only records where it may keep them."""
+    given: list[Path | None] = []
+
+    def load(directory: Path, built: BuiltEngine, threads: int | None, runtime_cache: Path | None) -> None:
+        given.append(runtime_cache)
+
+    recorder = SimpleNamespace(probe=lambda: Availability(True, True), load=load)
+    monkeypatch.setattr(bundle, "find_backend", lambda name: recorder)
+    for place, text in (("one", "old"), ("two", "old"), ("three", "new")):
+        _write(tmp_path / place, text)
+        manifest = read_manifest(tmp_path / place)
+        load_engine(tmp_path / place, manifest, manifest.engines[0], None, tmp_path / "kernels")
+        load_engine(tmp_path / place, manifest, manifest.engines[0])
+    moved_from, off, moved_to, _, rebuilt, _ = given
+    assert off is None
+    assert moved_from is not None
+    assert rebuilt is not None
+    assert moved_from.parent == tmp_path / "kernels"
+    assert moved_to == moved_from, "the same engine finds its kernels wherever the bundle stands"
+    assert rebuilt != moved_from

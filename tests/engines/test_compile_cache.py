@@ -15,8 +15,9 @@ import pytest
 from engines import compile as compiling
 from engines.backends import onnxruntime as ort_backend
 from engines.backends import tensorrt, tensorrt_rtx
-from engines.compile import EnginePlan, compile_engine
+from engines.compile import EnginePlan, compile_engine, serving_plans
 from engines.recipe import Recipe
+from graphs.errors import UgsepError
 from graphs.progress import Progress
 from tests import tiny
 from tests.export.lowering_graphs import item
@@ -61,16 +62,28 @@ def test_the_same_build_hits_also_from_elsewhere(tmp_path: Path, source: Path) -
         serving(threads=2),
         serving(candidates=(1, 10)),
         serving(max_candidates=65),
+        serving(max_users=2),
         serving(options={"onnxruntime": {"spinning": True}}),
         serving(options={"onnxruntime": {"save_optimized": True}}),
     ],
-    ids=["threads", "most frequent size", "largest size", "an option", "another option"],
+    ids=["threads", "most frequent size", "largest size", "most users", "an option", "another option"],
 )
 def test_a_changed_setting_misses(tmp_path: Path, source: Path, recipe: Recipe) -> None:
     assert not was_cached(tmp_path, source)
     assert not was_cached(tmp_path, source, recipe)
     assert was_cached(tmp_path, source, recipe)
     assert was_cached(tmp_path, source)
+
+
+def test_engines_are_tuned_for_one_user_and_take_several(tmp_path: Path, source: Path) -> None:
+    built = compile_engine(serving(max_users=5), PLAN, source, tmp_path)
+    (profile,) = built.profiles
+    assert (profile.users.min, profile.users.opt, profile.users.max) == (1, 1, 5)
+
+
+def test_a_side_without_a_precision_is_refused() -> None:
+    with pytest.raises(UgsepError, match=r"serving.precision names no precision for the user side; give both"):
+        serving_plans(serving(precision={"item": "fp32"}))
 
 
 def test_an_option_of_another_backend_changes_nothing(tmp_path: Path, source: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.numpy
+from click.testing import CliRunner
 
+from engines.cli import main
 from engines.pipeline import build
 from engines.sources import Sources, content_key
 from graphs.errors import GateFailed, UgsepError
@@ -88,11 +92,21 @@ def test_the_key_follows_contents_not_paths(tiny_sources: Sources, tmp_path: Pat
 @pytest.mark.slow
 def test_a_failed_gate_leaves_the_old_bundle_and_the_report(bundle: Path, tiny_sources: Sources) -> None:
     before = (bundle / "manifest.json").read_bytes()
-    with pytest.raises(GateFailed, match=r"SQNR dB: .* >= 200 FAILED"):
+    with pytest.raises(GateFailed, match=r"SQNR dB: .* >= 200 FAILED") as caught:
         build("tiny", tiny.with_gates(tiny.RECIPE, sqnr_db=200.0), tiny_sources, bundle)
     assert (bundle / "manifest.json").read_bytes() == before
     failed = bundle.with_name("bundle.failed")
     assert json.loads((failed / "report.json").read_text())["passed"] is False
+    worst = bundle.with_name("bundle.failed.worst.npz")
+    with np.load(worst) as rows:
+        assert len(rows["quantized_error"]) > 0
+    said = str(caught.value)
+    assert "\n" not in said
+    assert str(worst) in said
+    _, _, command = said.partition("reproduce: ugsep ")
+    again = CliRunner().invoke(main, shlex.split(command))
+    assert again.exit_code == 1, again.output
+    assert "SQNR dB: " in again.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,97 @@
+"""int8 GEMMs on rows quantized in the graph: as exact as their rounding, and no row depends on another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export.lowering import lower_for_cpu
+from tests.export.lowering_graphs import FFN_SHAPE, Graph, ffn, reference
+
+K, N = 37, 11
+
+
+def one_gemm(folder: Path, rng: np.random.Generator) -> tuple[Path, Path]:
+    """Return a graph of two int8 GEMMs over the same rows, and its lowered form."""
+    g = Graph(rng, True)
+    left = g.add("MatMul", "x", g.weight("left.weight", K, N))
+    right = g.add("MatMul", "x", g.weight("right.weight", K, N))
+    g.add("Add", g.add("Add", left, right), g.bias("bias", N), out="y")
+    float_type = onnx.TensorProto.FLOAT
+    source = g.save(folder / "a.onnx", {"x": (float_type, ["batch", "rows", K])}, {"y": ["batch", "rows", N]})
+    return source, lower_for_cpu(source, folder / "b.onnx", "integer-rows").path
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 257)])
+def test_a_gemm_errs_by_half_a_step_of_each_row(
+    tmp_path: Path, rng: np.random.Generator, shape: tuple[int, int]
+) -> None:
+    source, lowered = one_gemm(tmp_path, rng)
+    x = rng.standard_normal((*shape, K)).astype(np.float32) * rng.uniform(0.01, 100, (*shape, 1)).astype(np.float32)
+    want, got = reference(source, {"x": x})["y"], reference(lowered, {"x": x})["y"]
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(source).graph.initializer}
+    columns = sum(
+        np.abs(weights[f"{n}.weight"] * weights[f"{n}.weight.scale"]).sum(axis=0) for n in ("left", "right")
+    )
+    # Each activation is off by at most half of its row's step, so a sum by half a step per unit of weight.
+    bound = 0.5 * np.abs(x).max(axis=-1, keepdims=True) / 127 * columns
+    assert (np.abs(got - want) <= 1.001 * bound + 1e-5).all()
+    assert np.abs(got - want).max() > 0, "int8 activations cannot be exact"
+    operators = [node.op_type for node in onnx.load(lowered, load_external_data=False).graph.node]
+    assert operators.count("QuantizeLinear") == 1, "rows that two GEMMs read are quantized once"
+    assert operators.count("MatMulIntegerToFloat") == 2
+    assert "DequantizeLinear" not in operators
+
+
+def test_a_row_does_not_depend_on_the_others(tmp_path: Path, rng: np.random.Generator) -> None:
+    _, lowered = one_gemm(tmp_path, rng)
+    x = rng.standard_normal((1, 9, K)).astype(np.float32)
+    alone = reference(lowered, {"x": x[:, :1]})["y"]
+    louder = np.concatenate([x[:, :1], 1000 * x[:, 1:]], axis=1)
+    np.testing.assert_array_equal(reference(lowered, {"x": louder})["y"][:, :1], alone)
+
+
+def test_a_row_of_zeros_gives_the_bias(tmp_path: Path, rng: np.random.Generator) -> None:
+    source, lowered = one_gemm(tmp_path, rng)
+    zeros = np.zeros((1, 2, K), np.float32)
+    np.testing.assert_array_equal(reference(lowered, {"x": zeros})["y"], reference(source, {"x": zeros})["y"])
+
+
+def test_rows_on_one_side_of_zero_are_twice_as_fine(tmp_path: Path, rng: np.random.Generator) -> None:
+    g = Graph(rng, True)
+    g.add("MatMul", g.add("Relu", "x"), g.weight("w", K, N), out="y")
+    float_type = onnx.TensorProto.FLOAT
+    source = g.save(tmp_path / "a.onnx", {"x": (float_type, ["rows", K])}, {"y": ["rows", N]})
+    lowered = lower_for_cpu(source, tmp_path / "b.onnx", "integer-rows").path
+    x = rng.standard_normal((257, K)).astype(np.float32)
+    want, got = reference(source, {"x": x})["y"], reference(lowered, {"x": x})["y"]
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(source).graph.initializer}
+    columns = np.abs(weights["w"] * weights["w.scale"]).sum(axis=0)
+    # From 0 to the maximum in 254 steps, and off by at most half of one.
+    bound = 0.25 * np.maximum(x, 0).max(axis=-1, keepdims=True) / 127 * columns
+    assert (np.abs(got - want) <= 1.001 * bound + 1e-5).all()
+    assert np.abs(got - want).max() > 0
+    same = np.full((2, K), 3.0, np.float32)  # no range at all: the middle is the row
+    want, got = reference(source, {"x": same})["y"], reference(lowered, {"x": same})["y"]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_per_token_chains(tmp_path: Path, rng: np.random.Generator) -> None:
+    tokens, width, _ = FFN_SHAPE
+    source = ffn(tmp_path / "a.onnx", rng, True, "swiglu")
+    lowered = lower_for_cpu(source, tmp_path / "b.onnx", "integer-rows")
+    assert lowered.fused == {"up.weight", "gate.weight", "down.weight", "dense.weight"}
+    operators = [node.op_type for node in onnx.load(lowered.path, load_external_data=False).graph.node]
+    assert operators.count("MatMulIntegerToFloat") == 3 * tokens + 1
+    x = rng.standard_normal((65, tokens, width)).astype(np.float32)
+    want, got = reference(source, {"x": x})["click"], reference(lowered.path, {"x": x})["click"]
+    # int8 activations: relative error of a row about 1/254 per GEMM; three GEMMs deep, logits of size 1..5.
+    assert 0 < np.abs(got - want).max() < 0.2
