@@ -19,6 +19,7 @@ from graphs.progress import show_progress
 @click.option("--candidates", default="1,16,64,256,1024", show_default=True, help="Request sizes N.")
 @click.option("--threads", default="1,2", show_default=True, help="Thread counts; each is a run of its own.")
 @click.option("--rounds", default=20, show_default=True, help="Timed calls per contender and size.")
+@click.option("--budget", default=60.0, show_default=True, help="Seconds a peer may take at one size; else left out.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The bundle's checkpoint, for the PyTorch peers.")
 @click.option("--random", "random_weights", is_flag=True, help="Draw the PyTorch weights again, for --init random.")
 @click.option("--seed", default=0, show_default=True, help="Seed the random bundle was built with.")
@@ -36,6 +37,7 @@ def bench_command(
     candidates: str,
     threads: str,
     rounds: int,
+    budget: float,
     checkpoint: Path | None,
     random_weights: bool,
     seed: int,
@@ -56,7 +58,7 @@ def bench_command(
     if checkpoint is not None and random_weights:
         raise UgsepError("--random and --checkpoint exclude each other; give one")
     model = Weights(checkpoint, features, seed) if checkpoint or random_weights else None
-    settings = Settings(_counts("--candidates", candidates), _counts("--threads", threads), rounds, memory)
+    settings = Settings(_counts("--candidates", candidates), _counts("--threads", threads), rounds, memory, budget)
     chosen = choose_peers(peers)
     folder = out or bundle.with_name(f"{bundle.name}.bench")
     command = shlex.join(["ugsep", *sys.argv[1:]])

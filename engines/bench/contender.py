@@ -56,8 +56,15 @@ class Pair:
     @property
     def name(self) -> str:
         """Backend and precision of both sides, once where they are the same."""
-        user, item = (f"{e.backend} {e.precision}" for e in (self.user, self.item))
-        return user if user == item else f"{user} + {item.removeprefix(self.user.backend).strip()}"
+        return pair_name((self.user.backend, self.user.precision), (self.item.backend, self.item.precision))
+
+
+def pair_name(user: tuple[str, str], item: tuple[str, str]) -> str:
+    """Return (backend, precision) of the user and of the item side in words; what both share is said once."""
+    first = f"{user[0]} {user[1]}"
+    if user == item:
+        return first
+    return f"{first} + {item[1] if user[0] == item[0] else f'{item[0]} {item[1]}'}"
 
 
 def peer_contenders(names: Sequence[str], source: PeerSource) -> list[Contender]:

@@ -9,7 +9,7 @@ import jinja2
 
 from engines.agreement import EXACT_DB
 from engines.bench import plots
-from engines.bench.findings import counted
+from engines.bench.findings import Size, counted, headline, standoffs
 from engines.bench.result import BenchResult, document
 from engines.bench.run import Standing, Timing
 from engines.byte_sizes import readable_bytes
@@ -50,6 +50,8 @@ def page(result: BenchResult) -> str:
     environment.filters["label"] = label
     environment.filters["counted"] = counted
     environment.globals["series"] = series
+    environment.globals["headline"] = headline
+    environment.globals["standoffs"] = standoffs
     html: str = environment.get_template("bench.html").render(r=result, threads=threads, drawings=drawings)
     return html
 
@@ -69,7 +71,8 @@ def series(result: BenchResult, threads: int) -> list[tuple[Standing, str, list[
 def _largest(result: BenchResult, standing: Standing, threads: int) -> float:
     """Return the p50 of a whole request at the largest N."""
     found = [t for t in result.measured.timings if t.threads == threads and t.name == standing.name]
-    return max((t for t in found if t.variant in ("whole", "cold")), key=lambda t: t.candidates).ms.p50
+    requests = [t for t in found if t.variant in ("whole", "cold")]
+    return max(requests, key=lambda t: t.candidates).ms.p50 if requests else float("inf")
 
 
 def markdown_section(result: BenchResult) -> str:
@@ -86,6 +89,9 @@ def markdown_section(result: BenchResult) -> str:
         lines += [f"Measured peak, {counted(p.threads)}: {rates}.", ""]
     if not machine.quiet:
         lines += [f"The machine was not quiet: load average {machine.load:.1f} before the run.", ""]
+    for at in headline(result.sizes):
+        if at.peer:
+            lines += [*_ours(result, at), ""]
     for threads in dict.fromkeys(s.threads for s in result.sizes):
         lines += [*_table(result, threads), ""]
     if result.ratios:
@@ -127,13 +133,28 @@ def _table(result: BenchResult, threads: int) -> list[str]:
     for standing, variant, timings in series(result, threads):
         by = {t.candidates: t for t in timings}
         last = by[max(by)]
-        cells = "".join(f" {_ms(by[n].ms.p50)} |" for n in sizes)
+        cells = "".join(f" {_ms(by[n].ms.p50) if n in by else '-'} |" for n in sizes)
         memory = readable_bytes(standing.memory_bytes) if standing.memory_bytes is not None else "-"
         name = f"**{standing.name}**" if standing.chosen else standing.name
         lines.append(
             f"| {name}{'' if variant == 'whole' else f', {label(variant)}'} |{cells} {_ms(last.ms.p99)} | "
             f"{_per_second(last)} | {last.gflops:.3g} | {last.weight_gb_s:.3g} | {memory} | "
             f"{_decibels(standing.quality.sqnr_db)} |"
+        )
+    return lines
+
+
+def _ours(result: BenchResult, at: Size) -> list[str]:
+    lines = [
+        f"Our pairs (user + item engine) against {at.peer} ({_ms(at.peer_ms)} ms) at N = {at.candidates}, "
+        f"{counted(at.threads)}, FLOP limit {at.limit:.2f}:",
+        "",
+        "| pair | | user computed ms | times as fast | user cached ms | times as fast |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for o in standoffs(result.measured, at):
+        lines.append(
+            f"| {o.name} | {o.role} | {_ms(o.ms)} | {o.speedup:.2f} | {_ms(o.cached_ms)} | {o.cached_speedup:.2f} |"
         )
     return lines
 

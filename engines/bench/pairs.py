@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engines.backend import BuiltEngine, find_backend
-from engines.bench.contender import Pair
+from engines.bench.contender import Pair, pair_name
 from engines.compile import EnginePlan, compile_engine
 from engines.manifest import Engine, Manifest, engine_for
 from engines.recipe import Recipe
@@ -14,12 +14,19 @@ from export.metadata import GraphSide
 from graphs.errors import UgsepError
 from graphs.progress import Progress, ProgressCallback, silent
 
-#: Pairs built on the spot beside the bundle's own: (backend, precision of both sides).
-EXTRA_PAIRS = (
-    ("onnxruntime", "fp32"),
-    ("openvino", "fp32"),
-    ("openvino", "bf16"),
-    ("openvino", "w8a8-dynamic"),
+#: What a side runs: backend and precision.
+Kind = tuple[str, str]
+
+_FP32: Kind = ("onnxruntime", "fp32")
+#: Pairs built on the spot beside the bundle's own: user side and item side. The mixed ones are what
+#: ``--backend auto`` can pick, as it looks at each side apart.
+EXTRA_PAIRS: tuple[tuple[Kind, Kind], ...] = (
+    (_FP32, _FP32),
+    (("onnxruntime", "w8a8-dynamic"), ("onnxruntime", "w8a8-dynamic")),
+    (("openvino", "fp32"), ("openvino", "fp32")),
+    (("openvino", "bf16"), ("openvino", "bf16")),
+    (("openvino", "w8a8-dynamic"), ("openvino", "w8a8-dynamic")),
+    (("onnxruntime", "w8a8-dynamic"), ("openvino", "bf16")),
 )
 
 
@@ -55,7 +62,7 @@ def extra_pairs(
     onnx: Path,
     folder: Path,
     taken: Sequence[str],
-    which: Sequence[tuple[str, str]] = EXTRA_PAIRS,
+    which: Sequence[tuple[Kind, Kind]] = EXTRA_PAIRS,
     progress: ProgressCallback = silent,
 ) -> tuple[list[Pair], dict[str, str]]:
     """Build further pairs from the graphs in ``onnx``; returns them, and the reason for each that cannot be built.
@@ -65,22 +72,24 @@ def extra_pairs(
     """
     pairs: list[Pair] = []
     left_out: dict[str, str] = {}
-    for backend, precision in which:
-        if f"{backend} {precision}" in taken:
+    engines: dict[Path, BuiltEngine] = {}
+
+    def engine(side: GraphSide, kind: Kind) -> tuple[BuiltEngine, Path]:
+        target = folder / f"{side}.{kind[0]}.{kind[1]}"
+        if target not in engines:
+            target.mkdir(parents=True, exist_ok=True)
+            engines[target] = compile_engine(recipe, EnginePlan(side, *kind), onnx / f"{side}.onnx", target)
+        return engines[target], target
+
+    for user, item in which:
+        name = pair_name(user, item)
+        if name in taken:
             continue
-        progress(Progress("build pairs", len(pairs), None, f"{backend} {precision}"))
-        built: list[tuple[BuiltEngine, Path]] = []
-        sides: tuple[GraphSide, ...] = ("user", "item")
+        progress(Progress("build pairs", len(pairs), None, name))
         try:
-            for side in sides:
-                target = folder / f"{side}.{backend}.{precision}"
-                target.mkdir(parents=True, exist_ok=True)
-                plan = EnginePlan(side, backend, precision)
-                built.append((compile_engine(recipe, plan, onnx / f"{side}.onnx", target), target))
+            pairs.append(Pair(*engine("user", user), *engine("item", item)))
         except UgsepError as error:
-            if (backend, precision) == EXTRA_PAIRS[0]:
+            if user == item == _FP32:
                 raise
-            left_out[f"ugsep {backend} {precision}"] = str(error)
-            continue
-        pairs.append(Pair(*built[0], *built[1]))
+            left_out[f"ugsep {name}"] = str(error)
     return pairs, left_out

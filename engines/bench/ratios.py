@@ -19,17 +19,26 @@ from engines.pipeline import export_all
 from engines.recipe import Recipe, Serving
 from engines.sources import Sources, load_model
 from engines.subject import of_model, split_subject
+from export.metadata import GraphSide
 from graphs.errors import UgsepError
 from graphs.features import Feature, of_side, random_rows
 from graphs.progress import Progress, ProgressCallback, silent
 from graphs.ranking_model import RankingModel
 from quant.requests import Request
+from quant.schemes import Absmax
+from quant.weights import quantize_side
 
 #: User : item tokens. 16 or 18 tokens in all, whatever gives the ratio in whole tokens.
 RATIOS = ((6, 12), (8, 8), (12, 6), (12, 4), (15, 3))
 #: Divisible by 16 and by 18, as mixing needs; nearest to 256.
 WIDTH = 288
-PAIRS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
+_KINDS = (
+    ("onnxruntime", "fp32"),
+    ("onnxruntime", "w8a8-dynamic"),
+    ("openvino", "fp32"),
+    ("openvino", "bf16"),
+)
+PAIRS = tuple((kind, kind) for kind in _KINDS)
 _SAME_ENGINE = "onnxruntime-lowered"
 
 
@@ -118,6 +127,9 @@ def _point(recipe: Recipe, peers: Sequence[str], settings: Settings, work: Path,
     halves = split_subject(subject)
     graphs = export_all("ratio", subject, halves, work / "onnx")
     source = PeerSource(graphs["full"], work, recipe, Weights())
+    sides: tuple[GraphSide, ...] = ("user", "item")
+    for side in sides:
+        quantize_side(graphs[side], work / "onnx", scheme=Absmax())
     pairs, _ = extra_pairs(recipe, work / "onnx", work / "pairs", (), PAIRS)
     contenders = [
         *peer_contenders(tuple(dict.fromkeys((_SAME_ENGINE, *peers))), source),

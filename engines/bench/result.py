@@ -109,7 +109,7 @@ def run_bench(
         points = (
             measure_ratios(peers, settings, folder / "ratios", measured.peaks[0], progress=progress) if ratios else []
         )
-    sizes = tuple(findings.sizes(measured, costs))
+    sizes = tuple(findings.sizes(measured, costs, recipe.gates.sqnr_db))
     progress(Progress("bench", 1, 1))
     return BenchResult(manifest.model, command, machine, settings, costs, measured, sizes, tuple(points))
 
@@ -131,6 +131,17 @@ def document(result: BenchResult) -> dict[str, Any]:
     threads = dict.fromkeys(s.threads for s in result.sizes)
     whole["break_even"] = {str(t): result.break_even(t) for t in threads}
     whole["sentences"] = result.sentences
+    whole["ours"] = [
+        {
+            "threads": s.threads,
+            "candidates": s.candidates,
+            "peer": s.peer,
+            **dataclasses.asdict(o),
+            "speedup": o.speedup,
+        }
+        for s in findings.headline(result.sizes)
+        for o in findings.standoffs(result.measured, s)
+    ]
     finite: dict[str, Any] = _finite(whole)
     return finite
 

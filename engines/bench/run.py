@@ -29,14 +29,20 @@ PLAIN_PAIR = "ugsep onnxruntime fp32"  # the split without quantization: what th
 
 @dataclass(frozen=True)
 class Settings:
-    """Request sizes, thread counts and rounds to time; ``memory`` also loads every contender in its own process."""
+    """Request sizes, thread counts and rounds to time; ``memory`` also loads every contender in its own process.
+
+    A peer whose rounds at one size would take longer than ``budget_s`` seconds is left out there.
+    """
 
     candidates: tuple[int, ...] = (1, 16, 64, 256, 1024)
     threads: tuple[int, ...] = (1, 2)
     rounds: int = 20
     memory: bool = True
+    budget_s: float = 60.0
 
     def __post_init__(self) -> None:
+        if not self.budget_s > 0:
+            raise UgsepError(f"a budget of {self.budget_s} seconds per peer and size; give more than 0")
         if self.rounds < 1 or not self.candidates or not self.threads or min(*self.candidates, *self.threads, 1) < 1:
             raise UgsepError(
                 f"candidates {self.candidates}, threads {self.threads}, rounds {self.rounds}: give at least 1 of each"
@@ -172,7 +178,12 @@ def measure(
             }
             if alone is not None:
                 calls[_GEMMS_ALONE] = alone(candidates)
-            found = interleaved(calls, settings.rounds)
+            whole = {key for key in calls if key[1] == "whole"}
+            found = interleaved(calls, settings.rounds, settings.budget_s, whole)
+            for name, _ in whole - found.keys():
+                left_out[f"{name} at N = {candidates}, threads = {threads}"] = (
+                    f"{settings.rounds} rounds take longer than {settings.budget_s:.0f} s"
+                )
             if alone is not None:
                 seconds = found.pop(_GEMMS_ALONE).p50 / 1e3
                 rate = sum(gemm.flops(candidates) for gemm in gemms) / seconds / 1e9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -20,13 +20,22 @@ PRIMED_BELOW_SECONDS = 0.02
 PAUSE_SECONDS = 0.005
 
 
-def interleaved(calls: Mapping[Key, Callable[[], object]], rounds: int) -> dict[Key, Percentiles]:
-    """Return the percentiles in milliseconds of every call over ``rounds`` rounds, after warm-up."""
+def interleaved(
+    calls: Mapping[Key, Callable[[], object]],
+    rounds: int,
+    budget_s: float = float("inf"),
+    optional: Collection[Key] = (),
+) -> dict[Key, Percentiles]:
+    """Return the percentiles in milliseconds of every call over ``rounds`` rounds, after warm-up.
+
+    An ``optional`` call whose rounds would take longer than ``budget_s`` seconds has no entry.
+    """
     order = list(calls)
     seconds = dict.fromkeys(order, 0.0)
     for _ in range(WARM_UP):
         for key in order:
             seconds[key] = _seconds(calls[key])
+    order = [key for key in order if key not in optional or seconds[key] * rounds <= budget_s]
     samples: dict[Key, list[float]] = {key: [] for key in order}
     for turn in range(rounds):
         first = turn % len(order) if order else 0

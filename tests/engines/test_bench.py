@@ -149,7 +149,7 @@ def test_the_words_name_a_peer_that_wins(result: BenchResult) -> None:
     sizes = [size(1, 4.0, 1.0), size(256, 10.0, 20.0)]
     words = " ".join(findings.sentences(dataclasses.replace(result.measured, ceilings=()), sizes))
     assert "A peer wins at N = 1, 1 thread: other takes 1 ms, the bundle 4 ms (4.00 times as long)" in words
-    assert "2.00 times as long" in words
+    assert "2.00 times as fast" in words
     assert "No peer wins" not in words
     # 0.25 at N = 1 and 2 at N = 256: 1 is crossed after two thirds of the way, 256 ** (2 / 3) = 40.3.
     assert "The split pays from about N = 40 on" in words
@@ -201,6 +201,31 @@ def test_interleaving_visits_everybody_in_every_round() -> None:
     assert {name: order.count(name) for name in "abc"} == dict.fromkeys("abc", 2 + 2 * 4)
     starts = [order[6 + 6 * turn] for turn in range(4)]
     assert starts == ["a", "b", "c", "a"]
+
+
+def test_a_slow_peer_is_left_out_where_its_rounds_do_not_fit_the_budget(built_bundle: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(str(built_bundle / "recipe.yaml"))
+    source = PeerSource(built_bundle / "onnx" / "full.onnx", tmp_path, recipe)
+    pair = bundle_pairs(built_bundle, read_manifest(built_bundle))[0][0]
+    contenders = [*peer_contenders(["onnxruntime"], source), our_contender(pair, chosen=True)]
+    settings = dataclasses.replace(QUICK, candidates=(9,), budget_s=1e-9)
+    fixed = MachinePeak(1, 100.0, "none", 20.0)
+    found = measure(contenders, source, random_request(built_bundle, 9), COSTS, settings, peak=lambda _: fixed)
+    assert {t.name for t in found.timings} == {f"ugsep {pair.name}"}, "ours are always timed"
+    assert found.left_out["onnxruntime at N = 9, threads = 1"] == "2 rounds take longer than 0 s"
+    with pytest.raises(UgsepError, match="budget of 0"):
+        Settings(budget_s=0)
+
+
+def test_every_pair_of_ours_stands_against_the_fastest_peer(result: BenchResult) -> None:
+    (at,) = findings.headline(result.sizes)
+    found = findings.standoffs(result.measured, at)
+    assert [o.ms for o in found] == sorted(o.ms for o in found)
+    assert {o.name for o in found} == {s.name for s in result.measured.standings if s.ours}
+    assert [o.role for o in found if "bundle" in o.role] != []
+    for o in found:
+        assert o.speedup == pytest.approx(at.peer_ms / o.ms)
+        assert f"| {o.name} | {o.role} |" in page.markdown_section(result)
 
 
 def test_the_machine_s_peak_is_measured() -> None:
