@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import scipy.stats
 
 from engines.backend import Array
 from quant.numerics import sqnr_db
@@ -37,6 +36,8 @@ class Agreement:
 
 def agreement(reference: Sequence[Array], actual: Sequence[Array], k: int = 10) -> Agreement:
     """Compare the logits of requests, one array [N_i] per request; NaN in either makes every figure NaN."""
+    from scipy.stats import kendalltau  # most commands compare nothing, and it takes long to import
+
     r, a = np.concatenate(reference).astype(np.float64), np.concatenate(actual).astype(np.float64)
     if not (np.isfinite(r).all() and np.isfinite(a).all()):
         nan = float("nan")
@@ -46,7 +47,7 @@ def agreement(reference: Sequence[Array], actual: Sequence[Array], k: int = 10) 
     for wanted, got in zip(reference, actual, strict=True):
         if len(np.unique(wanted)) > 1:
             # A constant answer ranks nothing: scipy gives NaN there, which is no agreement.
-            taus.append(float(np.nan_to_num(scipy.stats.kendalltau(wanted, got).statistic)))
+            taus.append(float(np.nan_to_num(kendalltau(wanted, got).statistic)))
             overlaps.append(_top_k_overlap(wanted, got, k))
     return Agreement(
         max_abs=float(error.max()),

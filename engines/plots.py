@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from engines.backend import Array
 from engines.latency import RequestLatency
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = {"full": "#8d99ae", "user": "#2a9d8f", "item": "#e76f51", "request": "#264653", "rest": "#d9d9d9"}
 
 
 def to_svg(figure: Figure) -> str:
     """Return the figure as an ``<svg>`` element with text as text."""
+    import matplotlib  # most commands draw nothing, and it takes long to import
+
     stream = io.StringIO()
     # A fixed salt and no date keep the page's bytes a function of its numbers.
     with matplotlib.rc_context({"svg.hashsalt": "ugsep", "svg.fonttype": "none", "font.family": "sans-serif"}):
@@ -27,6 +30,8 @@ def to_svg(figure: Figure) -> str:
 
 
 def _axes(title: str, width: float = 6.4, height: float = 3.4) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height))
     axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=10)

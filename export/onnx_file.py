@@ -16,6 +16,7 @@ from torch import Tensor
 from export.canonical import canonicalize
 from export.metadata import IR_VERSION, OPSET, Stamp
 from graphs.errors import UgsepError
+from graphs.garbage import no_collection
 from graphs.split import Half
 
 # A protobuf cannot exceed 2 GB, and readers map external data lazily; small models stay one file.
@@ -91,7 +92,7 @@ def to_onnx(half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) ->
     # The exporter logs and warns about torch internals; its errors, which matter, are raised.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), no_collection():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 half.module,

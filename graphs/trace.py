@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from graphs.errors import UgsepError
+from graphs.garbage import no_collection
 from graphs.row_rules import has_rule
 from graphs.trace_errors import NO_DATA_IN_CONTROL, check_any_number_of_rows, quiet, readable
 
@@ -74,7 +75,7 @@ def trace(module: nn.Module, example: Example) -> Traced:
     # that come from the model are found below.
     shapes = pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, (args, kwargs))
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), no_collection():
             exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes[1] or shapes[0], strict=False)
             exported = exported.run_decompositions(_unfamiliar(exported.graph))
     except Exception as error:  # torch.export raises many types; all of them mean the model cannot be traced

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import lapack
 
 from quant.numerics import QMAX, Floats, Ints, quantize
 
@@ -78,6 +77,8 @@ def _factor(gram: Doubles, order: npt.NDArray[np.intp], damping: float) -> Float
 
     float32: the damping bounds the condition number to about K / damping, and rounding decisions need few digits.
     """
+    from scipy.linalg import lapack  # most schemes do without, and it takes long to import
+
     mean = float(np.diag(gram).mean())
     ordered = (gram[np.ix_(order, order)] / mean).astype(np.float32)
     while True:
