@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import kendalltau, rankdata
 
 from quant.numerics import sqnr_db
 
@@ -31,6 +30,8 @@ def auc(scores: Scores, labels: Scores) -> float | None:
     hits, misses = int(positive.sum()), int((~positive).sum())
     if not hits or not misses:
         return None
+    from scipy.stats import rankdata  # long to import, and most commands rank nothing
+
     ranks = rankdata(scores)
     return float((ranks[positive].sum() - hits * (hits + 1) / 2) / (hits * misses))
 
@@ -53,5 +54,7 @@ def effect_of(reference: dict[str, Scores], scores: dict[str, Scores], labels: d
 def _tau(reference: Scores, scores: Scores) -> float:
     if np.array_equal(reference, scores):
         return 1.0
+    from scipy.stats import kendalltau
+
     tau = float(kendalltau(reference, scores).statistic)
     return tau if np.isfinite(tau) else 0.0  # all scores equal: no ranking left to agree
