@@ -147,7 +147,10 @@ def test_a_failed_validation_says_how_to_reproduce_and_keeps_the_worst_rows(
     )
     assert again.exit_code == 1, again.stderr
     assert "max |probability difference|" in again.stderr
-    assert CliRunner().invoke(main, ["bisect", str(bundle), "--requests", str(worst)]).exit_code == 0
+    # On the worst rows a logit near zero may well be beyond a relative bound: 1 is an answer, 2 would be a refusal.
+    bisected = CliRunner().invoke(main, ["bisect", str(bundle), "--requests", str(worst)])
+    assert bisected.exit_code in (0, 1), bisected.output
+    assert "tensors compared" in bisected.output
 
 
 def test_worst_rows_are_the_worst_ones(built_bundle: Path, tiny_sources, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_the_command_prints_tables_or_json(built_bundle: Path) -> None:
         "fused-int8",
         "session.disable_quant_qdq=1",
         "rebuild: make engines MODEL=tiny",
-        "profile: users 1-1, candidates 1-64 (most often 9)",
+        "profile: users 1-16, candidates 1-64 (most often 9)",
     ):
         assert word in text.output
     printed = CliRunner().invoke(main, ["inspect", str(built_bundle), "--json"])
