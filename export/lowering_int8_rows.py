@@ -6,14 +6,8 @@
     y     = MatMulIntegerToFloat(round(x / scale), weight) * scale
 
 A row's scale depends on that row alone, so candidates stay independent of each other (one scale for the whole tensor,
-as dynamic quantization usually has it, would let the other candidates change a score). What an activation function
-leaves mostly on one side of zero would use half of the steps; such a row is moved by the middle of its range first,
-
-    middle = (max(x) + min(x)) / 2
-    y      = MatMulIntegerToFloat(round((x - middle) / scale), weight) * scale + middle * sum(weight, axis=0)
-
-which is twice as fine. The runtime multiplies uint8 by int8 with 32-bit sums; int8 activations are stored with 128
-added, as that is the form its kernels take.
+as dynamic quantization usually has it, would let the other candidates change a score). The runtime multiplies uint8
+by int8 with 32-bit sums; int8 activations are stored with 128 added, as that is the form its kernels take.
 """
 
 from __future__ import annotations
@@ -29,17 +23,14 @@ _LARGEST = 127.0
 _ZERO = 128
 #: A row of zeros has no scale of its own; anything that neither overflows nor divides by zero serves.
 _SMALLEST = 1e-30
-#: Activation functions whose values lie mostly above zero.
-_ONE_SIDED = frozenset({"Elu", "Gelu", "HardSwish", "Mish", "Relu", "Sigmoid", "Softplus"})
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows as uint8 (value + 128) with their scales [.., M, 1], and what was subtracted first, if anything."""
+    """Rows as uint8 (value + 128), with their scales [.., M, 1]."""
 
     values: ir.Value
     scale: ir.Value
-    middle: ir.Value | None
 
 
 def multiply_int8_rows(graph: ir.Graph) -> tuple[str, ...]:
@@ -63,20 +54,10 @@ def multiply_int8_rows(graph: ir.Graph) -> tuple[str, ...]:
 
 
 def _quantize(graph: ir.Graph, before: ir.Node, x: ir.Value) -> _Rows:
-    name, made_by = str(x.name), x.producer()
+    name = str(x.name)
     axes = add_initializer(graph, "lowering.rows.axes", np.array([-1], np.int64))
-    middle: ir.Value | None = None
-    if made_by is not None and made_by.op_type in _ONE_SIDED:
-        high = add_node(before, "ReduceMax", [x, axes], {"keepdims": 1}, name=f"{name}.high")
-        low = add_node(before, "ReduceMin", [x, axes], {"keepdims": 1}, name=f"{name}.low")
-        half = _constant(graph, "half", np.float32(0.5))
-        both = add_node(before, "Add", [high, low], name=f"{name}.both")
-        middle = add_node(before, "Mul", [both, half], name=f"{name}.middle")
-        maximum = add_node(before, "Sub", [high, middle], name=f"{name}.maximum")
-        x = add_node(before, "Sub", [x, middle], name=f"{name}.moved")
-    else:
-        size = add_node(before, "Abs", [x], name=f"{name}.size")
-        maximum = add_node(before, "ReduceMax", [size, axes], {"keepdims": 1}, name=f"{name}.maximum")
+    size = add_node(before, "Abs", [x], name=f"{name}.size")
+    maximum = add_node(before, "ReduceMax", [size, axes], {"keepdims": 1}, name=f"{name}.maximum")
     largest = _constant(graph, "largest", np.float32(_LARGEST))
     smallest = _constant(graph, "smallest", np.float32(_SMALLEST))
     positive = add_node(before, "Max", [maximum, smallest], name=f"{name}.positive")
@@ -86,7 +67,7 @@ def _quantize(graph: ir.Graph, before: ir.Node, x: ir.Value) -> _Rows:
     scaled = add_node(before, "Mul", [x, inverse], name=f"{name}.scaled")
     one, zero = _constant(graph, "one", np.float32(1.0)), _constant(graph, "zero", np.uint8(_ZERO))
     values = add_node(before, "QuantizeLinear", [scaled, one, zero], name=f"{name}.rounded", like=zero)
-    return _Rows(values, scale, middle)
+    return _Rows(values, scale)
 
 
 def _multiply(graph: ir.Graph, node: ir.Node, weight: Int8Weight, rows: _Rows) -> None:
@@ -102,13 +83,6 @@ def _multiply(graph: ir.Graph, node: ir.Node, weight: Int8Weight, rows: _Rows) -
         node, "MatMulIntegerToFloat", inputs, name=f"{name}.product", like=rows.scale, domain="com.microsoft"
     )
     whole = add_node(node, "Mul", [product, rows.scale], name=name, like=out)
-    if rows.middle is not None:
-        sums = add_initializer(
-            graph, f"{weight.values.name}.sums", (weight.q.sum(axis=0, dtype=np.int64) * scales).astype(np.float32)
-        )
-        whole.name = f"{name}.moved"
-        back = add_node(node, "Mul", [rows.middle, sums], name=f"{name}.back")
-        whole = add_node(node, "Add", [whole, back], name=name, like=out)
     whole.shape = out.shape
     ir.convenience.replace_all_uses_with(out, whole, replace_graph_outputs=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -29,6 +30,7 @@ from graphs.progress import show_progress
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Where bench.json and bench.html go  [default: BUNDLE.bench]"
 )
+@click.option("--title", default="", help="Heading of the result  [default: the model's name]")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Also write the result into this Markdown file.")
 @click.option("--json", "as_json", is_flag=True, help="Print bench.json to stdout.")
 def bench_command(
@@ -45,6 +47,7 @@ def bench_command(
     ratios: bool,
     memory: bool,
     out: Path | None,
+    title: str,
     markdown: Path | None,
     as_json: bool,
 ) -> None:
@@ -64,6 +67,7 @@ def bench_command(
     command = shlex.join(["ugsep", *sys.argv[1:]])
     with show_progress() as progress:
         result = run_bench(bundle, chosen, settings, model, ratios=ratios, command=command, progress=progress)
+    result = dataclasses.replace(result, model=title or result.model)
     write_result(folder, result)
     if markdown is not None:
         write_markdown(markdown, result)
