@@ -11,13 +11,18 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.onnx import ONNXProgram
 
 from export.canonical import canonicalize
 from export.metadata import IR_VERSION, OPSET, Stamp
+from export.program import program_of
 from graphs.errors import UgsepError
 from graphs.garbage import no_collection
 from graphs.split import Half
+
+_log = logging.getLogger(__name__)
 
 # A protobuf cannot exceed 2 GB, and readers map external data lazily; small models stay one file.
 EXTERNAL_DATA_BYTES = 64 * 1024
@@ -86,28 +91,37 @@ def to_onnx(half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) ->
     Raises:
         UgsepError: it refuses the graph.
     """
-    dims = {name: torch.export.Dim(name) for name in sorted(set(rows.values()))}
-    shapes = tuple({0: dims[rows[name]]} if name in rows else {} for name in half.inputs)
-    args = tuple(feeds[name] for name in half.inputs)
     # The exporter logs and warns about torch internals; its errors, which matter, are raised.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad(), no_collection():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                half.module,
-                args,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                opset_version=OPSET,
-                optimize=False,
-                verbose=False,
-            )
+            try:
+                program = _written(program_of(half, feeds, rows), half, feeds, rows)
+            except Exception as error:  # whatever does not go this way goes the long one, whose errors are raised
+                _log.info("tracing the graph again (%s)", error)
+                program = _written(half.module, half, feeds, rows)
     except Exception as error:  # the exporter raises many types; all mean an op it cannot write
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise UgsepError(f"the ONNX exporter refuses the graph: {lines[0] if lines else error!r}") from error
-    assert program is not None
     return program.model
+
+
+def _written(
+    source: ExportedProgram | fx.GraphModule, half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str]
+) -> ONNXProgram:
+    dims = {name: torch.export.Dim(name) for name in sorted(set(rows.values()))}
+    program = torch.onnx.export(
+        source,
+        tuple(feeds[name] for name in half.inputs),
+        dynamo=True,
+        dynamic_shapes=tuple({0: dims[rows[name]]} if name in rows else {} for name in half.inputs),
+        opset_version=OPSET,
+        optimize=False,
+        verbose=False,
+    )
+    assert program is not None
+    return program
 
 
 def _strip_traces(model: ir.Model) -> None:

@@ -6,6 +6,7 @@ import builtins
 import inspect
 import itertools
 import keyword
+import operator
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -77,7 +78,8 @@ def trace(module: nn.Module, example: Example) -> Traced:
     try:
         with torch.no_grad(), quiet(), no_collection():
             exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes[1] or shapes[0], strict=False)
-            exported = exported.run_decompositions(_unfamiliar(exported.graph))
+            if not _is_plain(exported.graph):  # costs as much as the export again
+                exported = exported.run_decompositions(_unfamiliar(exported.graph))
     except Exception as error:  # torch.export raises many types; all of them mean the model cannot be traced
         _run(module, args, kwargs)  # an error of the model's own says more
         raise UgsepError(f"torch.export cannot trace the model: {readable(error)}; {NO_DATA_IN_CONTROL}") from error
@@ -141,6 +143,14 @@ def identifier(name: str, taken: Container[str] = ()) -> str:
     usable = plain.isidentifier() and not keyword.iskeyword(plain) and plain not in _READ_BY_GENERATED_CODE
     base = plain if usable else f"input_{plain}"
     return next(n for n in itertools.chain([base], (f"{base}__{i}" for i in itertools.count(1))) if n not in taken)
+
+
+def _is_plain(graph: fx.Graph) -> bool:
+    """Say whether a graph has nothing but ops that row rules know and that write into no tensor."""
+    called = [n.target for n in graph.nodes if n.op == "call_function"]
+    neutral = (operator.getitem, torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten.sym_size.int)
+    calls = [t for t in called if t not in neutral]
+    return all(isinstance(t, OpOverload) and has_rule(t) and not t._schema.is_mutable for t in calls)
 
 
 def _unfamiliar(graph: fx.Graph) -> dict[OpOverload, Callable[..., Any]]:

@@ -1,0 +1,160 @@
+"""The exported program of a half, made from the graph that the half already is: nothing is traced again.
+
+``torch.export`` runs a module three times to get here (capture, functional form, decompositions), which takes a large
+model longer than its weights. A half is a flat functional ATen graph from such a run, so that only the shapes are
+missing, with the rows of its own inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import dispatch_functionalize
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.utils import _pytree as pytree
+
+from graphs.errors import UgsepError
+from graphs.split import Half
+
+aten = torch.ops.aten
+
+
+class Program(ExportedProgram):
+    """A program whose graph the ONNX exporter can write, but for single ops that it takes apart."""
+
+    def run_decompositions(
+        self,
+        decomp_table: dict[torch._ops.OperatorBase, Callable[..., Any]] | None = None,
+        decompose_custom_triton_ops: bool = False,
+    ) -> ExportedProgram:
+        """Return the program with the ops of the table taken apart where they are; the others are not run again."""
+        table = torch.export.default_decompositions() if decomp_table is None else decomp_table
+        for node in list(self.graph.nodes):
+            if node.op == "call_function" and (node.target in table or _is_composite_view(node.target)):
+                self.graph_signature.replace_all_uses(node.name, _take_apart(self.graph, node, table).name)
+        return self
+
+
+def _is_composite_view(target: Any) -> bool:
+    """Say whether an op is one that ``torch.export`` never leaves whole: a view made of others, movedim for one."""
+    if not isinstance(target, torch._ops.OpOverload) or not target._can_decompose():
+        return False
+    return any(argument.alias_info is not None for argument in target._schema.arguments)
+
+
+def _take_apart(graph: fx.Graph, node: fx.Node, table: Mapping[Any, Callable[..., Any]]) -> fx.Node:
+    """Replace a node by what its decomposition computes from the same inputs; returns the node of the result."""
+    inputs = list(node.all_input_nodes)
+
+    def whole(*values: Any) -> Any:
+        given = dict(zip(inputs, values, strict=True))
+        arguments, options = pytree.tree_map_only(fx.Node, given.__getitem__, (node.args, node.kwargs))
+        parts: Any = table.get(node.target, node.target)
+        return parts(*arguments, **options)
+
+    with enable_python_dispatcher(), torch.no_grad():
+        # Some decompositions write into a tensor of their own.
+        parts = make_fx(dispatch_functionalize(whole), dict(table))(*[n.meta["val"] for n in inputs])
+    with graph.inserting_before(node):
+        copied = dict(zip(parts.graph.find_nodes(op="placeholder"), inputs, strict=True))
+        result = graph.graph_copy(parts.graph, copied)
+    assert isinstance(result, fx.Node)
+    node.replace_all_uses_with(result)
+    graph.erase_node(node)
+    return result
+
+
+def program_of(half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> Program:
+    """Return the program of ``half``.
+
+    Args:
+        half: the graph.
+        feeds: example tensors by input name, at least 2 rows each.
+        rows: the name of each input's first axis; inputs left out keep their size.
+
+    Raises:
+        UgsepError: the shapes of an op hold for some numbers of rows only.
+    """
+    environment = ShapeEnv()
+    mode = FakeTensorMode(shape_env=environment)
+    sizes = {rows[name]: feeds[name].shape[0] for name in half.inputs if name in rows}
+    symbols = {axis: _symbol(environment, axis, size) for axis, size in sorted(sizes.items())}
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    inputs: list[InputSpec] = []
+    state: dict[str, Tensor] = {}
+    constants: dict[str, fx.Node] = {}
+    for number, name in enumerate(dict.fromkeys(str(n.target) for n in _get_attrs(half))):  # before the inputs
+        tensor = _attribute(half.module, name)
+        node = graph.placeholder(f"constant_{number}")
+        node.meta["val"] = mode.from_tensor(tensor.detach(), static_shapes=True)
+        state[name], constants[name] = tensor.detach(), node
+        inputs.append(InputSpec(InputKind.BUFFER, TensorArgument(node.name), name, persistent=True))
+    given = iter(half.inputs)
+    with mode, enable_python_dispatcher(), torch.no_grad():  # without the dispatcher, pad fixes the number of rows
+        for old in half.module.graph.nodes:
+            if old.op == "get_attr":
+                copied[old] = constants[str(old.target)]
+                continue
+            if old.op == "output":
+                outputs = graph.output(tuple(copied[n] for n in old.args[0]))
+                outputs.meta["val"] = tuple(n.meta["val"] for n in outputs.args[0])
+                continue
+            new = copied[old] = _copied(graph, old, copied)
+            if old.op == "placeholder":
+                name = next(given)
+                example = feeds[name]
+                shape = [symbols[rows[name]] if name in rows else example.shape[0], *example.shape[1:]]
+                new.meta = {"val": torch.empty(shape, dtype=example.dtype, device=example.device)}
+                inputs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(new.name), None))
+                continue
+            values, options = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (new.args, new.kwargs))
+            new.meta["val"] = new.target(*values, **options)  # type: ignore[operator]  # an aten overload
+    if environment.replacements:
+        fixed = ", ".join(f"{axis} = {sizes[axis]}" for axis in symbols)
+        raise UgsepError(f"a shape of the graph holds for {fixed} only; make it follow the number of rows")
+    results = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(n.name), None) for n in outputs.args[0]]
+    ranges = {s.node.expr: environment.bound_sympy(s.node.expr) for s in symbols.values()}
+    return Program({}, graph, ExportGraphSignature(inputs, results), state, ranges, [], None, {})
+
+
+def _symbol(environment: ShapeEnv, axis: str, size: int) -> torch.SymInt:
+    source = torch._dynamo.source.ConstantSource(axis)
+    symbol = environment.create_symbol(size, source, DimDynamic.DYNAMIC)
+    found = environment.create_symintnode(symbol, hint=size, source=source)
+    assert isinstance(found, torch.SymInt)
+    return found
+
+
+def _copied(graph: fx.Graph, node: fx.Node, copied: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    new = graph.node_copy(node, copied.__getitem__)
+    if new.target is aten.squeeze.dims and len(new.args[1]) == 1:  # type: ignore[arg-type]  # a list of axes
+        new.target, new.args = aten.squeeze.dim, (new.args[0], new.args[1][0])  # type: ignore[index]  # the same
+    return new
+
+
+def _get_attrs(half: Half) -> list[fx.Node]:
+    return [n for n in half.module.graph.nodes if n.op == "get_attr"]
+
+
+def _attribute(module: fx.GraphModule, name: str) -> Tensor:
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert isinstance(found, Tensor)
+    return found
