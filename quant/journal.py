@@ -1,4 +1,4 @@
-"""The journal of a run that may be killed: what is finished, each entry with the hash of what it wrote."""
+"""The journal of a run that may be killed: what is finished, each entry with the checksum of what it wrote."""
 
 from __future__ import annotations
 

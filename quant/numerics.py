@@ -42,7 +42,8 @@ def representable(scale: npt.NDArray[np.floating]) -> Floats:
     """
     bounded = np.clip(scale, 2.0**-24, np.finfo(np.float16).max)
     half = bounded.astype(np.float16)
-    half = np.where(half < bounded, np.nextafter(half, np.float16(np.inf)), half)
+    with np.errstate(over="ignore"):  # above the largest there is inf, which is not taken
+        half = np.where(half < bounded, np.nextafter(half, np.float16(np.inf)), half)
     exact: Floats = half.astype(np.float32)
     return exact
 

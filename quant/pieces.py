@@ -15,7 +15,9 @@ from torch import Tensor
 from quant import numerics
 from quant.numerics import Floats, Ints
 
-_CHUNK_ELEMENTS = 1 << 17  # two float32 buffers of this size stay in the L2 cache
+_CHUNK_ELEMENTS = 1 << 18  # two float32 buffers of this size stay in the caches, beside what is read and written
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_LARGEST_SCALE = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,16 @@ class Piece:
     noise: float
 
 
-def quantize_columns(weight: Tensor, block: int) -> Piece | None:
-    """Quantize [K, n], ``block`` rows of K per scale (0: all); None where the weight has NaN or Inf."""
+def quantize_columns(weight: Tensor, block: int, room: Tensor | None = None) -> Piece | None:
+    """Quantize [K, n], ``block`` rows of K per scale (0: all); None where the weight has NaN or Inf.
+
+    The values are put in ``room``, int8 [>= K n], where it is given.
+    """
     inputs, outputs = weight.shape
     blocks = numerics.blocks_of(inputs, block)
     rows = inputs // blocks
     weight = weight if weight.stride(-1) == 1 else weight.contiguous()
-    values = torch.empty((inputs, outputs), dtype=torch.int8)
+    values = _values(weight, room)
     scales = np.empty((blocks, outputs), np.float32)
     signal = noise = 0.0
     for b in range(blocks):
@@ -51,13 +56,16 @@ def quantize_columns(weight: Tensor, block: int) -> Piece | None:
     return Piece(values.numpy(), scales, signal, noise)
 
 
-def quantize_rows(table: Tensor) -> Piece | None:
-    """Quantize rows [v, D] of an embedding table, one scale per row; None where the table has NaN or Inf."""
+def quantize_rows(table: Tensor, room: Tensor | None = None) -> Piece | None:
+    """Quantize rows [v, D] of an embedding table, one scale per row; None where the table has NaN or Inf.
+
+    The values are put in ``room``, int8 [>= v D], where it is given.
+    """
     largest = table.abs().amax(1).float().numpy()
     if not np.isfinite(largest).all():
         return None
     scale = numerics.representable(largest.astype(np.float64) / numerics.QMAX)
-    values = torch.empty(table.shape, dtype=torch.int8)
+    values = _values(table, room)
     signal, noise = _round(table, torch.from_numpy(scale).unsqueeze(1), values)
     return Piece(values.numpy(), scale, signal, noise)
 
@@ -72,12 +80,23 @@ def to_fp16(weight: Tensor) -> Piece | None:
     return Piece(half.numpy(), None, float(wide.double().square().sum()), float(missed.double().square().sum()))
 
 
+def _values(weight: Tensor, room: Tensor | None) -> Tensor:
+    return torch.empty(weight.shape, dtype=torch.int8) if room is None else room[: weight.numel()].view(weight.shape)
+
+
 def _largest(weight: Tensor) -> Floats:
+    """Return the largest magnitude of every column; NaN or Inf where a column has one."""
     rows = max(1, _CHUNK_ELEMENTS // weight.shape[1])
-    found = torch.zeros(weight.shape[1], dtype=weight.dtype)
+    # Without their sign bit floats order like integers, NaN last: several times as fast as abs and maximum on BF16.
+    bits = weight.view(_BITS[weight.dtype.itemsize])
+    mask = torch.iinfo(bits.dtype).max
+    found = torch.zeros(weight.shape[1], dtype=bits.dtype)
+    plain = torch.empty((min(rows, weight.shape[0]), weight.shape[1]), dtype=bits.dtype)
     for start in range(0, weight.shape[0], rows):
-        torch.maximum(found, weight[start : start + rows].abs().amax(0), out=found)  # both keep NaN
-    largest: Floats = found.float().numpy()
+        part = bits[start : start + rows]
+        torch.bitwise_and(part, mask, out=plain[: len(part)])
+        torch.maximum(found, plain[: len(part)].amax(0), out=found)
+    largest: Floats = found.view(weight.dtype).float().numpy()
     return largest
 
 
@@ -87,6 +106,7 @@ def _round(weight: Tensor, scale: Tensor, values: Tensor) -> tuple[float, float]
     exact = torch.empty((min(rows, weight.shape[0]), weight.shape[1]))
     rounded = torch.empty_like(exact)
     by_row = scale.dim() == 2
+    clips = float(scale.max()) >= _LARGEST_SCALE  # no smaller scale leaves anything beyond 127
     signal = noise = 0.0
     for start in range(0, weight.shape[0], rows):
         stop = min(start + rows, weight.shape[0])
@@ -94,9 +114,12 @@ def _round(weight: Tensor, scale: Tensor, values: Tensor) -> tuple[float, float]
         s = scale[start:stop] if by_row else scale
         w.copy_(weight[start:stop])
         torch.div(w, s, out=q)
-        q.round_().clamp_(-numerics.QMAX, numerics.QMAX)
+        q.round_()
+        if clips:
+            q.clamp_(-numerics.QMAX, numerics.QMAX)
         values[start:stop].copy_(q)
-        q.mul_(s).sub_(w)
         flat, missed = w.view(-1), q.view(-1)
-        signal, noise = signal + float(torch.dot(flat, flat)), noise + float(torch.dot(missed, missed))
+        signal += float(torch.dot(flat, flat))
+        torch.addcmul(w, q, s, value=-1, out=q)
+        noise += float(torch.dot(missed, missed))
     return signal, noise

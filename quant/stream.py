@@ -1,7 +1,7 @@
 """Quantize graphs whose weights are on disk, piece by piece, straight into the files that engines read.
 
 The result is that of ``quantize_side`` with ``absmax``, byte for byte in the shared file of blobs. Finished weights
-are journalled with the hash of their bytes in ``<out>/.streaming``, so a run that was killed goes on where it was.
+are journalled with the checksum of their bytes in ``<out>/.streaming``: a run that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from onnx import TensorProto
+from torch import Tensor
 
 from export.constants import Box, Weights
 from export.onnx_file import check_file
@@ -33,12 +36,14 @@ from quant.pieces import Piece, quantize_columns, quantize_rows, to_fp16
 from quant.policy import Policy, check_rules, policy_document
 from quant.rewrite import encode_weights
 from quant.schemes import Absmax, SchemeConfig, scheme_name
-from quant.stream_files import SideFiles, joined_digest, reserve, unit_digest
+from quant.stream_files import SideFiles, aligned_room, joined_digest, opened, reserve, unit_digest
 from quant.stream_layout import UNIT_BYTES, Place, Source, place_weights, source_of
 from quant.weights import QuantRow, QuantTable, float_row, plan_of, table_of, write_views
 
 STAGE = ".streaming"
 DONE = "streamed.json"
+#: Workers beside the threads that quantize: so many wait for the disk, to read or to write.
+WAITING = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def stream_graphs(
 ) -> Streamed:
     """Write both typed views and the shared int8 file of every graph into ``out``.
 
-    Memory: per thread a few times ``UNIT_BYTES``, and the largest float weight of a graph once. ``source`` names the
+    Memory: per worker a few times ``UNIT_BYTES``, and the largest float weight of a graph once. ``source`` names the
     contents of the checkpoint; a run of the same source, graphs, scheme and policy that was killed is taken up.
 
     Raises:
@@ -144,13 +149,10 @@ def _stream_side(
     entries = read_journal(journal_path, key)
     if entries and not blob.exists() and (out / job.blob).exists():
         os.replace(out / job.blob, blob)  # killed while the files were moved to their place
-    for path in (blob, scales):
-        path.touch()
-    with blob.open("r+b") as data, scales.open("r+b") as scale_data:
-        files = SideFiles(data.fileno(), scale_data.fileno(), blob, scales)
+    with opened(blob, scales) as files:
         done = {p.name: entries[p.name] for p in job.places if p.name in entries and files.holds(p, entries[p.name])}
-        reserve(data.fileno(), job.blob_bytes)
-        os.truncate(scale_data.fileno(), job.scale_bytes)
+        reserve(files.data, job.blob_bytes)
+        os.truncate(files.scale_data, job.scale_bytes)
         journal = Journal(journal_path, key, done)
         try:
             todo = [p for p in job.places if p.name not in done]
@@ -176,18 +178,27 @@ def _encode_all(
     """Encode the weights, several units at a time, and give them out in order as they are finished."""
     sources = {p.name: source_of(p.name, job.graph, job.weights) for p in places}
     units = [(place, box) for place in places for box in place.units()]
-    ahead = itertools.chain(units[threads:], itertools.repeat(None))
+    workers = threads + WAITING
+    ahead = itertools.chain(units[workers:], itertools.repeat(None))
+    rooms: SimpleQueue[Tensor] = SimpleQueue()
+    largest = max((_elements(box) for _, box in units), default=0)
+    for _ in range(workers):
+        rooms.put(aligned_room(largest))
 
-    def work(unit: tuple[Place, Box], upcoming: tuple[Place, Box] | None) -> tuple[str, float, float]:
+    def work(unit: tuple[Place, Box], upcoming: tuple[Place, Box] | None) -> tuple[int, float, float]:
         if upcoming is not None:
             sources[upcoming[0].name].ahead(upcoming[1])
         place, box = unit
-        piece = _encode(place, box, sources[place.name])
-        files.write(place, box, piece)
-        return unit_digest(piece.values, piece.scale), piece.signal, piece.noise
+        room = rooms.get()
+        try:
+            piece = _encode(place, box, sources[place.name], room)
+            files.write(place, box, piece)
+            return unit_digest(piece.values, piece.scale), piece.signal, piece.noise
+        finally:
+            rooms.put(room)
 
     progress(Progress(f"quantize {job.side}", 0, len(places)))
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(workers)
     try:
         results = zip(units, pool.map(work, units, ahead), strict=True)
         for number, (name, group) in enumerate(itertools.groupby(results, key=lambda r: r[0][0].name)):
@@ -196,20 +207,24 @@ def _encode_all(
             digest = joined_digest(d for d, _, _ in found)
             facts = {"signal": sum(s for _, s, _ in found), "noise": sum(n for _, _, n in found)}
             progress(Progress(f"quantize {job.side}", number + 1, len(places), name))
-            yield place, {"sha256": digest, **facts}
+            yield place, {"crc32": digest, **facts}
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _encode(place: Place, box: Box, source: Source) -> Piece:
+def _elements(box: Box) -> int:
+    return math.prod(high - low for low, high in box)
+
+
+def _encode(place: Place, box: Box, source: Source, room: Tensor) -> Piece:
     values = source.read(box)
     piece: Piece | None
     if place.bits == 16:
         piece = to_fp16(values)
     elif place.weight.kind == "table":
-        piece = quantize_rows(values)
+        piece = quantize_rows(values, room)
     else:
-        piece = quantize_columns(values.flatten(0, -2), place.block)
+        piece = quantize_columns(values.flatten(0, -2), place.block, room)
     if piece is None:
         source.refuse(values)
         raise UgsepError(f"weight '{place.name}' exceeds the FP16 range; give it int8 or fp32 in the policy")

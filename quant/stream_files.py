@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
-import hashlib
+import mmap
 import os
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from export.constants import Box
 from quant import numerics
@@ -19,22 +23,46 @@ from quant.pieces import Piece
 from quant.rewrite import Encoded, scale_of_matmul
 from quant.stream_layout import Place
 
+_BLOCK = 4096  # what disks write whole
+
 
 @dataclass(frozen=True)
 class SideFiles:
-    """The data files of one side while they grow: values of all weights, and their scales."""
+    """The data files of one side while they grow: values of all weights, and their scales.
+
+    ``direct`` is the file of values again, opened past the file cache, where the system lets it. Writing through the
+    cache costs more processor time than quantizing does, and nothing here reads the values again.
+    """
 
     data: int
     scale_data: int
     data_path: Path
     scale_path: Path
+    direct: int | None = None
 
     def write(self, place: Place, box: Box, piece: Piece) -> None:
         """Write a unit to its place."""
         size = place.bits // 8
-        _write_box(self.data, piece.values, place.weight.shape, box, place.offset, size)
+        done = self._write_directly(place, box, piece.values)
+        if not done or done < piece.values.nbytes:
+            _write_box(self.data, piece.values, place.weight.shape, box, place.offset, size, done)
         if piece.scale is not None:
             _write_box(self.scale_data, piece.scale, place.scale_shape, place.scale_box(box), place.scale_offset, 4)
+
+    def _write_directly(self, place: Place, box: Box, values: Array) -> int:
+        """Write the whole blocks of a unit whose rows are whole; returns the bytes written."""
+        offset = _start(place.weight.shape, box, place.offset, place.bits // 8)
+        whole = values.nbytes // _BLOCK * _BLOCK
+        if self.direct is None or offset is None or offset % _BLOCK or values.ctypes.data % _BLOCK or not whole:
+            return 0
+        view = values.reshape(-1).view(np.uint8)[:whole]
+        try:
+            _write(self.direct, view, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return 0  # larger blocks than _BLOCK
+        return whole
 
     def holds(self, place: Place, entry: Mapping[str, Any]) -> bool:
         """Say whether a weight's bytes are those that the journal's entry is about."""
@@ -46,7 +74,7 @@ class SideFiles:
         for box in place.units():
             scale = None if scales is None else scales[_slices(place.scale_box(box))]
             digests.append(unit_digest(self._values(place)[_slices(box)], scale))
-        return joined_digest(digests) == entry.get("sha256")
+        return joined_digest(digests) == entry.get("crc32")
 
     def encoded(self, place: Place, blob: str) -> Encoded:
         """Return where a finished weight's constant lies and its scales as the graph holds them."""
@@ -70,34 +98,76 @@ class SideFiles:
         return np.memmap(self.data_path, dtype, "r", place.offset, place.weight.shape)
 
 
-def unit_digest(values: Array, scale: Array | None) -> str:
-    """Return the sha256 of a unit's values and scales."""
-    digest = hashlib.sha256(np.ascontiguousarray(values).data)
-    if scale is not None:
-        digest.update(np.ascontiguousarray(scale).data)
-    return digest.hexdigest()
+@contextmanager
+def opened(data: Path, scales: Path) -> Iterator[SideFiles]:
+    """Open the data files of a side, which are made where they are not there."""
+    for path in (data, scales):
+        path.touch()
+    direct = _open_direct(data)
+    try:
+        with data.open("r+b") as values, scales.open("r+b") as scale_data:
+            yield SideFiles(values.fileno(), scale_data.fileno(), data, scales, direct)
+    finally:
+        if direct is not None:
+            os.close(direct)
 
 
-def joined_digest(digests: Iterable[str]) -> str:
-    """Return the sha256 that stands for a whole weight in the journal."""
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+def _open_direct(path: Path) -> int | None:
+    if not hasattr(os, "O_DIRECT"):
+        return None
+    try:
+        return os.open(path, os.O_WRONLY | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None  # a file system without it, in memory for one
+
+
+def aligned_room(size: int) -> Tensor:
+    """Return int8 [size] at the start of a page, as writing past the file cache wants it."""
+    return torch.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=torch.int8)[:size]
+
+
+def unit_digest(values: Array, scale: Array | None) -> int:
+    """Return the CRC-32 of a unit's values and scales: it tells what a kill or the disk left half written.
+
+    No more is wanted of it: whoever can write the data can write the journal too, whatever hash is in it.
+    """
+    digest = zlib.crc32(np.ascontiguousarray(values).data.cast("B"))
+    return digest if scale is None else zlib.crc32(np.ascontiguousarray(scale).data.cast("B"), digest)
+
+
+def joined_digest(digests: Iterable[int]) -> str:
+    """Return what stands for a whole weight in the journal."""
+    return " ".join(f"{digest:08x}" for digest in digests)
 
 
 def _slices(box: Box) -> tuple[slice, ...]:
     return tuple(slice(low, high) for low, high in box)
 
 
-def _write_box(file: int, values: Array, shape: tuple[int, ...], box: Box, offset: int, size: int) -> None:
-    """Write a box of a row-major tensor at its place; whole rows in one go, else row by row."""
+def _start(shape: tuple[int, ...], box: Box, offset: int, size: int) -> int | None:
+    """Return where a box of a row-major tensor starts in its file, None where the box is not one run of bytes."""
     width = shape[-1]
-    rows = np.ascontiguousarray(values).reshape(-1, box[-1][1] - box[-1][0])
     lead = [low for low, _ in box[:-1]]
+    if lead and box[-1] != (0, width):
+        return None
     first = int(np.ravel_multi_index(lead, shape[:-1])) if lead else 0
-    if rows.shape[1] == width or not lead:
-        _write(file, rows.reshape(-1), offset + (first * width + (0 if lead else box[0][0])) * size)
+    return offset + (first * width + (0 if lead else box[0][0])) * size
+
+
+def _write_box(
+    file: int, values: Array, shape: tuple[int, ...], box: Box, offset: int, size: int, done: int = 0
+) -> None:
+    """Write a box of a row-major tensor, but for its first bytes ``done``: whole rows in one go, else row by row."""
+    start = _start(shape, box, offset, size)
+    if start is not None:
+        _write(file, np.ascontiguousarray(values).reshape(-1).view(np.uint8)[done:], start + done)
         return
+    rows = np.ascontiguousarray(values).reshape(-1, box[-1][1] - box[-1][0])
+    first = int(np.ravel_multi_index([low for low, _ in box[:-1]], shape[:-1]))
     for number, row in enumerate(rows):
-        _write(file, row, offset + ((first + number) * width + box[-1][0]) * size)
+        _write(file, row, offset + ((first + number) * shape[-1] + box[-1][0]) * size)
 
 
 def _write(file: int, values: Array, offset: int) -> None:

@@ -78,3 +78,24 @@ def test_fp16_pieces_are_rounded_and_their_error_counted() -> None:
     np.testing.assert_array_equal(found.values, np.array([[1, 1], [3, -2]], np.float16))
     assert found.noise == 2.0**-24
     assert pieces.to_fp16(torch.tensor([[70000.0]])) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_beyond_the_largest_scale_are_clipped(dtype: torch.dtype) -> None:
+    """127 x 65504 is the most int8 with an FP16 scale holds; beyond that values must not wrap around."""
+    weight = torch.tensor([[1e9, -3.0], [-2e7, 1.0]], dtype=dtype)
+    found = pieces.quantize_columns(weight, 0)
+    assert found is not None
+    np.testing.assert_array_equal(found.values[:, 0], [127, -127])
+    scale = numerics.absmax_scale(weight.float().numpy())
+    np.testing.assert_array_equal(found.values, numerics.quantize(weight.float().numpy(), scale))
+
+
+def test_values_are_put_in_the_room_that_is_given() -> None:
+    weight, room = _weight(6, 5, torch.bfloat16, 3), torch.full((40,), 99, dtype=torch.int8)
+    found, alone = pieces.quantize_columns(weight, 0, room), pieces.quantize_columns(weight, 0)
+    assert found is not None
+    assert alone is not None
+    np.testing.assert_array_equal(found.values, alone.values)
+    assert np.shares_memory(found.values, room.numpy())
+    assert (room[30:] == 99).all()
