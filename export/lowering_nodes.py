@@ -86,3 +86,13 @@ def int8_weight(value: ir.Value | None) -> Int8Weight | None:
     if q.dtype != np.int8 or (len(node.inputs) > 2 and node.inputs[2] is not None):
         return None
     return Int8Weight(values, scale, q, s, ints(node, "axis", 1))
+
+
+def fp16_weight(value: ir.Value | None) -> tuple[ir.Value, NDArray[np.float16]] | None:
+    """Return the FP16 initializer behind a value that casts it to FP32, with its array; None for anything else."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "Cast" or node.domain != "" or ints(node, "to", 0) != ir.DataType.FLOAT:
+        return None
+    stored = node.inputs[0]
+    array = constant(stored)
+    return None if stored is None or array is None or array.dtype != np.float16 else (stored, array)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from export.lowering_nodes import add_initializer, add_node, constant, int8_weight, ints, rank
+from export.lowering_nodes import add_initializer, add_node, constant, fp16_weight, int8_weight, ints, rank
 
 UNARY = frozenset(
     "Abs Celu Cast Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish Neg Reciprocal Relu Selu "
@@ -47,9 +47,10 @@ class _Tokens:
 def unstack_tokens(graph: ir.Graph, min_elements: int = 0) -> dict[str, tuple[str, ...]]:
     """Rewrite every MatMul with a constant [T, K, N] right operand; return weight -> its T initializers.
 
-    MatMul(x [T, M, K], W [T, K, N]) becomes T times MatMul(x_t [M, K], W_t [K, N]). W is an initializer or the
-    DequantizeLinear of an int8 one with one scale per column ([T, 1, N], block_size K). A MatMul whose left
-    operand has no known rank, or with fewer than ``min_elements`` weights per token, is left as it is.
+    MatMul(x [T, M, K], W [T, K, N]) becomes T times MatMul(x_t [M, K], W_t [K, N]). W is an initializer, the
+    Cast of an FP16 one, or the DequantizeLinear of an int8 one with one scale per column ([T, 1, N], block_size K).
+    A MatMul whose left operand has no known rank, or with fewer than ``min_elements`` weights per token, is left as
+    it is.
     Numerics: the same products and sums, in the runtime's order.
     """
     tokens = _Tokens(graph, min_elements)
@@ -101,6 +102,12 @@ def _cut_weight(tokens: _Tokens, node: ir.Node, w: ir.Value) -> Parts | None:
         cut = tuple(add_initializer(tokens.graph, f"{w.name}[{t}]", part) for t, part in enumerate(whole))
         tokens.names[str(w.name)] = tuple(str(value.name) for value in cut)
         return cut
+    half = fp16_weight(w)
+    if half is not None:
+        stored, values = half
+        narrow = tuple(add_initializer(tokens.graph, f"{stored.name}[{t}]", part) for t, part in enumerate(values))
+        tokens.names[str(stored.name)] = tuple(str(value.name) for value in narrow)
+        return tuple(_cast(node, value, name=f"{w.name}[{t}]", like=w) for t, value in enumerate(narrow))
     int8 = int8_weight(w)
     if int8 is None or int8.axis not in (1, -2):
         return None
@@ -117,6 +124,12 @@ def _cut_weight(tokens: _Tokens, node: ir.Node, w: ir.Value) -> Parts | None:
         names.append(str(q.name))
     tokens.names[str(int8.values.name)] = tuple(names)
     return tuple(dequantized)
+
+
+def _cast(node: ir.Node, value: ir.Value, *, name: str, like: ir.Value) -> ir.Value:
+    wide = add_node(node, "Cast", [value], {"to": ir.DataType.FLOAT}, name=name, like=like)
+    wide.shape = value.shape
+    return wide
 
 
 def _token_rows(tokens: _Tokens, node: ir.Node, x: ir.Value, count: int) -> Parts | None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import onnx
+import onnxruntime as ort
 import pytest
 
 from engines import gemm_latency
 from engines.backend import find_backend
+from engines.backends.onnxruntime import start_session
+from export.lowering import lower_for_cpu
 from graphs.errors import UgsepError
 from quant.gemm_latency import stopwatch
+from quant.policy import Policy
+from quant.schemes import Absmax
+from quant.weights import quantize_side
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -27,6 +35,27 @@ def test_every_precision_of_a_gemm_is_timed(
     assert all(1e-5 < ms < 1e3 for ms in found.values() if math.isfinite(ms))
     assert math.isfinite(found["fp32"])
     assert math.isfinite(found["int8"])
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (3, 32, 48)])
+def test_fp16_is_no_faster_where_the_runtime_widens_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """ONNX Runtime runs the very kernels of FP32, so that a measured difference would be noise."""
+    monkeypatch.setattr(gemm_latency, "_SECONDS", 0.01)
+    monkeypatch.setattr(gemm_latency, "_COLD_BYTES", 1 << 14)
+    found = stopwatch("onnxruntime", 1)(shape, 5)
+    assert found["fp16"] == found["fp32"]
+    source, kernels = tmp_path / "item.onnx", []
+    gemm_latency._write_gemms(shape, 2, source)
+    for precision in ("fp16", "fp32"):
+        quantize_side(source, tmp_path / precision, scheme=Absmax(), policy=Policy(default=precision))
+        lowered = lower_for_cpu(tmp_path / precision / "item.w8a32.onnx", tmp_path / precision / "low.onnx")
+        start_session(ort, lowered.path, {"graph_optimization_level": "all"}, tmp_path / precision / "run.onnx")
+        graph = onnx.load(tmp_path / precision / "run.onnx").graph
+        kernels.append(sorted(node.op_type for node in graph.node))
+        assert all(tensor.data_type != onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
+    assert kernels[0] == kernels[1]
 
 
 def test_a_large_weight_is_faster_in_int8_at_one_row() -> None:

@@ -48,6 +48,39 @@ def test_per_token_chains_are_equal_and_stay_per_token(
     assert lowered.parts["up.weight"] == tuple(f"up.weight[{t}]" for t in range(tokens))
 
 
+def test_fp16_weights_are_cut_as_float_ones_are(tmp_path: Path, rng: np.random.Generator) -> None:
+    tokens, width, _ = FFN_SHAPE
+    source = _with_fp16_weights(ffn(tmp_path / "a.onnx", rng, False, "swiglu"), tmp_path / "half.onnx")
+    lowered = lower_for_cpu(source, tmp_path / "b.onnx")
+    ops = _ops(lowered.path)
+    assert (ops["MatMul"], ops["Cast"]) == (3 * tokens + 2, 3 * tokens)
+    assert lowered.parts["up.weight"] == tuple(f"up.weight[{t}]" for t in range(tokens))
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(lowered.path).graph.initializer}
+    assert stored["up.weight[0]"].dtype == np.float16
+    x = rng.standard_normal((5, tokens, width)).astype(np.float32)
+    want, got = reference(source, {"x": x})["click"], reference(lowered.path, {"x": x})["click"]
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)  # as for float weights above
+
+
+def _with_fp16_weights(source: Path, path: Path) -> Path:
+    """Store the stacked weights in FP16, each behind a Cast, as quantized graphs hold them."""
+    model = onnx.load(source)
+    casts = []
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) == 3 and tensor.name.endswith("weight"):
+            half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, tensor.name))
+            casts.append(onnx.helper.make_node("Cast", [tensor.name], [f"{tensor.name}.float"], to=FLOAT))
+    wide = {cast.input[0]: cast.output[0] for cast in casts}
+    for node in model.graph.node:
+        node.input[:] = [wide.get(name, name) for name in node.input]
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+    return path
+
+
 def test_int8_bytes_are_cut_not_copied_twice(tmp_path: Path, rng: np.random.Generator) -> None:
     source = ffn(tmp_path / "a.onnx", rng, True, "gelu")
     lowered = lower_for_cpu(source, tmp_path / "b.onnx")
