@@ -50,17 +50,18 @@ def stopwatch(backend: str, threads: int = 1) -> MeasureGemm:
             f"backend '{backend}' cannot run here, so nothing can be measured on it ({here.reason}); "
             f"search on a machine that can, or with --backend {' or '.join(others)}"
         )
-    return partial(_measure, module, threads)
+    return partial(_measure, module, threads, backend in _WIDEN_FP16)
 
 
-def _measure(module: Backend, threads: int, shape: tuple[int, ...], rows: int) -> Mapping[Precision, float]:
+def _measure(
+    module: Backend, threads: int, widens: bool, shape: tuple[int, ...], rows: int
+) -> Mapping[Precision, float]:
     copies = min(_MOST_COPIES, -(-_COLD_BYTES // math.prod(shape)))
     feeds = {"x": np.random.default_rng(0).standard_normal((rows, *_row_shape(shape)), dtype=np.float32)}
     with tempfile.TemporaryDirectory(prefix="ugsep-gemm-") as scratch:
         source = Path(scratch) / "item.onnx"
         _write_gemms(shape, copies, source)
         runners: dict[Precision, Runner] = {}
-        widens = module.NAME in _WIDEN_FP16
         for precision in get_args(Precision):
             if precision == "fp16" and widens:
                 continue
