@@ -92,14 +92,18 @@ def calibrate(
         samples.update(request)
         if samples.requests <= done:
             if samples.requests == done and resume and samples.hexdigest() != resume.samples[0].sha256:
-                raise UgsepError("the requests changed since the interrupted calibration; start it anew")
+                raise UgsepError(
+                    "the requests changed since the interrupted calibration; start it anew with --restart"
+                )
             continue
         _observe_request(request, user, item)
         progress(Progress("calibrate", samples.requests, None, f"{samples.rows} rows"))
         if every and samples.requests % every == 0:
             keep()
     if samples.requests < done:
-        raise UgsepError("there are fewer requests than the interrupted calibration saw; start it anew")
+        raise UgsepError(
+            "there are fewer requests than the interrupted calibration saw; start it anew with --restart"
+        )
     if not samples.rows:
         raise UgsepError("no requests to calibrate on; give at least one with a candidate")
     progress(Progress("calibrate", samples.requests, samples.requests, f"{samples.rows} rows"))
@@ -123,9 +127,11 @@ def _calibration(user: _Probe, item: _Probe, samples: SamplesHash, synthetic: bo
 def _take_up(resume: Calibration, user: _Probe, item: _Probe, gram: bool) -> int:
     for probe, side in ((user, resume.user), (item, resume.item)):
         if side.graph_sha256 != graph_sha256(probe.path):
-            raise UgsepError(f"the interrupted calibration is of another graph than '{probe.path}'; start it anew")
+            raise UgsepError(
+                f"the interrupted calibration is of another graph than '{probe.path}'; start it anew with --restart"
+            )
         if gram and any(t.gram is None for t in side.tensors.values()):
-            raise UgsepError("the interrupted calibration has no Gram matrices; start it anew with them")
+            raise UgsepError("the interrupted calibration has no Gram matrices; start it anew with --restart")
         probe.seen.update(side.tensors)
     return resume.samples[0].requests
 

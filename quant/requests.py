@@ -5,13 +5,14 @@ from __future__ import annotations
 import glob as globbing
 import hashlib
 import itertools
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -174,6 +175,7 @@ def _checked_batches(path: Path, spec: RequestSpec) -> Iterator[dict[str, Array]
         raise UgsepError(f"'{path}' is damaged or truncated ({reason}); write this file again") from error
 
 
+_ARROW_FILE, _STREAM_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
 _Batches = Callable[[tuple[str, ...]], Iterator[dict[str, Any]]]
 
 
@@ -200,14 +202,25 @@ def _opened(path: Path) -> Iterator[tuple[tuple[str, ...], _Batches]]:
 
             yield tuple(table.schema_arrow.names), groups
         else:
-            reader = ipc.open_file(file)
+            # Both forms of Arrow are called .arrow; the file form begins with its name.
+            of_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
+            if not of_file and _ends_early(file):  # a stream may end anywhere, says its reader
+                raise ValueError("the stream has no end mark")
+            file.seek(0)
+            reader = ipc.open_file(file) if of_file else ipc.open_stream(file)
 
             def records(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-                for index in range(reader.num_record_batches):
-                    batch = reader.get_batch(index)
+                numbered = (reader.get_batch(i) for i in range(reader.num_record_batches)) if of_file else reader
+                for batch in numbered:
                     yield {n: batch.column(n) for n in names}
 
             yield tuple(reader.schema.names), records
+
+
+def _ends_early(file: IO[bytes]) -> bool:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - len(_STREAM_END)))
+    return file.read() != _STREAM_END
 
 
 def _checked(path: Path, spec: InputSpec, column: Any) -> Array:

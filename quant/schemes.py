@@ -43,7 +43,7 @@ class Awq:
     The graph takes the inverse factors (see :mod:`quant.awq`); ``alphas`` are the exponents tried.
     """
 
-    alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    alphas: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0)
     threads: int = 2
 
 

@@ -49,7 +49,7 @@ def test_requests_come_whole_wherever_shards_and_batches_end(
     assert requests[0].user["user_id"].shape == (1,)
 
 
-@pytest.mark.parametrize("kind", ["file", "glob", "arrow", "npz", "lists"])
+@pytest.mark.parametrize("kind", ["file", "glob", "arrow", "arrow-stream", "npz", "lists"])
 def test_every_form_of_the_data_reads_and_hashes_the_same(
     spec, make_columns, make_table, make_shards, tmp_path, kind
 ) -> None:
@@ -61,10 +61,10 @@ def test_every_form_of_the_data_reads_and_hashes_the_same(
         parquet.write_table(make_table(dict(reversed(data.items()))), source)
     elif kind == "glob":
         source = str(tmp_path / "shards" / "part-*.parquet")
-    elif kind == "arrow":
+    elif kind.startswith("arrow"):
         source = tmp_path / "one.arrow"
         table = make_table(data)
-        with ipc.new_file(source, table.schema) as file:
+        with (ipc.new_file if kind == "arrow" else ipc.new_stream)(source, table.schema) as file:
             for batch in table.to_batches(max_chunksize=5):
                 file.write_batch(batch)
     elif kind == "npz":
@@ -134,6 +134,21 @@ def test_nulls_are_refused(spec, make_columns, make_table, tmp_path) -> None:
     parquet.write_table(table.set_column(index, "item_id", pa.array(ids, pa.int64())), tmp_path / "a.parquet")
     with pytest.raises(UgsepError, match="'item_id' holds nulls"):
         list(read_requests([tmp_path / "a.parquet"], spec))
+
+
+def test_an_arrow_stream_without_its_end_is_truncated(spec, make_columns, make_table, tmp_path) -> None:
+    """Cut between two batches, where its reader takes the end of the file for the end of the data."""
+    table = make_table(make_columns(12))
+    first, *_ = table.to_batches(max_chunksize=5)
+    with (tmp_path / "a.arrow").open("wb") as file:
+        writer = ipc.new_stream(file, table.schema)
+        writer.write_batch(first)
+        end = file.tell()
+        writer.close()
+    with (tmp_path / "a.arrow").open("r+b") as file:
+        file.truncate(end)
+    with pytest.raises(UgsepError, match=r"a\.arrow' is damaged or truncated"):
+        list(read_requests([tmp_path / "a.arrow"], spec))
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow", "npz"])
