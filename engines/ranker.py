@@ -199,8 +199,7 @@ class Ranker:
             if value is None:
                 known = ", ".join(i.name for i in self.user_inputs)
                 raise UgsepError(f"user feature '{spec.name}' is missing; the user engine takes {known}")
-            digest.update(f"{value.dtype.str}{value.shape}".encode())
-            digest.update(np.ascontiguousarray(value).data)
+            digest.update(f"{value.dtype.str}{value.shape}".encode() + value.tobytes())
         if len(user) != len(self.user_inputs):
             known_names = [i.name for i in self.user_inputs]
             extra = next(name for name in user if name not in known_names)

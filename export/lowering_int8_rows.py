@@ -8,6 +8,9 @@
 A row's scale depends on that row alone, so candidates stay independent of each other (one scale for the whole tensor,
 as dynamic quantization usually has it, would let the other candidates change a score). The runtime multiplies uint8
 by int8 with 32-bit sums; int8 activations are stored with 128 added, as that is the form its kernels take.
+
+Rounding is one QuantizeLinear with blocks as long as a row, so that it divides by each row's scale itself. Rows are
+rounded once for all the weights they meet, and rows that are only cut by token before they meet them, before the cut.
 """
 
 from __future__ import annotations
@@ -17,12 +20,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from export.lowering_nodes import Int8Weight, add_initializer, add_node, int8_weight
+from export.lowering_nodes import Int8Weight, add_initializer, add_node, int8_weight, ints, rank
 
 _LARGEST = 127.0
 _ZERO = 128
 #: A row of zeros has no scale of its own; anything that neither overflows nor divides by zero serves.
 _SMALLEST = 1e-30
+#: Rounded in steps of this, every scale is zero steps: so the zero points come about, one per row.
+_BEYOND_SCALES = 3e38
 
 
 @dataclass(frozen=True)
@@ -47,26 +52,56 @@ def multiply_int8_rows(graph: ir.Graph) -> tuple[str, ...]:
         if x is None or weight is None or weight.q.ndim != 2 or weight.axis not in (1, -1):
             continue
         if x not in quantized:
-            quantized[x] = _quantize(graph, node, x)
+            quantized |= _quantize_tokens(graph, x) or {x: _quantize(graph, node, x, weight.q.shape[0])}
         _multiply(graph, node, weight, quantized[x])
         done.append(str(weight.values.name))
     return tuple(dict.fromkeys(done))
 
 
-def _quantize(graph: ir.Graph, before: ir.Node, x: ir.Value) -> _Rows:
+def _quantize_tokens(graph: ir.Graph, x: ir.Value) -> dict[ir.Value, _Rows]:
+    """Round rows before they are cut in tokens, if ``x`` is such a cut of a matrix that meets int8 weights only."""
+    split = x.producer()
+    source = None if split is None else split.inputs[0]
+    if (
+        split is None
+        or source is None
+        or split.op_type != "Split"
+        or ints(split, "axis", 0) != 0
+        or rank(source) != 2
+    ):
+        return {}
+    tokens = list(split.outputs)
+    width = None if source.shape is None else source.shape[1]
+    if not isinstance(width, int) or not all(_meets_int8(use) for token in tokens for use in token.consumers()):
+        return {}
+    rows = _quantize(graph, split, source, width)
+    values, scales = (
+        ir.node("Split", [whole], {"axis": 0, "num_outputs": len(tokens)}, num_outputs=len(tokens))
+        for whole in (rows.values, rows.scale)
+    )
+    split.prepend([values, scales])
+    for token, value, scale in zip(tokens, values.outputs, scales.outputs, strict=True):
+        value.name, value.type = f"{token.name}.rounded", rows.values.type
+        scale.name, scale.type = f"{token.name}.scale", rows.scale.type
+    return {token: _Rows(*pair) for token, *pair in zip(tokens, values.outputs, scales.outputs, strict=True)}
+
+
+def _meets_int8(node: ir.Node) -> bool:
+    return node.op_type == "MatMul" and node.domain == "" and int8_weight(node.inputs[1]) is not None
+
+
+def _quantize(graph: ir.Graph, before: ir.Node, x: ir.Value, width: int) -> _Rows:
     name = str(x.name)
     axes = add_initializer(graph, "lowering.rows.axes", np.array([-1], np.int64))
     size = add_node(before, "Abs", [x], name=f"{name}.size")
     maximum = add_node(before, "ReduceMax", [size, axes], {"keepdims": 1}, name=f"{name}.maximum")
-    largest = _constant(graph, "largest", np.float32(_LARGEST))
-    smallest = _constant(graph, "smallest", np.float32(_SMALLEST))
-    positive = add_node(before, "Max", [maximum, smallest], name=f"{name}.positive")
-    scale = add_node(before, "Div", [positive, largest], name=f"{name}.scale")
-    # One division per row and a product per value: a division per value takes several times as long.
-    inverse = add_node(before, "Div", [largest, positive], name=f"{name}.inverse", like=x)
-    scaled = add_node(before, "Mul", [x, inverse], name=f"{name}.scaled")
-    one, zero = _constant(graph, "one", np.float32(1.0)), _constant(graph, "zero", np.uint8(_ZERO))
-    values = add_node(before, "QuantizeLinear", [scaled, one, zero], name=f"{name}.rounded", like=zero)
+    step = add_node(before, "Mul", [maximum, _constant(graph, "step", np.float32(1 / _LARGEST))], name=f"{name}.step")
+    scale = add_node(before, "Max", [step, _constant(graph, "smallest", np.float32(_SMALLEST))], name=f"{name}.scale")
+    zero = _constant(graph, "zero", np.uint8(_ZERO))
+    beyond = _constant(graph, "beyond", np.float32(_BEYOND_SCALES))
+    zeros = add_node(before, "QuantizeLinear", [scale, beyond, zero], name=f"{name}.zeros", like=zero)
+    by_row = {"axis": -1, "block_size": width}
+    values = add_node(before, "QuantizeLinear", [x, scale, zeros], by_row, name=f"{name}.rounded", like=zero)
     return _Rows(values, scale)
 
 

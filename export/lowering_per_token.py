@@ -1,8 +1,9 @@
 """Per-token GEMMs for CPUs: MatMul over stacked [T, K, N] weights becomes one 2-D MatMul per token.
 
 A value whose token slices are known as 2-D tensors is carried as a list of slices through the GEMMs and the
-element-wise operators between them, so that a whole feed-forward chain stays per token; it is stacked again
-only for a consumer that needs it stacked.
+element-wise operators between them, so that a whole feed-forward chain stays per token. Behind the last GEMM it is
+stacked again, but for its bias, which the runtime adds within the GEMM: what follows is one node then and not one per
+token, and norms keep the form that the runtime fuses.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ def unstack_tokens(graph: ir.Graph, min_elements: int = 0) -> dict[str, tuple[st
     Numerics: the same products and sums, in the runtime's order.
     """
     tokens = _Tokens(graph, min_elements)
+    stay_cut = _between_gemms(tokens)
     for node in list(graph):
-        made = _gemms(tokens, node) or _elementwise(tokens, node)
+        made = _gemms(tokens, node) or (_elementwise(tokens, node) if node.outputs[0] in stay_cut else None)
         if made:
             tokens.computed[node.outputs[0]] = made
         elif _swaps_rows_and_tokens(node) and node.inputs[0] in tokens.computed:
@@ -74,7 +76,7 @@ def _gemms(tokens: _Tokens, node: ir.Node) -> Parts | None:
     x, w = node.inputs
     if x is None or w is None or rank(w) != 3 or rank(x) not in (2, 3):
         return None
-    if _elements_per_token(w) < tokens.min_elements:
+    if _elements_per_token(w) < tokens.min_elements or _width(node.outputs[0]) is None:
         return None
     columns = tokens.weights.get(w) or _cut_weight(tokens, node, w)
     if columns is None:
@@ -148,8 +150,16 @@ def _token_rows(tokens: _Tokens, node: ir.Node, x: ir.Value, count: int) -> Part
     transpose = x.producer()
     if transpose is not None and _swaps_rows_and_tokens(transpose) and transpose.inputs[0] is not None:
         source, axis = transpose.inputs[0], 1
-    pieces = _concatenated(source, axis, count) or _split(node, source, axis, count, f"{x.name}.slice")
-    tokens.split[x] = _squeeze(tokens, node, pieces, axis, f"{x.name}.token")
+    pieces = _concatenated(source, axis, count)
+    if pieces is not None:
+        tokens.split[x] = _squeeze(tokens, node, pieces, axis, f"{x.name}.token")
+    elif count == 1:
+        tokens.split[x] = _squeeze(tokens, node, (source,), axis, f"{x.name}.token")
+    else:
+        width = _width(x)
+        if width is None:
+            return None
+        tokens.split[x] = _split(tokens, node, source, axis, count, width, f"{x.name}.token")
     return tokens.split[x]
 
 
@@ -166,15 +176,29 @@ def _concatenated(value: ir.Value, axis: int, count: int) -> Parts | None:
     return None
 
 
-def _split(node: ir.Node, source: ir.Value, axis: int, count: int, name: str) -> Parts:
-    if count == 1:
-        return (source,)
-    split = ir.node("Split", [source], {"axis": axis, "num_outputs": count}, num_outputs=count)
+def _split(tokens: _Tokens, node: ir.Node, source: ir.Value, axis: int, count: int, width: int, name: str) -> Parts:
+    """Cut [T, M, K] (axis 0) or [M, T, K] (axis 1) into T values [M, K], as a matrix: slices have no axis to drop."""
+    flat = _reshape(tokens.graph, node, source, (-1, width if axis == 0 else count * width), f"{name}.flat")
+    split = ir.node("Split", [flat], {"axis": axis, "num_outputs": count}, num_outputs=count)
     for t, value in enumerate(split.outputs):
         value.name = f"{name}[{t}]"
         value.type = source.type
     node.prepend(split)
     return tuple(split.outputs)
+
+
+def _reshape(graph: ir.Graph, node: ir.Node, value: ir.Value, shape: tuple[int, ...], name: str) -> ir.Value:
+    sizes = "x".join(map(str, shape)).replace("-1", "rows")
+    constant_shape = add_initializer(graph, f"lowering.shape.{sizes}", np.array(shape, dtype=np.int64))
+    out = add_node(node, "Reshape", [value, constant_shape], name=name)
+    out.shape = ir.Shape([None if size == -1 else size for size in shape])
+    return out
+
+
+def _width(value: ir.Value) -> int | None:
+    """Return the size of the last axis where it is known."""
+    last = None if value.shape is None or len(value.shape) == 0 else value.shape[-1]
+    return last if isinstance(last, int) else None
 
 
 def _swaps_rows_and_tokens(node: ir.Node) -> bool:
@@ -189,6 +213,48 @@ def _squeeze(tokens: _Tokens, node: ir.Node, values: Parts, axis: int, name: str
 
 def _axes(graph: ir.Graph, axis: int) -> ir.Value:
     return add_initializer(graph, f"lowering.axes.{axis}", np.array([axis], dtype=np.int64))
+
+
+def _between_gemms(tokens: _Tokens) -> set[ir.Value]:
+    """Return what element-wise operators had better make per token: what leads from one per-token GEMM to another.
+
+    A constant added to a GEMM's product counts too: it is a bias.
+    """
+    cut: set[ir.Value] = set()  # there per token, or can be
+    biased: set[ir.Value] = set()
+    nodes = list(tokens.graph)
+    for node in nodes:
+        if _is_token_gemm(tokens, node):
+            cut.update(value for value in (node.inputs[0], node.outputs[0]) if value is not None)
+        elif _is_elementwise(node) and any(value in cut for value in node.inputs):
+            if all(value in cut or constant(value) is not None or _is_matrix(value) for value in node.inputs):
+                cut.add(node.outputs[0])
+            if node.op_type == "Add" and any(constant(value) is not None for value in node.inputs):
+                biased.add(node.outputs[0])
+    wanted: set[ir.Value] = set()
+    for node in reversed(nodes):
+        out = node.outputs[0]
+        if _is_token_gemm(tokens, node) or (_swaps_rows_and_tokens(node) and out in wanted):
+            wanted.update(value for value in node.inputs[:1] if value is not None)
+        elif out in cut and out in wanted and _is_elementwise(node):
+            wanted.update(value for value in node.inputs if value is not None)
+    return {value for value in cut & wanted | biased if _width(value) is not None}
+
+
+def _is_token_gemm(tokens: _Tokens, node: ir.Node) -> bool:
+    w = node.inputs[1] if node.op_type == "MatMul" and node.domain == "" else None
+    if w is None or rank(w) != 3 or _elements_per_token(w) < tokens.min_elements or _width(node.outputs[0]) is None:
+        return False
+    return constant(w) is not None or int8_weight(w) is not None
+
+
+def _is_elementwise(node: ir.Node) -> bool:
+    return node.domain == "" and node.op_type in UNARY | BINARY
+
+
+def _is_matrix(value: ir.Value | None) -> bool:
+    dims = None if value is None else rank(value)
+    return dims is not None and dims <= 2
 
 
 def _elementwise(tokens: _Tokens, node: ir.Node) -> Parts | None:
@@ -252,12 +318,11 @@ def _take_over(tokens: _Tokens, value: ir.Value, parts: Parts, axis: int) -> ir.
     assert node is not None
     name = value.name
     value.name = f"{name}.before"
-    axes = _axes(tokens.graph, axis)
-    raised = [
-        add_node(node, "Unsqueeze", [part, axes], name=f"{name}.raised[{t}]", like=value)
-        for t, part in enumerate(parts)
-    ]
-    whole = add_node(node, "Concat", [*raised], {"axis": axis}, name=str(name), like=value)
+    width = _width(value)
+    assert width is not None  # slices are only made of values whose width is known
+    joined = add_node(node, "Concat", [*parts], {"axis": axis}, name=f"{name}.joined", like=value)
+    shape = (len(parts), -1, width) if axis == 0 else (-1, len(parts), width)
+    whole = _reshape(tokens.graph, node, joined, shape, str(name))
     whole.shape = value.shape
     ir.convenience.replace_all_uses_with(value, whole, replace_graph_outputs=True)
     return whole
