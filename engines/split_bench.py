@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from engines.backend import Array
-from engines.backends.onnxruntime import ONE_USER_FILE
+from engines.backends._ort_forms import ONE_USER, form_file
 from engines.compile import EnginePlan, compile_engine, load_built
 from engines.latency import RequestLatency, measure
 from engines.machine_peak import measure_peak
@@ -145,7 +145,9 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
         feeds = _feeds(ranker, request.user, request.items, candidates)
         for runner in runners.values():
             runner.close()
-        files = {side: f"{side}.onnx" for side in onnx} | ({"item": ONE_USER_FILE} if ranker.broadcasts else {})
+        files = {side: f"{side}.onnx" for side in onnx} | (
+            {"item": form_file("item", ONE_USER)} if ranker.broadcasts else {}
+        )
         ops = {side: _profile(folder / files[side], feeds[side]) for side in onnx}
     return Measured(
         case,

@@ -47,8 +47,11 @@ def check_ids(side: str, given: Mapping[str, Array], sizes: Mapping[str, int]) -
     """
     for name, rows in sizes.items():
         ids = given.get(name)
-        # Seen as unsigned a negative id is a huge one, so that one pass finds both.
-        if ids is not None and ids.dtype == np.int64 and ids.size and ids.view(np.uint64).max() >= rows:
+        if ids is None or ids.dtype != np.int64 or ids.size == 0:
+            continue
+        # Seen as unsigned a negative id is a huge one, so that one pass finds both; a single id needs no pass.
+        sound = 0 <= ids.item() < rows if ids.size == 1 else ids.view(np.uint64).max() < rows
+        if not sound:
             wrong = int(ids[(ids < 0) | (ids >= rows)].flat[0])
             raise UgsepError(
                 f"{side} feature '{name}' has id {wrong}; its table has {rows} rows, so ids go from 0 to {rows - 1}"

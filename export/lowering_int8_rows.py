@@ -39,9 +39,10 @@ class _Rows:
 
 
 def multiply_int8_rows(graph: ir.Graph) -> tuple[str, ...]:
-    """Rewrite every MatMul(x [.., M, K], int8 weight [K, N]); return the weights' names.
+    """Rewrite every MatMul(x [.., M, K], int8 weight [K, N] or [T, K, N]); return the weights' names.
 
-    Scales are one per column ([N], axis 1) or one for all. Weights of another rank are left as they are.
+    Scales are one per column ([N], axis 1; [T, 1, N], axis 1, block_size K) or, of a matrix, one for all. Other
+    weights are left as they are.
     """
     quantized: dict[ir.Value, _Rows] = {}
     done: list[str] = []
@@ -49,13 +50,20 @@ def multiply_int8_rows(graph: ir.Graph) -> tuple[str, ...]:
         if node.op_type != "MatMul" or node.domain != "":
             continue
         x, weight = node.inputs[0], int8_weight(node.inputs[1])
-        if x is None or weight is None or weight.q.ndim != 2 or weight.axis not in (1, -1):
+        if x is None or weight is None or not _has_column_scales(weight):
             continue
         if x not in quantized:
-            quantized |= _quantize_tokens(graph, x) or {x: _quantize(graph, node, x, weight.q.shape[0])}
+            quantized |= _quantize_tokens(graph, x) or {x: _quantize(graph, node, x, weight.q.shape[-2])}
         _multiply(graph, node, weight, quantized[x])
         done.append(str(weight.values.name))
     return tuple(dict.fromkeys(done))
+
+
+def _has_column_scales(weight: Int8Weight) -> bool:
+    if weight.q.ndim == 2:
+        return weight.axis in (1, -1)
+    tokens, _, n = weight.q.shape if weight.q.ndim == 3 else (0, 0, 0)
+    return weight.s.shape == (tokens, 1, n) and weight.axis in (1, -2)
 
 
 def _quantize_tokens(graph: ir.Graph, x: ir.Value) -> dict[ir.Value, _Rows]:
@@ -106,9 +114,10 @@ def _quantize(graph: ir.Graph, before: ir.Node, x: ir.Value, width: int) -> _Row
 
 
 def _multiply(graph: ir.Graph, node: ir.Node, weight: Int8Weight, rows: _Rows) -> None:
-    n = weight.q.shape[1]
-    scales = np.broadcast_to(weight.s.reshape(-1), (n,))
-    columns = add_initializer(graph, f"{weight.scale.name}.columns", scales)
+    columns = weight.scale
+    if weight.q.ndim == 2:
+        scales = np.broadcast_to(weight.s.reshape(-1), weight.q.shape[1:])
+        columns = add_initializer(graph, f"{weight.scale.name}.columns", scales)
     one, zero = _constant(graph, "one", np.float32(1.0)), _constant(graph, "zero", np.uint8(_ZERO))
     out = node.outputs[0]
     name = str(out.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from engines.backend import (
     Progress,
     Runner,
     TensorSpec,
+    WeightFate,
     check_feeds,
     check_options,
     usual_rows,
@@ -27,21 +28,24 @@ from engines.backend import (
 from engines.backends._graph_io import graph_io, read_graph
 from engines.backends._loaded_io import check_loaded
 from engines.backends._ort_fates import check_fates, weight_fates
-from engines.backends._ort_one_user import (
-    Forms,
-    TwoFormRunner,
+from engines.backends._ort_forms import (
+    ANY,
+    FEW_ROWS,
+    ONE_USER,
+    FormRunner,
     broadcasting_form,
+    cut_profiles,
+    form_file,
     gathering_form,
     has_both_forms,
-    measure_forms,
+    row_axis,
     with_both_forms,
 )
-from export.lowering import lower_for_cpu, lower_for_one_user
+from engines.backends._ort_measure import RowForms, UserForms, measure_row_forms, measure_user_forms
+from export.lowering import Int8Gemms, LoweredGraph, lower_for_cpu, lower_for_one_user
 from graphs.errors import UgsepError
 
 NAME = "onnxruntime"
-#: The item graph for requests of one user; its weights are those of ``item.onnx``.
-ONE_USER_FILE = "item.one_user.onnx"
 ONNX_VARIANT = {"fp32": "fp32", "w8a32": "w8a32", "w8a8-dynamic": "w8a32"}
 #: ``threads``: intra-op threads. ``spinning``: idle threads spin, which lowers latency by microseconds and
 #: burns a core per thread. ``save_optimized``: also keep the runtime's optimised graph, for this CPU only.
@@ -60,13 +64,15 @@ _INT8_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "asimddp"})
 
 _DTYPES = {"float": "float32", "double": "float64"}  # the types whose names differ from NumPy's
 
-#: One GEMM per token beats one batched MatMul from 4 rows on (1.0 to 2.4 times, tokens 8 and 16, widths 64 to 768);
-#: with fewer rows only for weights of at least this many elements per token, below that nodes cost more.
+#: One FP32 GEMM per token beats one batched MatMul from 4 rows on (1.0 to 2.4 times, tokens 8 and 16, widths 64 to
+#: 768); with fewer rows only for weights of at least this many elements per token, below that nodes cost more. Rows
+#: rounded to int8 want weights below it batched at any number of rows: rounding takes six nodes.
 _ROWS_THAT_PAY = 4
 _SMALL_TOKEN_WEIGHT = 1 << 17
-#: From this many rows on, int8 GEMMs on rows quantized in the graph beat MatMulNBits (768 x 2048: 1.2 times at 16
-#: rows, 1.6 times at 256), which packs its weight for few rows.
-_ROWS_FOR_INTEGER_GEMMS = 16
+#: int8 GEMMs for few rows, which MatMulNBits packs its weight for, and for many. Where one gives way to the other is
+#: measured: on CPUs with int8 dot products at 8 to 16 rows.
+_FEW_ROWS_GEMMS: Int8Gemms = "matmul-nbits"
+_MANY_ROWS_GEMMS: Int8Gemms = "integer-rows"
 
 
 def probe() -> Availability:
@@ -99,30 +105,41 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     original = read_graph(spec.onnx)
     progress(f"onnxruntime: lowering {spec.side} for the CPU ({spec.precision})")
     if spec.precision == "w8a8-dynamic":
-        many_rows = usual_rows(spec) >= _ROWS_FOR_INTEGER_GEMMS
-        lowered = lower_for_cpu(spec.onnx, file, "integer-rows" if many_rows else "matmul-nbits")
+        lowered = lower_for_cpu(spec.onnx, file, _MANY_ROWS_GEMMS, _SMALL_TOKEN_WEIGHT)
     else:
         few_rows = usual_rows(spec) < _ROWS_THAT_PAY
         lowered = lower_for_cpu(spec.onnx, file, "keep", _SMALL_TOKEN_WEIGHT if few_rows else 0)
-    files = [file.name, *(data.name for data in [file.with_name(f"{file.name}.data")] if data.exists())]
     progress(f"onnxruntime: reading back the optimised {spec.side} graph")
+    loaded, fates, nodes = _read_back(ort, spec, original, lowered, session)
+    inputs, outputs = graph_io(read_graph(file))
+    measured: list[RowForms | UserForms] = []
+    graphs, profiles = [file.name], spec.profiles
+    if spec.precision == "w8a8-dynamic" and lowered.fused:
+        progress(f"onnxruntime: measuring which int8 GEMMs suit how many rows of the {spec.side} graph")
+        few = lower_for_cpu(spec.onnx, out_dir / form_file(spec.side, FEW_ROWS), _FEW_ROWS_GEMMS)
+        few_loaded, _, _ = _read_back(ort, spec, original, few, session)
+        pair = (_FEW_ROWS_GEMMS, few_loaded), (_MANY_ROWS_GEMMS, loaded)
+        rows = measure_row_forms(*pair, inputs, row_axis(spec.side), usual_rows(spec))
+        measured.append(rows)
+        if 0 < rows.few_up_to < usual_rows(spec):
+            graphs.append(few.path.name)
+            profiles = cut_profiles(spec.side, profiles, rows.few_up_to)
+        else:
+            _remove(few.path)
+        if rows.few_up_to >= usual_rows(spec):
+            _remove(file)
+            lowered = lower_for_cpu(spec.onnx, file, _FEW_ROWS_GEMMS)
+            loaded, fates, nodes = _read_back(ort, spec, original, lowered, session)
+    one_user = _add_one_user_form(ort, file, loaded, inputs, spec, session)
+    if one_user is not None:
+        measured.append(one_user)
+        graphs += [form_file(spec.side, ONE_USER)] if one_user.pays else []
     requires: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(dir=out_dir, prefix=".optimised-") as scratch:
-        optimised = Path(scratch) / f"{spec.side}.optimised.onnx"
-        loaded = start_session(ort, file, session, optimised)
-        compiled = onnx.load(optimised, load_external_data=False)
-        if options["save_optimized"]:
-            requires["isa"] = host_isa()
-            for path in sorted(Path(scratch).iterdir()):
-                path.rename(out_dir / path.name)
-                files.append(path.name)
-    graph = read_graph(file)
-    fates = weight_fates(original, graph, compiled, lowered)
-    check_fates(spec, fates)
-    inputs, outputs = graph_io(graph)
-    forms = _add_one_user_form(ort, file, loaded, inputs, spec, session)
-    if forms is not None and forms.pays:
-        files.append(ONE_USER_FILE)
+    if options["save_optimized"]:
+        requires["isa"] = host_isa()
+        start_session(ort, file, session, out_dir / f"{spec.side}.optimised.onnx")
+        graphs.append(f"{spec.side}.optimised.onnx")
+    files = [name for graph in graphs for name in (graph, f"{graph}.data") if (out_dir / name).exists()]
     built = BuiltEngine(
         backend=NAME,
         side=spec.side,
@@ -134,16 +151,39 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         session=session,
         requires=requires,
         tools={"onnxruntime": ort.__version__, "onnx": onnx.__version__},
-        profiles=spec.profiles,
+        profiles=profiles,
         weights=fates,
         figures={
             "build_seconds": time.perf_counter() - started,
-            "nodes": float(len(compiled.graph.node)),
-            **(forms.figures() if forms is not None else {}),
+            "nodes": float(nodes),
+            **{name: value for forms in measured for name, value in forms.figures().items()},
         },
-        notes=(str(forms),) if forms is not None else (),
+        notes=tuple(map(str, measured)),
     )
-    return with_both_forms(built) if ONE_USER_FILE in files else built
+    return with_both_forms(built) if one_user is not None and one_user.pays else built
+
+
+def _read_back(
+    ort: Any, spec: BuildSpec, original: onnx.ModelProto, lowered: LoweredGraph, session: Mapping[str, Option]
+) -> tuple[Any, tuple[WeightFate, ...], int]:
+    """Load a lowered graph; return the session, what became of each weight, and how many nodes were left.
+
+    Raises:
+        UgsepError: a weight does not run as the precision says.
+    """
+    with tempfile.TemporaryDirectory(dir=lowered.path.parent, prefix=".optimised-") as scratch:
+        optimised = Path(scratch) / lowered.path.name
+        loaded = start_session(ort, lowered.path, session, optimised)
+        compiled = onnx.load(optimised, load_external_data=False)
+    fates = weight_fates(original, read_graph(lowered.path), compiled, lowered)
+    check_fates(spec, fates)
+    return loaded, fates, len(compiled.graph.node)
+
+
+def _remove(graph: Path) -> None:
+    """Remove a graph and its weights; sessions that map them keep what they mapped."""
+    graph.unlink()
+    graph.with_name(f"{graph.name}.data").unlink(missing_ok=True)
 
 
 def _add_one_user_form(
@@ -153,21 +193,27 @@ def _add_one_user_form(
     inputs: tuple[TensorSpec, ...],
     spec: BuildSpec,
     session: Mapping[str, Option],
-) -> Forms | None:
-    """Write the broadcasting form of an item graph beside it and measure both; it only stays where it is faster."""
-    one_user = file.with_name(ONE_USER_FILE)
+) -> UserForms | None:
+    """Write the broadcasting form of an item graph beside it and measure both; it only stays where it is faster.
+
+    The form for few rows, where there is one, takes what the faster of the two takes.
+    """
+    one_user = file.with_name(form_file("item", ONE_USER))
     if spec.side != "item" or not lower_for_one_user(file, one_user):
         return None
-    forms = measure_forms(gathering, start_session(ort, one_user, session), inputs, usual_rows(spec))
+    forms = measure_user_forms(gathering, start_session(ort, one_user, session), inputs, usual_rows(spec))
+    few_rows = file.with_name(form_file("item", FEW_ROWS))
     if not forms.pays:
         one_user.unlink()
+    elif few_rows.exists():
+        lower_for_one_user(few_rows, few_rows)
     return forms
 
 
 def load(
     directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
 ) -> Runner:
-    """Start a session with the pinned options; where there are two forms, that for one user.
+    """Start a session with the pinned options; of several forms, that for one user and the usual number of rows.
 
     The graph optimised at build time is used where the bundle has one and this CPU is the one it was made on;
     else the portable graph, which is always there.
@@ -180,13 +226,18 @@ def load(
     session = {k: v for k, v in built.session.items() if k != _EXACT_INT8} | _int8_settings()
     if threads is not None:
         session["intra_op_num_threads"] = threads
-    if has_both_forms(built):
-        one = directory / ONE_USER_FILE
-        runner = _started(ort, one, broadcasting_form(built), session)
-        files = [directory / name for name in built.files if name != ONE_USER_FILE]
-        several = partial(_load_whole, ort, directory, gathering_form(built), session)
-        return TwoFormRunner(runner, several, built, files)
-    return _load_whole(ort, directory, built, session)
+    both = has_both_forms(built)
+    forms: dict[str, Callable[[], Runner]] = {
+        ANY: partial(_load_whole, ort, directory, gathering_form(built) if both else built, session)
+    }
+    for form in (ONE_USER, FEW_ROWS):
+        name = form_file(built.side, form)
+        if name in built.files:
+            takes = broadcasting_form(built) if both else built
+            forms[form] = partial(_started, ort, directory / name, takes, session)
+    if len(forms) == 1:
+        return forms[ANY]()
+    return FormRunner(forms, ONE_USER if both else ANY, built, [directory / name for name in built.files])
 
 
 def _load_whole(ort: Any, directory: Path, built: BuiltEngine, session: Mapping[str, Option]) -> CpuRunner:

@@ -11,8 +11,7 @@ import pytest
 
 from engines import Ranker
 from engines.backend import BuildSpec, BuiltEngine
-from engines.backends import _ort_one_user, onnxruntime
-from engines.backends.onnxruntime import ONE_USER_FILE
+from engines.backends import _ort_forms, _ort_measure, onnxruntime
 from engines.bundle import open_bundle
 from engines.manifest import engine_for
 from engines.pipeline import build
@@ -22,6 +21,7 @@ from graphs.names import USER_INDEX
 from tests import tiny
 from tests.export.lowering_graphs import item, reference
 
+ONE_USER_FILE = _ort_forms.form_file("item", _ort_forms.ONE_USER)
 ALWAYS, NEVER = -1e9, 1.0  # the least gain that makes the second form pay
 
 
@@ -48,24 +48,24 @@ def requests(candidates: int, users: int, seed: int = 0) -> dict[str, np.ndarray
 @pytest.mark.parametrize("precision", ["fp32", "w8a32"])
 def test_both_forms_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     bound = 1e-5  # sums of 16 products, in another order
-    monkeypatch.setattr(_ort_one_user, "LEAST_GAIN", ALWAYS)
+    monkeypatch.setattr(_ort_measure, "LEAST_GAIN", ALWAYS)
     source, built = build_item(tmp_path, precision)
     assert ONE_USER_FILE in built.files
     assert {s.name: s.shape for s in built.inputs}[USER_INDEX] == ("user_rows",)
     runner = onnxruntime.load(tmp_path / "out", built)
-    assert isinstance(runner, _ort_one_user.TwoFormRunner)
+    assert isinstance(runner, _ort_forms.FormRunner)
     for candidates in (1, 2, 257):
         feeds = requests(candidates, 1, candidates)
         want = reference(source, feeds)["click"]
         got = runner.infer({**feeds, USER_INDEX: np.zeros(1, np.int64)})["click"]
         assert np.abs(got - want).max() < bound
         assert np.ptp(want) > 0 or candidates == 1
-    assert runner._several is None  # one user's requests never load the second copy of the weights
+    assert runner.loaded == {_ort_forms.ONE_USER}  # one user's requests never load the second copy of the weights
     for candidates, users in ((1, 3), (2, 3), (257, 3)):
         feeds = requests(candidates, users, candidates)
         feeds[USER_INDEX][0] = 2  # one candidate of the last of several users is no broadcast
         assert np.abs(runner.infer(feeds)["click"] - reference(source, feeds)["click"]).max() < bound
-    assert runner._several is not None
+    assert runner.loaded == {_ort_forms.ONE_USER, _ort_forms.ANY}
     runner.close()
     for feeds in (requests(2, 3), {**requests(2, 1), USER_INDEX: np.zeros(1, np.int64)}):
         with pytest.raises(UgsepError, match="closed"):
@@ -73,7 +73,7 @@ def test_both_forms_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_slower_form_is_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ort_one_user, "LEAST_GAIN", NEVER)
+    monkeypatch.setattr(_ort_measure, "LEAST_GAIN", NEVER)
     _, built = build_item(tmp_path, "fp32")
     assert ONE_USER_FILE not in built.files
     assert not (tmp_path / "out" / ONE_USER_FILE).exists()
@@ -84,9 +84,9 @@ def test_the_slower_form_is_not_shipped(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_choice_follows_the_medians() -> None:
-    assert _ort_one_user.Forms(256, 9.0, 10.0).pays
-    assert not _ort_one_user.Forms(256, 9.9, 10.0).pays  # within noise
-    assert not _ort_one_user.Forms(256, 11.0, 10.0).pays
+    assert _ort_measure.UserForms(256, 9.0, 10.0).pays
+    assert not _ort_measure.UserForms(256, 9.9, 10.0).pays  # within noise
+    assert not _ort_measure.UserForms(256, 11.0, 10.0).pays
 
 
 def test_forms_that_differ_fail_the_build() -> None:
@@ -98,13 +98,13 @@ def test_forms_that_differ_fail_the_build() -> None:
             return [np.full(3, self.value, np.float32)]
 
     with pytest.raises(UgsepError, match="scores one user's request differently"):
-        _ort_one_user.measure_forms(Session(0.0), Session(1.0), (), 3)
+        _ort_measure.measure_user_forms(Session(0.0), Session(1.0), (), 3)
     with pytest.raises(UgsepError, match="scores one user's request differently"):
-        _ort_one_user.measure_forms(Session(0.0), Session(np.nan), (), 3)
+        _ort_measure.measure_user_forms(Session(0.0), Session(np.nan), (), 3)
 
 
 def test_bad_feeds_are_told_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ort_one_user, "LEAST_GAIN", ALWAYS)
+    monkeypatch.setattr(_ort_measure, "LEAST_GAIN", ALWAYS)
     _, built = build_item(tmp_path, "fp32")
     runner = onnxruntime.load(tmp_path / "out", built)
     good = {**requests(4, 1), USER_INDEX: np.zeros(1, np.int64)}
@@ -121,18 +121,18 @@ def test_bad_feeds_are_told_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_second_form_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ort_one_user, "LEAST_GAIN", ALWAYS)
+    monkeypatch.setattr(_ort_measure, "LEAST_GAIN", ALWAYS)
     source, built = build_item(tmp_path, "fp32")
     runner = onnxruntime.load(tmp_path / "out", built)
-    assert isinstance(runner, _ort_one_user.TwoFormRunner)
+    assert isinstance(runner, _ort_forms.FormRunner)
     loads: list[int] = []
-    load = runner._load
+    load = runner._load[_ort_forms.ANY]
 
     def counted():
         loads.append(1)
         return load()
 
-    runner._load = counted
+    runner._load[_ort_forms.ANY] = counted
     feeds = requests(9, 3)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: runner.infer(feeds)["click"], range(12)))
@@ -143,7 +143,7 @@ def test_the_second_form_is_loaded_once(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_replaced_bundle_is_not_mixed_with_the_loaded_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ort_one_user, "LEAST_GAIN", ALWAYS)
+    monkeypatch.setattr(_ort_measure, "LEAST_GAIN", ALWAYS)
     _, built = build_item(tmp_path, "fp32")
     file = tmp_path / "out" / "item.onnx"
     for change in (lambda: file.write_bytes(file.read_bytes()), file.unlink):
@@ -159,7 +159,7 @@ def test_a_replaced_bundle_is_not_mixed_with_the_loaded_one(tmp_path: Path, monk
 def test_a_bundle_of_either_form(
     tiny_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float
 ) -> None:
-    monkeypatch.setattr(_ort_one_user, "LEAST_GAIN", gain)
+    monkeypatch.setattr(_ort_measure, "LEAST_GAIN", gain)
     out = tmp_path / "bundle"
     build("tiny", tiny.RECIPE, tiny_sources, out)
     manifest = open_bundle(out)

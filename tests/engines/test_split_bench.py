@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from click.testing import CliRunner
 
-from engines.backends import _ort_one_user
+from engines.backends import _ort_measure
 from engines.latency import Percentiles, RequestLatency
 from engines.recipe import Recipe
 from engines.split_bench import CASES, Measured, bench, main, split_only
@@ -40,7 +40,7 @@ def test_the_limit_counts_flops_for_items_and_bytes_for_the_user() -> None:
 
 @pytest.mark.parametrize(("precision", "least_gain"), [("fp32", 1.0), ("w8a8-dynamic", -1e9)])
 def test_a_tiny_model(monkeypatch: pytest.MonkeyPatch, precision: str, least_gain: float) -> None:
-    monkeypatch.setattr(_ort_one_user, "LEAST_GAIN", least_gain)  # items of one user: gathered, broadcast
+    monkeypatch.setattr(_ort_measure, "LEAST_GAIN", least_gain)  # items of one user: gathered, broadcast
     found = bench("tiny", RECIPE, precision, candidates=9)
     assert 0 < found.item_share < 1
     assert found.latency.candidates == 9
