@@ -292,7 +292,7 @@ def check_feeds(expected: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) ->
         convert = array.dtype != wanted
         if not _fits(spec.shape, array.shape) or (convert and {array.dtype, wanted} != _FLOATS):
             want = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
-            raise UgsepError(f"input '{spec.name}' is {array.dtype.name}{list(array.shape)}; the engine takes {want}")
+            raise UgsepError(f"input '{spec.name}' is {array.dtype}{list(array.shape)}; the engine takes {want}")
         if 0 in array.shape:
             raise UgsepError(f"input '{spec.name}' has no rows: shape {list(array.shape)}; give at least one")
         checked[spec.name] = np.ascontiguousarray(_as_float(spec, array) if convert else array)

@@ -220,14 +220,16 @@ def _between_gemms(tokens: _Tokens) -> set[ir.Value]:
 
     A constant added to a GEMM's product counts too: it is a bias.
     """
-    cut: set[ir.Value] = set()  # there per token, or can be
+    there: set[ir.Value] = set()  # known per token
+    cut: set[ir.Value] = set()  # those of them that nodes can make per token
     biased: set[ir.Value] = set()
     nodes = list(tokens.graph)
     for node in nodes:
         if _is_token_gemm(tokens, node):
-            cut.update(value for value in (node.inputs[0], node.outputs[0]) if value is not None)
-        elif _is_elementwise(node) and any(value in cut for value in node.inputs):
-            if all(value in cut or constant(value) is not None or _is_matrix(value) for value in node.inputs):
+            there.update(value for value in (node.inputs[0], node.outputs[0]) if value is not None)
+        elif _is_elementwise(node) and any(value in there for value in node.inputs):
+            if all(value in there or constant(value) is not None or _is_matrix(value) for value in node.inputs):
+                there.add(node.outputs[0])
                 cut.add(node.outputs[0])
             if node.op_type == "Add" and any(constant(value) is not None for value in node.inputs):
                 biased.add(node.outputs[0])

@@ -241,3 +241,30 @@ def test_a_graph_beyond_two_gigabytes(tmp_path: Path) -> None:
     part = np.memmap(tmp_path / place["location"], np.float32, "r", int(place["offset"]), (k, n))
     assert part[-1, -1] == 7
     assert not part[-1, :-1].any()
+
+
+def test_behind_the_last_token_gemm_nodes_are_not_repeated_per_token(tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    g = Graph(rng, False)
+    tokens, width, layers = 3, 8, 24  # deep: looking where each value leads must not follow every path anew
+    x = "x"
+    for i in range(layers):
+        y = g.add("MatMul", x, g.weight(f"w{i}", tokens, width, width))
+        y = g.add("Add", g.add("Add", y, g.bias(f"b{i}", tokens, 1, width)), x)
+        mean = g.add("ReduceMean", g.add("Mul", y, y), g.const("last", np.array([-1])), keepdims=1)
+        x = g.add("Div", y, g.add("Sqrt", g.add("Add", mean, g.const("eps", np.float32(1e-6)))))
+    for _ in range(40):  # a ladder of sums, with two ways at each rung
+        x = g.add("Add", x, g.add("Neg", x))
+        x = g.add("Add", x, g.const("one", np.float32(1)))
+    g.add("MatMul", x, g.weight("last.weight", tokens, width, width), out="y")
+    float_type = onnx.TensorProto.FLOAT
+    shape = [tokens, "rows", width]
+    source = g.save(tmp_path / "a.onnx", {"x": (float_type, shape)}, {"y": shape})
+    lowered = lower_for_cpu(source, tmp_path / "b.onnx").path
+    operators = [node.op_type for node in onnx.load(lowered).graph.node]
+    assert operators.count("MatMul") == tokens * (layers + 1)
+    assert operators.count("Add") == layers * (tokens + 2) + 80, "biases per token; residuals, norms and sums whole"
+    assert operators.count("Mul") == operators.count("Div") == operators.count("Sqrt") == layers
+    x_value = rng.standard_normal((tokens, 5, width)).astype(np.float32)
+    want, got = (reference(file, {"x": x_value})["y"] for file in (source, lowered))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)

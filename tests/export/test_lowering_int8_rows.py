@@ -76,3 +76,43 @@ def test_per_token_chains(tmp_path: Path, rng: np.random.Generator) -> None:
     want, got = reference(source, {"x": x})["click"], reference(lowered.path, {"x": x})["click"]
     # int8 activations: relative error of a row about 1/254 per GEMM; three GEMMs deep, logits of size 1..5.
     assert 0 < np.abs(got - want).max() < 0.2
+
+
+def test_small_token_weights_are_multiplied_in_one_batch(tmp_path: Path, rng: np.random.Generator) -> None:
+    tokens, width, hidden = FFN_SHAPE
+    source = ffn(tmp_path / "a.onnx", rng, True, "swiglu")
+    apart = lower_for_cpu(source, tmp_path / "apart.onnx", "integer-rows").path
+    batched = lower_for_cpu(source, tmp_path / "batched.onnx", "integer-rows", width * hidden + 1)
+    assert batched.fused == {"up.weight", "gate.weight", "down.weight", "dense.weight"}
+    operators = [node.op_type for node in onnx.load(batched.path, load_external_data=False).graph.node]
+    assert operators.count("MatMulIntegerToFloat") == 4
+    assert operators.count("Abs") == 3, "rows that gate and up read are rounded once"
+    assert "DequantizeLinear" not in operators
+    x = rng.standard_normal((65, tokens, width)).astype(np.float32)
+    # The same rows, rounded by the same scales, in the same products: only the order of float operations differs,
+    # but a value that then rounds to the next step moves what follows by a step.
+    got, want = (reference(file, {"x": x})["click"] for file in (batched.path, apart))
+    np.testing.assert_allclose(got, want, rtol=0, atol=0.05)
+    assert np.median(np.abs(got - want)) < 1e-4
+
+
+def test_rows_are_rounded_before_they_are_cut_by_token(tmp_path: Path, rng: np.random.Generator) -> None:
+    g = Graph(rng, True)
+    tokens, k = 3, 8
+    norm = g.add("LayerNormalization", "x", g.const("gain", np.ones(k, np.float32)), axis=-1)
+    for name in ("left", "right"):
+        g.add("MatMul", norm, g.weight(f"{name}.weight", tokens, k, 5), out=name)
+    float_type = onnx.TensorProto.FLOAT
+    source = g.save(
+        tmp_path / "a.onnx",
+        {"x": (float_type, [tokens, "rows", k])},
+        {name: [tokens, "rows", 5] for name in ("left", "right")},
+    )
+    lowered = lower_for_cpu(source, tmp_path / "b.onnx", "integer-rows").path
+    operators = [node.op_type for node in onnx.load(lowered).graph.node]
+    assert operators.count("Abs") == 1
+    assert operators.count("MatMulIntegerToFloat") == 2 * tokens
+    x = rng.standard_normal((tokens, 7, k)).astype(np.float32)
+    for name, want in reference(source, {"x": x}).items():
+        # Values are below 8 ** 0.5, weights below 1.5 / 8 ** 0.5; of eight products each is off by half a step.
+        assert np.abs(reference(lowered, {"x": x})[name] - want).max() < 8 * 0.5 * 8**0.5 / 127 * 1.5 / 8**0.5
