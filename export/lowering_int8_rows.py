@@ -103,8 +103,16 @@ def _quantize(graph: ir.Graph, before: ir.Node, x: ir.Value, width: int) -> _Row
     axes = add_initializer(graph, "lowering.rows.axes", np.array([-1], np.int64))
     size = add_node(before, "Abs", [x], name=f"{name}.size")
     maximum = add_node(before, "ReduceMax", [size, axes], {"keepdims": 1}, name=f"{name}.maximum")
-    step = add_node(before, "Mul", [maximum, _constant(graph, "step", np.float32(1 / _LARGEST))], name=f"{name}.step")
-    scale = add_node(before, "Max", [step, _constant(graph, "smallest", np.float32(_SMALLEST))], name=f"{name}.scale")
+    # With as many axes as the scales, or the runtime broadcasts value by value: 20 us instead of 1 for 2048 rows.
+    axes_of_scale = (1,) * (rank(x) or 0)
+    largest, smallest = (
+        add_initializer(
+            graph, f"lowering.rows.{end}.{len(axes_of_scale)}", np.full(axes_of_scale, number, np.float32)
+        )
+        for end, number in (("inverse", 1 / _LARGEST), ("smallest", _SMALLEST))
+    )
+    step = add_node(before, "Mul", [maximum, largest], name=f"{name}.step")
+    scale = add_node(before, "Max", [step, smallest], name=f"{name}.scale")
     zero = _constant(graph, "zero", np.uint8(_ZERO))
     beyond = _constant(graph, "beyond", np.float32(_BEYOND_SCALES))
     zeros = add_node(before, "QuantizeLinear", [scale, beyond, zero], name=f"{name}.zeros", like=zero)

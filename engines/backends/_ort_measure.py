@@ -31,7 +31,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class UserForms:
-    """Medians in milliseconds for ``candidates`` items of one user, both forms interleaved in one run."""
+    """Times in milliseconds for ``candidates`` items of one user, both forms interleaved in one run."""
 
     candidates: int
     broadcast_ms: float
@@ -43,11 +43,11 @@ class UserForms:
         return self.broadcast_ms < (1 - LEAST_GAIN) * self.gather_ms
 
     def figures(self) -> dict[str, float]:
-        """Return both medians as figures of a built engine."""
+        """Return both times as figures of a built engine."""
         return {"one_user_broadcast_ms": self.broadcast_ms, "one_user_gather_ms": self.gather_ms}
 
     def __str__(self) -> str:
-        """Return choice and medians as one readable line."""
+        """Return choice and times as one readable line."""
         return (
             f"one user, {self.candidates} candidates: state broadcast {self.broadcast_ms:.3f} ms, gathered "
             f"{self.gather_ms:.3f} ms; {'broadcast' if self.pays else 'gathered'} is used"
@@ -56,7 +56,7 @@ class UserForms:
 
 @dataclass(frozen=True)
 class RowForms:
-    """Medians in milliseconds of a form for few rows and one for many, by number of rows, smallest first."""
+    """Times in milliseconds of a form for few rows and one for many, by number of rows, smallest first."""
 
     few: str
     many: str
@@ -73,7 +73,7 @@ class RowForms:
         return most
 
     def figures(self) -> dict[str, float]:
-        """Return all medians as figures of a built engine."""
+        """Return all times as figures of a built engine."""
         return {
             f"{form}_{rows}_rows_ms": ms
             for rows, pair in self.ms.items()
@@ -81,7 +81,7 @@ class RowForms:
         }
 
     def __str__(self) -> str:
-        """Return choice and medians as one readable line."""
+        """Return choice and times as one readable line."""
         measured = ", ".join(f"{rows} rows {few:.3f} and {many:.3f} ms" for rows, (few, many) in self.ms.items())
         most = self.few_up_to
         choice = f"{self.few} is used up to {most} rows" if most else f"{self.many} is used for any"
@@ -101,9 +101,7 @@ def measure_user_forms(
     # Sums of the same terms in another order; int8 activations may also round to the next step.
     if not _agree(gathering.run(None, feeds), broadcasting.run(None, fewer), _ROUNDING):
         raise UgsepError("the item graph scores one user's request differently when state is broadcast")
-    gather, broadcast = _medians(
-        [lambda: gathering.run(None, feeds), lambda: broadcasting.run(None, fewer)], _SECONDS
-    )
+    gather, broadcast = _times([lambda: gathering.run(None, feeds), lambda: broadcasting.run(None, fewer)], _SECONDS)
     return UserForms(candidates, broadcast, gather)
 
 
@@ -122,7 +120,7 @@ def measure_row_forms(
         if not _agree(many[1].run(None, feeds), few[1].run(None, feeds), _OTHER_SCALES):
             raise UgsepError(f"the graph says something else as {few[0]} than as {many[0]}")
         calls = [_call(few[1], feeds), _call(many[1], feeds)]
-        found[rows] = (*_medians(calls, _SECONDS / len(ladder)),)
+        found[rows] = (*_times(calls, _SECONDS / len(ladder)),)
         if found[rows][0] >= (1 - LEAST_GAIN) * found[rows][1]:
             break
     return RowForms(few[0], many[0], found)
@@ -139,8 +137,11 @@ def _agree(ones: Sequence[Array], others: Sequence[Array], tolerance: float) -> 
     )
 
 
-def _medians(calls: Sequence[Callable[[], Any]], seconds: float) -> tuple[float, float]:
-    """Return the medians of two calls in milliseconds, timed in turn for so many seconds."""
+def _times(calls: Sequence[Callable[[], Any]], seconds: float) -> tuple[float, float]:
+    """Return the lower quartiles of two calls in milliseconds, timed in turn for so many seconds.
+
+    Not medians: what other work on the machine adds to a call says nothing of the call.
+    """
     times: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
@@ -150,7 +151,7 @@ def _medians(calls: Sequence[Callable[[], Any]], seconds: float) -> tuple[float,
             started = time.perf_counter()
             call()
             taken.append((time.perf_counter() - started) * 1e3)
-    first, second = (float(np.median(taken)) for taken in times)
+    first, second = (float(np.percentile(taken, 25)) for taken in times)
     return first, second
 
 

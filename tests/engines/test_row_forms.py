@@ -129,12 +129,12 @@ class Fixed:
 
 
 def test_measuring_ends_where_the_form_for_few_rows_falls_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    medians = iter([(1.0, 2.0), (1.0, 2.0), (2.0, 1.0), (1.0, 2.0)])
-    monkeypatch.setattr(_ort_measure, "_medians", lambda *_: next(medians))
+    times = iter([(1.0, 2.0), (1.0, 2.0), (2.0, 1.0), (1.0, 2.0)])
+    monkeypatch.setattr(_ort_measure, "_times", lambda *_: next(times))
     found = measure_row_forms(("a", Fixed(1.0)), ("b", Fixed(1.0)), (), "candidates", 12)
     assert list(found.ms) == [1, 2, 4]
     assert found.few_up_to == 2
-    monkeypatch.setattr(_ort_measure, "_medians", lambda *_: (1.0, 2.0))
+    monkeypatch.setattr(_ort_measure, "_times", lambda *_: (1.0, 2.0))
     assert list(measure_row_forms(("a", Fixed(1.0)), ("b", Fixed(1.0)), (), "users", 12).ms) == [1, 2, 4, 8, 12]
 
 
