@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import stat
 import types
 import typing
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -21,6 +23,7 @@ _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_FILE_BYTES = 1 << 42  # 4 TiB: beyond any model, below what breaks arithmetic
 _MAX_RANK = 8
 _MAX_DIM = 1 << 31
+_MAX_NUMBER = 1e300  # beyond every size, count and time, and below what overflows
 _CHUNK = 1 << 22
 
 
@@ -119,15 +122,19 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         if not path.resolve().is_relative_to(directory.resolve()):
             raise UgsepError(f"{path}: a link leads out of the bundle; do not use this bundle")
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise UgsepError(f"{path}: {path.stat().st_size} bytes is no manifest; build the bundle again")
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would never end
+            raise UgsepError(f"{path}: not a file; build the bundle again")
+        if found.st_size > _MAX_MANIFEST_BYTES:
+            raise UgsepError(f"{path}: {found.st_size} bytes is no manifest; build the bundle again")
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UgsepError(f"{directory}: no {MANIFEST}, so no bundle; build one with 'ugsep build'") from error
     except (ValueError, RecursionError) as error:
         raise UgsepError(f"{path}: not valid JSON ({error}); build the bundle again") from error
-    except OSError as error:
-        raise UgsepError(f"{path}: cannot read it ({error.strerror})") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        raise UgsepError(f"{path}: cannot read it ({_reason(error)}); build the bundle again") from error
     if not isinstance(raw, dict):
         raise UgsepError(f"{path}: not a JSON object; build the bundle again")
     _check_version(path, raw)
@@ -144,23 +151,58 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
     """Check size and sha256 of every file before any is loaded.
 
     Raises:
-        UgsepError: a file is missing, leaves the bundle through a link, or differs; both values are printed.
+        UgsepError: a file is missing, leaves the bundle through a link, cannot be read, or differs; both values are
+            printed.
     """
     root = directory.resolve()
     for name, entry in manifest.files.items():
         path = directory / name
-        if not path.resolve().is_relative_to(root):
-            raise UgsepError(f"{path}: a link leads out of the bundle; rebuild: {manifest.rebuild}")
-        if not path.is_file():
-            raise UgsepError(f"{path}: missing from the bundle; rebuild: {manifest.rebuild}")
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise UgsepError(f"{path}: {size} bytes but the manifest says {entry.bytes}; rebuild: {manifest.rebuild}")
-        digest = hash_file(path).sha256
-        if digest != entry.sha256:
-            raise UgsepError(
-                f"{path}: sha256 {digest[:16]} but the manifest says {entry.sha256[:16]}; rebuild: {manifest.rebuild}"
-            )
+        try:
+            problem = _file_problem(path, root, entry)
+        except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+            problem = f"cannot read it ({_reason(error)})"
+        if problem:
+            raise UgsepError(f"{path}: {problem}; rebuild: {manifest.rebuild}")
+
+
+def unlisted_files(directory: Path, manifest: Manifest) -> list[str]:
+    """Return the files and links of a bundle that its manifest does not list, sorted."""
+    known = {MANIFEST, *manifest.files}
+    found = (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({path.relative_to(directory).as_posix() for path in found} - known)
+
+
+def _file_problem(path: Path, root: Path, entry: FileEntry) -> str:
+    """Say what is wrong with one file of a bundle, empty where nothing is."""
+    if not path.resolve().is_relative_to(root):
+        return "a link leads out of the bundle"
+    if not path.is_file():
+        return "missing from the bundle"
+    size = path.stat().st_size
+    if size != entry.bytes:
+        return f"{size} bytes but the manifest says {entry.bytes}"
+    digest = hash_file(path).sha256
+    if digest != entry.sha256:
+        return f"sha256 {digest[:16]} but the manifest says {entry.sha256[:16]}"
+    return ""
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object; of a name given twice, readers disagree on which value counts."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{twice:.60}' is given twice")
+    return made
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _check_version(path: Path, raw: Mapping[str, Any]) -> None:
@@ -190,17 +232,29 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     if origin is Mapping:
         if not isinstance(value, dict):
             raise _Malformed(f"{where} is {value!r:.60}, not an object")
+        for key in value:
+            _check_text(key, f"a name in {where}")
         return {key: _typed(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is typing.Literal:
         if value not in arguments:
             raise _Malformed(f"{where} is {value!r:.60}, not one of {', '.join(map(str, arguments))}")
         return value
     allowed = arguments if origin in (types.UnionType, typing.Union) else (kind,)
-    if type(value) is int and float in allowed and int not in allowed:
+    if type(value) is int and float in allowed and int not in allowed and abs(value) < _MAX_NUMBER:
         return float(value)
     if type(value) not in allowed:
         raise _Malformed(f"{where} is {value!r:.60}, not {' or '.join(t.__name__ for t in allowed)}")
+    if type(value) in (int, float) and not abs(value) < _MAX_NUMBER:
+        raise _Malformed(f"{where} is {value!r:.60}, which is absurd")
+    if type(value) is str:
+        _check_text(value, where)
     return value
+
+
+def _check_text(value: str, where: str) -> None:
+    """Refuse what cannot be printed: a lone surrogate is no text, an escape would drive the reader's terminal."""
+    if not value.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
+        raise _Malformed(f"{where} is {value!a:.60}, which holds characters that cannot be printed")
 
 
 def _dataclass(kind: Any, value: Any, where: str) -> Any:
@@ -210,7 +264,7 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
     names = {f.name for f in dataclasses.fields(kind)}
     if set(value) != names:
         odd = sorted(set(value) ^ names)
-        raise _Malformed(f"{where} has unknown or missing fields: {', '.join(odd)[:120]}")
+        raise _Malformed(f"{where} has unknown or missing fields: {ascii(', '.join(odd))[1:-1]:.120}")
     try:
         return kind(**{name: _typed(hints[name], value[name], f"{where}.{name}") for name in names})
     except UgsepError as error:

@@ -1,10 +1,21 @@
+import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engines.manifest import Manifest, engine_for, hash_file, read_manifest, write_manifest
+from engines.manifest import (
+    FileEntry,
+    Manifest,
+    engine_for,
+    hash_file,
+    read_manifest,
+    unlisted_files,
+    verify_files,
+    write_manifest,
+)
 from graphs.errors import UgsepError
 from tests.engines.engine_records import tiny_engine
 
@@ -99,6 +110,14 @@ ENTRY = {"bytes": 7, "sha256": "0" * 64}
         (("files", "engines/a.bin", "bytes"), -1, "absurd"),
         (("files", "engines/a.bin", "bytes"), 1 << 60, "absurd"),
         (("files", "engines/a.bin", "sha256"), "XYZ", "no valid sha256"),
+        (("files", "\ud800"), ENTRY, "cannot be printed"),
+        (("model",), "\ud800", "cannot be printed"),
+        (("rebuild",), "make\n\x1b[2J", "cannot be printed"),
+        (("sur\x1b[2J\ud800prise",), 1, r"unknown or missing fields: sur\\x1b\[2J\\ud800prise"),
+        (("opset",), 10**400, "absurd"),
+        (("engines", 0, "built", "figures"), {"x": 10**400}, "figures.x is 1000"),
+        (("engines", 0, "built", "figures"), {"x": float("nan")}, "NaN is no JSON number"),
+        (("engines", 0, "built", "figures"), {"x": float("inf")}, "Infinity is no JSON number"),
     ],
 )
 def test_a_manifest_that_cannot_be_trusted_is_refused(bundle: Path, keys: Any, value: Any, says: str) -> None:
@@ -108,7 +127,10 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(bundle: Path, keys: Any, v
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"version": 1}'])
+TWICE = '{"version": 1, "model": "a", "model": "b"}'
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"version": 1}', TWICE])
 def test_no_manifest_at_all(bundle: Path, text: str) -> None:
     (bundle / "manifest.json").write_text(text)
     with pytest.raises(UgsepError, match="build the bundle again"):
@@ -119,6 +141,39 @@ def test_a_directory_without_a_manifest(tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(UgsepError, match=r"no manifest.json, so no bundle"):
             read_manifest(directory)
+
+
+def test_a_manifest_that_is_no_file_is_refused_and_not_waited_for(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    for make, says in ((os.mkfifo, "not a file"), (os.mkdir, "not a file"), (_link_to_itself, "cannot read it")):
+        path.rmdir() if path.is_dir() else path.unlink()
+        make(path)
+        with pytest.raises(UgsepError, match=says):
+            read_manifest(bundle)
+
+
+def _link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    engine = bundle / "engines" / "a.bin"
+    engine.unlink()
+    _link_to_itself(engine)
+    with pytest.raises(UgsepError, match=r"a.bin: cannot read it .*rebuild: make engines"):
+        verify_files(bundle, manifest)
+    too_long = dataclasses.replace(manifest, files={"x" * 5000: FileEntry(1, "0" * 64)})
+    with pytest.raises(UgsepError, match="cannot read it"):
+        verify_files(bundle, too_long)
+
+
+def test_files_beside_those_of_the_manifest_are_found(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert unlisted_files(bundle, manifest) == []
+    (bundle / "engines" / "b.so").write_text("x")
+    (bundle / "out").symlink_to("/")
+    assert unlisted_files(bundle, manifest) == ["engines/b.so", "out"]
 
 
 def test_engines_are_found_by_side_backend_and_precision(bundle: Path) -> None:
