@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from engines.backend import Runner, find_backend
-from engines.manifest import Engine, Manifest, read_manifest, verify_files
+from engines.manifest import MANIFEST, Engine, Manifest, read_manifest, verify_files
 from graphs.errors import UgsepError
 
 _BUILDING = ".building-"
@@ -33,14 +33,22 @@ def publish(destination: Path, timeout: float = 0.0) -> Iterator[Path]:
     names where the system can, else two renames). What dead builds left behind is removed. ``timeout``: seconds to
     wait for another build of the same destination.
 
+    A destination that is a link stays one: what it leads to is replaced.
+
     Raises:
-        UgsepError: another process builds there, the directory cannot be written, or the disk is full.
+        UgsepError: another process builds there, the directory cannot be written or holds something that is no
+            bundle, or the disk is full.
     """
-    destination = destination.absolute()
     with _user_errors(destination):
+        destination = _resolved(destination)
         destination.parent.mkdir(parents=True, exist_ok=True)
         if destination.exists() and not destination.is_dir():
             raise UgsepError(f"{destination}: a file is in the way; remove it or choose another directory")
+        if destination.is_dir() and any(destination.iterdir()) and not _was_built(destination):
+            raise UgsepError(
+                f"{destination}: holds files but no bundle, and a build replaces all that is there; choose another "
+                "directory or empty this one"
+            )
         lock = FileLock(destination.parent / f".{destination.name}.lock")
     try:
         with _user_errors(destination):
@@ -131,6 +139,18 @@ def _user_errors(destination: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UgsepError(f"{destination}: not writable ({error.strerror}); choose another directory") from error
         raise
+
+
+def _resolved(destination: Path) -> Path:
+    try:
+        return destination.resolve()
+    except RuntimeError as error:  # Python 3.11's word for a link that leads to itself
+        raise UgsepError(f"{destination}: a link that leads to itself; choose another directory") from error
+
+
+def _was_built(directory: Path) -> bool:
+    """Say whether a directory looks like a bundle, sound or not; other things have a manifest.json too."""
+    return (directory / MANIFEST).is_file() and (directory / "engines").is_dir()
 
 
 def _clean(destination: Path) -> None:

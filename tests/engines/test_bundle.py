@@ -103,6 +103,32 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
         pytest.fail("the block must not run")
 
 
+def test_a_directory_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "src"
+    target.mkdir()
+    (target / "thesis.txt").write_text("years of work")
+    (target / "manifest.json").write_text("{}")  # of a web page
+    with pytest.raises(UgsepError, match="holds files but no bundle"), publish(target):
+        pytest.fail("the block must not run")
+    assert (target / "thesis.txt").read_text() == "years of work"
+    (target / "thesis.txt").unlink()
+    (target / "manifest.json").unlink()
+    _write(target, "an empty directory is free to take")
+    assert open_bundle(target).model == "tiny"
+
+
+def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
+    _write(tmp_path / "v1", "old")
+    (tmp_path / "current").symlink_to("v1")
+    _write(tmp_path / "current", "new")
+    assert (tmp_path / "current").is_symlink()
+    assert (tmp_path / "v1" / "engines" / "a.bin").read_text() == "new"
+    assert _leftovers(tmp_path / "v1") == []
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UgsepError, match="leads to itself"), publish(tmp_path / "loop"):
+        pytest.fail("the block must not run")
+
+
 _BUILD_FOREVER = """
 import sys, time
 from pathlib import Path
