@@ -131,9 +131,10 @@ def check_invariance(ranker: Ranker, request: Request, seed: int = 0) -> Invaria
     plain = ranker.score(request.user, request.items)
     twice = ranker.score(request.user, {k: np.repeat(v, 2, axis=0) for k, v in request.items.items()})
     shuffled = ranker.score(request.user, {k: v[order] for k, v in request.items.items()})
-    duplicates = max(float(np.abs(v[0::2] - v[1::2]).max()) for v in twice.values())
-    permutation = max(float(np.abs(shuffled[k] - v[order]).max()) for k, v in plain.items())
-    return Invariance(duplicates, permutation)
+    # np.max and not max, which drops a NaN that comes after a number.
+    duplicates = np.max([np.abs(v[0::2] - v[1::2]).max() for v in twice.values()])
+    permutation = np.max([np.abs(shuffled[k] - v[order]).max() for k, v in plain.items()])
+    return Invariance(float(duplicates), float(permutation))
 
 
 def parity_targets(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import cast
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.agreement import EXACT_DB, agreement
-from engines.gates import Target, auc_targets, latency_targets, score_errors
+from engines.backend import Array
+from engines.gates import Target, auc_targets, check_invariance, latency_targets, score_errors
 from engines.latency import Percentiles, RequestLatency
+from engines.ranker import Ranker
 from engines.recipe import Gates
+from quant.requests import Request
 
 
 @pytest.mark.parametrize(
@@ -22,6 +28,7 @@ def test_a_target_holds_or_not(value: float, bound: float, relation: str, passed
     assert Target("t", value, bound, relation).passed is passed
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(st.integers(0, 2**31), st.integers(2, 40))
 def test_agreement_with_itself_is_perfect(seed: int, n: int) -> None:
     scores = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
@@ -59,6 +66,21 @@ def test_nan_makes_every_figure_fail() -> None:
     found = agreement([np.array([1.0, 2.0])], [np.array([1.0, np.nan])])
     assert not Target("max", found.max_abs, 1e9).passed
     assert not Target("sqnr", found.sqnr_db, -1e9, ">=").passed
+
+
+class _SecondTaskTurnsNaN:
+    """Scores one request soundly; of twice the rows, the second task's logits are NaN."""
+
+    def score(self, user: Mapping[str, Array], items: Mapping[str, Array]) -> dict[str, Array]:
+        x = items["x"]
+        return {"like": x, "share": x if len(x) == 3 else np.full_like(x, np.nan)}
+
+
+def test_nan_of_a_later_task_is_no_invariance() -> None:
+    request = Request(0, {}, {"x": np.array([1.0, 2.0, 3.0], np.float32)})
+    found = check_invariance(cast(Ranker, _SecondTaskTurnsNaN()), request)
+    assert np.isnan(found.duplicates)
+    assert not Target("identical", found.duplicates, 1e9).passed
 
 
 def test_auc_and_latency_targets() -> None:
