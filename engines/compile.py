@@ -15,6 +15,8 @@ from export.metadata import GraphSide
 from graphs.errors import UgsepError
 from graphs.progress import Progress, ProgressCallback, silent
 
+_SCRATCH = ".scratch"
+
 
 @dataclass(frozen=True)
 class EnginePlan:
@@ -101,7 +103,9 @@ def compile_engine(
     options = dict(recipe.serving.options.get(plan.backend, {}))
     if "threads" in module.OPTIONS:
         options.setdefault("threads", recipe.serving.threads)
-    spec = BuildSpec(plan.side, source, plan.precision, (profile,), options)
+    # Kernel timings are shared by all engines of a backend, and no part of any: beside the cache's entries.
+    scratch = cache / _SCRATCH if cache is not None else None
+    spec = BuildSpec(plan.side, source, plan.precision, (profile,), options, scratch)
 
     def tell(note: str) -> None:
         progress(Progress(f"build {plan.backend}", 0, None, note))

@@ -13,6 +13,8 @@ from typing import Any
 from engines.backend import Fate, Profile, TensorSpec, WeightFate
 from graphs.errors import UgsepError
 
+_DEVICE_MEMORY = re.compile(r"Total (Activation|Device Persistent) Memory: (\d+) bytes")
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -26,11 +28,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled engine: the serialized plan, its layers, and the bytes of weights in it."""
+    """A compiled engine: the serialized plan, its layers, the bytes of weights in it, and those a context takes.
+
+    ``device_bytes``: scratch and activations on the GPU beside the weights, at the largest shapes of a profile.
+    """
 
     data: memoryview
     layers: tuple[Layer, ...]
     weight_bytes: int
+    device_bytes: int = 0
 
 
 def build_plan(
@@ -64,7 +70,7 @@ def build_plan(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise UgsepError(f"{onnx}: TensorRT cannot build it ({first_error(log.errors)}); try another precision")
-    return Plan(memoryview(plan), parse_layers(log.layers), log.weight_bytes)
+    return Plan(memoryview(plan), parse_layers(log.layers), log.weight_bytes, sum(log.device_bytes.values()))
 
 
 def row_counts(profile: Profile, spec: TensorSpec) -> tuple[list[int], list[int], list[int]]:
@@ -158,7 +164,7 @@ def first_error(errors: list[str]) -> str:
 
 
 def quiet_logger(trt: Any) -> Any:
-    """Return a logger that keeps errors, the layer list and the size of the weights, and prints nothing."""
+    """Return a logger that keeps errors, the layer list and the sizes of weights and memory, and prints nothing."""
 
     class Log(trt.ILogger):  # type: ignore[misc]  # the base class comes from an optional, untyped library
         def __init__(self) -> None:
@@ -166,6 +172,7 @@ def quiet_logger(trt: Any) -> Any:
             self.errors: list[str] = []
             self.layers = ""
             self.weight_bytes = 0
+            self.device_bytes: dict[str, int] = {}
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.Severity.ERROR:
@@ -174,5 +181,8 @@ def quiet_logger(trt: Any) -> Any:
                 self.layers = message
             elif message.startswith("Total Weights Memory:"):
                 self.weight_bytes = int(re.sub(r"\D", "", message))
+            elif memory := _DEVICE_MEMORY.match(message):  # once per profile
+                kind, size = memory[1], int(memory[2])
+                self.device_bytes[kind] = max(size, self.device_bytes.get(kind, 0))
 
     return Log()

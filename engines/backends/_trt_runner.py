@@ -209,7 +209,8 @@ class TensorRTRunner:
                 self._graphs[key] = None
             return
         recorded = self._torch.cuda.CUDAGraph()
-        with self._torch.cuda.graph(recorded, stream=self._stream):
+        # Only this thread's calls are recorded: another runner may copy and allocate in its own at the same moment.
+        with self._torch.cuda.graph(recorded, stream=self._stream, capture_error_mode="thread_local"):
             self._execute(context)
         self._graphs[key] = recorded
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,6 +128,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
             "build_seconds": time.perf_counter() - started,
             "engine_bytes": float(plan.data.nbytes),
             "weight_bytes": float(plan.weight_bytes),
+            "device_memory_bytes": float(plan.device_bytes),
             "layers": float(len(plan.layers)),
         },
         notes=notes,
@@ -160,7 +162,10 @@ def _compile(
             path.unlink(missing_ok=True)
     if timing is not None:
         timing.parent.mkdir(parents=True, exist_ok=True)
-        timing.write_bytes(memoryview(caches[0].serialize()))
+        # Builds of other engines read it at any moment, and write theirs.
+        part = timing.with_name(f".{timing.name}.{os.getpid()}")
+        part.write_bytes(memoryview(caches[0].serialize()))
+        part.replace(timing)
     if spec.precision != "w8a16":
         return plan, inputs, outputs, ()
     names = [n.input[0] for n in read_graph(spec.onnx).graph.node if n.op_type == "DequantizeLinear"]

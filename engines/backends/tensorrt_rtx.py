@@ -67,7 +67,8 @@ def target() -> str:
 def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     """Compile ``<side>.engine`` for all asked compute capabilities and read back what became of each weight.
 
-    Figures: ``engine_bytes``, ``weight_bytes``, for w8a16 also those of its FP16 twin and the two ratios.
+    Figures: ``engine_bytes``, ``weight_bytes``, ``device_memory_bytes`` (of one context, beside the weights), for w8a16
+    also sizes of its FP16 twin and the two ratios.
 
     Raises:
         UgsepError: tensorrt-rtx is missing, an option is wrong, the graph does not compile, or an int8 weight
@@ -95,6 +96,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         layers = write_layers(out_dir / f"{spec.side}.layers.json", plan.layers)
         seconds = time.perf_counter() - started
         figures = {"build_seconds": seconds, "layers": float(len(plan.layers)), **_sizes(plan, "")}
+        figures["device_memory_bytes"] = float(plan.device_bytes)
         fates: tuple[WeightFate, ...] = ()
         if spec.precision == "w8a16":
             names = [n.input[0] for n in read_graph(spec.onnx).graph.node if n.op_type == "DequantizeLinear"]

@@ -13,7 +13,7 @@ from engines.backends._trt_runner import accepts, gpu
 from engines.backends._w8a16_plugin import problem_size
 from export.lowering_tensorrt import lower_for_tensorrt
 from graphs.errors import UgsepError
-from tests.export.lowering_graphs import ffn, to_half
+from tests.export.lowering_graphs import FFN_SHAPE, ffn, to_half
 
 PROFILES = (Profile(Rows(1, 1, 4), Rows(1, 16, 64)), Profile(Rows(1, 1, 4), Rows(65, 256, 512)))
 HERE = backend.probe()
@@ -62,6 +62,11 @@ def test_the_configuration_compiles_with_buckets_and_refit(tmp_path: Path) -> No
 
     plan = build_plan(trt, lowered.path, inputs, PROFILES, settle)
     assert seen == [64 << 20]
+    # Beside what both take, 510 rows more of at least one tensor [rows, T, D] in two bytes each.
+    small = build_plan(trt, lowered.path, inputs, (Profile(Rows(1, 1, 4), Rows(1, 2, 2)),), settle)
+    tokens, width, _ = FFN_SHAPE
+    assert plan.device_bytes - small.device_bytes >= 510 * tokens * width * 2
+    assert small.device_bytes > 0
     fates = int8_fates(plan.layers, {"down.weight": "down.weight", "gone": "gone"})
     assert [f.fate for f in fates] == ["fused-int8", "folded-to-float"]
 

@@ -15,6 +15,7 @@ import pytest
 from engines import compile as compiling
 from engines.backends import onnxruntime as ort_backend
 from engines.backends import tensorrt, tensorrt_rtx
+from engines.cache import list_entries
 from engines.compile import EnginePlan, compile_engine, serving_plans
 from engines.recipe import Recipe
 from graphs.errors import UgsepError
@@ -132,3 +133,18 @@ def test_every_backend_names_what_its_engines_are_tied_to() -> None:
     assert tensorrt_rtx.target() == "any machine"
     capability, reason = tensorrt.gpu()
     assert (reason if capability is None else capability) in tensorrt.target()
+
+
+def test_builds_share_a_folder_beside_the_cache_for_what_speeds_up_later_ones(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path | None] = []
+    build = ort_backend.build
+    monkeypatch.setattr(
+        ort_backend, "build", lambda spec, out, tell: (seen.append(spec.scratch), build(spec, out, tell))[1]
+    )
+    assert not was_cached(tmp_path, source)
+    assert not was_cached(tmp_path, source, serving(threads=2))
+    assert seen == [tmp_path / "cache" / ".scratch"] * 2
+    (tmp_path / "cache" / ".scratch").mkdir()
+    assert [e.problem for e in list_entries(tmp_path / "cache")] == ["", ""]  # it is no entry
