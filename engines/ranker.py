@@ -50,6 +50,9 @@ class Ranker:
         self.broadcasts = index is not None and index.shape == (USER_ROWS,)
         self.outputs = tuple(o.name for o in item_built.outputs)
         self.max_candidates = max((p.candidates.max for p in item_built.profiles), default=0)
+        self.max_users = min(
+            (max(p.users.max for p in b.profiles) for b in (user_built, item_built) if b.profiles), default=0
+        )
         self._device = _on_one_device(user, item)
         self._cache = StateCache(cache_bytes)
         sizes = vocabularies or {}
@@ -76,8 +79,12 @@ class Ranker:
         kernels while serving (tensorrt-rtx) keeps them for the next process.
 
         Raises:
-            UgsepError: no bundle, a tampered or truncated file, or an engine this machine cannot run.
+            UgsepError: no bundle, a tampered or truncated file, a wrong setting, or an engine this machine
+                cannot run.
         """
+        for name, value, least in (("threads", threads, 1), ("cache_bytes", cache_bytes, 0)):
+            if value is not None and (type(value) is not int or value < least):
+                raise UgsepError(f"{name} is {value!r}; give a whole number from {least} on")
         root = Path(directory)
         manifest = read_manifest(root)
         pair = [engine_for(manifest, side, backend, precision) for side in ("user", "item")]
@@ -130,11 +137,19 @@ class Ranker:
             raise UgsepError("the item engine serves one user per call; build it with several users")
         rows = self._check("item", items)
         count = self._check("user", users)
+        if self.max_users and count > self.max_users:
+            raise UgsepError(
+                f"{count} users, but the engines' profiles end at {self.max_users}; send them in parts or build with "
+                "a larger serving.max_users"
+            )
+        _check_array("item", USER_INDEX, user_index)
         if user_index.shape != (rows,) or user_index.dtype != np.int64:
             got = f"{user_index.dtype.name}{list(user_index.shape)}"
             raise UgsepError(f"user_index is {got}; give int64[{rows}], one row of users per candidate")
         if user_index.min() < 0 or user_index.max() >= count:
-            raise UgsepError(f"user_index reaches {user_index.max()}, but there are {count} users")
+            raise UgsepError(
+                f"user_index goes from {user_index.min()} to {user_index.max()}, but users from 0 to {count - 1}"
+            )
         index = self.one_user_index(rows) if count == 1 else {USER_INDEX: user_index}
         return self._run_item(items, self._run_user(users), index)
 
@@ -193,21 +208,24 @@ class Ranker:
         return {task: logits.astype(np.float32, copy=False) for task, logits in scores.items()}
 
     def _key(self, user: Mapping[str, Array]) -> bytes:
+        _check_mapping("user", user)
         digest = hashlib.blake2b(digest_size=16)
         for spec in self.user_inputs:
             value = user.get(spec.name)
             if value is None:
                 known = ", ".join(i.name for i in self.user_inputs)
                 raise UgsepError(f"user feature '{spec.name}' is missing; the user engine takes {known}")
+            _check_array("user", spec.name, value)
             digest.update(f"{value.dtype.str}{value.shape}".encode() + value.tobytes())
         if len(user) != len(self.user_inputs):
             known_names = [i.name for i in self.user_inputs]
             extra = next(name for name in user if name not in known_names)
-            raise UgsepError(f"unknown user feature '{extra}'{nearest(extra, known_names)}")
+            raise UgsepError(f"unknown user feature '{extra}'{nearest(str(extra), known_names)}")
         return digest.digest()
 
     def _check(self, side: str, given: Mapping[str, Array]) -> int:
         """Return the number of rows after checking names, rows and finiteness; dtypes are the runner's check."""
+        _check_mapping(side, given)
         names = [s.name for s in (self.user_inputs if side == "user" else self.item_inputs)]
         for name in names:
             if name not in given:
@@ -215,7 +233,8 @@ class Ranker:
         rows = -1
         for name, value in given.items():
             if name not in names:
-                raise UgsepError(f"unknown {side} feature '{name}'{nearest(name, names)}")
+                raise UgsepError(f"unknown {side} feature '{name}'{nearest(str(name), names)}")
+            _check_array(side, name, value)
             if value.ndim == 0 or value.shape[0] == 0:
                 raise UgsepError(f"{side} feature '{name}' has no rows; give at least one")
             if rows not in (-1, value.shape[0]):
@@ -230,6 +249,19 @@ class Ranker:
                 "or build with a larger serving.max_candidates"
             )
         return rows
+
+
+def _check_mapping(side: str, given: object) -> None:
+    if not isinstance(given, Mapping):
+        raise UgsepError(f"{side} features are a {type(given).__name__}; give a mapping of names to NumPy arrays")
+
+
+def _check_array(side: str, name: str, value: object) -> None:
+    """Refuse what is no NumPy array of numbers, which would fail deep inside or be scored as something else."""
+    if not isinstance(value, np.ndarray):
+        raise UgsepError(f"{side} feature '{name}' is a {type(value).__name__}; give a NumPy array")
+    if value.dtype.kind not in "fiub" or not value.dtype.isnative:
+        raise UgsepError(f"{side} feature '{name}' has dtype {value.dtype}; give numbers in native byte order")
 
 
 def _on_one_device(user: Runner, item: Runner) -> tuple[DeviceRunner, DeviceRunner] | None:
