@@ -112,9 +112,9 @@ def bisect(
         engine = engine_for(manifest, side, backend, precision)
         reference = bundle / "onnx" / f"{side}.onnx"
         feeds = dict(request.user) if side == "user" else {**request.items, **state}
-        if side == "item" and any(i.name == USER_INDEX for i in engine.built.inputs):
-            feeds[USER_INDEX] = np.zeros(request.candidates, np.int64)
         graph = read_graph(reference).graph
+        if any(i.name == USER_INDEX for i in graph.input):
+            feeds[USER_INDEX] = np.zeros(request.candidates, np.int64)
         names = [name for node in graph.node for name in node.output if name]
         truth = _read_onnxruntime(reference, {}, feeds, names)
         state = {o.name: truth[o.name] for o in graph.output}
@@ -218,7 +218,14 @@ def _engine_tensors(
             "bundle that holds such engines"
         )
     suffix, reader = readers[built.backend]
-    return reader(bundle / engine.directory / f"{built.side}{suffix}", built.session, feeds, names)
+    file = bundle / engine.directory / f"{built.side}{suffix}"
+    try:
+        return reader(file, built.session, feeds, names)
+    except UgsepError:
+        raise
+    except Exception as error:  # each runtime raises classes of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise UgsepError(f"{file}: {built.backend} cannot run it ({reason}); build the bundle again") from error
 
 
 def _read_onnxruntime(

@@ -91,6 +91,19 @@ def test_openvino_engines_are_read_too(bundle: Path) -> None:
         assert 0 < side.worst.error < 1e-4  # FP32 in another order
 
 
+def test_an_engine_that_does_not_run_is_one_line(bundle: Path) -> None:
+    pytest.importorskip("openvino")
+    manifest = read_manifest(bundle)
+    renamed = [
+        dataclasses.replace(e, built=dataclasses.replace(e.built, backend="openvino", inputs=()))
+        for e in manifest.engines
+    ]
+    write_manifest(bundle, dataclasses.replace(manifest, engines=tuple(renamed)))
+    with pytest.raises(UgsepError, match=r"user.xml: openvino cannot run it \(.*\); build") as caught:
+        bisect(bundle)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_engine_that_cannot_be_looked_into_is_refused(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     renamed = [
