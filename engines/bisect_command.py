@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from engines.json_text import json_text
 from graphs.errors import GateFailed
 from graphs.progress import show_progress
 
@@ -37,7 +37,7 @@ def bisect_command(
             bundle, requests, bound, backend=backend, precision=precision, seed=seed, progress=progress
         )  # fmt: skip
     if as_json:
-        click.echo(json.dumps([asdict(side) for side in found]))
+        click.echo(json_text([asdict(side) for side in found]))
     else:
         for side in found:
             click.echo(f"{side.side} ({side.engine}): {len(side.steps)} tensors compared, bound {side.bound:.3g}")

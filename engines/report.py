@@ -15,6 +15,7 @@ from engines import plots
 from engines.agreement import Agreement
 from engines.byte_sizes import readable_bytes
 from engines.choose import Trial
+from engines.json_text import json_text
 from engines.manifest import Engine
 from engines.proof import Proof
 from engines.recipe import Recipe
@@ -118,7 +119,7 @@ def _engine(engine: Engine) -> dict[str, Any]:
 
 def write_report(folder: Path, document: Mapping[str, Any], found: Findings) -> None:
     """Write ``report.json`` and the self-contained ``report.html`` into ``folder``."""
-    (folder / "report.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (folder / "report.json").write_text(json_text(document, indent=1) + "\n", encoding="utf-8")
     rows = [row for table in found.tables.values() for row in table.rows]
     drawings = {
         "errors": plots.error_distribution(found.proof.errors, 1e-5),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from engines.bundle import open_bundle
 from engines.compile import EnginePlan, compile_engine, load_built, serving_plans
+from engines.json_text import json_text
 from engines.manifest import engine_for, read_manifest
 from engines.recipe import AUTO, Recipe, load_recipe
 from engines.schemes import SIDES, SchemeTable, compare_schemes
@@ -77,7 +77,7 @@ def schemes_command(
     if markdown is not None:
         write_markdown(markdown, tables)
     if as_json:
-        click.echo(json.dumps([t.to_json() for t in tables], indent=1))
+        click.echo(json_text([t.to_json() for t in tables], indent=1))
         return
     for table in tables:
         _show(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -55,6 +54,7 @@ def bench_command(
     from engines.bench.page import HTML, write_markdown, write_result
     from engines.bench.result import document, run_bench
     from engines.bench.run import Settings
+    from engines.json_text import json_text
     from engines.peers.contract import Weights
     from engines.peers.registry import choose_peers
 
@@ -72,7 +72,7 @@ def bench_command(
     if markdown is not None:
         write_markdown(markdown, result)
     if as_json:
-        click.echo(json.dumps(document(result)))
+        click.echo(json_text(document(result)))
         return
     for sentence in result.sentences:
         click.echo(sentence)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jinja2
@@ -13,6 +12,7 @@ from engines.bench.findings import Size, counted, headline, standoffs
 from engines.bench.result import BenchResult, document
 from engines.bench.run import Standing, Timing
 from engines.byte_sizes import readable_bytes
+from engines.json_text import json_text
 from engines.report import TEMPLATES
 
 JSON, HTML = "bench.json", "bench.html"
@@ -27,7 +27,7 @@ bundle's FP32 graph before it was timed. Ratios travel better between machines t
 def write_result(folder: Path, result: BenchResult) -> None:
     """Write ``bench.json`` and ``bench.html`` into ``folder``, which is made where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / JSON).write_text(json.dumps(document(result), indent=1) + "\n", encoding="utf-8")
+    (folder / JSON).write_text(json_text(document(result), indent=1) + "\n", encoding="utf-8")
     (folder / HTML).write_text(page(result), encoding="utf-8")
 
 
