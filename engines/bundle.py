@@ -109,7 +109,20 @@ def load_engine(
         kernels = runtime_cache / _runtime_cache_name(manifest, engine) if runtime_cache is not None else None
         return backend.load(directory / engine.directory, built, threads, kernels)
     except UgsepError as error:
-        raise UgsepError(f"{error}; rebuild: {manifest.rebuild}") from error
+        raise UgsepError(f"{error}{_other_versions(manifest)}; rebuild: {manifest.rebuild}") from error
+    except (TypeError, ValueError) as error:  # a setting of a type that the runtime does not take
+        refused = f"{built.backend} refuses its settings ({str(error).strip().splitlines()[0]})"
+        raise UgsepError(
+            f"{directory / engine.directory}: {refused}{_other_versions(manifest)}; rebuild: {manifest.rebuild}"
+        ) from error
+
+
+def _other_versions(manifest: Manifest) -> str:
+    """Say which tools differ from those that built a bundle, for the end of an error; empty where none does."""
+    from engines.sources import tool_versions  # it imports PyTorch, which serving does without
+
+    differ = compare_versions(manifest.tools, tool_versions())
+    return f" ({', '.join(differ)})" if differ else ""
 
 
 def _runtime_cache_name(manifest: Manifest, engine: Engine) -> str:

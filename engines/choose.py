@@ -50,6 +50,20 @@ class Choice:
     plans: tuple[EnginePlan, ...]
     tried: tuple[Trial, ...]
 
+    def reasons(self) -> dict[str, str]:
+        """Return for each side why its engine was taken, and what came of every other one, in one line."""
+        found: dict[str, str] = {}
+        for plan in self.plans:
+            trials = [t for t in self.tried if t.side == plan.side]
+            mine = next(t for t in trials if (t.backend, t.precision) == (plan.backend, plan.precision))
+            sound = sum(t.keeps_parity for t in trials)
+            others = [str(t).removeprefix(f"{plan.side}: ") for t in trials if t is not mine]
+            name = f"{plan.backend} {plan.precision}"
+            first = f"{name} takes {mine.p50_ms:.3f} ms, the fastest of {sound} that keep parity"
+            # Runtimes put line breaks into their reasons.
+            found[plan.side] = " ".join("; ".join([first, *others]).split())
+        return found
+
 
 def choose_engines(
     recipe: Recipe,
@@ -77,6 +91,7 @@ def choose_engines(
     plans: list[EnginePlan] = []
     tried: list[Trial] = []
     for side in SIDES:
+        tried += _absent(side)
         runners: dict[EnginePlan, tuple[BuiltEngine, Runner]] = {EnginePlan(side, "onnxruntime", "fp32"): plain[side]}
         for plan in _candidates(side):
             if plan in runners:
@@ -116,6 +131,16 @@ def _candidates(side: Literal["user", "item"]) -> list[EnginePlan]:
         if here.can_build and here.can_run:
             found += [EnginePlan(side, name, precision) for precision in backend.ONNX_VARIANT]
     return found
+
+
+def _absent(side: str) -> list[Trial]:
+    """Return the backends that cannot be tried on this machine, with the reason."""
+    probed = {name: find_backend(name).probe() for name in backend_names()}
+    return [
+        Trial(side, name, "any", float("inf"), False, here.reason)
+        for name, here in probed.items()
+        if not (here.can_build and here.can_run)
+    ]
 
 
 def _build(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
@@ -15,12 +14,14 @@ from engines.bundle import open_bundle
 from engines.cache import default_root
 from engines.cache_command import cache_command
 from engines.inspect_command import inspect_command
+from engines.json_text import json_text
+from engines.manifest import unlisted_files
 from engines.models_command import models_command
 from engines.recipe import Recipe, load_recipe
 from engines.schemes_command import schemes_command
 from engines.split_command import split_command
 from engines.stream_command import random_checkpoint_command, stream_command
-from graphs.command import CommandGroup
+from graphs.command import CommandGroup, as_typed
 from graphs.errors import GateFailed, UgsepError
 from graphs.progress import show_progress
 
@@ -112,10 +113,13 @@ def build_command(
     sides = [tuple(n.strip() for n in names.split(",") if n.strip()) for names in (user, item)]
     sources = Sources(checkpoint, calibration, requests, features, seed, factory, *sides)
     target, root = out or Path("build") / name, default_root(os.environ) if cache else None
+    again = as_typed(click.get_current_context())
     with show_progress() as progress:
-        outcome = pipeline.build(name, recipe, sources, target, force=force, cache=root, progress=progress)
+        outcome = pipeline.build(
+            name, recipe, sources, target, force=force, cache=root, rebuild=again, progress=progress
+        )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(outcome.report))
+        click.echo(json_text(outcome.report))
         return
     if outcome.unchanged:
         click.echo(f"{outcome.bundle}: up to date, nothing changed")
@@ -159,7 +163,7 @@ def validate_command(
     if junit is not None:
         junit.write_text(junit_xml(bundle.name, found, again), encoding="utf-8")
     if as_json:
-        click.echo(json.dumps({"passed": found.passed, "targets": [t.as_dict() for t in found.targets]}))
+        click.echo(json_text({"passed": found.passed, "targets": [t.as_dict() for t in found.targets]}))
     else:
         for target in found.targets:
             click.echo(f"  {target}")
@@ -173,6 +177,11 @@ def validate_command(
 @main.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
 def verify_command(bundle: Path) -> None:
-    """Check every file of BUNDLE against its manifest."""
+    """Check every file of BUNDLE against its manifest; a file that it does not list is refused too."""
     manifest = open_bundle(bundle)
+    if strange := unlisted_files(bundle, manifest):
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        raise UgsepError(
+            f"{bundle}: {ascii(strange[0])[1:-1]}{more} not in the manifest; remove it or build it again"
+        )
     click.echo(f"{bundle}: {len(manifest.files)} files of '{manifest.model}' are as the manifest says")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 from pathlib import Path
@@ -15,8 +14,11 @@ from rich.table import Table
 
 from engines.backend import Availability, find_backend
 from engines.backends.onnxruntime import host_isa
+from engines.bundle import compare_versions
 from engines.byte_sizes import readable_bytes
-from engines.manifest import Engine, Manifest, read_manifest, verify_files
+from engines.json_text import json_text
+from engines.manifest import WHY, Engine, Manifest, read_manifest, verify_files
+from engines.sources import tool_versions
 from graphs.errors import UgsepError
 from quant.inspect import inspect_graph
 
@@ -28,7 +30,7 @@ def inspect_command(bundle: Path, as_json: bool) -> None:
     """Show BUNDLE: engines, what each does with every weight, settings, sizes, and where it runs."""
     found = describe(bundle)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json_text(found, indent=1))
     else:
         _show(found)
 
@@ -54,10 +56,12 @@ def describe(bundle: Path) -> dict[str, Any]:
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "files": {name: entry.bytes for name, entry in manifest.files.items()},
         "tools": dict(manifest.tools),
+        "tools_differ": compare_versions(manifest.tools, tool_versions()),
         "host": {"built_on": dict(manifest.host), "here": {"isa": host_isa()}},
         "calibration_sha256": manifest.calibration,
         "synthetic": manifest.synthetic,
         "engines": engines,
+        "why": {s: manifest.extra[f"{WHY} {s}"] for s in ("user", "item") if f"{WHY} {s}" in manifest.extra},
     }
 
 
@@ -102,12 +106,16 @@ def _show(found: dict[str, Any]) -> None:
     built_on = ", ".join(f"{k} {v}" for k, v in sorted(found["host"]["built_on"].items()))
     console.print(f"built on {built_on}, this machine: isa {found['host']['here']['isa']}")
     console.print("built with " + ", ".join(f"{k} {v}" for k, v in sorted(found["tools"].items())))
+    if found["tools_differ"]:
+        console.print("other versions here: " + ", ".join(found["tools_differ"]))
     engines = Table("side", "backend", "precision", "bytes", "serves", "needs", "runs here", "why")
     for e in found["engines"]:
         needs = ", ".join(f"{k} {v}" for k, v in sorted(e["requires"].items()))
         flags = ("yes" if e["chosen"] else "", needs, "yes" if e["runs_here"] else "no")
         engines.add_row(e["side"], e["backend"], e["precision"], readable_bytes(e["bytes"]), *flags, e["reason"])
     console.print(engines)
+    for side, reason in found["why"].items():
+        console.print(f"why this {side} engine: {reason}")
     for e in found["engines"]:
         settings = ", ".join(f"{k}={v}" for k, v in sorted(e["session"].items()))
         console.print(f"{e['directory']}: {settings or 'no session settings'}")

@@ -19,10 +19,12 @@ from graphs.errors import UgsepError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+WHY = "why"  # with a side after it, the key in ``extra`` that says why its engine was chosen, where it was measured
 _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_FILE_BYTES = 1 << 42  # 4 TiB: beyond any model, below what breaks arithmetic
 _MAX_RANK = 8
 _MAX_DIM = 1 << 31
+_MAX_SETTING = 4096  # threads, streams, sizes of a group
 _MAX_NUMBER = 1e300  # beyond every size, count and time, and below what overflows
 _CHUNK = 1 << 22
 
@@ -289,6 +291,8 @@ def _check_sane(path: Path, manifest: Manifest) -> None:
             _check_shape(path, spec)
         for profile in engine.built.profiles:
             _check_rows(path, profile)
+        for name, value in engine.built.session.items():
+            _check_setting(path, name, value)
     for name, rows in manifest.vocabularies.items():
         if not 1 <= rows <= _MAX_DIM:
             raise UgsepError(f"{path}: a table of {rows} rows behind '{name}' is absurd; build the bundle again")
@@ -311,6 +315,14 @@ def _check_shape(path: Path, spec: TensorSpec) -> None:
         elements *= max(dim, 1)
     if len(spec.shape) > _MAX_RANK or any(not 1 <= dim <= _MAX_DIM for dim in fixed) or elements > _MAX_DIM:
         raise UgsepError(f"{path}: tensor '{spec.name}' has absurd shape {list(spec.shape)}; build it again")
+
+
+def _check_setting(path: Path, name: str, value: Option) -> None:
+    """Refuse what no build writes: settings are names, switches and small counts, never a path."""
+    if (isinstance(value, str) and ("/" in value or "\\" in value)) or (
+        isinstance(value, int) and not 0 <= value <= _MAX_SETTING
+    ):
+        raise UgsepError(f"{path}: setting '{name}' is {value!r:.60}, which is absurd; do not use this bundle")
 
 
 def _check_rows(path: Path, profile: Profile) -> None:

@@ -18,7 +18,7 @@ from engines.backends.onnxruntime import host_isa
 from engines.bundle import open_bundle, publish
 from engines.choose import Trial, choose_engines
 from engines.compile import build_engines, serving_plans
-from engines.manifest import Manifest, read_manifest, write_manifest
+from engines.manifest import WHY, Manifest, read_manifest, write_manifest
 from engines.recipe import AUTO, Recipe, dump_recipe
 from engines.schemes import compare_schemes
 from engines.sources import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS, Sources, content_key, tool_versions
@@ -60,12 +60,14 @@ def build(
     *,
     force: bool = False,
     cache: Path | None = None,
+    rebuild: str = "",
     progress: ProgressCallback = silent,
 ) -> Outcome:
     """Build, prove and publish the bundle of one model; nothing is done where the same contents were built before.
 
     A build whose gates fail is published as ``<out>.failed`` (with its report), the rows that are furthest off as
-    ``<out>.failed.worst.npz``, and the old bundle stays.
+    ``<out>.failed.worst.npz``, and the old bundle stays. ``rebuild`` is the command that the bundle names where it is
+    refused, by default that of a shipped recipe.
 
     Raises:
         UgsepError: bad input, an unavailable backend, or an output directory that cannot be written.
@@ -78,17 +80,21 @@ def build(
     if not force and _is_current(out, key):
         return Outcome(out, True, report.read_report(out))
     if recipe.serving.backend != AUTO:
-        serving_plans(recipe)  # refuse unknown backends and precisions before any work
+        # Refuse what cannot be built before any work; first what is missing, which no setting mends.
         here = find_backend(recipe.serving.backend).probe()
         if not here.can_build:
             raise UgsepError(f"backend '{recipe.serving.backend}' cannot build here: {here.reason}")
+        serving_plans(recipe)
     failed = out.with_name(out.name + ".failed")
     with publish(out) as work:
         manifest, found, requests = _make(name, recipe, sources, made, work, cache, progress)
         document = report.report_document(name, recipe, found)
         report.write_report(work, document, found)
         stamped: dict[str, Option] = {"key": key, "passed": bool(document["passed"])}
-        write_manifest(work, dataclasses.replace(manifest, extra=stamped))
+        complete = dataclasses.replace(
+            manifest, rebuild=rebuild or manifest.rebuild, extra={**manifest.extra, **stamped}
+        )
+        write_manifest(work, complete)
         broken = [str(t) for t in found.proof.targets if not t.passed]
         if broken:
             with publish(failed) as kept:
@@ -140,10 +146,12 @@ def _make(
     tables = quantize_all(recipe, onnx, work / "onnx", calibration, progress)
     truth = gates.reference_scores(halves.full, requests, recipe.serving.threads, progress)
     tried: tuple[Trial, ...] = ()
+    why: dict[str, Option] = {}
     if recipe.serving.backend == AUTO:
         with tempfile.TemporaryDirectory(prefix="ugsep-choose-") as scratch:
             choice = choose_engines(recipe, onnx, Path(scratch), cache, requests, truth, progress)
         plans, tried = choice.plans, choice.tried
+        why = {f"{WHY} {side}": reason for side, reason in choice.reasons().items()}
     else:
         plans = serving_plans(recipe)
     engines, notes = build_engines(recipe, plans, onnx, work, cache, progress)
@@ -157,6 +165,7 @@ def _make(
         choice={plan.side: plan.directory for plan in plans},
         calibration=calibration.samples_sha256,
         synthetic=sources.synthetic,
+        extra=why,
         vocabularies={**table_sizes(onnx["user"]), **table_sizes(onnx["item"])},
     )
     compared = None

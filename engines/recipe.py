@@ -94,6 +94,8 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
+        if path == Path(name):
+            raise UgsepError(f"{path}: no such recipe file; give the path of one, or a model of 'ugsep models'")
         raise UgsepError(f"unknown model '{name}'{nearest(name, recipe_names())}")
     try:
         values = yaml.safe_load(path.read_text())

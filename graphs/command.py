@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ class CommandGroup(click.Group):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.context_settings.setdefault("help_option_names", ["-h", "--help"])  # subcommands take it over
         self.params.append(_debug_option())
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
@@ -76,6 +78,25 @@ class CommandGroup(click.Group):
             click.echo("aborted", err=True)
             sys.exit(130)
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def as_typed(ctx: click.Context) -> str:
+    """Return what was typed to run a command, but ``--json`` and ``--force``, which change no result."""
+    parts = ctx.command_path.split()
+    for param in ctx.command.params:
+        name = param.name or ""
+        given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if not given or name not in ctx.params or name in ("as_json", "force"):
+            continue
+        value = ctx.params[name]
+        if isinstance(param, click.Argument):
+            parts.append(str(value))
+        elif isinstance(param, click.Option) and param.is_flag:
+            parts.append(param.opts[0] if value else param.secondary_opts[0])
+        else:
+            for one in value if param.multiple else (value,):
+                parts += [param.opts[0], str(one)]
+    return shlex.join(parts)
 
 
 def _debug_option() -> click.Option:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import dacite
 
@@ -23,10 +23,7 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """
     if not isinstance(values, Mapping):
         raise UgsepError(f"{where}: expected a mapping of settings, got {type(values).__name__}")
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is always a dataclass here
-    for key in values:
-        if key not in known:
-            raise UgsepError(f"{where}: unknown setting '{key}'{nearest(str(key), known)}")
+    _check_names(cls, values, where)
     settings = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _as_float})
     try:
         return dacite.from_dict(cls, dict(values), settings)
@@ -37,6 +34,17 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise UgsepError(f"{where}: {error.field_path} is '{error.value}'; give one of {choices}") from error
     except dacite.DaciteError as error:
         raise UgsepError(f"{where}: {str(error).rstrip('.')}; correct the value") from error
+
+
+def _check_names(cls: Any, values: Mapping[str, Any], where: str) -> None:
+    """Refuse an unknown setting, also one of a section inside, with the nearest name there."""
+    hints = get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    for key, value in values.items():
+        if key not in known:
+            raise UgsepError(f"{where}: unknown setting '{key}'{nearest(str(key), known)}")
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            _check_names(hints[key], value, f"{where}: {key}")
 
 
 def _as_float(value: Any) -> Any:

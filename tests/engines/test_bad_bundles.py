@@ -99,6 +99,10 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "output of another dtype": (tensor("outputs", "like", dtype="float16"), "output 'like' is float32.*says float16"),
     "another machine class": (GPU, "item engine needs compute_capability 8.9, this machine: .*rebuild: make engines"),
+    "setting of another type": (
+        of_item(session={"intra_op_num_threads": "many"}),
+        "onnxruntime refuses its settings .*rebuild: make",
+    ),
     "directory that leads out": (lead_out, "a link leads out of the bundle"),
     "manifest that leads out": (manifest_elsewhere, "a link leads out of the bundle"),
     "path that leads out": (of_item(files=["../../../etc/passwd"]), "leaves the bundle"),

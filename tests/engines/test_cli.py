@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from engines.backend import find_backend
 from engines.cli import main
 from engines.sources import Sources
 
@@ -26,6 +27,20 @@ def one_line_error(result: Result) -> str:
 
 def test_an_unknown_model_names_the_nearest() -> None:
     assert "unknown model 'zenit', did you mean 'zenith'" in one_line_error(run("build", "zenit", "--init", "random"))
+
+
+def test_an_unknown_setting_of_a_section_names_the_nearest() -> None:
+    found = one_line_error(run("build", "zenith", "--init", "random", "--set", "serving.bakend=openvino"))
+    assert "zenith.yaml: serving: unknown setting 'bakend', did you mean 'backend'?" in found
+
+
+def test_a_backend_that_is_not_here_says_what_is_missing_whatever_the_precision(tmp_path: Path) -> None:
+    here = find_backend("tensorrt").probe()
+    if here.can_build:
+        pytest.skip("TensorRT and a GPU are here")
+    result = run("build", "zenith", "--init", "random", "--backend", "tensorrt", "--out", tmp_path / "out")
+    assert "backend 'tensorrt' cannot build here: " in one_line_error(result)
+    assert here.reason[:60] in result.stderr
 
 
 def test_no_checkpoint_is_refused() -> None:

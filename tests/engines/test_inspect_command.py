@@ -73,3 +73,18 @@ def test_no_bundle(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "none")])
     assert result.exit_code == 2
     assert "no bundle; build one" in result.stderr
+
+
+def test_the_reason_of_a_choice_and_other_versions_are_shown(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    raw = json.loads(path.read_text())
+    raw["extra"]["why item"] = "onnxruntime w8a32 takes 0.5 ms"
+    raw["tools"]["onnx"] = "0.1"
+    path.write_text(json.dumps(raw))
+    found = describe(bundle)
+    assert found["why"] == {"item": "onnxruntime w8a32 takes 0.5 ms"}
+    (other,) = found["tools_differ"]
+    assert other.startswith("onnx 0.1 (bundle) != ")
+    text = CliRunner().invoke(main, ["inspect", str(bundle)]).output
+    assert "why this item engine: onnxruntime w8a32 takes 0.5 ms" in text
+    assert "other versions here: onnx 0.1 (bundle) != " in text

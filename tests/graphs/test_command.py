@@ -1,10 +1,11 @@
 import io
+import shlex
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from graphs.command import CommandGroup
+from graphs.command import CommandGroup, as_typed
 from graphs.errors import GateFailed, UgsepError
 from graphs.progress import Progress, show_progress
 
@@ -57,6 +58,24 @@ def test_success_and_help_end_with_zero() -> None:
     shown = CliRunner().invoke(cli, ["fail", "--help"])
     assert shown.exit_code == 0
     assert "--debug" in shown.stdout
+    for short in (["-h"], ["fail", "-h"]):
+        assert CliRunner().invoke(cli, short).exit_code == 0
+
+
+def test_what_was_typed_can_be_typed_again() -> None:
+    @cli.command()
+    @click.argument("what")
+    @click.option("--set", "changes", multiple=True)
+    @click.option("--cache/--no-cache", default=True)
+    @click.option("--seed", default=0)
+    @click.option("--json", "as_json", is_flag=True)
+    def typed(what: str, changes: tuple[str, ...], cache: bool, seed: int, as_json: bool) -> None:
+        click.echo(as_typed(click.get_current_context()))
+
+    given = ["typed", "--no-cache", "a b", "--set", "x=1", "--set", "y={u: 2}", "--json", "--debug"]
+    shown = CliRunner().invoke(cli, given, prog_name="ugsep").stdout.strip()
+    assert shown == "ugsep typed 'a b' --set x=1 --set 'y={u: 2}' --no-cache"
+    assert CliRunner().invoke(cli, shlex.split(shown)[1:], prog_name="ugsep").stdout.strip() == shown
 
 
 def test_progress_is_plain_lines_without_a_terminal() -> None:
