@@ -67,7 +67,7 @@ def target() -> str:
 def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     """Compile ``<side>.engine`` for all asked compute capabilities and read back what became of each weight.
 
-    Figures: ``engine_bytes``, ``weight_bytes``, ``device_memory_bytes`` (of one context, beside the weights), for w8a16
+    Figures: ``engine_bytes``, ``weight_bytes``, ``device_memory_bytes`` (a context, beside the weights), for w8a16
     also sizes of its FP16 twin and the two ratios.
 
     Raises:
