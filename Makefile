@@ -5,6 +5,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+STUBS  := build/stubs/.ready
 
 MODEL      ?= zenith
 CHECKPOINT ?= build/checkpoints/$(NAME)
@@ -17,7 +18,7 @@ USER_INPUTS ?=
 ITEM_INPUTS ?=
 DATA       := build/data/movielens
 SIZE       ?= 20m
-EXTRAS     ?= cpu,tensorrt-rtx,openvino,foreign,dev
+EXTRAS     ?= cpu,tensorrt-rtx,openvino,triton,foreign,dev
 
 BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),--backend $(BACKEND)) $(FLAGS)
 REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parquet
@@ -82,10 +83,14 @@ test: $(READY) ## run the tests, all but the slow ones
 test-slow: $(READY) ## run the slow tests: every recipe, models x ratios, graphs over 2 GB, streaming; TESTS=path narrows
 	@$(BIN)/python -m pytest -n 2 -m slow $(TESTS)
 
-lint: $(READY) ## ruff and mypy
+lint: $(STUBS) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+$(STUBS): $(READY) tests/binding_stubs.py
+	@$(BIN)/python -m tests.binding_stubs build/stubs
+	@touch $(STUBS)
 
 clean: ## remove build/ (the environment stays; remove .venv by hand)
 	rm -rf build

@@ -1,19 +1,22 @@
-"""What TensorRT and TensorRT-RTX builds share: network, profiles, the plan, and the layers it was compiled to."""
+"""What TensorRT and TensorRT-RTX builds share: profiles, the compiled plan, and the layers it was compiled to."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
-from collections.abc import Callable, Mapping
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.backend import Fate, Profile, TensorSpec, WeightFate
+from engines.backends._trt_compile import Job, Outcome, Shapes
 from graphs.errors import UgsepError
-
-_DEVICE_MEMORY = re.compile(r"Total (Activation|Device Persistent) Memory: (\d+) bytes")
 
 
 @dataclass(frozen=True)
@@ -28,87 +31,88 @@ class Layer:
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled engine: the serialized plan, its layers, the bytes of weights in it, and those a context takes.
+    """A compiled engine: bytes of the file and of its weights, its layers, and the settings it was built with.
 
-    ``device_bytes``: scratch and activations on the GPU beside the weights, at the largest shapes of a profile.
+    ``device_bytes``: scratch and activations of one context, beside the weights, at the largest shapes of a profile.
     """
 
-    data: memoryview
-    layers: tuple[Layer, ...]
+    bytes: int
     weight_bytes: int
-    device_bytes: int = 0
+    device_bytes: int
+    layers: tuple[Layer, ...]
+    settings: Mapping[str, Any]
 
 
-def build_plan(
-    trt: Any,
-    onnx: Path,
-    inputs: tuple[TensorSpec, ...],
-    profiles: tuple[Profile, ...],
-    configure: Callable[[Any, Any], None],
-    network_flags: int = 0,
-) -> Plan:
-    """Compile one ONNX file; ``configure(builder, config)`` sets what differs between the two libraries.
+def build_plan(job: Job) -> Plan:
+    """Compile a graph to the file ``job.engine``, through Polygraphy in a process of its own.
 
     The layers are read from the builder's own log, which needs no GPU; an engine can be inspected only where
     it can be loaded.
 
     Raises:
-        UgsepError: the file does not parse or the build fails; the library's first error is quoted.
+        UgsepError: the file does not parse, the build fails, or the compiler dies; its first error is quoted.
     """
-    log = quiet_logger(trt)
-    builder = trt.Builder(log)
-    network = builder.create_network(network_flags)
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(onnx)):
-        reason = first_error([parser.get_error(i).desc() for i in range(parser.num_errors)] + log.errors)
-        raise UgsepError(f"{onnx}: TensorRT cannot parse it ({reason}); export the model again")
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    configure(builder, config)
-    for profile in profiles:
-        config.add_optimization_profile(_profile(builder, onnx, inputs, profile))
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise UgsepError(f"{onnx}: TensorRT cannot build it ({first_error(log.errors)}); try another precision")
-    return Plan(memoryview(plan), parse_layers(log.layers), log.weight_bytes, sum(log.device_bytes.values()))
+    rtx = job.library == "tensorrt_rtx"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "POLYGRAPHY_USE_TENSORRT_RTX": "1" if rtx else "0",  # the only way to tell Polygraphy
+    }
+    # -P: a folder called 'engines' where the user stands is not ours.
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "engines.backends._trt_compile"],
+        input=json.dumps(dataclasses.asdict(job)),
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    name = "TensorRT-RTX" if rtx else "TensorRT"
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        if done.returncode < 0:
+            last = f"it was ended by {signal.Signals(-done.returncode).name}"
+        raise UgsepError(f"{job.onnx}: {name} stopped while compiling ({last}); try another precision or more memory")
+    outcome = Outcome(**json.loads(done.stdout))
+    if outcome.error:
+        raise UgsepError(f"{job.onnx}: {name} cannot compile it ({outcome.error}); try another precision")
+    size = Path(job.engine).stat().st_size
+    layers = parse_layers(outcome.layers)
+    return Plan(size, outcome.weight_bytes, outcome.device_bytes, layers, outcome.settings)
 
 
-def row_counts(profile: Profile, spec: TensorSpec) -> tuple[list[int], list[int], list[int]]:
+def profile_shapes(inputs: tuple[TensorSpec, ...], profiles: tuple[Profile, ...]) -> tuple[Mapping[str, Shapes], ...]:
+    """Return the shapes of every input in every profile; the errors of ``row_counts``."""
+    return tuple({spec.name: row_counts(profile, spec) for spec in inputs} for profile in profiles)
+
+
+def row_counts(profile: Profile, spec: TensorSpec) -> Shapes:
     """Return min, opt and max shape of one input; dynamic axes are called ``users`` or ``candidates``.
 
     Raises:
         UgsepError: a dynamic axis of another name.
     """
-    shapes: tuple[list[int], list[int], list[int]] = ([], [], [])
+    counts = []
     for dim in spec.shape:
         if isinstance(dim, int):
-            counts = (dim, dim, dim)
+            counts.append((dim, dim, dim))
         elif dim in ("users", "candidates"):
             rows = profile.users if dim == "users" else profile.candidates
             # A single row, fixed, is compiled to matrix-vector kernels that dequantize a whole weight first:
             # leave room for a second one.
-            counts = (rows.min, rows.opt, max(rows.max, 2))
+            counts.append((rows.min, rows.opt, max(rows.max, 2)))
         else:
             raise UgsepError(f"input '{spec.name}': dynamic axis '{dim}'; call it 'users' or 'candidates'")
-        for shape, count in zip(shapes, counts, strict=True):
-            shape.append(count)
-    return shapes
-
-
-def _profile(builder: Any, onnx: Path, inputs: tuple[TensorSpec, ...], profile: Profile) -> Any:
-    made = builder.create_optimization_profile()
-    for spec in inputs:
-        made.set_shape(spec.name, *row_counts(profile, spec))
-    if not made:
-        raise UgsepError(f"{onnx}: TensorRT refuses the profile {profile}; check its row counts")
-    return made
+    least, usual, largest = zip(*counts, strict=True)
+    return least, usual, largest
 
 
 def parse_layers(log: str) -> tuple[Layer, ...]:
     """Parse the layer list the builder logs: one line per layer."""
     layers = []
     for line in log.split("\n"):  # not splitlines: names are separated by control characters
-        head = re.match(r"Name: ([^,]*), LayerType: (\w+)", line)
+        head = re.match(r" *Name: ([^,]*), LayerType: (\w+)", line)
         if head is None:
             continue
         inside = re.search(r"Constants: \[(.*)\], Outputs: ", line)
@@ -156,33 +160,3 @@ def int8_fates(
         found = (fused or gathers or readers or [Layer("no int8 constant is left", "", (), ())])[0]
         fates.append(WeightFate(name, fate, f"{found.name} {found.kind}".strip()))
     return tuple(fates)
-
-
-def first_error(errors: list[str]) -> str:
-    """Return the first line a library logged as an error."""
-    return errors[0].strip().splitlines()[0] if errors else "no reason given"
-
-
-def quiet_logger(trt: Any) -> Any:
-    """Return a logger that keeps errors, the layer list and the sizes of weights and memory, and prints nothing."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # the base class comes from an optional, untyped library
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.layers = ""
-            self.weight_bytes = 0
-            self.device_bytes: dict[str, int] = {}
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
-                self.errors.append(message)
-            elif message.startswith("Layers:"):
-                self.layers = message
-            elif message.startswith("Total Weights Memory:"):
-                self.weight_bytes = int(re.sub(r"\D", "", message))
-            elif memory := _DEVICE_MEMORY.match(message):  # once per profile
-                kind, size = memory[1], int(memory[2])
-                self.device_bytes[kind] = max(size, self.device_bytes.get(kind, 0))
-
-    return Log()

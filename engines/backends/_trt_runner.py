@@ -9,14 +9,16 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engines.backend import Array, BuiltEngine, DeviceArray, Profile, TensorSpec, check_feeds
 from engines.backends._loaded_io import check_loaded
-from engines.backends._trt_build import first_error, quiet_logger
 from graphs.errors import UgsepError
+
+if TYPE_CHECKING:
+    import tensorrt  # TensorRT-RTX has the same runtime interface
 
 #: CUDA graphs kept; further shapes run without one. Each holds device memory.
 _MAX_GRAPHS = 64
@@ -39,7 +41,7 @@ def load_plan(
     name: str,
     directory: Path,
     built: BuiltEngine,
-    make_context: Callable[[Any], Any] = lambda engine: engine.create_execution_context(),
+    make_context: Callable[[Any], tensorrt.IExecutionContext] = lambda engine: engine.create_execution_context(),
     on_close: Callable[[], None] = lambda: None,
 ) -> TensorRTRunner:
     """Deserialize ``<side>.engine`` and prepare its buffers; ``make_context(engine)`` is called once per profile.
@@ -55,29 +57,49 @@ def load_plan(
         raise UgsepError(
             f"{built.side} engine is for compute capability {wanted}, this GPU has {capability}; build it again here"
         )
-    log = quiet_logger(trt)
-    runtime = trt.Runtime(log)
+    log = _error_log(trt)
+    runtime: tensorrt.Runtime = trt.Runtime(log)
     if built.session.get("version_compatible"):
         runtime.engine_host_code_allowed = True  # such a plan carries its own runtime; hashes were checked before
     path = directory / f"{built.side}.engine"
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
+        said = log.errors[0].strip().splitlines()[0] if log.errors else "no reason given"
         raise UgsepError(
-            f"{path}: {name} {trt.__version__} cannot load it ({first_error(log.errors)}), built with "
+            f"{path}: {name} {trt.__version__} cannot load it ({said}), built with "
             f"{built.tools.get(name, 'unknown')}; build it again"
         )
     check_loaded(path, built, *_engine_io(trt, engine))
     return TensorRTRunner(runtime, engine, built, make_context, on_close)
 
 
-def _engine_io(trt: Any, engine: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:
+def _error_log(trt: Any) -> Any:
+    """Return a logger of the library's that keeps errors and prints nothing."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # of whichever library it is
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: tensorrt.ILogger.Severity, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors.append(message)
+
+    return Log()
+
+
+def _engine_io(trt: Any, engine: tensorrt.ICudaEngine) -> tuple[list[TensorSpec], list[TensorSpec]]:
     found: dict[Any, list[TensorSpec]] = {trt.TensorIOMode.INPUT: [], trt.TensorIOMode.OUTPUT: []}
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
-        shape = tuple(dim if dim >= 0 else "?" for dim in engine.get_tensor_shape(name))
+        shape = tuple(dim if dim >= 0 else "?" for dim in _sizes(engine.get_tensor_shape(name)))
         dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name
         found[engine.get_tensor_mode(name)].append(TensorSpec(name, dtype, shape))
     return found[trt.TensorIOMode.INPUT], found[trt.TensorIOMode.OUTPUT]
+
+
+def _sizes(dims: tensorrt.Dims) -> tuple[int, ...]:
+    return tuple(dims[axis] for axis in range(len(dims)))
 
 
 def accepts(wanted: str, capability: str) -> bool:
@@ -120,20 +142,22 @@ class TensorRTRunner:
 
     def __init__(
         self,
-        runtime: Any,
-        engine: Any,
+        runtime: tensorrt.Runtime,
+        engine: tensorrt.ICudaEngine,
         built: BuiltEngine,
-        make_context: Callable[[Any], Any],
+        make_context: Callable[[Any], tensorrt.IExecutionContext],
         on_close: Callable[[], None],
     ) -> None:
         import torch
 
         self._torch: Any = torch
-        self._runtime, self._engine, self._built, self._on_close = runtime, engine, built, on_close
+        self._runtime: tensorrt.Runtime | None = runtime
+        self._engine: tensorrt.ICudaEngine | None = engine
+        self._built, self._on_close = built, on_close
         self._lock = threading.Lock()
         self._memory = f"torch cuda:{torch.cuda.current_device()}"
         self._stream = self._torch.cuda.Stream()
-        self._contexts: list[Any] = []
+        self._contexts: list[tensorrt.IExecutionContext] = []
         self._buffers: list[dict[str, Any]] = []
         self._graphs: dict[tuple[int, tuple[int, int]], Any] = {}
         for index, profile in enumerate(built.profiles):
@@ -190,14 +214,14 @@ class TensorRTRunner:
             self._run(index, rows, context)
             results = {}
             for spec in self._built.outputs:
-                shape = tuple(context.get_tensor_shape(spec.name))
+                shape = _sizes(context.get_tensor_shape(spec.name))
                 size = int(np.prod(shape))
                 results[spec.name] = take(buffers[spec.name].flatten()[:size].view(shape))
             # What stays on the device is read by another runner's stream: finish it before it is handed out.
             self._stream.synchronize()
         return results
 
-    def _run(self, index: int, rows: tuple[int, int], context: Any) -> None:
+    def _run(self, index: int, rows: tuple[int, int], context: tensorrt.IExecutionContext) -> None:
         key = (index, rows)
         graph = self._graphs.get(key)
         if graph is not None:
@@ -214,7 +238,7 @@ class TensorRTRunner:
             self._execute(context)
         self._graphs[key] = recorded
 
-    def _execute(self, context: Any) -> None:
+    def _execute(self, context: tensorrt.IExecutionContext) -> None:
         if not context.execute_async_v3(self._stream.cuda_stream):
             raise UgsepError(f"the {self._built.side} engine failed to run; check its inputs and the GPU's memory")
 

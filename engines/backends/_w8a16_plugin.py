@@ -31,14 +31,14 @@ def register_plugin(capability: str) -> None:
         return
     kernel = kernels.compile_ptx(capability)
 
-    @trtp.register(PLUGIN_ID)  # type: ignore[untyped-decorator]  # an optional library, not followed
+    @trtp.register(PLUGIN_ID)
     def describe(x: trtp.TensorDesc, q: trtp.TensorDesc, s: trtp.TensorDesc) -> trtp.TensorDesc:
         """Describe the product: x [.., M, K] by q [K, N] or [T, K, N] is [.., M, N] in the type of x."""
         out = x.like()
         out.shape_expr[x.ndim - 1] = q.shape_expr[q.ndim - 1]
         return out
 
-    @trtp.aot_impl(PLUGIN_ID)  # type: ignore[untyped-decorator]  # an optional library, not followed
+    @trtp.aot_impl(PLUGIN_ID)
     def launch(
         x: trtp.TensorDesc, q: trtp.TensorDesc, s: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc], tactic: int
     ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:

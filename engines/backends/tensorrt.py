@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,9 +22,9 @@ from engines.backend import (
     check_options,
 )
 from engines.backends._graph_io import graph_io, read_graph
-from engines.backends._trt_build import Plan, build_plan, int8_fates, write_layers
+from engines.backends._trt_build import Plan, build_plan, int8_fates, profile_shapes, write_layers
+from engines.backends._trt_compile import Job, Settings
 from engines.backends._trt_runner import gpu, load_plan
-from engines.backends._w8a16_plugin import register_plugin
 from export.lowering_tensorrt import Weights, lower_for_tensorrt
 from graphs.errors import UgsepError, nearest
 
@@ -92,14 +91,13 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     started = time.perf_counter()
     progress(f"tensorrt: compiling {spec.side} {spec.precision} for compute capability {capability}")
     timing = None if spec.scratch is None else spec.scratch / f"tensorrt-{trt.__version__}-sm{capability}.timing"
-    plan, inputs, outputs, fates = _compile(trt, spec, out_dir, options, timing)
+    plan, inputs, outputs, fates = _compile(spec, out_dir, options, timing)
     folded = frozenset(fate.name for fate in fates if fate.fate == "folded-to-float")
     notes: tuple[str, ...] = ()
     if folded and options["int8_plugin"]:
         progress(f"tensorrt: {len(folded)} int8 weights were folded to FP16; compiling again with the int8 plugin")
-        register_plugin(capability)
         notes = (f"int8 plugin runs {', '.join(sorted(folded))}",)
-        plan, inputs, outputs, fates = _compile(trt, spec, out_dir, options, timing, folded)
+        plan, inputs, outputs, fates = _compile(spec, out_dir, options, timing, folded, capability)
         folded = frozenset(fate.name for fate in fates if fate.fate == "folded-to-float")
     if folded:
         raise UgsepError(
@@ -107,7 +105,6 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
             "this is no w8a16 engine; build fp16, or use a GPU generation with int8 weight kernels"
         )
     engine = out_dir / f"{spec.side}.engine"
-    engine.write_bytes(plan.data)
     layers = write_layers(out_dir / f"{spec.side}.layers.json", plan.layers)
     return BuiltEngine(
         backend=NAME,
@@ -126,7 +123,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         weights=fates,
         figures={
             "build_seconds": time.perf_counter() - started,
-            "engine_bytes": float(plan.data.nbytes),
+            "engine_bytes": float(plan.bytes),
             "weight_bytes": float(plan.weight_bytes),
             "device_memory_bytes": float(plan.device_bytes),
             "layers": float(len(plan.layers)),
@@ -136,36 +133,33 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
 
 
 def _compile(
-    trt: Any,
     spec: BuildSpec,
     out_dir: Path,
     options: Mapping[str, Option],
     timing: Path | None,
     plugin: frozenset[str] = frozenset(),
+    capability: str | None = None,
 ) -> tuple[Plan, tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[WeightFate, ...]]:
-    """Compile once, the int8 weights of ``plugin`` in our own kernel; returns plan, inputs, outputs and fates."""
+    """Compile once to ``<side>.engine``; the int8 weights of ``plugin`` run in our own kernel for ``capability``.
+
+    Returns the plan, the engine's inputs and outputs, and what became of each int8 weight.
+    """
     scratch = out_dir / f".{spec.side}.lowered.onnx"
-    caches: list[Any] = []
-
-    def settle(builder: Any, config: Any) -> None:
-        configure(trt, config, options)
-        caches.append(_start_timing(config, timing))
-
+    if timing is not None:
+        timing.parent.mkdir(parents=True, exist_ok=True)
     try:
         lowered = lower_for_tensorrt(spec.onnx, scratch, _WEIGHTS[spec.precision], plugin)
         inputs, outputs = graph_io(read_graph(scratch))
-        # Ahead of time: the kernel's PTX goes into the engine, which then needs neither Python nor Triton.
-        flags = 1 << int(trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS) if plugin else 0
-        plan = build_plan(trt, scratch, inputs, spec.profiles, settle, flags)
+        settings = dataclasses.replace(
+            settings_of(options),
+            timing_cache=None if timing is None else str(timing),
+            plugin=capability if plugin else None,
+        )
+        engine = out_dir / f"{spec.side}.engine"
+        plan = build_plan(Job(NAME, str(scratch), str(engine), profile_shapes(inputs, spec.profiles), settings))
     finally:
         for path in (scratch, scratch.with_name(f"{scratch.name}.data")):
             path.unlink(missing_ok=True)
-    if timing is not None:
-        timing.parent.mkdir(parents=True, exist_ok=True)
-        # Builds of other engines read it at any moment, and write theirs.
-        part = timing.with_name(f".{timing.name}.{os.getpid()}")
-        part.write_bytes(memoryview(caches[0].serialize()))
-        part.replace(timing)
     if spec.precision != "w8a16":
         return plan, inputs, outputs, ()
     names = [n.input[0] for n in read_graph(spec.onnx).graph.node if n.op_type == "DequantizeLinear"]
@@ -183,18 +177,15 @@ def load(
     return load_plan(_import(), NAME, directory, built)
 
 
-def configure(trt: Any, config: Any, options: Mapping[str, Option]) -> None:
-    """Put the options of this backend on a builder configuration. Networks are always strongly typed."""
-    config.builder_optimization_level = options["optimization_level"]
-    config.hardware_compatibility_level = getattr(
-        trt.HardwareCompatibilityLevel, _HARDWARE[str(options["hardware_compatible"])]
+def settings_of(options: Mapping[str, Option]) -> Settings:
+    """Return the options of this backend as its compiling process takes them. Networks are always strongly typed."""
+    return Settings(
+        optimization_level=int(options["optimization_level"]),
+        hardware_compatibility=_HARDWARE[str(options["hardware_compatible"])],
+        version_compatible=bool(options["version_compatible"]),
+        refit=bool(options["refit"]),
+        workspace_bytes=int(options["workspace_mb"]) << 20,
     )
-    if options["version_compatible"]:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options["refit"]:
-        config.set_flag(trt.BuilderFlag.REFIT)
-    if options["workspace_mb"]:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options["workspace_mb"]) << 20)
 
 
 def buckets(profile: Profile) -> tuple[Profile, ...]:
@@ -219,14 +210,6 @@ def check_values(options: Mapping[str, Option]) -> None:
         raise UgsepError(f"backend 'tensorrt': hardware_compatible '{hardware}'{nearest(hardware, _HARDWARE)}")
     if int(options["workspace_mb"]) < 0:
         raise UgsepError(f"backend 'tensorrt': workspace_mb is {options['workspace_mb']}; give 0 or more")
-
-
-def _start_timing(config: Any, path: Path | None) -> Any:
-    """Give the build a timing cache, filled from the file of an earlier build if there is a usable one."""
-    stored = path.read_bytes() if path is not None and path.is_file() else b""
-    cache = config.create_timing_cache(stored) or config.create_timing_cache(b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
-    return cache
 
 
 def _import() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from engines.backend import (
     check_options,
 )
 from engines.backends._graph_io import graph_io, read_graph
-from engines.backends._trt_build import Plan, build_plan, int8_fates, write_layers
+from engines.backends._trt_build import Plan, build_plan, int8_fates, profile_shapes, write_layers
+from engines.backends._trt_compile import Job, Settings
 from engines.backends._trt_runner import load_plan
 from export.lowering_tensorrt import Weights, lower_for_tensorrt
 from graphs.errors import UgsepError, nearest
@@ -85,14 +87,15 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         lowered = lower_for_tensorrt(spec.onnx, scratch, _WEIGHTS[spec.precision])
         inputs, outputs = graph_io(read_graph(scratch))
 
-        def compile_graph() -> Plan:
-            return build_plan(
-                trt, scratch, inputs, spec.profiles, lambda builder, config: _configure(trt, config, capabilities)
-            )
-
-        plan = compile_graph()
         engine = out_dir / f"{spec.side}.engine"
-        engine.write_bytes(plan.data)
+        job = Job(
+            "tensorrt_rtx",
+            onnx=str(scratch),
+            engine=str(engine),
+            profiles=profile_shapes(inputs, spec.profiles),
+            settings=Settings(tuple((int(c.split(".")[0]), int(c.split(".")[1])) for c in capabilities)),
+        )
+        plan = build_plan(job)
         layers = write_layers(out_dir / f"{spec.side}.layers.json", plan.layers)
         seconds = time.perf_counter() - started
         figures = {"build_seconds": seconds, "layers": float(len(plan.layers)), **_sizes(plan, "")}
@@ -104,13 +107,13 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
             if options["twin"]:
                 progress(f"tensorrt-rtx: compiling the FP16 twin of {spec.side} to compare sizes")
                 lower_for_tensorrt(spec.onnx, scratch, "folded")
-                twin = compile_graph()
-                figures |= _sizes(twin, "fp16_")
+                twin = out_dir / f".{spec.side}.twin.engine"
+                figures |= _sizes(build_plan(dataclasses.replace(job, engine=str(twin))), "fp16_")
                 figures["engine_ratio"] = figures["engine_bytes"] / figures["fp16_engine_bytes"]
                 figures["weight_ratio"] = figures["weight_bytes"] / max(figures["fp16_weight_bytes"], 1.0)
     finally:
-        for path in (scratch, scratch.with_name(f"{scratch.name}.data")):
-            path.unlink(missing_ok=True)
+        for name in (scratch.name, f"{scratch.name}.data", f".{spec.side}.twin.engine"):
+            (out_dir / name).unlink(missing_ok=True)
     return BuiltEngine(
         backend=NAME,
         side=spec.side,
@@ -204,15 +207,8 @@ def _capabilities(trt: Any, asked: str) -> list[str]:
     return names
 
 
-def _configure(trt: Any, config: Any, capabilities: list[str]) -> None:
-    known = _capability_names(trt)
-    config.num_compute_capabilities = len(capabilities)
-    for index, name in enumerate(capabilities):
-        config.set_compute_capability(known[name], index)
-
-
 def _sizes(plan: Plan, prefix: str) -> dict[str, float]:
-    return {f"{prefix}engine_bytes": float(plan.data.nbytes), f"{prefix}weight_bytes": float(plan.weight_bytes)}
+    return {f"{prefix}engine_bytes": float(plan.bytes), f"{prefix}weight_bytes": float(plan.weight_bytes)}
 
 
 def _notes(spec: BuildSpec, fates: tuple[WeightFate, ...]) -> tuple[str, ...]:

@@ -1,3 +1,8 @@
+import dataclasses
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +13,8 @@ import pytest
 from engines.backend import BuildSpec, BuiltEngine, Profile, Rows
 from engines.backends import tensorrt as backend
 from engines.backends._graph_io import graph_io, read_graph
-from engines.backends._trt_build import Layer, build_plan, int8_fates, row_counts
+from engines.backends._trt_build import Layer, Plan, build_plan, int8_fates, profile_shapes, row_counts
+from engines.backends._trt_compile import Job, Settings
 from engines.backends._trt_runner import accepts, gpu
 from engines.backends._w8a16_plugin import problem_size
 from export.lowering_tensorrt import lower_for_tensorrt
@@ -46,48 +52,94 @@ def test_values_are_checked(option: dict[str, Any], says: str) -> None:
         backend.check_values({**backend.OPTIONS, **option})
 
 
-def test_the_configuration_compiles_with_buckets_and_refit(tmp_path: Path) -> None:
-    # TensorRT-RTX shares the builder's interface and compiles without a GPU: the same calls, a real compiler.
-    trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'ugsep[tensorrt-rtx]'")
+def _compile_for_89(tmp_path: Path, profiles: tuple[Profile, ...] = PROFILES, **options: Any) -> Plan:
+    """Compile with TensorRT-RTX, which shares the builder's interface and needs no GPU: the same calls for real."""
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'ugsep[tensorrt-rtx]'")
     source = to_half(ffn(tmp_path / "f32.onnx", np.random.default_rng(), True, "swiglu"), tmp_path / "full.onnx")
     lowered = lower_for_tensorrt(source, tmp_path / "lowered.onnx")
     inputs, _ = graph_io(read_graph(lowered.path))
-    seen: list[Any] = []
+    settings = dataclasses.replace(
+        backend.settings_of({**backend.OPTIONS, **options}),
+        compute_capabilities=((8, 9),),
+        timing_cache=str(tmp_path / "kernels.timing"),
+    )
+    engine, shapes = str(tmp_path / "full.engine"), profile_shapes(inputs, profiles)
+    return build_plan(Job("tensorrt_rtx", str(lowered.path), engine, shapes, settings))
 
-    def settle(builder: Any, config: Any) -> None:
-        backend.configure(trt, config, {**backend.OPTIONS, "workspace_mb": 64, "optimization_level": 2})
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-        seen.append(config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE))
 
-    plan = build_plan(trt, lowered.path, inputs, PROFILES, settle)
-    assert seen == [64 << 20]
-    # Beside what both take, 510 rows more of at least one tensor [rows, T, D] in two bytes each.
-    small = build_plan(trt, lowered.path, inputs, (Profile(Rows(1, 1, 4), Rows(1, 2, 2)),), settle)
-    tokens, width, _ = FFN_SHAPE
-    assert plan.device_bytes - small.device_bytes >= 510 * tokens * width * 2
-    assert small.device_bytes > 0
+def test_options_reach_the_library(tmp_path: Path) -> None:
+    plan = _compile_for_89(tmp_path, workspace_mb=64, optimization_level=2)
+    assert plan.settings["optimization_level"] == 2
+    assert plan.settings["workspace_bytes"] == 64 << 20
+    assert plan.settings["profiles"] == len(PROFILES)
+    assert plan.bytes == (tmp_path / "full.engine").stat().st_size
     fates = int8_fates(plan.layers, {"down.weight": "down.weight", "gone": "gone"})
     assert [f.fate for f in fates] == ["fused-int8", "folded-to-float"]
 
 
-def test_options_reach_the_library() -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'ugsep[tensorrt-rtx]'")
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    plain, full = builder.create_builder_config(), builder.create_builder_config()
-    flags = (trt.BuilderFlag.REFIT, trt.BuilderFlag.VERSION_COMPATIBLE)
-    backend.configure(trt, plain, backend.OPTIONS)
-    assert [plain.get_flag(flag) for flag in flags] == [False, False]
-    options = {**backend.OPTIONS, "version_compatible": True, "refit": True, "hardware_compatible": "ampere-plus"}
-    backend.configure(trt, full, options | {"optimization_level": 5})
-    assert [full.get_flag(flag) for flag in flags] == [True, True]
-    assert full.builder_optimization_level == 5
+_FLAGS = """
+import json, sys, tensorrt_rtx as trt
+from engines.backends._trt_compile import Job, Settings, create_config, settings_held
+job = Job("tensorrt_rtx", "", "", (), Settings(**json.load(sys.stdin)))
+config = create_config(job)(trt.Builder(trt.Logger(trt.Logger.ERROR)), None)
+print(json.dumps(settings_held(config, trt)["flags"]))
+"""
+
+
+def _flags(**options: Any) -> set[str]:
+    settings = dataclasses.asdict(backend.settings_of({**backend.OPTIONS, **options}))
+    environment = {**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"}
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", _FLAGS]
+    done = subprocess.run(
+        command, input=json.dumps(settings), env=environment, cwd=root, capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_device_memory_grows_with_the_profiles(tmp_path: Path) -> None:
+    large = _compile_for_89(tmp_path)
+    small = _compile_for_89(tmp_path, (Profile(Rows(1, 1, 4), Rows(1, 2, 2)),))
+    # Beside what both take, 510 rows more of at least one tensor [rows, T, D] in two bytes each.
+    tokens, width, _ = FFN_SHAPE
+    assert large.device_bytes - small.device_bytes >= 510 * tokens * width * 2
+    assert small.device_bytes > 0
+
+
+def test_flags_reach_the_library() -> None:
+    # Not compiled: TensorRT-RTX wants a GPU for an engine that can be refitted.
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'ugsep[tensorrt-rtx]'")
+    assert not _flags() & {"REFIT", "VERSION_COMPATIBLE"}
+    assert {"REFIT", "VERSION_COMPATIBLE"} <= _flags(refit=True, version_compatible=True)
+    assert backend.settings_of({**backend.OPTIONS, "hardware_compatible": "ampere-plus"}).hardware_compatibility == (
+        "AMPERE_PLUS"
+    )
+
+
+def test_a_compiler_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dies = tmp_path / "dies.sh"
+    dies.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    dies.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(dies))
+    with pytest.raises(UgsepError, match=r"stopped while compiling \(it was ended by SIGSEGV\)") as error:
+        build_plan(Job("tensorrt_rtx", "a.onnx", "a.engine", (), Settings()))
+    assert "\n" not in str(error.value)
+
+
+def test_a_graph_it_cannot_parse_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'ugsep[tensorrt-rtx]'")
+    (tmp_path / "a.onnx").write_bytes(b"no graph")
+    job = Job("tensorrt_rtx", str(tmp_path / "a.onnx"), str(tmp_path / "a.engine"), (), Settings(((8, 9),)))
+    with pytest.raises(UgsepError, match=r"a\.onnx: TensorRT-RTX cannot compile it \(.+\)") as error:
+        build_plan(job)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "a.engine").exists()
 
 
 def test_a_single_row_leaves_room_for_a_second() -> None:
     spec = graph_io_spec("x", ["users", 3])
-    assert row_counts(Profile(Rows(1, 1, 1)), spec) == ([1, 3], [1, 3], [2, 3])
-    assert row_counts(Profile(Rows(2, 4, 8)), spec) == ([2, 3], [4, 3], [8, 3])
+    assert row_counts(Profile(Rows(1, 1, 1)), spec) == ((1, 3), (1, 3), (2, 3))
+    assert row_counts(Profile(Rows(2, 4, 8)), spec) == ((2, 3), (4, 3), (8, 3))
 
 
 def graph_io_spec(name: str, shape: list[Any]) -> Any:
@@ -147,7 +199,6 @@ def test_the_plugin_s_problem_size() -> None:
 def test_the_plugin_on_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="pip install 'ugsep[triton]'")
     from engines.backends._trt_runner import load_plan
-    from engines.backends._w8a16_plugin import register_plugin
     from tests.export.lowering_graphs import reference
 
     rng = np.random.default_rng()
@@ -155,11 +206,12 @@ def test_the_plugin_on_a_gpu(tmp_path: Path) -> None:
     spec = BuildSpec("full", to_half(f32, tmp_path / "full.onnx"), "w8a16", PROFILES)
     (tmp_path / "out").mkdir()
     trt = backend._import()
-    register_plugin(str(gpu()[0]))
     plugin = frozenset({"down.weight", "dense.weight"})
-    plan, inputs, outputs, fates = backend._compile(trt, spec, tmp_path / "out", backend.OPTIONS, None, plugin)
+    plan, inputs, outputs, fates = backend._compile(
+        spec, tmp_path / "out", backend.OPTIONS, None, plugin, str(gpu()[0])
+    )
+    assert plan.bytes > 0
     assert {f.name for f in fates if "plugin" in f.detail} == plugin
-    (tmp_path / "out" / "full.engine").write_bytes(plan.data)
     needs = {"compute_capability": str(gpu()[0])}
     built = BuiltEngine(
         backend.NAME, "full", "w8a16", (), 0, inputs, outputs, requires=needs, profiles=PROFILES, weights=fates
