@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 #: CUDA graphs kept; further shapes run without one. Each holds device memory.
 _MAX_GRAPHS = 64
+#: Sizes per profile that candidates are padded to, so that requests of any size meet a recorded graph: at most 1/16
+#: of a profile's largest size is computed for nothing.
+_SIZES_PER_PROFILE = 16
 
 
 def gpu() -> tuple[str | None, str]:
@@ -136,8 +139,9 @@ class TorchArray:
 class TensorRTRunner:
     """One engine, one execution context per profile, a stream of its own; ``infer`` is serialized by a lock.
 
-    Device buffers are sized for each profile's largest shapes and kept. The first call with new shapes runs the
-    engine directly, the second also records a CUDA graph, later ones replay it.
+    Device buffers are sized for each profile's largest shapes and kept. Candidates are padded with rows of zeros to
+    one of a few sizes per profile. The first call of a size runs the engine directly, the second also records a CUDA
+    graph, later ones replay it.
     """
 
     def __init__(
@@ -204,19 +208,23 @@ class TensorRTRunner:
         host, there = place_feeds(self._built, feeds)
         rows = _row_counts(self._built, {n: value.shape for n, value in (*host.items(), *there.items())})
         index = choose_profile(self._built.profiles, rows, self._built.side)
+        padded = (rows[0], padded_candidates(self._built.profiles[index], rows[1]))
         torch, context, buffers = self._torch, self._contexts[index], self._buffers[index]
         given = {n: torch.from_numpy(a if a.flags.writeable else a.copy()) for n, a in host.items()} | there
         with self._lock, torch.cuda.stream(self._stream):
-            for name, value in given.items():
-                view = buffers[name].flatten()[: value.numel()].view(value.shape)
-                view.copy_(value, non_blocking=True)
-                context.set_input_shape(name, tuple(value.shape))
-            self._run(index, rows, context)
+            for spec in self._built.inputs:
+                value = given[spec.name]
+                count = padded[1] if spec.shape[0] == "candidates" else value.shape[0]
+                buffer = buffers[spec.name][:count]  # rows first, so the first rows are what the engine reads
+                buffer[: value.shape[0]].copy_(value, non_blocking=True)
+                buffer[value.shape[0] :].zero_()
+                context.set_input_shape(spec.name, tuple(buffer.shape))
+            self._run(index, padded, context)
             results = {}
             for spec in self._built.outputs:
                 shape = _sizes(context.get_tensor_shape(spec.name))
-                size = int(np.prod(shape))
-                results[spec.name] = take(buffers[spec.name].flatten()[:size].view(shape))
+                filled = buffers[spec.name].flatten()[: int(np.prod(shape))].view(shape)
+                results[spec.name] = take(filled[: rows[1]] if spec.shape[0] == "candidates" else filled)
             # What stays on the device is read by another runner's stream: finish it before it is handed out.
             self._stream.synchronize()
         return results
@@ -262,6 +270,12 @@ def choose_profile(profiles: tuple[Profile, ...], rows: tuple[int, int], side: s
             f"{most.users.max} users, {most.candidates.max} candidates); send less at once or build larger profiles"
         )
     return min(fits)[1]
+
+
+def padded_candidates(profile: Profile, candidates: int) -> int:
+    """Return the size to run ``candidates`` rows at: the next of 16 equal steps up to the profile's largest."""
+    step = -(-profile.candidates.max // _SIZES_PER_PROFILE)
+    return min(-(-candidates // step) * step, profile.candidates.max)
 
 
 def place_feeds(

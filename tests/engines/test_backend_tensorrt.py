@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engines.backend import BuildSpec, BuiltEngine, Profile, Rows
 from engines.backends import tensorrt as backend
 from engines.backends._graph_io import graph_io, read_graph
 from engines.backends._trt_build import Layer, Plan, build_plan, int8_fates, profile_shapes, row_counts
 from engines.backends._trt_compile import Job, Settings
-from engines.backends._trt_runner import accepts, gpu
+from engines.backends._trt_runner import accepts, gpu, padded_candidates
 from engines.backends._w8a16_plugin import problem_size
 from export.lowering_tensorrt import lower_for_tensorrt
 from graphs.errors import UgsepError
@@ -171,6 +173,16 @@ def test_a_weight_in_the_plugin_is_read_as_int8() -> None:
     assert lost.fate == "folded-to-float"
 
 
+@given(st.integers(1, 2048), st.data())
+def test_candidates_are_padded_to_few_sizes(most: int, data: st.DataObject) -> None:
+    profile = Profile(Rows(1, 1, 1), Rows(1, most, most))
+    candidates = data.draw(st.integers(1, most))
+    size = padded_candidates(profile, candidates)
+    assert candidates <= size <= most
+    assert size - candidates < most / 16 + 1
+    assert len({padded_candidates(profile, n) for n in range(1, most + 1)}) <= 16
+
+
 @pytest.mark.parametrize(
     ("rows", "cut"),
     [
@@ -217,7 +229,7 @@ def test_the_plugin_on_a_gpu(tmp_path: Path) -> None:
         backend.NAME, "full", "w8a16", (), 0, inputs, outputs, requires=needs, profiles=PROFILES, weights=fates
     )
     runner = load_plan(trt, backend.NAME, tmp_path / "out", built)
-    for rows in (1, 2, 257):
+    for rows in (1, 2, 71, 257):  # the last two are padded
         x = rng.standard_normal((rows, 3, 24)).astype(np.float32)
         want = reference(f32, {"x": x})["click"]
         np.testing.assert_allclose(runner.infer({"x": x})["click"].astype(np.float32), want, rtol=0, atol=5e-2)
@@ -235,7 +247,7 @@ def test_scores_on_a_gpu(tmp_path: Path) -> None:
     runner = backend.load(tmp_path / "out", built)
     from tests.export.lowering_graphs import reference
 
-    for rows in (1, 2, 257):
+    for rows in (1, 2, 71, 257):  # the last two are padded
         feeds = {"x": rng.standard_normal((rows, 3, 24)).astype(np.float16)}
         want = reference(f32, {"x": feeds["x"].astype(np.float32)})["click"]
         for _ in range(3):  # direct, recorded, replayed
