@@ -15,7 +15,7 @@ from engines.recipe import load_recipe
 from engines.report import read_report
 from engines.sources import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
 from engines.worst_rows import save_worst_rows
-from graphs.errors import UgsepError
+from graphs.errors import GateFailed, UgsepError
 from graphs.progress import ProgressCallback, silent
 from quant.requests import read_requests, request_spec, synthetic_requests, table_rows
 
@@ -33,6 +33,7 @@ def validate(
 
     Raises:
         UgsepError: a tampered bundle, engines this machine cannot run, or unusable requests.
+        GateFailed: a target does not hold and ``worst`` cannot be written.
     """
     manifest = open_bundle(bundle)
     recipe = load_recipe(str(bundle / "recipe.yaml"))
@@ -50,7 +51,14 @@ def validate(
     limits = speedup_limits(bundle, recipe.serving.candidates)
     found = proof.prove(recipe, manifest, bundle, rows, reference, limits, progress=progress)
     if worst is not None and not found.passed:
-        save_worst_rows(worst, rows, found.errors)
+        try:
+            save_worst_rows(worst, rows, found.errors)
+        except OSError as error:  # a read-only place must not hide what failed
+            broken = "; ".join(str(t) for t in found.targets if not t.passed)
+            raise GateFailed(
+                f"{bundle}: {broken}; the worst rows cannot be written to {worst} ({error.strerror}); "
+                "pass --worst FILE"
+            ) from error
     return found
 
 

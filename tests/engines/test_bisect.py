@@ -154,6 +154,11 @@ def test_a_failed_validation_says_how_to_reproduce_and_keeps_the_worst_rows(
     errors = np.abs(rows["quantized_error"]).max(axis=1)
     assert len(errors) == 64
     assert errors.max() > 0
+    elsewhere = str(tmp_path / "none" / "worst.npz")
+    hidden = CliRunner().invoke(main, ["validate", str(bundle), "--requests", data, "--worst", elsewhere])
+    assert hidden.exit_code == 1
+    assert "max |probability difference|" in hidden.stderr.splitlines()[-1]
+    assert f"cannot be written to {elsewhere} (No such file or directory); pass --worst" in hidden.stderr
     # The file is a request file: the same gate fails on it, and bisect reads it.
     again = CliRunner().invoke(
         main, ["validate", str(bundle), "--requests", str(worst), "--worst", str(tmp_path / "w")]
