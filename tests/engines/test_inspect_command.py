@@ -60,9 +60,10 @@ def test_an_engine_of_an_unknown_backend_is_shown_with_the_reason(bundle: Path) 
     assert "onnxruntime-next[beta]" in CliRunner().invoke(main, ["inspect", str(bundle)]).output
 
 
-def test_a_graph_that_differs_from_the_manifest_is_not_read(bundle: Path) -> None:
-    graph = bundle / "onnx" / "item.w8a32.onnx"
-    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
+@pytest.mark.parametrize("name", ["onnx/item.w8a32.onnx", "onnx/full.onnx.data", "report.html"])
+def test_a_file_that_differs_from_the_manifest_is_refused(bundle: Path, name: str) -> None:
+    file = bundle / name
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
     with pytest.raises(UgsepError, match="but the manifest says"):
         describe(bundle)
     result = CliRunner().invoke(main, ["inspect", str(bundle)])
