@@ -28,6 +28,7 @@ from graphs.errors import UgsepError
 #: Part of every key: raise it when a build's output changes for the same input.
 CACHE_VERSION = 1
 _ENGINE = "engine"
+_OTHER_CACHE = "set XDG_CACHE_HOME to another directory, or pass --no-cache"
 _CHUNK = 1 << 22
 _STALE_SECONDS = 24 * 3600
 
@@ -128,9 +129,9 @@ def cached_build(
     keys go on side by side. A damaged entry is removed and built again.
 
     Raises:
-        UgsepError: what ``build`` raises; nothing is cached then.
+        UgsepError: what ``build`` raises, nothing is cached then; a cache directory that cannot be used.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    _open_root(root)
     lock = FileLock(root / f".{key}.lock")
     if wait is not None and not _free(lock):
         wait(f"waiting for another process that builds {key[:12]}")
@@ -194,6 +195,15 @@ def collect(root: Path, max_bytes: int) -> list[Entry]:
     return removed
 
 
+def _open_root(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UgsepError(f"{root}: no engine cache can be made there ({error.strerror}); {_OTHER_CACHE}") from error
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise UgsepError(f"{root}: the engine cache is not writable; {_OTHER_CACHE}")
+
+
 def _free(lock: FileLock) -> bool:
     """Say whether nobody holds the lock at this moment."""
     try:
@@ -213,7 +223,7 @@ def _sound(entry: Path) -> Manifest | None:
         verify_files(entry, manifest)
     except UgsepError:
         return None
-    return manifest if len(manifest.engines) == 1 else None
+    return manifest if [e.directory for e in manifest.engines] == [_ENGINE] else None
 
 
 def _copy(entry: Path, manifest: Manifest, out_dir: Path) -> None:

@@ -164,7 +164,8 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
         except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
             problem = f"cannot read it ({_reason(error)})"
         if problem:
-            raise UgsepError(f"{path}: {problem}; rebuild: {manifest.rebuild}")
+            again = f"; rebuild: {manifest.rebuild}" if manifest.rebuild else ""  # a cached engine has no command
+            raise UgsepError(f"{path}: {problem}{again}")
 
 
 def unlisted_files(directory: Path, manifest: Manifest) -> list[str]:

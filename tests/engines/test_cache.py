@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -268,6 +269,28 @@ def test_an_empty_or_missing_cache(tmp_path: Path) -> None:
     (tmp_path / "cache" / ("z" * 64)).mkdir(parents=True)
     (entry,) = list_entries(tmp_path / "cache")
     assert "no manifest.json" in entry.problem
+
+
+def test_a_cache_that_cannot_be_used_says_where_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UgsepError, match=r"no engine cache can be made there \(Not a directory\); .* --no-cache"):
+        cached_build(tmp_path / "file" / "engines", "a" * 64, tmp_path / "out", _builder())
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(UgsepError, match="the engine cache is not writable; set XDG_CACHE_HOME"):
+        cached_build(tmp_path / "cache", "a" * 64, tmp_path / "out", _builder())
+
+
+def test_an_entry_that_names_another_directory_is_built_again(tmp_path: Path) -> None:
+    calls: list[str] = []
+    cached_build(tmp_path / "cache", "a" * 64, tmp_path / "one", _builder(calls=calls))
+    manifest = tmp_path / "cache" / ("a" * 64) / "manifest.json"
+    raw = json.loads(manifest.read_text())
+    raw["engines"][0]["directory"] = "other"
+    raw["files"] = {name.replace("engine/", "other/"): entry for name, entry in raw["files"].items()}
+    (manifest.parent / "engine").rename(manifest.parent / "other")
+    manifest.write_text(json.dumps(raw))
+    _, found = cached_build(tmp_path / "cache", "a" * 64, tmp_path / "two", _builder(calls=calls))
+    assert (found, len(calls)) == (False, 2)
 
 
 def test_default_root() -> None:

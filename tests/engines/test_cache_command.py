@@ -62,6 +62,7 @@ def test_verify_fails_with_status_1_on_damage_and_gc_removes_it(root: Path) -> N
     result = run("verify", "--root", root)
     assert result.exit_code == 1
     assert "1 of 3 engines are damaged" in result.stderr
+    assert "rebuild" not in result.stderr  # a cached engine is of no bundle
     assert result.stderr.count("\n") == 1
     listed = run("verify", "--root", root, "--json")
     assert [bool(e["problem"]) for e in json.loads(listed.stdout)] == [False, True, False]
