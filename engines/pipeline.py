@@ -91,9 +91,8 @@ def build(
         document = report.report_document(name, recipe, found)
         report.write_report(work, document, found)
         stamped: dict[str, Option] = {"key": key, "passed": bool(document["passed"])}
-        complete = dataclasses.replace(
-            manifest, rebuild=rebuild or manifest.rebuild, extra={**manifest.extra, **stamped}
-        )
+        again = rebuild_command(name, rebuild)
+        complete = dataclasses.replace(manifest, rebuild=again, extra={**manifest.extra, **stamped})
         write_manifest(work, complete)
         broken = [str(t) for t in found.proof.targets if not t.passed]
         if broken:
@@ -107,6 +106,11 @@ def build(
             )
     progress(Progress("report", 1, 1, str(out / "report.html")))
     return Outcome(out, False, document)
+
+
+def rebuild_command(name: str, typed: str = "") -> str:
+    """Return the command that was typed, that of a shipped recipe where none was or where no manifest may hold it."""
+    return typed if typed and typed.isprintable() else f"make engines MODEL={name}"
 
 
 def _is_current(out: Path, key: str) -> bool:
@@ -157,7 +161,7 @@ def _make(
     engines, notes = build_engines(recipe, plans, onnx, work, cache, progress)
     manifest = Manifest(
         model=name,
-        rebuild=f"make engines MODEL={name}",
+        rebuild=rebuild_command(name),
         opset=OPSET,
         engines=tuple(engines),
         tools=tool_versions(),

@@ -19,7 +19,7 @@ import safetensors.numpy
 from click.testing import CliRunner
 
 from engines.cli import main
-from engines.pipeline import build
+from engines.pipeline import build, rebuild_command
 from engines.sources import Sources, content_key
 from graphs.errors import GateFailed, UgsepError
 from tests import tiny
@@ -130,6 +130,13 @@ def test_a_killed_build_leaves_no_bundle(tiny_sources: Sources, tmp_path: Path) 
     assert not out.exists()
     assert not build("tiny", tiny.RECIPE, tiny_sources, out).unchanged
     assert not list(tmp_path.glob(".out.building-*")), "what the killed build left is cleaned up"
+
+
+def test_a_bundle_names_the_command_that_was_typed() -> None:
+    assert rebuild_command("toy", "ugsep build toy.py:make --user a") == "ugsep build toy.py:make --user a"
+    assert rebuild_command("toy") == "make engines MODEL=toy"
+    # A manifest holds printable text only: a line break inside an argument would make the bundle unreadable.
+    assert rebuild_command("toy", "ugsep build toy --set 'a=1\n2'") == "make engines MODEL=toy"
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_sources: Sources, tmp_path: Path) -> None:
