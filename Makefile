@@ -18,6 +18,8 @@ USER_INPUTS ?=
 ITEM_INPUTS ?=
 DATA       := build/data/movielens
 SIZE       ?= 20m
+# ONNX Runtime would report what it runs; 0 lets it.
+export ORT_DISABLE_TELEMETRY ?= 1
 EXTRAS     ?= cpu,tensorrt-rtx,openvino,triton,foreign,dev
 
 BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),--backend $(BACKEND)) $(FLAGS)

@@ -24,12 +24,14 @@ from engines.stream_command import random_checkpoint_command, stream_command
 from graphs.command import CommandGroup, as_typed
 from graphs.errors import GateFailed, UgsepError
 from graphs.progress import show_progress
+from quant.private import keep_private
 
 
 @click.group(cls=CommandGroup)
 @click.version_option(package_name="ugsep")
 def main() -> None:
     """Compute the user once, the items many times: from a PyTorch ranking model to user and item engines."""
+    keep_private()
 
 
 main.add_command(bench_command)

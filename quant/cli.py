@@ -16,6 +16,7 @@ from graphs.progress import show_progress
 from quant import calibrate as calibration_run
 from quant.inspect import engine_fates, inspect_graph
 from quant.policy import Policy, read_policy
+from quant.private import keep_private
 from quant.schemes import CONFIGS, scheme_from
 from quant.scored_commands import search, sensitivity
 from quant.sources import calibration_of, graph_pair, requests_of
@@ -30,6 +31,7 @@ CHECKPOINT_REQUESTS = 256  # what an interrupted calibration loses at most
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Weight-only int8 for exported ranking models, chosen on real requests."""
+    keep_private()
 
 
 main.add_command(sensitivity)

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from quant.private import keep_private
 from tests import tiny
 
+keep_private()
 torch.set_num_threads(1)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from click.testing import CliRunner, Result
 from engines.backend import find_backend
 from engines.cli import main
 from engines.sources import Sources
+from quant.private import TELEMETRY_OFF
 
 
 def run(*args: object) -> Result:
@@ -165,3 +169,16 @@ def test_a_factory_needs_its_sides(tmp_path: Path) -> None:
     message = one_line_error(run("build", f"{tmp_path / 'mine.py'}:factry", "--user", "profile", "--item", "item"))
     assert "no function 'factry', did you mean 'factory'" in message
     assert "are for factories" in one_line_error(run("build", "zenith", "--init", "random", "--user", "a"))
+
+
+@pytest.mark.parametrize("module", ["engines.cli", "quant.cli"])
+def test_commands_leave_no_trace_of_onnxruntime_s_telemetry(module: str, tmp_path: Path) -> None:
+    script = f"from {module} import main; main(['inspect', '--help'], standalone_mode=False); import onnxruntime"
+    decided = {TELEMETRY_OFF, "CI"}  # it is quiet in CI anyway
+    environment = {name: value for name, value in os.environ.items() if name not in decided}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("onnxruntime*"))
