@@ -36,8 +36,8 @@ def stopwatch(backend: str, threads: int = 1) -> MeasureGemm:
     """Return the function that times x @ W on a backend, W stored in each precision a policy can name.
 
     W is [K, N] with x [rows, K], or [T, K, N] with x [T, rows, K]. Times are medians in milliseconds, the precisions
-    in turn, each over several weights of the shape so that none stays in the cache. Where a backend widens FP16 weights
-    when it loads them, FP16 has the time of FP32.
+    in turn, each over several weights of the shape so that none stays in the cache. Where a backend widens FP16
+    weights when it loads them, FP16 has the time of FP32.
 
     Raises:
         UgsepError: an unknown backend, or one that cannot build and run engines on this machine.
