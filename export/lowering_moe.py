@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.lowering_nodes import add_initializer, add_node, constant, int8_weight, ints, rank
+from export.lowering_nodes import add_initializer, add_node, constant, int8_weight, ints, rank, swaps_first_axes
 from export.lowering_per_token import BINARY, UNARY
 
 # Below this many weights per token and expert the bookkeeping takes longer than computing every expert.
@@ -131,6 +131,10 @@ def _rewrite(graph: ir.Graph, mixture: _Mixture, names: dict[str, tuple[str, ...
     out = mixture.down.outputs[0]
     slices = _Slices(graph, mixture, names)
     routes = _Routes(graph, mixture, slices)
+    users = [use.node for use in out.uses()]
+    rows_first = len(users) == 1 and swaps_first_axes(users[0]) and not out.is_graph_output()
+    if rows_first:
+        out = users[0].outputs[0]  # the tokens are put together in that order at once
     summed: list[ir.Value | None] = []
     for t in range(mixture.tokens):
         results = [routes.no_result()]
@@ -138,8 +142,8 @@ def _rewrite(graph: ir.Graph, mixture: _Mixture, names: dict[str, tuple[str, ...
             hidden = routes.hidden(mixture.hidden, t, e, {})
             weight = slices.weight(mixture.weights[-1], t, e, by_row=True)
             results.append(routes.add("MatMul", [hidden, weight], f"[{t},{e}].result"))  # [R_te, D]
-        summed.append(routes.sum_by_row(results, t))
-    whole = routes.add("Concat", summed, "sum", axis=0)
+        summed.append(routes.sum_by_row(results, t, rows_first))
+    whole = routes.add("Concat", summed, "sum", axis=1 if rows_first else 0)
     whole.shape, whole.type = out.shape, out.type
     ir.convenience.replace_all_uses_with(out, whole, replace_graph_outputs=True)
 
@@ -214,7 +218,7 @@ class _Routes:
         self.results, experts = self._results()
         chosen = self.add("GatherElements", [mixture.gates, experts], "gates", axis=2)  # [T, N, most]
         self.gates = self.add("Unsqueeze", [chosen, self.ints(2)], "gates.rows")  # [T, N, 1, most]
-        self._lists: dict[tuple[ir.Value | None, bool], list[ir.Value]] = {}
+        self._lists: dict[tuple[ir.Value | None, bool, bool], list[ir.Value]] = {}
         self._by_expert: dict[ir.Value, ir.Value] = {}
 
     def _results(self) -> tuple[ir.Value, ir.Value]:
@@ -249,8 +253,8 @@ class _Routes:
         assert isinstance(shape[2], int)
         return add_initializer(self.graph, f"lowering.zeros.{shape[2]}", np.zeros((1, shape[2]), np.float32))
 
-    def sum_by_row(self, results: list[ir.Value], token: int) -> ir.Value:
-        """Add up each row's results of one token under their gates; returns [1, N, D].
+    def sum_by_row(self, results: list[ir.Value], token: int, rows_first: bool) -> ir.Value:
+        """Add up each row's results of one token under their gates; returns [1, N, D], or [N, 1, D].
 
         Every row gathers its own. (ScatterND with addition takes longer: ONNX Runtime copies all rows for every
         expert. In one piece for all experts it even loses additions to the same row on several threads.)
@@ -260,7 +264,7 @@ class _Routes:
         found = self.add("Gather", [together, numbers], f"[{token}].found", axis=0)  # [1, N, most, D]
         gates = self.add("Gather", [self.gates, self.ints(token)], f"[{token}].gates", axis=0)  # [1, N, 1, most]
         product = self.add("MatMul", [gates, found], f"[{token}].sum")  # [1, N, 1, D]
-        return self.add("Squeeze", [product, self.ints(2)], f"[{token}].summed")
+        return self.add("Squeeze", [product, self.ints(0 if rows_first else 2)], f"[{token}].summed")
 
     def add(
         self, op: str, inputs: list[ir.Value | None], what: str, dtype: ir.DataType | None = None, **attributes: Any
@@ -305,21 +309,24 @@ class _Routes:
     def _at_rows(self, value: ir.Value, token: int, expert: int, wide: bool) -> ir.Value:
         """Read [T, N, W] at one expert's rows: all of W, or where ``wide`` the expert's own part of it.
 
-        A value gathered from users to candidates ([T, U, W] by an index) is read from the users directly; one of a
-        single row, [T, 1, W], broadcasts and stays one row.
+        A value gathered from users to candidates ([T, U, W] by an index) is read from the users directly, one that
+        was turned from [N, T, W] where it came from; one of a single row, [T, 1, W], broadcasts and stays one row.
         """
         index: ir.Value | None = None
-        gather = value.producer()
-        if gather is not None and gather.op_type == "Gather" and ints(gather, "axis", 0) == 1:
-            users, candidate = gather.inputs
+        rows_first = False
+        node = value.producer()
+        if node is not None and node.op_type == "Gather" and ints(node, "axis", 0) == 1:
+            users, candidate = node.inputs
             if users is not None and candidate is not None and rank(users) == 3 and rank(candidate) == 1:
                 value, index = users, candidate
+        elif node is not None and not wide and swaps_first_axes(node) and node.inputs[0] is not None:
+            value, rows_first = node.inputs[0], True
         assert value.shape is not None
-        single = value.shape[1] == 1
-        source = self._cut_by_expert(value) if wide else value  # [T, N or U or 1, W] or [T, ..., E, h]
+        single = not rows_first and value.shape[1] == 1
+        source = self._cut_by_expert(value) if wide else value  # [T, N or U or 1, W], [N, T, W] or [T, ..., E, h]
         what = f"[{token},{expert}].{value.name}"
         if not single:
-            at = self.places(index, wide)[token * self.mixture.experts + expert]
+            at = self.places(index, wide, rows_first)[token * self.mixture.experts + expert]
         else:
             at = self.ints(token, 0, expert) if wide else self.ints(token, 0)
         return self.add("GatherND", [source, at], f"{what}.rows")
@@ -334,21 +341,22 @@ class _Routes:
             self._by_expert[value] = self.add("Reshape", [value, self.ints(0, 0, e, width // e)], f"{value.name}.cut")
         return self._by_expert[value]
 
-    def places(self, index: ir.Value | None, wide: bool) -> list[ir.Value]:
+    def places(self, index: ir.Value | None, wide: bool, rows_first: bool) -> list[ir.Value]:
         """Where each list reads: token and row, or the row's user by ``index``; and the expert where ``wide``."""
-        if (index, wide) not in self._lists:
-            what = f"{'rows' if index is None else index.name}{'.cells' if wide else ''}"
+        key = (index, wide, rows_first)
+        if key not in self._lists:
+            what = f"{'rows' if index is None else index.name}{'.cells' if wide else ''}{'.first' * rows_first}"
             lists, rows = self._column(0, f"{what}.lists"), self._column(1, f"{what}.rows")
             if index is not None:
                 users = self.add("GatherND", [index, rows], f"{what}.flat", _INT64)
                 rows = self.add("Unsqueeze", [users, self.ints(1)], f"{what}.users", _INT64)
             e = self.ints(self.mixture.experts)
             tokens = self.add("Div", [lists, e], f"{what}.tokens", _INT64)
-            parts: list[ir.Value | None] = [tokens, rows]
+            parts: list[ir.Value | None] = [rows, tokens] if rows_first else [tokens, rows]
             if wide:
                 parts.append(self.add("Mod", [lists, e], f"{what}.experts", _INT64))
-            self._lists[index, wide] = self._cut(self.add("Concat", parts, f"{what}.places", _INT64, axis=1))
-        return self._lists[index, wide]
+            self._lists[key] = self._cut(self.add("Concat", parts, f"{what}.places", _INT64, axis=1))
+        return self._lists[key]
 
     def _column(self, column: int, what: str) -> ir.Value:
         """Return a column of the pairs, [R, 1]."""

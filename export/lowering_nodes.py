@@ -60,6 +60,12 @@ def ints(node: ir.Node, name: str, default: int) -> int:
     return default if attribute is None else attribute.as_int()
 
 
+def swaps_first_axes(node: ir.Node | None) -> bool:
+    """Is this the Transpose of three axes that swaps the first two, rows and tokens."""
+    perm = node.attributes.get("perm") if node is not None and node.op_type == "Transpose" else None
+    return perm is not None and tuple(perm.as_ints()) == (1, 0, 2)
+
+
 @dataclass(frozen=True)
 class Int8Weight:
     """A weight stored as int8: DequantizeLinear(values, scale), symmetric, no zero point.

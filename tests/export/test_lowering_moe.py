@@ -117,6 +117,31 @@ def test_products_computed_once_per_user_are_read_at_the_chosen_rows(
         np.testing.assert_allclose(got, expected, atol=2e-5, rtol=1e-5)  # products of two sums of order 1
 
 
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+def test_rows_first_at_both_ends_are_never_turned(tmp_path: Path, int8: bool) -> None:
+    """x [N, T, D] turned to tokens first, experts, and turned back: rows are read and put together as they lie."""
+    g = Graph(np.random.default_rng(3), int8)
+    turned = g.add("Transpose", "x", perm=[1, 0, 2])
+    hidden = g.add("Gelu", g.add("MatMul", turned, g.weight("up.weight", T, D, E * H)))
+    cut = g.add("Reshape", hidden, g.const("cut", np.array([T, -1, E, H])))
+    scaled = g.add("Mul", cut, g.add("Unsqueeze", "gates", g.const("last", np.array([-1]))))
+    joined = g.add("Reshape", scaled, g.const("join", np.array([T, -1, E * H])))
+    y = g.add("MatMul", joined, g.weight("down.weight", T, E * H, D))
+    g.add("Transpose", y, out="y", perm=[1, 0, 2])
+    float32 = onnx.TensorProto.FLOAT
+    inputs: dict[str, tuple[int, list[Any]]] = {"x": (float32, ["N", T, D]), "gates": (float32, [T, "N", E])}
+    source = g.save(tmp_path / "dense.onnx", inputs, {"y": ["N", T, D]})
+    routed = lower_for_cpu(source, tmp_path / "routed.onnx", min_expert_elements=0).path
+    turns = [n for n in onnx.load(routed).graph.node if n.op_type == "Transpose" and n.attribute[0].ints[0] == 1]
+    assert not [n for n in turns if len(n.attribute[0].ints) == 3]
+    rng = np.random.default_rng(4)
+    for rows, active in ((1, 2), (17, 2), (T, E), (4, 0)):
+        given = feeds(rng, rows, active)
+        given["x"] = np.ascontiguousarray(given["x"].transpose(1, 0, 2))
+        expected, got = session(source).run(None, given)[0], session(routed).run(None, given)[0]
+        np.testing.assert_allclose(got, expected, atol=5e-6, rtol=1e-5)  # at most 35 products of order 1 per sum
+
+
 def test_threads_lose_no_sum(tmp_path: Path) -> None:
     """Each row has all its experts' results, also where operators share their work among threads."""
     sizes = (1, 2048, 6, 2)
