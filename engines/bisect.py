@@ -116,7 +116,7 @@ def bisect(
         if any(i.name == USER_INDEX for i in graph.input):
             feeds[USER_INDEX] = np.zeros(request.candidates, np.int64)
         names = [name for node in graph.node for name in node.output if name]
-        truth = _read_onnxruntime(reference, {}, feeds, names)
+        truth = read_onnxruntime(reference, {}, feeds, names)
         state = {o.name: truth[o.name] for o in graph.output}
         found.append(compare(side, engine.built, graph, truth, _engine_tensors(bundle, engine, feeds, names), limit))
     progress(Progress("bisect", 2, 2))
@@ -208,7 +208,7 @@ def _engine_tensors(
     bundle: Path, engine: Engine, feeds: Mapping[str, Array], names: Sequence[str]
 ) -> dict[str, Array]:
     readers: dict[str, tuple[str, Reader]] = {
-        "onnxruntime": (".onnx", _read_onnxruntime),
+        "onnxruntime": (".onnx", read_onnxruntime),
         "openvino": (".xml", _read_openvino),
     }
     built = engine.built
@@ -228,7 +228,7 @@ def _engine_tensors(
         raise UgsepError(f"{file}: {built.backend} cannot run it ({reason}); build the bundle again") from error
 
 
-def _read_onnxruntime(
+def read_onnxruntime(
     file: Path, session: Mapping[str, Any], feeds: Mapping[str, Array], names: Sequence[str]
 ) -> dict[str, Array]:
     """Return every tensor an ONNX file computes whose name, or whose token's name, is among ``names``."""

@@ -18,6 +18,7 @@ from engines.json_text import json_text
 from engines.manifest import unlisted_files
 from engines.models_command import models_command
 from engines.recipe import Recipe, load_recipe
+from engines.routing_command import routing_command
 from engines.schemes_command import schemes_command
 from engines.split_command import split_command
 from engines.stream_command import random_checkpoint_command, stream_command
@@ -39,6 +40,7 @@ main.add_command(bisect_command)
 main.add_command(cache_command)
 main.add_command(inspect_command)
 main.add_command(models_command)
+main.add_command(routing_command)
 main.add_command(schemes_command)
 main.add_command(split_command)
 main.add_command(stream_command)
