@@ -144,7 +144,8 @@ def _rewrite(graph: ir.Graph, mixture: _Mixture, names: dict[str, tuple[str, ...
             results.append(routes.add("MatMul", [hidden, weight], f"[{t},{e}].result"))  # [R_te, D]
         summed.append(routes.sum_by_row(results, t, rows_first))
     whole = routes.add("Concat", summed, "sum", axis=1 if rows_first else 0)
-    whole.shape, whole.type = out.shape, out.type
+    whole.shape, whole.type, whole.name = out.shape, out.type, out.name  # a graph output keeps its name
+    out.name = f"{out.name}.before"
     ir.convenience.replace_all_uses_with(out, whole, replace_graph_outputs=True)
 
 

@@ -113,7 +113,7 @@ def test_products_computed_once_per_user_are_read_at_the_chosen_rows(
         given |= {"user_index": rng.integers(0, users, rows), "own": rng.uniform(1, 2, (T, 1, 1)).astype(np.float32)}
         given["u"] = given["u"][:, :1] if single else given["u"]
         given = {name: given[name] for name in inputs}
-        expected, got = (session(path).run(None, given)[0] for path in (source, routed.path))
+        expected, got = (session(path).run(["y"], given)[0] for path in (source, routed.path))
         np.testing.assert_allclose(got, expected, atol=2e-5, rtol=1e-5)  # products of two sums of order 1
 
 
@@ -138,7 +138,7 @@ def test_rows_first_at_both_ends_are_never_turned(tmp_path: Path, int8: bool) ->
     for rows, active in ((1, 2), (17, 2), (T, E), (4, 0)):
         given = feeds(rng, rows, active)
         given["x"] = np.ascontiguousarray(given["x"].transpose(1, 0, 2))
-        expected, got = session(source).run(None, given)[0], session(routed).run(None, given)[0]
+        expected, got = session(source).run(["y"], given)[0], session(routed).run(["y"], given)[0]
         np.testing.assert_allclose(got, expected, atol=5e-6, rtol=1e-5)  # at most 35 products of order 1 per sum
 
 
