@@ -46,6 +46,17 @@ def check_experts(experts: int, active: int, names: tuple[str, str]) -> None:
         raise UgsepError(f"{names[1]} is {active}, but {names[0]} is {experts}; {names[1]} = {min(2, experts)} works")
 
 
+def check_loss_weights(config: object, *names: str) -> None:
+    """Refuse a training-only loss of negative weight: it would reward what it is there to hold down.
+
+    Raises:
+        UgsepError: a field of ``config`` among ``names`` is negative or not a number.
+    """
+    for name in names:
+        if not getattr(config, name) >= 0:
+            raise UgsepError(f"{name} is {getattr(config, name)}; give 0 to switch that loss off, or more")
+
+
 class SwiGLUExperts(nn.Module):
     """``sum_j gate_j W_down_j (SiLU(W_gate_j x) * (W_up_j x))`` for every token; x [T, N, D], gates [T, N, E]."""
 

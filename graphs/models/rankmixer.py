@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from graphs.errors import UgsepError
 from graphs.features import SIDES
 from graphs.layers import Head, TokenwiseFFN
-from graphs.moe import ReLUSparseFFN, check_experts
+from graphs.moe import ReLUSparseFFN, check_experts, check_loss_weights
 from graphs.parameter_counts import (
     Count,
     Counts,
@@ -56,6 +56,7 @@ class RankMixerConfig(ModelConfig):
         if self.mixed_user_tokens < 0 or self.mixed_item_tokens < 0:
             raise UgsepError("mixed_user_tokens and mixed_item_tokens cannot be negative; 0 keeps the counts")
         check_experts(self.experts, self.experts, ("experts", "experts"))
+        check_loss_weights(self, "l1_weight")
         self.chunks()
         user, item = self.token_counts()[1]
         check_divides("width", self.width, "mixed tokens (user_tokens + item_tokens, or the mixed ones)", user + item)

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from graphs.errors import UgsepError
 from graphs.features import SIDES, Feature, of_side
 from graphs.layers import Head, RMSNorm, TokenwiseSwiGLU
-from graphs.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts
+from graphs.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts, check_loss_weights
 from graphs.parameter_counts import Count, Counts, compensation, heads, norm, swiglu_experts, tokenwise_swiglu
 from graphs.ranking_model import ModelConfig, RankingModel, check_divides
 from graphs.tokenize import (
@@ -64,10 +64,14 @@ class TokenMixerLargeConfig(ModelConfig):
         for name in ("hidden", "embedding_width"):
             if getattr(self, name) < 1:
                 raise UgsepError(f"{name} is {getattr(self, name)}; give at least 1")
+        for name, known in (("global_token", ("item", "split")), ("read_out", ("mean", "global"))):
+            if getattr(self, name) not in known:
+                raise UgsepError(f"{name} is '{getattr(self, name)}'; give '{known[0]}' or '{known[1]}'")
         for name in ("mixed_user_rows", "mixed_item_rows", "residual_every"):
             if getattr(self, name) < 0:
                 raise UgsepError(f"{name} is {getattr(self, name)}; give 0 or more")
         check_experts(self.experts, self.active_experts, ("experts", "active_experts"))
+        check_loss_weights(self, "auxiliary_weight")
         if self.experts:
             if self.active_experts < 2:
                 raise UgsepError("active_experts is 1, but one is the shared expert; active_experts = 2 works")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from graphs.errors import UgsepError
 from graphs.layers import Head, RMSNorm, TokenwiseLinear, TokenwiseSwiGLU
-from graphs.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts
+from graphs.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts, check_loss_weights
 from graphs.parameter_counts import (
     Count,
     Counts,
@@ -50,6 +50,7 @@ class ZenithPPConfig(ModelConfig):
                 raise UgsepError(f"{name} is {getattr(self, name)}; give at least 1")
         check_divides("width", self.width, "attention_heads", self.attention_heads)
         check_experts(self.experts, self.active_experts, ("experts", "active_experts"))
+        check_loss_weights(self, "balance_weight", "z_weight")
         self.plans()
 
     def sides(self) -> tuple[int, int]:
