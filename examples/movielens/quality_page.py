@@ -24,6 +24,9 @@ PAPER = {
     (COMPENSATED, "3:1"): (-0.02, -0.02),
 }
 
+#: Everything up to here is written by ``write``; what follows is written by hand.
+END = "<!-- end quality -->"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -135,7 +138,7 @@ def markdown(results: Sequence[Result], seeds: Sequence[int], plot: str) -> str:
         "",
         *findings(results),
     ]
-    return "\n".join([*lines, "", f"![AUC by variant]({plot})", *found, ""])
+    return "\n".join([*lines, "", f"![AUC by variant]({plot})", *found, "", END, ""])
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
@@ -152,8 +155,9 @@ def draw(results: Sequence[Result], path: Path) -> None:
 
 
 def write(results: Sequence[Result], seeds: Sequence[int], page: Path) -> None:
-    """Write the page, the plot beside it, and the numbers as JSON."""
+    """Write the page, the plot beside it, and the numbers as JSON; what stands below ``END`` in the page stays."""
     page.parent.mkdir(parents=True, exist_ok=True)
     draw(results, page.with_suffix(".svg"))
-    page.write_text(markdown(results, seeds, page.with_suffix(".svg").name))
+    _, _, below = (page.read_text() if page.exists() else "").partition(f"{END}\n")
+    page.write_text(markdown(results, seeds, page.with_suffix(".svg").name) + below)
     page.with_suffix(".json").write_text(json.dumps([dataclasses.asdict(r) for r in results], indent=1) + "\n")

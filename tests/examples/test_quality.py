@@ -63,6 +63,17 @@ def test_the_page_has_every_row_its_plot_and_its_numbers(tmp_path: Path) -> None
     assert [r["variant"] for r in json.loads(page.with_suffix(".json").read_text())][-1] == QUANTIZED
 
 
+def test_what_is_written_below_the_table_stays(tmp_path: Path) -> None:
+    page = tmp_path / "q.md"
+    quality_page.write(_results(), (0, 1, 2), page)
+    page.write_text(page.read_text() + "\nWhy that is.\n")
+    quality_page.write(_results()[:-1], (0, 1, 2), page)
+    text = page.read_text()
+    assert text.count("| m | 3:1 |") == 3
+    assert text.endswith(f"{quality_page.END}\n\nWhy that is.\n")
+    assert text.count(quality_page.END) == 1
+
+
 @pytest.mark.slow
 def test_a_stopped_command_goes_on_where_it_was(tmp_path: Path, tables: tuple[Ratings, Users, Items]) -> None:
     data = tmp_path / "data"
