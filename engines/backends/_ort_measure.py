@@ -15,7 +15,7 @@ from graphs.names import USER_INDEX
 
 #: A second form that saves less than this share of the time is noise, and not shipped.
 LEAST_GAIN = 0.02
-_SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 2.0, 3, 60
+_SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 2.0, 9, 60
 #: By how much of the largest output two forms may differ: what a few int8 activations do that round to the next step,
 #: and what all of them do that are rounded with other scales, per row or per block of a row.
 _ROUNDING, _OTHER_SCALES = 1e-2, 0.1
