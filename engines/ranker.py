@@ -117,8 +117,8 @@ class Ranker:
 
         Raises:
             UgsepError: a missing or unknown feature, wrong dtype or shape, rows that do not match, no row at all,
-                more rows than the engine's profile allows, a value that is not finite, or an id that is no row of
-                its table.
+                more rows than the engine's profile allows, a value that is not finite (a logit included), or an id
+                that is no row of its table.
         """
         rows = self._check("item", items)
         return self._run_item(items, self._state(user), self.one_user_index(rows))
@@ -205,6 +205,13 @@ class Ranker:
             scores = self._device[1].infer(given)
         else:
             scores = self.item_runner.infer(cast(dict[str, Array], given))  # no device: every state is an array
+        for task, logits in scores.items():
+            if not np.isfinite(logits).all():  # finite features can still overflow inside, a NaN must not be ranked
+                row = int(np.flatnonzero(~np.isfinite(logits))[0])
+                raise UgsepError(
+                    f"task '{task}' scores candidate {row} {logits[row]}; its features, though finite, are beyond "
+                    "what the model computes with: clean or clip them"
+                )
         return {task: logits.astype(np.float32, copy=False) for task, logits in scores.items()}
 
     def _key(self, user: Mapping[str, Array]) -> bytes:
