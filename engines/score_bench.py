@@ -1,4 +1,4 @@
-"""``python -m engines.score_bench --bundle DIR``: how long loading takes, and what ``Ranker.score`` adds to its engines.
+"""``python -m engines.score_bench --bundle DIR``: how long loading takes, what ``Ranker.score`` adds to its engines.
 
 A request of many milliseconds hides microseconds in its own noise. So the engines are asked once, and then stand-ins
 that repeat their answers take their place: what is left is the checks, the user-state cache and the copies.
