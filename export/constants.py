@@ -7,10 +7,9 @@ and split. ``Weights`` then reads any box of a constant from the checkpoint.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from export.disk import File, open_file
 from graphs.checkpoint_files import Stored, check_finite
 from graphs.errors import UgsepError
 
@@ -122,9 +122,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
 class Weights:
     """The open files of a checkpoint; ``read`` may be called from several threads."""
 
-    def __init__(self, stored: Mapping[str, Stored], descriptors: Mapping[Path, int]) -> None:
+    def __init__(self, stored: Mapping[str, Stored], files: Mapping[Path, File]) -> None:
         self._stored = stored
-        self._descriptors = descriptors
+        self._files = files
         self._lock = threading.Lock()
         self._last: tuple[Computed, Tensor] | None = None
 
@@ -143,10 +143,13 @@ class Weights:
         base = constant.base if isinstance(constant.base, str) else _first_stored(constant.base)
         check_finite(base or name, value, self._stored[base].file if base else Path(name))
 
-    def read_unchecked(self, constant: Constant, box: Box | None = None, name: str = "") -> Tensor:
+    def read_unchecked(
+        self, constant: Constant, box: Box | None = None, name: str = "", room: Tensor | None = None
+    ) -> Tensor:
         """Return a box of a constant, whole without ``box``, in the dtype it is stored in (computed: its own).
 
-        The result may be a strided view of a larger buffer. Numbers are not looked at.
+        The result may be a strided view of a larger buffer, and lie in ``room``, uint8 at the start of a page, where
+        that is given and large enough. Numbers are not looked at.
 
         Raises:
             UgsepError: a computation that needs too much memory.
@@ -156,21 +159,16 @@ class Weights:
             return self._computed(constant, constant.base, box, name)
         stored = self._stored[constant.base]
         begin = constant.offset + sum(low * s for (low, _), s in zip(box, constant.strides, strict=True))
-        return self._strided(stored, tuple(b - a for a, b in box), constant.strides, begin)
+        return self._strided(stored, tuple(b - a for a, b in box), constant.strides, begin, room)
 
-    def prefetch(self, constant: Constant, box: Box) -> None:
-        """Ask the system to read a box ahead of its use."""
-        if isinstance(constant.base, Computed) or not hasattr(os, "posix_fadvise"):
-            return
-        stored = self._stored[constant.base]
-        begin = constant.offset + sum(low * s for (low, _), s in zip(box, constant.strides, strict=True))
-        span = 1 + sum((b - a - 1) * s for (a, b), s in zip(box, constant.strides, strict=True))
-        size = stored.dtype.itemsize
-        os.posix_fadvise(
-            self._descriptors[stored.file], stored.offset + begin * size, span * size, os.POSIX_FADV_WILLNEED
-        )
-
-    def _strided(self, stored: Stored, shape: tuple[int, ...], strides: tuple[int, ...], begin: int) -> Tensor:
+    def _strided(
+        self,
+        stored: Stored,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        begin: int,
+        room: Tensor | None = None,
+    ) -> Tensor:
         size = stored.dtype.itemsize
         span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         elements = torch.Size(shape).numel()
@@ -179,14 +177,7 @@ class Weights:
             rest = tuple(1 if i == widest else n for i, n in enumerate(shape))
             steps = range(begin, begin + shape[widest] * strides[widest], strides[widest])
             return torch.cat([self._strided(stored, rest, strides, step) for step in steps], widest)
-        raw = torch.empty(span * size, dtype=torch.uint8)
-        view = raw.numpy().data
-        done, at = 0, stored.offset + begin * size
-        while done < len(view):
-            got = os.preadv(self._descriptors[stored.file], [view[done:]], at + done)
-            if not got:
-                raise UgsepError(f"{stored.file} became shorter while it was read; start again")
-            done += got
+        raw = self._files[stored.file].read(stored.offset + begin * size, span * size, room, size)
         return raw.view(stored.dtype).as_strided(shape, strides)
 
     def _computed(self, constant: Constant, base: Computed, box: Box, name: str) -> Tensor:
@@ -241,14 +232,9 @@ class Weights:
 @contextmanager
 def open_weights(stored: Mapping[str, Stored]) -> Iterator[Weights]:
     """Open the files of a checkpoint for reading in pieces."""
-    descriptors: dict[Path, int] = {}
-    try:
-        for file in sorted({s.file for s in stored.values()}):
-            descriptors[file] = os.open(file, os.O_RDONLY)
-        yield Weights(stored, descriptors)
-    finally:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
+    with ExitStack() as stack:
+        files = sorted({s.file for s in stored.values()})
+        yield Weights(stored, {file: stack.enter_context(open_file(file)) for file in files})
 
 
 def _steps(wanted: Computed) -> list[Computed]:

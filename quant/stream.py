@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,23 +19,25 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import torch
 from onnx import TensorProto
 from torch import Tensor
 
 from export.constants import Box, Weights
+from export.disk import BLOCK, aligned_room
 from export.onnx_file import check_file
 from export.streamed import StreamedGraph
 from graphs.errors import UgsepError
 from graphs.progress import Progress, ProgressCallback, silent
 from quant import numerics
-from quant.files import append, publish
+from quant.files import aligned, append, publish
 from quant.gemms import Weight, keep_float_patterns, side_of, weights_of
 from quant.journal import Journal, read_journal
 from quant.pieces import Piece, quantize_columns, quantize_rows, to_fp16
 from quant.policy import Policy, check_rules, policy_document
 from quant.rewrite import encode_weights
 from quant.schemes import Absmax, SchemeConfig, scheme_name
-from quant.stream_files import SideFiles, aligned_room, joined_digest, opened, reserve, unit_digest
+from quant.stream_files import SideFiles, joined_digest, opened, reserve, unit_digest
 from quant.stream_layout import UNIT_BYTES, Place, Source, place_weights, source_of
 from quant.weights import QuantRow, QuantTable, float_row, plan_of, table_of, write_views
 
@@ -44,6 +45,9 @@ STAGE = ".streaming"
 DONE = "streamed.json"
 #: Workers beside the threads that quantize: so many wait for the disk, to read or to write.
 WAITING = 2
+#: A worker's room: the values of a unit, and after them what is read of it, in at most 4 bytes each and whole blocks.
+_VALUES_BYTES = aligned(UNIT_BYTES // 4, UNIT_BYTES)
+_ROOM_BYTES = _VALUES_BYTES + UNIT_BYTES + 2 * BLOCK
 
 
 @dataclass(frozen=True)
@@ -179,15 +183,11 @@ def _encode_all(
     sources = {p.name: source_of(p.name, job.graph, job.weights) for p in places}
     units = [(place, box) for place in places for box in place.units()]
     workers = threads + WAITING
-    ahead = itertools.chain(units[workers:], itertools.repeat(None))
     rooms: SimpleQueue[Tensor] = SimpleQueue()
-    largest = max((_elements(box) for _, box in units), default=0)
     for _ in range(workers):
-        rooms.put(aligned_room(largest))
+        rooms.put(aligned_room(_ROOM_BYTES))
 
-    def work(unit: tuple[Place, Box], upcoming: tuple[Place, Box] | None) -> tuple[int, float, float]:
-        if upcoming is not None:
-            sources[upcoming[0].name].ahead(upcoming[1])
+    def work(unit: tuple[Place, Box]) -> tuple[int, float, float]:
         place, box = unit
         room = rooms.get()
         try:
@@ -200,7 +200,7 @@ def _encode_all(
     progress(Progress(f"quantize {job.side}", 0, len(places)))
     pool = ThreadPoolExecutor(workers)
     try:
-        results = zip(units, pool.map(work, units, ahead), strict=True)
+        results = zip(units, pool.map(work, units), strict=True)
         for number, (name, group) in enumerate(itertools.groupby(results, key=lambda r: r[0][0].name)):
             place, found = places[number], [result for _, result in group]
             assert place.name == name
@@ -212,19 +212,16 @@ def _encode_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _elements(box: Box) -> int:
-    return math.prod(high - low for low, high in box)
-
-
 def _encode(place: Place, box: Box, source: Source, room: Tensor) -> Piece:
-    values = source.read(box)
+    values = source.read(box, room[_VALUES_BYTES:])
+    written = room[:_VALUES_BYTES].view(torch.int8) if values.numel() <= _VALUES_BYTES else None
     piece: Piece | None
     if place.bits == 16:
         piece = to_fp16(values)
     elif place.weight.kind == "table":
-        piece = quantize_rows(values, room)
+        piece = quantize_rows(values, written)
     else:
-        piece = quantize_columns(values.flatten(0, -2), place.block, room)
+        piece = quantize_columns(values.flatten(0, -2), place.block, written)
     if piece is None:
         source.refuse(values)
         raise UgsepError(f"weight '{place.name}' exceeds the FP16 range; give it int8 or fp32 in the policy")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,17 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from export.constants import Box
+from export.disk import BLOCK, open_direct
 from quant import numerics
 from quant.gemms import Array
 from quant.pieces import Piece
 from quant.rewrite import Encoded, scale_of_matmul
 from quant.stream_layout import Place
-
-_BLOCK = 4096  # what disks write whole
 
 
 @dataclass(frozen=True)
@@ -52,8 +48,8 @@ class SideFiles:
     def _write_directly(self, place: Place, box: Box, values: Array) -> int:
         """Write the whole blocks of a unit whose rows are whole; returns the bytes written."""
         offset = _start(place.weight.shape, box, place.offset, place.bits // 8)
-        whole = values.nbytes // _BLOCK * _BLOCK
-        if self.direct is None or offset is None or offset % _BLOCK or values.ctypes.data % _BLOCK or not whole:
+        whole = values.nbytes // BLOCK * BLOCK
+        if self.direct is None or offset is None or offset % BLOCK or values.ctypes.data % BLOCK or not whole:
             return 0
         view = values.reshape(-1).view(np.uint8)[:whole]
         try:
@@ -61,7 +57,7 @@ class SideFiles:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            return 0  # larger blocks than _BLOCK
+            return 0  # larger blocks than BLOCK
         return whole
 
     def holds(self, place: Place, entry: Mapping[str, Any]) -> bool:
@@ -103,29 +99,13 @@ def opened(data: Path, scales: Path) -> Iterator[SideFiles]:
     """Open the data files of a side, which are made where they are not there."""
     for path in (data, scales):
         path.touch()
-    direct = _open_direct(data)
+    direct = open_direct(data, os.O_WRONLY)
     try:
         with data.open("r+b") as values, scales.open("r+b") as scale_data:
             yield SideFiles(values.fileno(), scale_data.fileno(), data, scales, direct)
     finally:
         if direct is not None:
             os.close(direct)
-
-
-def _open_direct(path: Path) -> int | None:
-    if not hasattr(os, "O_DIRECT"):
-        return None
-    try:
-        return os.open(path, os.O_WRONLY | os.O_DIRECT)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return None  # a file system without it, in memory for one
-
-
-def aligned_room(size: int) -> Tensor:
-    """Return int8 [size] at the start of a page, as writing past the file cache wants it."""
-    return torch.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=torch.int8)[:size]
 
 
 def unit_digest(values: Array, scale: Array | None) -> int:

@@ -23,10 +23,9 @@ UNIT_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """How to read boxes of one weight; ``ahead`` starts reading one early, ``refuse`` raises for NaN and Inf."""
+    """How to read boxes of one weight, each into the room that is given; ``refuse`` raises for NaN and Inf."""
 
-    read: Callable[[Box], Tensor]
-    ahead: Callable[[Box], None]
+    read: Callable[[Box, Tensor], Tensor]
     refuse: Callable[[Tensor], None]
 
 
@@ -103,13 +102,11 @@ def source_of(name: str, graph: StreamedGraph, weights: Weights) -> Source:
     if constant is None:
         held = _held(graph.model, name)
         return Source(
-            lambda box: held[tuple(slice(a, b) for a, b in box)],
-            lambda box: None,
+            lambda box, room: held[tuple(slice(a, b) for a, b in box)],
             lambda value: None,  # looked at when it was read into the graph
         )
     return Source(
-        lambda box: weights.read_unchecked(constant, box, name),
-        lambda box: weights.prefetch(constant, box),
+        lambda box, room: weights.read_unchecked(constant, box, name, room),
         lambda value: weights.check(constant, value, name),
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from export import constants
 from export.constants import Recorder, open_weights
+from export.disk import aligned_room
 from graphs.checkpoint_files import stored_weights
 from graphs.errors import UgsepError
 
@@ -75,7 +76,9 @@ def test_any_box_of_a_constant_is_what_it_is_in_memory(name: str, saved: tuple[P
             # arithmetic is the same operations on the same float32 values
             assert torch.equal(weights.read(constant, box).float(), want[tuple(slice(a, b) for a, b in box)])
         assert torch.equal(weights.read(constant.transposed()).float(), want.mT)
-        weights.prefetch(constant, boxes[0])
+        room = aligned_room(1 << 16)
+        whole = weights.read_unchecked(constant, boxes[0], room=room)
+        assert torch.equal(whole.float(), want)
 
 
 @settings(max_examples=40, deadline=None)
