@@ -7,10 +7,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphs.errors import UgsepError
+from quant import numerics
 from quant.awq import factors_of, plan_awq
 from quant.files import staged, write_graph
 from quant.gemms import load_graph, read_tensor, weights_of
 from quant.half import to_half
+from quant.schemes import Awq
 from quant.statistics import observe
 
 F, H, I64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
@@ -188,6 +190,31 @@ def quiet(r, *shape):
     values = r.uniform(-1, 1, shape)
     values[..., [2, 5], :] *= 0.05
     return values.astype(np.float32)
+
+
+def test_the_factors_are_those_with_the_least_error_by_a_plain_count() -> None:
+    """Against a count in FP64, output by output: the exponent of the default grid that leaves the least error."""
+    r = np.random.default_rng()
+    nodes = [node("Mul", ["x", "gain"], ["h"]), node("MatMul", ["h", "w"], ["y"])]
+    constants = {"gain": loud(r, 64), "w": r.standard_normal((64, 6)).astype(np.float32)}
+    model = model_of(nodes, [value("x", F, ["n", 64])], [value("y", F, ["n", 6])], constants)
+    rows = (r.standard_normal((300, 64)) * constants["gain"]).astype(np.float32)
+    seen = observe(rows, 0)
+    weights = tuple(w for w in weights_of(model) if w.kind == "matmul")
+    found = plan_awq(model, weights, lambda _: seen, constants.__getitem__, Awq().alphas, 0)
+
+    def left(factors: np.ndarray) -> float:
+        scaled, error = constants["w"].astype(np.float64) * factors[:, None], 0.0
+        for column in scaled.T:
+            step = float(numerics.representable(np.array([np.abs(column).max() / 127]))[0])
+            missed = column - np.clip(np.rint(column / step), -127, 127) * step
+            error += sum(m * e**2 / f**2 for m, e, f in zip(seen.moments, missed, factors, strict=True))
+        return error
+
+    tried = [np.ones(64), *(factors_of(seen.moments, alpha) for alpha in Awq().alphas)]
+    chosen = found.scalings["w"].rows if "w" in found.scalings else np.ones(64)
+    assert left(chosen) <= min(map(left, tried)) * (1 + 1e-5)  # ours rounds in float32, near ties included
+    assert left(chosen) < 0.9 * left(np.ones(64)), "two channels hold 99 % of the energy"
 
 
 def test_a_gated_unit_takes_the_factors_in_its_linear_branch() -> None:
