@@ -28,8 +28,8 @@ from quant.policy import policy_from
 from quant.schemes import Absmax, SchemeConfig
 from quant.stream import Streamed, stream_graphs
 
-#: File cache, not memory of this process; the system drops it first when memory is short.
-READ_AHEAD_BYTES = 4 << 30
+#: What one disk reads while a model is traced. File cache, not memory of this process: dropped first when memory is short.
+READ_AHEAD_BYTES = 10 << 30
 
 
 def stream(

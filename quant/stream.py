@@ -44,7 +44,7 @@ from quant.weights import QuantRow, QuantTable, float_row, plan_of, table_of, wr
 STAGE = ".streaming"
 DONE = "streamed.json"
 #: Workers beside the threads that quantize: so many wait for the disk, to read or to write.
-WAITING = 4
+WAITING = 2
 #: A worker's room: the values of a unit, and after them what is read of it, in at most 4 bytes each and whole blocks.
 _VALUES_BYTES = aligned(UNIT_BYTES // 4, UNIT_BYTES)
 _ROOM_BYTES = _VALUES_BYTES + UNIT_BYTES + 2 * BLOCK
