@@ -28,7 +28,7 @@ from quant.policy import policy_from
 from quant.schemes import Absmax, SchemeConfig
 from quant.stream import Streamed, stream_graphs
 
-#: What one disk reads while a model is traced. File cache, not memory of this process: dropped first when memory is short.
+#: What a disk reads while a model is traced; file cache, not memory of this process, and dropped first.
 READ_AHEAD_BYTES = 10 << 30
 
 
