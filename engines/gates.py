@@ -13,6 +13,7 @@ from engines.backend import Array
 from engines.latency import RequestLatency
 from engines.ranker import Ranker
 from engines.recipe import Gates
+from engines.routing import Routing
 from graphs.progress import Progress, ProgressCallback, silent
 from graphs.split import Half
 from quant.metrics import auc
@@ -157,6 +158,19 @@ def quant_targets(gates: Gates, quantized: Agreement, suffix: str = "") -> list[
         Target(f"quantized SQNR dB{suffix}", quantized.sqnr_db, gates.sqnr_db, ">="),
         Target(f"quantized Kendall tau{suffix}", quantized.kendall_tau, gates.kendall_tau, ">="),
         Target(f"quantized max |probability difference|{suffix}", quantized.max_probability, gates.max_probability),
+    ]
+
+
+def routing_targets(gates: Gates, routing: Routing) -> list[Target]:
+    """Return the targets of top-k routers: how far rows with the same experts move, and how many get others."""
+    same = routing.error[~routing.flipped]
+    return [
+        Target(
+            "quantized max |probability difference|, rows with the experts of FP32",
+            float(same.max()) if same.size else 0.0,
+            gates.same_experts_probability,
+        ),
+        Target("share of rows with other experts than in FP32", float(routing.flipped.mean()), gates.rerouted_rows),
     ]
 
 

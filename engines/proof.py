@@ -19,6 +19,7 @@ from engines.latency import RequestLatency, measure
 from engines.manifest import Manifest, engine_for
 from engines.ranker import Ranker
 from engines.recipe import Recipe
+from engines.routing import routing_of
 from export.metadata import GraphSide
 from graphs.errors import GateFailed
 from graphs.progress import Progress, ProgressCallback, silent
@@ -106,6 +107,8 @@ def prove(
     targets = gates.parity_targets(
         recipe.gates, parity["split"], parity["quantized"], gates.check_invariance(ranker, largest)
     )
+    routing = routing_of(bundle, manifest, requests, progress)
+    targets += gates.routing_targets(recipe.gates, routing) if routing is not None else []
     targets += int8_targets(engine_for(manifest, side).built for side in ("user", "item"))
     targets += gates.auc_targets(recipe.gates, auc["fp32"], auc["quantized"])
     latency = measure(runners["full"], ranker, largest, limits, progress)

@@ -54,6 +54,8 @@ class Gates:
     """Bounds that a build must keep (docs/architecture.md, gates); a gate that does not hold fails the build.
 
     ``split_max_abs`` on FP32 scores against the whole PyTorch model, ``auc_change`` where labels exist,
+    ``same_experts_probability`` is ``max_probability`` for the rows that top-k routers gave to the experts of FP32,
+    ``rerouted_rows`` the share of rows that may get others; both where the engines' routers can be read.
     ``fraction_of_limit`` of the FLOP limit's speed-up at the largest request size, 0 to only report it.
     """
 
@@ -61,6 +63,8 @@ class Gates:
     sqnr_db: float = 35.0
     kendall_tau: float = 0.99
     max_probability: float = 5e-3
+    same_experts_probability: float = 5e-3
+    rerouted_rows: float = 0.1
     auc_change: float = 1e-4
     invariance: float = 1e-5
     fraction_of_limit: float = 0.0

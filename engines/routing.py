@@ -6,7 +6,7 @@ expert and moves that row by more than the error. This tells such rows from rows
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from engines.backend import Array
 from engines.backends._graph_io import read_graph
 from engines.bisect import read_onnxruntime
 from engines.bundle import open_bundle
-from engines.manifest import engine_for
+from engines.manifest import Manifest, engine_for
 from graphs.errors import UgsepError
 from graphs.names import USER_INDEX
 from graphs.progress import Progress, ProgressCallback, silent
@@ -92,19 +92,27 @@ def compare_routing(bundle: Path, requests: Path, progress: ProgressCallback = s
         UgsepError: a tampered bundle, unusable requests, engines other than ONNX Runtime's, or no top-k router.
     """
     manifest = open_bundle(bundle)
+    rows = list(read_requests([str(requests)], request_spec(*(bundle / "onnx" / f"{side}.onnx" for side in SIDES))))
+    found = routing_of(bundle, manifest, rows, progress)
+    if found is None:
+        raise UgsepError(
+            f"{bundle} has no top-k router, or its engines are not onnxruntime's and cannot be read; "
+            "there is nothing to compare"
+        )
+    return found
+
+
+def routing_of(
+    bundle: Path, manifest: Manifest, requests: Sequence[Request], progress: ProgressCallback = silent
+) -> Routing | None:
+    """Compare the routers of the engines a bundle chose with its FP32 graphs'; None where there are none to read."""
     graphs = {side: bundle / "onnx" / f"{side}.onnx" for side in SIDES}
-    files: dict[str, Path] = {}
-    sessions: dict[str, Mapping[str, Any]] = {}
-    for side in SIDES:
-        engine = engine_for(manifest, side)
-        if engine.built.backend != "onnxruntime":
-            raise UgsepError(
-                f"the {side} engine is {engine.built.backend}'s, whose routers cannot be read; build the bundle with "
-                "--backend onnxruntime"
-            )
-        files[side], sessions[side] = bundle / engine.directory / f"{side}.onnx", engine.built.session
-    rows = list(read_requests([str(requests)], request_spec(graphs["user"], graphs["item"])))
-    return compare_graphs(graphs, files, rows, sessions, progress)
+    chosen = {side: engine_for(manifest, side) for side in SIDES}
+    if any(e.built.backend != "onnxruntime" for e in chosen.values()) or not any(map(_routers, graphs.values())):
+        return None
+    files = {side: bundle / engine.directory / f"{side}.onnx" for side, engine in chosen.items()}
+    sessions = {side: engine.built.session for side, engine in chosen.items()}
+    return compare_graphs(graphs, files, requests, sessions, progress)
 
 
 def compare_graphs(
@@ -123,12 +131,8 @@ def compare_graphs(
         sessions: pinned session settings of the served graphs by side.
         progress: told about both passes.
 
-    Raises:
-        UgsepError: no top-k router in the reference.
     """
-    routers = {side: list(_routers(reference[side])) for side in SIDES}
-    if not any(routers.values()):
-        raise UgsepError(f"{reference['item'].parent}: neither graph has a top-k router; nothing to compare")
+    routers = {side: _routers(reference[side]) for side in SIDES}
     progress(Progress("routing", 0, 2, "FP32"))
     truth = _run(reference, {side: {} for side in SIDES}, routers, requests)
     progress(Progress("routing", 1, 2, "engines"))
@@ -137,11 +141,9 @@ def compare_graphs(
     return _compare(truth, actual, np.repeat(np.arange(len(requests)), [r.candidates for r in requests]))
 
 
-def _routers(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (probabilities, chosen indices) of every top-k router of a graph, in topological order."""
-    for node in read_graph(path).graph.node:
-        if node.op_type == "TopK":
-            yield node.input[0], node.output[1]
+def _routers(path: Path) -> list[tuple[str, str]]:
+    """Return (probabilities, chosen indices) of every top-k router of a graph, in topological order."""
+    return [(node.input[0], node.output[1]) for node in read_graph(path).graph.node if node.op_type == "TopK"]
 
 
 def _run(

@@ -13,7 +13,9 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from engines.cli import main
+from engines.gates import routing_targets
 from engines.pipeline import export_all
+from engines.recipe import Gates
 from engines.routing import compare_graphs
 from engines.subject import of_model, split_subject
 from graphs.features import random_rows
@@ -108,6 +110,10 @@ def test_rows_with_other_experts_are_found(model: RankingModel, graphs: dict[str
     # A small move flips near ties, not the usual choice.
     assert np.median(found.gap[expected]) < found.usual_gap
     assert "rows with the same experts" in str(found)
+    same, others = routing_targets(Gates(rerouted_rows=0.0), found)
+    assert same.value == found.error[~expected].max()
+    assert others.value == expected.mean()
+    assert not others.passed
 
 
 def test_the_same_graphs_differ_nowhere(graphs: dict[str, Path]) -> None:
@@ -121,4 +127,4 @@ def test_the_command_refuses_a_bundle_without_routers(built_bundle: Path, tiny_s
     requests = tiny_sources.requests  # type: ignore[attr-defined]
     result = CliRunner().invoke(main, ["routing", str(built_bundle), "--requests", str(requests[0])])
     assert result.exit_code == 2
-    assert "top-k router" in result.output
+    assert "no top-k router" in result.output
