@@ -104,10 +104,13 @@ def prove(
     parity = {variant: gates.parity(truth, actual) for variant, actual in scores.items()}
     auc = {variant: gates.task_auc(requests, s) for variant, s in {"fp32": truth, **scores}.items()}
     largest = max(requests, key=lambda r: r.candidates)
-    targets = gates.parity_targets(
-        recipe.gates, parity["split"], parity["quantized"], gates.check_invariance(ranker, largest)
-    )
     routing = routing_of(bundle, manifest, requests, progress)
+    targets = gates.parity_targets(
+        recipe.gates,
+        gates.split_errors(truth, scores["split"], routing),
+        parity["quantized"],
+        gates.check_invariance(ranker, largest),
+    )
     targets += gates.routing_targets(recipe.gates, routing) if routing is not None else []
     targets += int8_targets(engine_for(manifest, side).built for side in ("user", "item"))
     targets += gates.auc_targets(recipe.gates, auc["fp32"], auc["quantized"])

@@ -35,13 +35,15 @@ class Routing:
     ``error`` is the largest probability difference over the tasks. ``flipped``: some router chose other experts than
     in FP32, ``of_user`` one of the user graph. ``gap`` is the FP32 logit difference between the last expert chosen
     and the first one left out, at the first router (user graph first) and the token where the choice differs; NaN
-    where none does. ``usual_gap`` is the median of that difference over all choices, ``routers`` their number.
+    where none does. ``narrowest`` is the smallest such difference of all the row's choices, ``usual_gap`` the median
+    over all choices of all rows, ``routers`` their number.
     """
 
     error: Array
     flipped: Array
     of_user: Array
     gap: Array
+    narrowest: Array
     usual_gap: float
     routers: int
 
@@ -178,6 +180,7 @@ def _choices(probabilities: Array, chosen: Array) -> _Choices:
 
 def _compare(truth: _Pass, actual: _Pass, index: Array) -> Routing:
     rows = len(index)
+    smallest = np.full(rows, np.inf)
     flipped, of_user, gap = np.zeros(rows, bool), np.zeros(rows, bool), np.full(rows, np.nan)
     every_gap = []
     for side in SIDES:
@@ -187,11 +190,13 @@ def _compare(truth: _Pass, actual: _Pass, index: Array) -> Routing:
             narrowest = np.where(differs, wanted.gap, np.inf).min(0)
             here = differs.any(0)
             every_gap.append(wanted.gap.ravel())
+            least = wanted.gap.min(0)
             if side == "user":
-                here, narrowest = here[index], narrowest[index]
+                here, narrowest, least = here[index], narrowest[index], least[index]
                 of_user |= here
             gap = np.where(here & ~flipped, narrowest, gap)
             flipped |= here
+            smallest = np.minimum(smallest, least)
     error = np.max([np.abs(probability(actual.logits[t]) - probability(v)) for t, v in truth.logits.items()], axis=0)
     routers = len(truth.user) + len(truth.item)
-    return Routing(error, flipped, of_user, gap, float(np.median(np.concatenate(every_gap))), routers)
+    return Routing(error, flipped, of_user, gap, smallest, float(np.median(np.concatenate(every_gap))), routers)

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from engines.cli import main
-from engines.gates import routing_targets
+from engines.gates import routing_targets, split_errors
 from engines.pipeline import export_all
 from engines.recipe import Gates
-from engines.routing import compare_graphs
+from engines.routing import Routing, compare_graphs
 from engines.subject import of_model, split_subject
 from graphs.features import random_rows
 from graphs.moe import SoftmaxRouter
@@ -114,6 +114,20 @@ def test_rows_with_other_experts_are_found(model: RankingModel, graphs: dict[str
     assert same.value == found.error[~expected].max()
     assert others.value == expected.mean()
     assert not others.passed
+    # Every flip is at a gap at least as wide as the row's narrowest.
+    assert (found.narrowest[expected] <= found.gap[expected]).all()
+    assert np.isfinite(found.narrowest).all()
+
+
+def test_a_row_tied_in_fp32_does_not_fail_the_split() -> None:
+    nothing = np.zeros(3, bool)
+    routing = Routing(np.zeros(3), nothing, nothing, np.full(3, np.nan), np.array([1.0, 1e-7, 0.5]), 0.5, 1)
+    truth, split = (
+        [{"like": np.zeros(1)}, {"like": np.zeros(2)}],
+        [{"like": np.zeros(1)}, {"like": np.array([0.2, 0.1])}],
+    )
+    assert split_errors(truth, split, None) == {"like": 0.2}
+    assert split_errors(truth, split, routing) == {"like": 0.1}  # the last row is no tie
 
 
 def test_the_same_graphs_differ_nowhere(graphs: dict[str, Path]) -> None:
