@@ -135,6 +135,11 @@ class BuiltEngine:
     figures: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def max_candidates(self) -> int:
+        """Most candidates of any profile; 0 where the engine has no profiles, and so no limit."""
+        return max((p.candidates.max for p in self.profiles), default=0)
+
 
 class Runner(Protocol):
     """A loaded engine; ``infer`` may be called from several threads at once."""

@@ -49,7 +49,7 @@ class Ranker:
         self.takes_index = index is not None
         self.broadcasts = index is not None and index.shape == (USER_ROWS,)
         self.outputs = tuple(o.name for o in item_built.outputs)
-        self.max_candidates = max((p.candidates.max for p in item_built.profiles), default=0)
+        self.max_candidates = item_built.max_candidates
         self.max_users = min(
             (max(p.users.max for p in b.profiles) for b in (user_built, item_built) if b.profiles), default=0
         )

@@ -81,9 +81,7 @@ def run_bench(
     largest = max(settings.candidates)
     serving = dataclasses.replace(recipe.serving, max_candidates=max(largest, recipe.serving.max_candidates))
     recipe = dataclasses.replace(recipe, serving=serving)
-    held = [
-        e.built.profiles[0].candidates.max for e in manifest.engines if e.built.side == "item" and e.built.profiles
-    ]
+    held = [e.built.max_candidates for e in manifest.engines if e.built.side == "item" and e.built.profiles]
     if held and largest > min(held):
         raise UgsepError(
             f"N = {largest} is beyond the {min(held)} candidates {bundle} was built for; leave it out of --candidates"

@@ -117,6 +117,14 @@ def test_profiles_keep_what_lies_beyond_the_few_rows() -> None:
     assert [p.users for p in cut_profiles("user", (Profile(Rows(1, 8, 16)),), 2)] == [Rows(1, 1, 2), Rows(3, 8, 16)]
 
 
+def test_an_engine_with_a_form_for_few_rows_takes_as_many_as_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, built = build_item(tmp_path, monkeypatch, 4, True)
+    assert [p.candidates.max for p in built.profiles] == [4, 64]
+    assert built.max_candidates == 64  # ugsep bench took the first profile's and refused N = 5
+
+
 class Fixed:
     """A session that always says the same."""
 
