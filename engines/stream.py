@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -78,8 +78,8 @@ def _read_ahead(files: Sequence[Path]) -> None:
 
 def weightless_graphs(
     name: str, model: RankingModel, weights: Weights, progress: ProgressCallback = silent
-) -> tuple[StreamedGraph, StreamedGraph]:
-    """Fold, split and export a model on the meta device; returns the user graph and the item graph."""
+) -> Iterator[StreamedGraph]:
+    """Fold, split and export a model on the meta device; gives the user graph, then the item graph."""
     progress(Progress("split", 0, 1))
     recorder = Recorder(model)
     with recorder:
@@ -93,15 +93,13 @@ def weightless_graphs(
     feeds = _feeds(folded, halves)
     state = {s.name for s in halves.state}
     sides: dict[GraphSide, Half] = {"user": halves.user, "item": halves.item}
-    found = []
     for done, (side, half) in enumerate(sides.items()):
         progress(Progress("export", done, len(sides), side))
         rows = {n: "users" if side == "user" or n in state else "candidates" for n in half.inputs}
         stamp = Stamp(name, side, "fp32", folded.keep_float)
-        found.append(export_streamed(half, {n: feeds[n] for n in half.inputs}, rows, stamp, recorder, weights))
-    progress(Progress("export", len(sides), len(sides)))
-    user, item = found
-    return user, item
+        graph = export_streamed(half, {n: feeds[n] for n in half.inputs}, rows, stamp, recorder, weights)
+        progress(Progress("export", done + 1, len(sides), side))
+        yield graph
 
 
 def _rows(features: tuple[Feature, ...], count: int) -> dict[str, torch.Tensor]:

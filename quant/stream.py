@@ -2,6 +2,7 @@
 
 The result is that of ``quantize_side`` with ``absmax``, byte for byte in the shared file of blobs. Finished weights
 are journalled with the checksum of their bytes in ``<out>/.streaming``: a run that was killed goes on where it was.
+The weights of a graph are encoded in the background while the next graph is made and the one before is written.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 import torch
@@ -35,7 +37,7 @@ from quant.gemms import Weight, keep_float_patterns, side_of, weights_of
 from quant.journal import Journal, read_journal
 from quant.pieces import Piece, quantize_columns, quantize_rows, to_fp16
 from quant.policy import Policy, check_rules, policy_document
-from quant.rewrite import encode_weights
+from quant.rewrite import Encoded, encode_weights
 from quant.schemes import Absmax, SchemeConfig, scheme_name
 from quant.stream_files import SideFiles, joined_digest, opened, reserve, unit_digest
 from quant.stream_layout import UNIT_BYTES, Place, Source, place_weights, source_of
@@ -61,7 +63,7 @@ class Streamed:
 
 
 def stream_graphs(
-    graphs: Sequence[StreamedGraph],
+    graphs: Iterable[StreamedGraph],
     weights: Weights,
     out: Path,
     *,
@@ -73,42 +75,75 @@ def stream_graphs(
 ) -> Streamed:
     """Write both typed views and the shared int8 file of every graph into ``out``.
 
-    Memory: per worker a few times ``UNIT_BYTES``, and the largest float weight of a graph once. ``source`` names the
-    contents of the checkpoint; a run of the same source, graphs, scheme and policy that was killed is taken up.
+    ``graphs`` may make one after the other: the weights of the first are encoded while the second is made. Nothing is
+    published before all are written. Memory: per worker a few times ``UNIT_BYTES``, and the largest float weight of a
+    graph once. ``source`` names the contents of the checkpoint; a run of the same source, graphs, scheme and policy
+    that was killed is taken up.
 
     Raises:
         UgsepError: a scheme that needs calibration, a policy rule that matches no weight, NaN or infinite weights,
-            no space left (what is finished stays), or a folder that cannot be written.
+            no space left (what is finished stays), or a folder that cannot be written; and what ``graphs`` raises.
     """
     scheme, policy = scheme or Absmax(), policy or Policy()
     if not isinstance(scheme, Absmax):
         raise UgsepError(
             f"scheme '{scheme_name(scheme)}' needs calibration, which runs the FP32 graph; stream with 'absmax'"
         )
-    jobs = [_job(graph, weights, scheme, policy) for graph in graphs]
-    check_rules(policy, ((job.side, w.name) for job in jobs for w in job.plans))
-    key = _key(source, graphs, scheme, policy)
-    if (done := _finished(out, key)) is not None:
-        return done
+    made: Iterable[_Job] = (_job(graph, weights, source, scheme, policy) for graph in graphs)
+    if (out / DONE).is_file():  # perhaps there is nothing to do, which takes all graphs to say
+        made = list(made)
+        _check_rules(policy, made)
+        if (done := _finished(out, _key(made, policy))) is not None:
+            return done
     stage = out / STAGE
+    jobs: list[_Job] = []
+    with _background() as (background, stop):
+        encoded: list[Future[_SideEncoded]] = []
+        for job in made:
+            jobs.append(job)
+            with _disk(out):
+                stage.mkdir(parents=True, exist_ok=True)
+                _check_space(out, stage, jobs)
+                encoded.append(background.submit(_encode_side, job, out, stage, threads, stop, progress))
+        _check_rules(policy, jobs)
+        with _disk(out):
+            tables = {
+                job.side: _write_side(job, side.result(), stage) for job, side in zip(jobs, encoded, strict=True)
+            }
+    key = _key(jobs, policy)
     with _disk(out):
-        stage.mkdir(parents=True, exist_ok=True)
-        _check_space(out, stage, jobs)
-        resumed, files, tables = 0, [], {}
-        for job in jobs:
-            table, went_on = _stream_side(job, out, stage, key, threads, progress)
-            tables[job.side], resumed = table, resumed + went_on
-            files += [stage / name for name in table.files]
-        for file in files:
-            if file.suffix == ".onnx":
-                check_file(file)
+        files = [stage / name for table in tables.values() for name in table.files]
         sizes = {file.name: file.stat().st_size for file in files}
         publish(files, out)
         partial = out / f"{DONE}.partial"
         partial.write_text(json.dumps({"key": key, "files": sizes}, indent=1, sort_keys=True) + "\n")
         os.replace(partial, out / DONE)
         shutil.rmtree(stage)
-    return Streamed(tables, sum(sizes.values()), resumed)
+    return Streamed(tables, sum(sizes.values()), sum(side.result().resumed for side in encoded))
+
+
+@contextmanager
+def _background() -> Iterator[tuple[ThreadPoolExecutor, Event]]:
+    """Give one thread and the event that stops its work; whatever ends the block, the thread has ended after it."""
+    stop = Event()
+    with ThreadPoolExecutor(1) as background:
+        try:
+            yield background, stop
+        finally:
+            stop.set()
+            background.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _stopping(stop: Event) -> Iterator[None]:
+    """Stop all work in the background if the block fails; the block is not begun where it is stopped already."""
+    if stop.is_set():
+        raise CancelledError
+    try:
+        yield
+    except BaseException:
+        stop.set()
+        raise
 
 
 @dataclass(frozen=True)
@@ -116,6 +151,7 @@ class _Job:
     """One graph: what becomes of its weights, and where they go."""
 
     side: str
+    key: str
     graph: StreamedGraph
     weights: Weights
     scheme: SchemeConfig
@@ -138,47 +174,73 @@ class _Job:
                 yield tensor
 
 
-def _job(graph: StreamedGraph, weights: Weights, scheme: SchemeConfig, policy: Policy) -> _Job:
+def _job(graph: StreamedGraph, weights: Weights, source: str, scheme: SchemeConfig, policy: Policy) -> _Job:
     side, keep = side_of(graph.model, Path("streamed.onnx")), keep_float_patterns(graph.model)
     plans = {w: plan_of(w, side, policy, keep) for w in weights_of(graph.model)}
     places, *sizes = place_weights({w: bits for w, (bits, _) in plans.items() if bits < 32}, policy.block)
-    return _Job(side, graph, weights, scheme, policy, plans, places, *sizes)
+    digest = hashlib.sha256(graph.model.SerializeToString(deterministic=True)).hexdigest()
+    # Of the policy what it makes of this side's weights: a rule for the other side leaves their bytes as they are.
+    planned = [(p.name, p.bits, p.block) for p in places]
+    key = _hash([source, digest, scheme_name(scheme), asdict(scheme), planned, UNIT_BYTES])
+    return _Job(side, key, graph, weights, scheme, policy, plans, places, *sizes)
 
 
-def _stream_side(
-    job: _Job, out: Path, stage: Path, key: str, threads: int, progress: ProgressCallback
-) -> tuple[QuantTable, int]:
+def _check_rules(policy: Policy, jobs: Sequence[_Job]) -> None:
+    check_rules(policy, ((job.side, w.name) for job in jobs for w in job.plans))
+
+
+@dataclass(frozen=True)
+class _SideEncoded:
+    """A side whose weights are all in its files: the journal's facts and the new initializers by name of weight."""
+
+    facts: Mapping[str, Mapping[str, Any]]
+    initializers: Mapping[str, Encoded]
+    resumed: int
+
+
+def _encode_side(
+    job: _Job, out: Path, stage: Path, threads: int, stop: Event, progress: ProgressCallback
+) -> _SideEncoded:
     blob, scales = stage / job.blob, stage / f"{job.side}.scales"
     journal_path = stage / f"{job.side}.journal"
-    entries = read_journal(journal_path, key)
-    if entries and not blob.exists() and (out / job.blob).exists():
-        os.replace(out / job.blob, blob)  # killed while the files were moved to their place
-    with opened(blob, scales) as files:
-        done = {p.name: entries[p.name] for p in job.places if p.name in entries and files.holds(p, entries[p.name])}
-        reserve(files.data, job.blob_bytes)
-        os.truncate(files.scale_data, job.scale_bytes)
-        journal = Journal(journal_path, key, done)
-        try:
+    with _stopping(stop):
+        entries = read_journal(journal_path, job.key)
+        if entries and not blob.exists() and (out / job.blob).exists():
+            os.replace(out / job.blob, blob)  # killed while the files were moved to their place
+        with opened(blob, scales) as files:
+            done = {
+                p.name: entries[p.name] for p in job.places if p.name in entries and files.holds(p, entries[p.name])
+            }
+            reserve(files.data, job.blob_bytes)
+            os.truncate(files.scale_data, job.scale_bytes)
+            journal = Journal(journal_path, job.key, done)
             todo = [p for p in job.places if p.name not in done]
-            for place, facts in _encode_all(todo, job, files, threads, progress):
-                journal.finished(place.name, **facts)
-                done[place.name] = facts
-        finally:
-            journal.close()
-        encoded = {p.name: files.encoded(p, job.blob) for p in job.places}
+            with closing(journal), closing(_encode_all(todo, job, files, threads, stop, progress)) as finished:
+                for place, facts in finished:
+                    journal.finished(place.name, **facts)
+                    done[place.name] = facts
+            initializers = {p.name: files.encoded(p, job.blob) for p in job.places}
+    return _SideEncoded(done, initializers, len(job.places) - len(todo))
+
+
+def _write_side(job: _Job, encoded: _SideEncoded, stage: Path) -> QuantTable:
+    """Write the views of an encoded side, checked, into ``stage``."""
     _place_floats(job, stage)
-    rows = tuple(_row(job, weight, done.get(weight.name, {})) for weight in job.plans)
+    rows = tuple(_row(job, weight, encoded.facts.get(weight.name, {})) for weight in job.plans)
     table = QuantTable(job.side, scheme_name(job.scheme), "", rows)
-    encode_weights(job.graph.model, encoded)
+    encode_weights(job.graph.model, encoded.initializers)
     write_views(job.graph.model, stage, job.side, stage, job.blob, job.policy, table)
-    written = [f"{job.side}.{view}.onnx{end}" for view in ("w8a32", "w8a16") for end in ("", ".data")]
+    views = [f"{job.side}.{view}.onnx" for view in ("w8a32", "w8a16")]
+    for view in views:
+        check_file(stage / view)
+    written = [name + end for name in views for end in ("", ".data")]
     present = tuple(n for n in (job.blob, *written) if (stage / n).exists() and (n != job.blob or job.places))
-    return replace(table, files=present), len(job.places) - len(todo)
+    return replace(table, files=present)
 
 
 def _encode_all(
-    places: Sequence[Place], job: _Job, files: SideFiles, threads: int, progress: ProgressCallback
-) -> Iterator[tuple[Place, dict[str, Any]]]:
+    places: Sequence[Place], job: _Job, files: SideFiles, threads: int, stop: Event, progress: ProgressCallback
+) -> Generator[tuple[Place, dict[str, Any]]]:
     """Encode the weights, several units at a time, and give them out in order as they are finished."""
     sources = {p.name: source_of(p.name, job.graph, job.weights) for p in places}
     units = [(place, box) for place in places for box in place.units()]
@@ -188,6 +250,8 @@ def _encode_all(
         rooms.put(aligned_room(_ROOM_BYTES))
 
     def work(unit: tuple[Place, Box]) -> tuple[int, float, float]:
+        if stop.is_set():
+            raise CancelledError
         place, box = unit
         room = rooms.get()
         try:
@@ -264,9 +328,11 @@ def _row(job: _Job, weight: Weight, facts: Mapping[str, Any]) -> QuantRow:
     return QuantRow(*names, sqnr, None, weight.elements * 4, size, reason)
 
 
-def _key(source: str, graphs: Sequence[StreamedGraph], scheme: SchemeConfig, policy: Policy) -> str:
-    parts = [hashlib.sha256(g.model.SerializeToString(deterministic=True)).hexdigest() for g in graphs]
-    document = [source, parts, scheme_name(scheme), asdict(scheme), policy_document(policy), UNIT_BYTES]
+def _key(jobs: Sequence[_Job], policy: Policy) -> str:
+    return _hash([[job.key for job in jobs], policy_document(policy)])
+
+
+def _hash(document: Any) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -288,8 +354,8 @@ def _finished(out: Path, key: str) -> Streamed | None:
 def _check_space(out: Path, stage: Path, jobs: Sequence[_Job]) -> None:
     need = sum(j.blob_bytes + 4 * j.scale_bytes + 10 * sum(j.graph.constants[t.name].elements for t in j.floats())
                for j in jobs)  # fmt: skip
+    free = shutil.disk_usage(out).free  # before what is there: space is reserved meanwhile, and may count twice
     there = sum(f.stat().st_blocks * 512 for f in stage.iterdir())
-    free = shutil.disk_usage(out).free
     if free + there < need:
         raise UgsepError(f"'{out}' needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; free space or pass --out")
 

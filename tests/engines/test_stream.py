@@ -8,6 +8,8 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +187,7 @@ def traced_once(whole: tuple[Path, Recipe, Path], monkeypatch: pytest.MonkeyPatc
 def traced(whole: tuple[Path, Recipe, Path]) -> list[tuple[bytes, Any]]:
     checkpoint, _, _ = whole
     with open_weights(stored_weights(checkpoint)) as weights:
-        graphs = streaming.weightless_graphs("tiny", weightless_model(checkpoint), weights)
+        graphs = list(streaming.weightless_graphs("tiny", weightless_model(checkpoint), weights))
     return [(g.model.SerializeToString(), g.constants) for g in graphs]
 
 
@@ -289,7 +291,7 @@ def test_a_shard_changed_behind_its_size_and_time_starts_anew(
 def test_a_finished_run_is_not_repeated(whole: tuple[Path, Recipe, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, recipe, want = whole
     before = _files(want)
-    monkeypatch.setattr(quant_stream, "_stream_side", None)  # would fail if it were called
+    monkeypatch.setattr(quant_stream, "_encode_side", None)  # would fail if it were called
     found = stream("tiny", recipe, checkpoint, want)
     assert found.unchanged
     assert all(found.tables[side].rows for side in ("user", "item"))
@@ -309,6 +311,66 @@ def test_the_reason_is_one_line(whole: tuple[Path, Recipe, Path], tmp_path: Path
     for case, scheme, message in cases:
         with pytest.raises(UgsepError, match=message):
             stream("tiny", case, checkpoint, tmp_path / "out", scheme=scheme)
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_a_rule_that_matches_nothing_publishes_nothing_and_loses_nothing(
+    whole: tuple[Path, Recipe, Path], tmp_path: Path
+) -> None:
+    checkpoint, recipe, want = whole
+    with pytest.raises(_Killed):
+        stream("tiny", recipe, checkpoint, tmp_path, progress=_killer("quantize item", 3))
+    mistyped: dict[str, Any] = {"weights": [{"glob": "item:x*", "precision": "fp32"}]}
+    wrong = Recipe(recipe.model, quantization=Quantization(policy=mistyped))
+    with pytest.raises(UgsepError, match=r"policy 'item:x\*' matches no weight"):
+        stream("tiny", wrong, checkpoint, tmp_path)
+    assert _pool_threads() == []
+    assert [p.name for p in tmp_path.iterdir()] == [quant_stream.STAGE]
+    found = stream("tiny", recipe, checkpoint, tmp_path)
+    assert found.resumed >= sum(r.bits < 32 for r in found.tables["user"].rows) + 2
+    assert _files(tmp_path) == _files(want)
+
+
+def test_a_second_graph_that_fails_stops_the_first_whose_journal_stays(
+    whole: tuple[Path, Recipe, Path], traced: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, recipe, want = whole
+    graphs = [StreamedGraph(onnx.ModelProto.FromString(m), c) for m, c in traced]
+    begun, stop, encode = threading.Event(), threading.Event(), quant_stream._encode
+    quick: set[str] = set()
+
+    def fails(*_: Any) -> Iterator[StreamedGraph]:
+        yield graphs[0]
+        assert begun.wait(60)
+        raise UgsepError("the exporter refuses the graph")
+
+    def slow(place: Any, *rest: Any) -> Any:
+        """Hold every weight but the first three back until the run is stopped."""
+        if len(quick) < 3:
+            quick.add(place.name)
+        assert place.name in quick or stop.wait(60)
+        return encode(place, *rest)
+
+    def progress(event: Progress) -> None:
+        if event.step == "quantize user" and event.done == 3:
+            begun.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming, "weightless_graphs", fails)
+        patch.setattr(quant_stream, "Event", lambda: stop)
+        patch.setattr(quant_stream, "_encode", slow)
+        with pytest.raises(UgsepError, match="the exporter refuses the graph"):
+            stream("tiny", recipe, checkpoint, tmp_path, progress=progress)
+    assert _pool_threads() == []
+    assert [p.name for p in tmp_path.iterdir()] == [quant_stream.STAGE]
+    monkeypatch.setattr(streaming, "weightless_graphs", lambda *_: graphs)
+    found = stream("tiny", recipe, checkpoint, tmp_path)
+    assert 3 <= found.resumed < sum(r.bits < 32 for r in found.tables["user"].rows)
+    assert _files(tmp_path) == _files(want)
+
+
+def _pool_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
