@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -55,9 +55,8 @@ def stream(
     torch.set_num_threads(1)  # the units are worked on in parallel, not their operations
     stored = stored_weights(checkpoint)
     model = weightless_model(checkpoint)
-    threading.Thread(target=_read_ahead, args=(sorted({s.file for s in stored.values()}),), daemon=True).start()
-    with open_weights(stored) as weights:
-        graphs = weightless_graphs(name, model, weights, progress)
+    with open_weights(stored) as weights, weights.reading_ahead(_ahead_bytes()) as enough:
+        graphs = _traced(weightless_graphs(name, model, weights, progress), enough)
         source = json.dumps([fingerprint(checkpoint), tool_versions()])
         return stream_graphs(
             graphs, weights, out, source=source, scheme=scheme or Absmax(),
@@ -65,15 +64,16 @@ def stream(
         )  # fmt: skip
 
 
-def _read_ahead(files: Sequence[Path]) -> None:
-    """Let the system read the first shards into its file cache while the model is traced, which needs no disk."""
-    left = READ_AHEAD_BYTES if hasattr(os, "posix_fadvise") else 0
-    for file in files:
-        size = min(left, file.stat().st_size)
-        left -= size
-        if size:
-            with file.open("rb") as stream:
-                os.posix_fadvise(stream.fileno(), 0, size, os.POSIX_FADV_WILLNEED)
+def _ahead_bytes() -> int:
+    """Return READ_AHEAD_BYTES, or half of the memory of a small machine."""
+    return min(READ_AHEAD_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+
+
+def _traced(graphs: Iterable[StreamedGraph], enough: threading.Event) -> Iterator[StreamedGraph]:
+    """Pass graphs on; from the first one on the disk is for those who know what they need."""
+    for graph in graphs:
+        enough.set()
+        yield graph
 
 
 def weightless_graphs(

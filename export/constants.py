@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from export.disk import File, open_file
+from export.disk import File, open_file, reading_ahead
 from graphs.checkpoint_files import Stored, check_finite
 from graphs.errors import UgsepError
 
@@ -137,6 +137,10 @@ class Weights:
         found = self.read_unchecked(constant, box, name)
         self.check(constant, found, name)
         return found
+
+    def reading_ahead(self, limit: int) -> AbstractContextManager[threading.Event]:
+        """Return ``export.disk.reading_ahead`` over the files of the checkpoint."""
+        return reading_ahead([self._files[path] for path in sorted(self._files)], limit)
 
     def check(self, constant: Constant, value: Tensor, name: str) -> None:
         """Refuse NaN and infinite values of a constant, naming the stored weight and its file."""

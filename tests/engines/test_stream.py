@@ -39,7 +39,7 @@ from quant import stream_layout
 from quant.gemms import read_tensor
 from quant.policy import policy_from
 from quant.schemes import Absmax, Mse
-from quant.weights import QuantTable, quantize_side
+from quant.weights import QuantTable, quantize_side, table_of
 from tests.graphs.model_laws import make_config, make_model
 from tests.graphs.test_sharded_checkpoint import shard
 
@@ -337,7 +337,9 @@ def test_a_second_graph_that_fails_stops_the_first_whose_journal_stays(
     checkpoint, recipe, want = whole
     graphs = [StreamedGraph(onnx.ModelProto.FromString(m), c) for m, c in traced]
     begun, stop, encode = threading.Event(), threading.Event(), quant_stream._encode
-    quick: set[str] = set()
+    table = table_of(want / "user.w8a32.onnx")
+    assert table is not None
+    users = [r.weight for r in table.rows if r.bits < 32]
 
     def fails(*_: Any) -> Iterator[StreamedGraph]:
         yield graphs[0]
@@ -345,10 +347,8 @@ def test_a_second_graph_that_fails_stops_the_first_whose_journal_stays(
         raise UgsepError("the exporter refuses the graph")
 
     def slow(place: Any, *rest: Any) -> Any:
-        """Hold every weight but the first three back until the run is stopped."""
-        if len(quick) < 3:
-            quick.add(place.name)
-        assert place.name in quick or stop.wait(60)
+        """Hold back all weights but the first three, and the fourth, whose start ends the third."""
+        assert place.name in users[:4] or stop.wait(60)
         return encode(place, *rest)
 
     def progress(event: Progress) -> None:
@@ -365,7 +365,7 @@ def test_a_second_graph_that_fails_stops_the_first_whose_journal_stays(
     assert [p.name for p in tmp_path.iterdir()] == [quant_stream.STAGE]
     monkeypatch.setattr(streaming, "weightless_graphs", lambda *_: graphs)
     found = stream("tiny", recipe, checkpoint, tmp_path)
-    assert 3 <= found.resumed < sum(r.bits < 32 for r in found.tables["user"].rows)
+    assert 3 <= found.resumed < len(users)
     assert _files(tmp_path) == _files(want)
 
 
