@@ -41,9 +41,17 @@ def reduced(recipe: Recipe) -> Recipe:
     config = {k: SMALL.get(k, v) for k, v in recipe.config.items()}
     config["layers"] = min(config["layers"], 3)
     serving = dataclasses.replace(recipe.serving, candidates=(1, 9), compile_for=(), max_candidates=300)
-    # Random tiny weights make logits of almost equal size: rank agreement and SQNR are loose here on purpose.
+    # Random tiny weights make logits of almost equal size: rank agreement and SQNR are loose here on purpose, and so
+    # is what routers of random weights, which hardly prefer an expert, may choose otherwise.
     gates = dataclasses.replace(
-        recipe.gates, kendall_tau=0.5, sqnr_db=12.0, max_probability=0.2, fraction_of_limit=0.0, request_p99_ms=0.0
+        recipe.gates,
+        kendall_tau=0.5,
+        sqnr_db=12.0,
+        max_probability=0.2,
+        same_experts_probability=0.2,
+        rerouted_rows=0.5,
+        fraction_of_limit=0.0,
+        request_p99_ms=0.0,
     )
     return dataclasses.replace(recipe, config=config, serving=serving, gates=gates)
 
