@@ -28,7 +28,7 @@ from quant.weights import quantize_side
 CHECKPOINT_REQUESTS = 256  # what an interrupted calibration loses at most
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup)
 def main() -> None:
     """Weight-only int8 for exported ranking models, chosen on real requests."""
     keep_private()
