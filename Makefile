@@ -77,7 +77,7 @@ quality: $(READY) ## train all variants and write docs/quality.md (long; goes on
 	@$(BIN)/python -m examples.movielens quality
 
 bench-streaming: $(READY) ## quantize a model larger than memory; SIZE=7b|500m|20m (7b needs 25 GB of disk)
-	@$(BIN)/python -m engines.stream_bench --size $(SIZE)
+	@$(BIN)/python -m benchmarks.streaming --size $(SIZE)
 
 test: $(READY) ## run the tests, all but the slow ones
 	@$(BIN)/python -m pytest -n 2 -m 'not slow'

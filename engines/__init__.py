@@ -1,5 +1,5 @@
 """Backends, bundle, gates, report and the runtime that serves user and item engines."""
 
-from engines.ranker import Ranker
+from engines.serve.ranker import Ranker
 
 __all__ = ["Ranker"]

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 import onnxscript.optimizer
 
-from export.weightless import transposed
+from export.weights.placeholders import transposed
 
 
 def canonicalize(model: ir.Model) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from graphs.errors import UgsepError
+from graphs.base.errors import UgsepError
 
 GraphSide = Literal["full", "user", "item"]
 OPSET = 21

@@ -18,9 +18,9 @@ from torch.onnx import ONNXProgram
 from export.canonical import canonicalize
 from export.metadata import IR_VERSION, OPSET, Stamp
 from export.program import program_of
-from graphs.errors import UgsepError
-from graphs.garbage import no_collection
-from graphs.split import Half
+from graphs.base.errors import UgsepError
+from graphs.base.gc_paused import no_collection
+from graphs.split.split import Half
 
 _log = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 
-from graphs.errors import UgsepError
-from graphs.split import Half
+from graphs.base.errors import UgsepError
+from graphs.split.split import Half
 
 aten = torch.ops.aten
 

@@ -10,11 +10,11 @@ import onnx
 import onnx_ir as ir
 from torch import Tensor
 
-from export.constants import Constant, Recorder, Weights
 from export.metadata import Stamp
 from export.onnx_file import EXTERNAL_DATA_BYTES, finish_model, to_onnx
-from export.weightless import constant_of, weightless
-from graphs.split import Half
+from export.weights.lazy_weights import Constant, Recorder, Weights
+from export.weights.placeholders import constant_of, weightless
+from graphs.split.split import Half
 
 
 @dataclass(frozen=True)

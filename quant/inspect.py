@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from graphs.errors import UgsepError
-from quant.gemms import keep_float_patterns, load_graph, matching, side_of, weights_of
+from graphs.base.errors import UgsepError
+from quant.graph.gemms import keep_float_patterns, load_graph, matching, side_of, weights_of
 from quant.weights import QuantRow, table_of
 
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from graphs.errors import UgsepError, nearest
-from quant.gemms import load_graph, side_of, weights_of
+from graphs.base.errors import UgsepError, nearest
+from quant.graph.gemms import load_graph, side_of, weights_of
 
 Precision = Literal["int8", "fp16", "fp32"]
 NORMS = ("ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "Pow", "Sqrt", "Reciprocal")

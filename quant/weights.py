@@ -11,13 +11,12 @@ from typing import IO, Any
 import numpy as np
 import onnx
 
-from graphs.errors import UgsepError
-from graphs.progress import Progress, ProgressCallback, silent
-from quant import numerics
-from quant.awq import AwqPlan, Scaling, plan_awq, scaled_statistics
-from quant.bias import Doubles, biases_of, corrected, mean_shift
-from quant.files import append, staged, write_graph
-from quant.gemms import (
+from graphs.base.errors import UgsepError
+from graphs.base.progress import Progress, ProgressCallback, silent
+from quant.calibration.statistics import Calibration, InputStatistics, SideStatistics
+from quant.graph.files import append, staged, write_graph
+from quant.graph.fp16_view import to_half
+from quant.graph.gemms import (
     Array,
     Weight,
     keep_float_patterns,
@@ -28,11 +27,20 @@ from quant.gemms import (
     side_of,
     weights_of,
 )
-from quant.half import to_half
+from quant.graph.rewrite import Encoded, encode_weights, scale_of_matmul, stamp
 from quant.policy import Policy, check_policy
-from quant.rewrite import Encoded, encode_weights, scale_of_matmul, stamp
-from quant.schemes import Absmax, Awq, Quantized, SchemeConfig, needs_calibration, quantize_weight, scheme_name
-from quant.statistics import Calibration, InputStatistics, SideStatistics
+from quant.schemes import numerics
+from quant.schemes.awq import AwqPlan, Scaling, plan_awq, scaled_statistics
+from quant.schemes.bias import Doubles, biases_of, corrected, mean_shift
+from quant.schemes.schemes import (
+    Absmax,
+    Awq,
+    Quantized,
+    SchemeConfig,
+    needs_calibration,
+    quantize_weight,
+    scheme_name,
+)
 
 TABLE_KEY = "quant"  # metadata property ugsep.quant: the table of the graph, as JSON
 

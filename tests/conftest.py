@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from quant.private import keep_private
+from quant.telemetry import keep_private
 from tests import tiny
 
+pytest_plugins = ("tests.quant.graph_fixtures",)
 keep_private()
 torch.set_num_threads(1)
 
@@ -22,7 +23,7 @@ def tiny_sources(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def built_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_sources) -> Path:
-    from engines.pipeline import build
+    from engines.build.pipeline import build
 
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     outcome = build("tiny", tiny.RECIPE, tiny_sources, out)

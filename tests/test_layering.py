@@ -38,7 +38,7 @@ def test_package_knows_no_runtime(package: str) -> None:
 
 
 def test_a_module_level_import_of_the_right_package_is_noticed(tmp_path: Path) -> None:
-    (tmp_path / "bad.py").write_text("def f():\n    from engines.ranker import Ranker\n    return Ranker\n")
+    (tmp_path / "bad.py").write_text("def f():\n    from engines.serve.ranker import Ranker\n    return Ranker\n")
     assert "engines" in imported_packages(tmp_path / "bad.py")
 
 

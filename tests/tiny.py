@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from engines.recipe import Gates, Quantization, Recipe, Serving
-from engines.sources import Sources
-from graphs.features import Feature
+from engines.build.sources import Sources
+from engines.recipes.recipe import Gates, Quantization, Recipe, Serving
+from graphs.base.features import Feature
+from graphs.models.ranking_model import initialise
 from graphs.models.zenith import Zenith, ZenithConfig
-from graphs.ranking_model import initialise
 
 FEATURES = (
     Feature("user_id", "user", "id", vocab=50),

@@ -1,1 +1,1 @@
-"""One module per backend; each fulfils the contract of ``engines.backend``."""
+"""One folder per runtime behind one contract."""

@@ -1,1 +1,1 @@
-"""``ugsep bench``: a bundle against the ways people serve such a model today, in one interleaved run."""
+"""A bundle measured against other ways to serve the same model."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from export.lowering import read_model
+from export.lowering.passes import read_model
 
 _MESSAGE_BYTES = 3 << 29  # protobuf refuses 2 GiB; this leaves room for the graph around the weights
 

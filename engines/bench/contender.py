@@ -13,12 +13,13 @@ from typing import Literal
 
 import numpy as np
 
-from engines.backend import Array, BuiltEngine, find_backend
+from engines.backends.contract import Array, BuiltEngine
+from engines.backends.table import find_backend
+from engines.bench.baselines.contract import PeerSource, Run
+from engines.bench.baselines.table import PEERS
 from engines.bench.costs import BITS, weight_bits
-from engines.peers.contract import PeerSource, Run
-from engines.peers.registry import PEERS
-from engines.ranker import Ranker
-from quant.requests import Request
+from engines.serve.ranker import Ranker
+from quant.requests.readers import Request
 
 #: What one timed call does: the whole model for N rows; a request with its user computed or found in the cache;
 #: one engine alone.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engines.agreement import agreement
-from engines.backend import Array
+from engines.backends.contract import Array
+from engines.verify.agreement import agreement
 
 #: SQNR in dB that scores must reach against FP32. FP32 in another order keeps well over 100 dB; 16-bit GEMMs lose
 #: 53 dB (8 bits of BF16) or 71 dB (11 bits of FP16) per rounding; int8 is held to 10 % of error, far looser than

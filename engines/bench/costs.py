@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engines.backend import BuiltEngine
-from graphs.errors import UgsepError
+from engines.backends.contract import BuiltEngine
+from graphs.base.errors import UgsepError
 
 if TYPE_CHECKING:
-    from graphs.split import Split
+    from graphs.split.split import Split
 
 #: Width in bits of a weight as the GEMMs read it, by precision.
 BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "w8a16": 8, "w8a32": 8, "w8a8-dynamic": 8}

@@ -6,8 +6,8 @@ import os
 import platform
 from dataclasses import dataclass
 
-from engines.backends.onnxruntime import host_isa
-from engines.sources import tool_versions
+from engines.backends.onnxruntime.build import host_isa
+from engines.build.sources import tool_versions
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from engines.bench.contender import Contender
-from quant.requests import Request
+from quant.requests.readers import Request
 
 _STATM = Path("/proc/self/statm")
 _CALLS = 3

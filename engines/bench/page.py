@@ -6,14 +6,14 @@ from pathlib import Path
 
 import jinja2
 
-from engines.agreement import EXACT_DB
 from engines.bench import plots
 from engines.bench.findings import Size, counted, headline, standoffs
 from engines.bench.result import BenchResult, document
 from engines.bench.run import Standing, Timing
-from engines.byte_sizes import readable_bytes
-from engines.json_text import json_text
-from engines.report import TEMPLATES
+from engines.build.report import TEMPLATES
+from engines.render.byte_sizes import readable_bytes
+from engines.render.json_text import json_text
+from engines.verify.agreement import EXACT_DB
 
 JSON, HTML = "bench.json", "bench.html"
 _HEADER = """# Benchmarks

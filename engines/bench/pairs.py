@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from engines.backend import BuiltEngine, find_backend
+from engines.backends.contract import BuiltEngine
+from engines.backends.table import find_backend
 from engines.bench.contender import Pair, pair_name
-from engines.compile import EnginePlan, compile_engine
-from engines.manifest import Engine, Manifest, engine_for
-from engines.recipe import Recipe
+from engines.bundle.manifest import Engine, Manifest, engine_for
+from engines.compile.compile import EnginePlan, compile_engine
+from engines.recipes.recipe import Recipe
 from export.metadata import GraphSide
-from graphs.errors import UgsepError
-from graphs.progress import Progress, ProgressCallback, silent
+from graphs.base.errors import UgsepError
+from graphs.base.progress import Progress, ProgressCallback, silent
 
 #: What a side runs: backend and precision.
 Kind = tuple[str, str]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from engines.bench.findings import break_even, counted
 from engines.bench.ratios import RatioPoint
 from engines.bench.result import BenchResult
-from engines.plots import to_svg
+from engines.build.report_plots import to_svg
 
 CHOSEN, CACHED, LIMIT, GRID = "#c1121f", "#f28482", "#5c6b73", "#e6ebee"
 #: One colour per family of peers; the members differ by marker.

@@ -9,23 +9,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from engines.bench.baselines.contract import PeerSource, Weights
 from engines.bench.contender import our_contender, peer_contenders
 from engines.bench.costs import costs_of_split
 from engines.bench.pairs import extra_pairs
 from engines.bench.run import PLAIN_PAIR, Settings, measure
-from engines.machine_peak import MachinePeak
-from engines.peers.contract import PeerSource, Weights
-from engines.pipeline import export_all
-from engines.recipe import Recipe, Serving
-from engines.sources import Sources, load_model
-from engines.subject import of_model, split_subject
+from engines.build.pipeline import export_all
+from engines.build.source_model import of_model, split_subject
+from engines.build.sources import Sources, load_model
+from engines.measure.peak import MachinePeak
+from engines.recipes.recipe import Recipe, Serving
 from export.metadata import GraphSide
-from graphs.errors import UgsepError
-from graphs.features import Feature, of_side, random_rows
-from graphs.progress import Progress, ProgressCallback, silent
-from graphs.ranking_model import RankingModel
-from quant.requests import Request
-from quant.schemes import Absmax
+from graphs.base.errors import UgsepError
+from graphs.base.features import Feature, of_side, random_rows
+from graphs.base.progress import Progress, ProgressCallback, silent
+from graphs.models.ranking_model import RankingModel
+from quant.requests.readers import Request
+from quant.schemes.schemes import Absmax
 from quant.weights import quantize_side
 
 #: User : item tokens. 16 or 18 tokens in all, whatever gives the ratio in whole tokens.

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from engines.bench import findings
+from engines.bench.baselines.contract import PeerSource, Weights
 from engines.bench.contender import our_contender, peer_contenders
 from engines.bench.costs import Costs, costs_of_report
 from engines.bench.machine import Machine, this_machine
 from engines.bench.pairs import bundle_pairs, extra_pairs
 from engines.bench.ratios import RatioPoint, measure_ratios
 from engines.bench.run import PLAIN_PAIR, Measured, Settings, measure
-from engines.bundle import open_bundle
-from engines.peers.contract import PeerSource, Weights
-from engines.recipe import load_recipe
-from engines.report import read_report
-from graphs.errors import UgsepError
-from graphs.progress import Progress, ProgressCallback, silent
-from quant.requests import Request, request_spec, synthetic_requests, table_rows
+from engines.build.report import read_report
+from engines.bundle.publish import open_bundle
+from engines.recipes.recipe import load_recipe
+from graphs.base.errors import UgsepError
+from graphs.base.progress import Progress, ProgressCallback, silent
+from quant.requests.readers import Request, request_spec, synthetic_requests, table_rows
 
 _SEED = 3
 
@@ -64,7 +64,7 @@ def run_bench(
 
     Args:
         bundle: the bundle, whose FP32 graph is what every score is compared with.
-        peers: names from ``engines.peers.registry.PEERS``.
+        peers: names from ``engines.bench.baselines.table.PEERS``.
         settings: sizes, threads, rounds.
         model: where the PyTorch peers' weights come from; without it they are left out.
         ratios: also time small random models over the ratio of user to item tokens.

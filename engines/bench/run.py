@@ -7,20 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engines.backend import Array
+from engines.backends.contract import Array
+from engines.bench.baselines.contract import PeerSource, Run
+from engines.bench.baselines.table import PEERS
 from engines.bench.ceiling import constant_gemms, gemms_alone
 from engines.bench.contender import Contender, Loaded, Variant, peer_contenders
 from engines.bench.correctness import Quality, compare
 from engines.bench.costs import Costs
 from engines.bench.memory import resident_bytes
-from engines.bench.timing import interleaved
-from engines.latency import Percentiles
-from engines.machine_peak import MachinePeak, measure_peak
-from engines.peers.contract import PeerSource, Run
-from engines.peers.registry import PEERS
-from graphs.errors import GateFailed, UgsepError
-from graphs.progress import Progress, ProgressCallback, silent
-from quant.requests import Request
+from engines.measure.interleave import interleaved
+from engines.measure.peak import MachinePeak, measure_peak
+from engines.verify.latency import Percentiles
+from graphs.base.errors import GateFailed, UgsepError
+from graphs.base.progress import Progress, ProgressCallback, silent
+from quant.requests.readers import Request
 
 CHECKED_CANDIDATES = 256
 _GEMMS_ALONE: tuple[str, Variant] = ("item GEMMs alone", "item")

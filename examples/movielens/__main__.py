@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from engines.recipe import load_recipe
+from engines.cli.group import CommandGroup
+from engines.recipes.recipe import load_recipe
 from examples.movielens.prepare import prepare
 from examples.movielens.recipe import Recipe, Training
 from examples.movielens.train import checkpoint
-from graphs.command import CommandGroup
-from graphs.config import parse
-from graphs.progress import show_progress
-from graphs.registry import model_class
+from graphs.base.config import parse
+from graphs.base.progress import show_progress
+from graphs.models.table import model_class
 
 DATA = Path("build/data")
 CHECKPOINTS = Path("build/checkpoints")

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from graphs import config as config_file
-from graphs.errors import UgsepError
-from graphs.features import Feature
+from graphs.base import config as config_file
+from graphs.base.errors import UgsepError
+from graphs.base.features import Feature
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from graphs.errors import UgsepError
+from graphs.base.errors import UgsepError
 
 REQUIREMENT = "recbole==1.2.1"
 WHEEL = "recbole-1.2.1-py3-none-any.whl"

@@ -15,7 +15,7 @@ from examples.movielens.neighbours import neighbour_scores
 from examples.movielens.past import index_events, latest_before, sums_before
 from examples.movielens.requests import DAY, Requests
 from examples.movielens.tables import GENRES, OCCUPATIONS, Items, Ratings, Users
-from graphs.features import Feature
+from graphs.base.features import Feature
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from graphs.errors import UgsepError
+from graphs.base.errors import UgsepError
 
 PACKAGES = ("graphs", "examples")
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import quant.metrics
-from graphs.errors import UgsepError
+import quant.search.metrics
+from graphs.base.errors import UgsepError
 
 
 def auc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
@@ -17,7 +17,7 @@ def auc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
     Raises:
         UgsepError: the labels are all equal, so there is no such pair.
     """
-    found = quant.metrics.auc(np.asarray(scores), np.asarray(labels))
+    found = quant.search.metrics.auc(np.asarray(scores), np.asarray(labels))
     if found is None:
         raise UgsepError("AUC needs rows of both labels; hold out more days")
     return found

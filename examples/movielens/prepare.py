@@ -19,9 +19,9 @@ from examples.movielens.features import TASKS, Columns
 from examples.movielens.folders import replacing, source_hash
 from examples.movielens.requests import DAY, Requests, group
 from examples.movielens.tables import Items, Ratings, Users, read_items, read_ratings, read_users
-from graphs.errors import UgsepError
-from graphs.features import Feature
-from graphs.progress import Progress, ProgressCallback, silent
+from graphs.base.errors import UgsepError
+from graphs.base.features import Feature
+from graphs.base.progress import Progress, ProgressCallback, silent
 
 TEST_DAYS = 22  # of 215: about a tenth of the ratings
 VALIDATION_SHARE = 0.1  # the latest training requests steer early stopping and train no weight

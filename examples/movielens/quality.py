@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines import pipeline
-from engines.recipe import Gates, load_recipe
-from engines.sources import Sources
+from engines.build import pipeline
+from engines.build.sources import Sources
+from engines.recipes.recipe import Gates, load_recipe
 from examples.movielens.quality_page import BASE, COMPENSATED, MASKED, QUANTIZED, WIDTH, Result
 from examples.movielens.recipe import Recipe, Training
 from examples.movielens.train import checkpoint
-from graphs.config import parse
-from graphs.errors import GateFailed
-from graphs.progress import Progress, ProgressCallback, silent
+from graphs.base.config import parse
+from graphs.base.errors import GateFailed
+from graphs.base.progress import Progress, ProgressCallback, silent
 
 MODELS = ("rankmixer", "zenith", "tokenmixer-large")
 RATIOS = {"1:1": (8, 8), "3:1": (12, 4)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from graphs import config as config_file
-from graphs.errors import UgsepError
-from graphs.features import Feature
-from graphs.ranking_model import ModelConfig, RankingModel
+from graphs.base import config as config_file
+from graphs.base.errors import UgsepError
+from graphs.base.features import Feature
+from graphs.models.ranking_model import ModelConfig, RankingModel
 
 FROM_DATA = ("features", "tasks")
 

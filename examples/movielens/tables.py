@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 from numpy.typing import NDArray
 
-from graphs.errors import UgsepError
+from graphs.base.errors import UgsepError
 
 Ints = NDArray[np.int64]
 

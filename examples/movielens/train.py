@@ -23,10 +23,10 @@ from examples.movielens.folders import replacing, source_hash
 from examples.movielens.metrics import auc, log_loss
 from examples.movielens.prepare import validation_from
 from examples.movielens.recipe import Recipe, Training, model_config
-from graphs.config import to_mapping
-from graphs.progress import Progress, ProgressCallback, silent
-from graphs.ranking_model import RankingModel
-from graphs.registry import model_class
+from graphs.base.config import to_mapping
+from graphs.base.progress import Progress, ProgressCallback, silent
+from graphs.models.ranking_model import RankingModel
+from graphs.models.table import model_class
 
 METRICS = "metrics.json"
 STEP = "train"

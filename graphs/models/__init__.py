@@ -1,1 +1,1 @@
-"""One module per architecture; each registers itself with ``graphs.registry``."""
+"""One file per model architecture, and the table that names them."""

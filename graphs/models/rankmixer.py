@@ -7,11 +7,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from graphs.errors import UgsepError
-from graphs.features import SIDES
-from graphs.layers import Head, TokenwiseFFN
-from graphs.moe import ReLUSparseFFN, check_experts, check_loss_weights
-from graphs.parameter_counts import (
+from graphs.base.errors import UgsepError
+from graphs.base.features import SIDES
+from graphs.layers.moe import ReLUSparseFFN, check_experts, check_loss_weights
+from graphs.layers.parameter_counts import (
     Count,
     Counts,
     attention,
@@ -22,9 +21,10 @@ from graphs.parameter_counts import (
     norm,
     tokenwise_ffn,
 )
-from graphs.ranking_model import ModelConfig, RankingModel, check_divides
-from graphs.tokenize import ChunkTokenizer, FeatureEmbedding, chunk_counts, chunk_width, in_semantic_order
-from graphs.ugsep import Compensation, SeparatedResidual, Tokens, each_side, masked_mix, separate
+from graphs.layers.tokenize import ChunkTokenizer, FeatureEmbedding, chunk_counts, chunk_width, in_semantic_order
+from graphs.layers.tokenwise import Head, TokenwiseFFN
+from graphs.layers.ugsep import Compensation, SeparatedResidual, Tokens, each_side, masked_mix, separate
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_divides
 
 
 @dataclass(frozen=True, kw_only=True)

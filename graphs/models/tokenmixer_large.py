@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from graphs.errors import UgsepError
-from graphs.features import SIDES, Feature, of_side
-from graphs.layers import Head, RMSNorm, TokenwiseSwiGLU
-from graphs.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts, check_loss_weights
-from graphs.parameter_counts import Count, Counts, compensation, heads, norm, swiglu_experts, tokenwise_swiglu
-from graphs.ranking_model import ModelConfig, RankingModel, check_divides
-from graphs.tokenize import (
+from graphs.base.errors import UgsepError
+from graphs.base.features import SIDES, Feature, of_side
+from graphs.layers.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts, check_loss_weights
+from graphs.layers.parameter_counts import Count, Counts, compensation, heads, norm, swiglu_experts, tokenwise_swiglu
+from graphs.layers.tokenize import (
     FeatureEmbedding,
     PlannedTokenizer,
     TokenPlan,
@@ -24,7 +22,9 @@ from graphs.tokenize import (
     plan_counts,
     plan_group_tokens,
 )
-from graphs.ugsep import Compensation, Tokens, each_side, masked_mix, separate
+from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseSwiGLU
+from graphs.layers.ugsep import Compensation, Tokens, each_side, masked_mix, separate
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_divides
 
 DOWN_GAIN = 0.01  # 2602.06563: the last projection starts at a hundredth, so a block starts near the identity
 

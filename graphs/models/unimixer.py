@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from graphs.block_mixing import BlockMixing
-from graphs.errors import UgsepError
-from graphs.features import SIDES
-from graphs.layers import Head, RMSNorm, TokenwiseSwiGLU
-from graphs.parameter_counts import Count, Counts, compensation, heads, norm, product, tokenwise_swiglu
-from graphs.ranking_model import ModelConfig, RankingModel
-from graphs.tokenize import ChunkTokenizer, FeatureEmbedding, chunk_counts, chunk_width, in_semantic_order
-from graphs.ugsep import Compensation, Tokens, each_side, separate
+from graphs.base.errors import UgsepError
+from graphs.base.features import SIDES
+from graphs.layers.block_mixing import BlockMixing
+from graphs.layers.parameter_counts import Count, Counts, compensation, heads, norm, product, tokenwise_swiglu
+from graphs.layers.tokenize import ChunkTokenizer, FeatureEmbedding, chunk_counts, chunk_width, in_semantic_order
+from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseSwiGLU
+from graphs.layers.ugsep import Compensation, Tokens, each_side, separate
+from graphs.models.ranking_model import ModelConfig, RankingModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,21 +8,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from graphs.errors import UgsepError
-from graphs.layers import Head, RMSNorm, TokenwiseSwiGLU
-from graphs.parameter_counts import (
-    Count,
-    Counts,
-    compensation,
-    heads,
-    linear,
-    norm,
-    product,
-    tokenwise_swiglu,
+from graphs.base.errors import UgsepError
+from graphs.layers.parameter_counts import Count, Counts, compensation, heads, linear, norm, product, tokenwise_swiglu
+from graphs.layers.tokenize import (
+    FeatureEmbedding,
+    PlannedTokenizer,
+    TokenPlan,
+    plan_prime_tokens,
+    prime_token_counts,
 )
-from graphs.ranking_model import ModelConfig, RankingModel
-from graphs.tokenize import FeatureEmbedding, PlannedTokenizer, TokenPlan, plan_prime_tokens, prime_token_counts
-from graphs.ugsep import Compensation, Tokens, each_side, separate
+from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseSwiGLU
+from graphs.layers.ugsep import Compensation, Tokens, each_side, separate
+from graphs.models.ranking_model import ModelConfig, RankingModel
 
 
 @dataclass(frozen=True, kw_only=True)

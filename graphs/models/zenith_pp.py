@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from graphs.errors import UgsepError
-from graphs.layers import Head, RMSNorm, TokenwiseLinear, TokenwiseSwiGLU
-from graphs.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts, check_loss_weights
-from graphs.parameter_counts import (
+from graphs.base.errors import UgsepError
+from graphs.layers.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts, check_loss_weights
+from graphs.layers.parameter_counts import (
     Count,
     Counts,
     attention,
@@ -20,9 +19,16 @@ from graphs.parameter_counts import (
     tokenwise_linear,
     tokenwise_swiglu,
 )
-from graphs.ranking_model import ModelConfig, RankingModel, check_divides
-from graphs.tokenize import FeatureEmbedding, PlannedTokenizer, TokenPlan, plan_prime_tokens, prime_token_counts
-from graphs.ugsep import Compensation, Tokens, each_side, separate, ug_attention
+from graphs.layers.tokenize import (
+    FeatureEmbedding,
+    PlannedTokenizer,
+    TokenPlan,
+    plan_prime_tokens,
+    prime_token_counts,
+)
+from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseLinear, TokenwiseSwiGLU
+from graphs.layers.ugsep import Compensation, Tokens, each_side, separate, ug_attention
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_divides
 
 
 @dataclass(frozen=True, kw_only=True)

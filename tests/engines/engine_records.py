@@ -1,7 +1,7 @@
 """A tiny engine record for manifest and bundle tests."""
 
-from engines.backend import BuiltEngine, Profile, Rows, TensorSpec, WeightFate
-from engines.manifest import Engine
+from engines.backends.contract import BuiltEngine, Profile, Rows, TensorSpec, WeightFate
+from engines.bundle.manifest import Engine
 
 
 def tiny_engine(directory: str, file: str) -> Engine:

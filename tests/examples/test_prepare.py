@@ -14,8 +14,8 @@ from examples.movielens.download import WHEEL, sha256_of
 from examples.movielens.folders import replacing, source_hash
 from examples.movielens.prepare import build, is_current, prepare, read_stamp, validation_from, write
 from examples.movielens.tables import Items, Ratings, Users
-from graphs.errors import UgsepError
-from graphs.progress import Progress
+from graphs.base.errors import UgsepError
+from graphs.base.progress import Progress
 
 Tables = tuple[Ratings, Users, Items]
 

@@ -15,10 +15,10 @@ from examples.movielens.prepare import build, write
 from examples.movielens.recipe import Recipe, Training, model_config
 from examples.movielens.tables import Items, Ratings, Users
 from examples.movielens.train import checkpoint, fixed_threads, forget_some, make_optimizer, schedule
-from graphs.checkpoint import load_checkpoint
-from graphs.errors import UgsepError
-from graphs.progress import Progress
-from graphs.registry import model_class
+from graphs.base.errors import UgsepError
+from graphs.base.progress import Progress
+from graphs.checkpoint.checkpoint import load_checkpoint
+from graphs.models.table import model_class
 
 SMALL = Recipe(
     model={"width": 8, "layers": 1, "hidden": 8, "tower": 4},

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from engines.pipeline import export_all
-from engines.subject import fresh_feeds, of_model, of_module, split_subject
+from engines.build.pipeline import export_all
+from engines.build.source_model import fresh_feeds, of_model, of_module, split_subject
 from export.canonical import canonicalize
 from export.metadata import OPSET, Stamp, read_stamp
 from export.onnx_file import check_file, export_half
-from graphs.errors import UgsepError
-from graphs.split import Half, split
+from graphs.base.errors import UgsepError
+from graphs.split.split import Half, split
 from tests import tiny
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from export import onnx_file
 from export.metadata import Stamp
 from export.onnx_file import export_half
-from graphs.split import Half, split
+from graphs.split.split import Half, split
 
 
 class Parts(nn.Module):

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphs.features import Feature, random_rows
-from graphs.ranking_model import ModelConfig, RankingModel, initialise
-from graphs.registry import model_class
-from graphs.ugsep import Tokens
+from graphs.base.features import Feature, random_rows
+from graphs.layers.ugsep import Tokens
+from graphs.models.ranking_model import ModelConfig, RankingModel, initialise
+from graphs.models.table import model_class
 
 FEATURES = (
     Feature("uid", "user", "id", vocab=11, group="who"),

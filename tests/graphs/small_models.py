@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphs.split import Split, split
+from graphs.split.split import Split, split
 
 N, D = 4, 6
 

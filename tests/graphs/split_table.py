@@ -21,17 +21,17 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from export.lowering import lower_for_cpu, lower_for_one_user
+from export.lowering.passes import lower_for_cpu, lower_for_one_user
 from export.metadata import Stamp
 from export.onnx_file import export_half
-from graphs.errors import UgsepError
-from graphs.features import random_rows
-from graphs.names import USER_INDEX
-from graphs.proof import fresh_rows, prove
-from graphs.registry import model_class
-from graphs.split import Half, Split, split
-from tests.graphs.foreign_models import FOREIGN, Foreign, make
+from graphs.base.errors import UgsepError
+from graphs.base.features import random_rows
+from graphs.base.names import USER_INDEX
+from graphs.models.table import model_class
+from graphs.split.proof import fresh_rows, prove
+from graphs.split.split import Half, Split, split
 from tests.graphs.model_laws import FEATURES
+from tests.graphs.third_party_models import FOREIGN, Foreign, make
 
 CANDIDATES = 256
 ROUNDS, SECONDS = 9, 4.0

@@ -8,14 +8,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from graphs.errors import UgsepError
-from quant import numerics
-from quant.calibrate import calibrate
-from quant.gemms import load_graph, read_tensor, weights_of
+from graphs.base.errors import UgsepError
+from quant.calibration.calibrate import calibrate
+from quant.graph.gemms import load_graph, read_tensor, weights_of
 from quant.inspect import inspect_graph
 from quant.policy import Policy, Rule, policy_document, policy_from, read_policy
-from quant.requests import read_requests, request_spec
-from quant.schemes import Absmax, Awq, Gptq, Mse, scheme_from
+from quant.requests.readers import read_requests, request_spec
+from quant.schemes import numerics
+from quant.schemes.schemes import Absmax, Awq, Gptq, Mse, scheme_from
 from quant.weights import quantize_side, table_of
 
 

@@ -1,0 +1,1 @@
+"""Measurements behind the documentation; not part of the distribution."""

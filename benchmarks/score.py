@@ -1,0 +1,119 @@
+"""``python -m benchmarks.score --bundle DIR``: how long loading takes, what ``Ranker.score`` adds to its engines.
+
+A request of many milliseconds hides microseconds in its own noise. So the engines are asked once, and then stand-ins
+that repeat their answers take their place: what is left is the checks, the user-state cache and the copies.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from engines.backends.contract import Array
+from engines.bundle.manifest import engine_for
+from engines.bundle.publish import open_bundle
+from engines.cli.group import CommandGroup
+from engines.serve.ranker import Ranker
+from engines.verify.checks import Target
+from graphs.base.errors import GateFailed
+from quant.requests.readers import Request, request_spec, synthetic_requests, table_rows
+
+LOAD_SECONDS, ADDED_MICROSECONDS = 2.0, 100.0
+_USERS = 50
+
+
+@dataclass(frozen=True)
+class ScoreCost:
+    """Seconds to load the bundle again, and p50 microseconds that ``score`` adds with the user cached or not."""
+
+    candidates: int
+    load_seconds: float
+    cached_us: float
+    computed_us: float
+
+    def targets(self) -> list[Target]:
+        """Return the bounds."""
+        return [
+            Target("from_bundle again, seconds", self.load_seconds, LOAD_SECONDS),
+            Target("score adds, user cached, microseconds", self.cached_us, ADDED_MICROSECONDS),
+            Target("score adds, user computed, microseconds", self.computed_us, ADDED_MICROSECONDS),
+        ]
+
+
+class Repeats:
+    """A runner that answers what an engine once answered."""
+
+    def __init__(self, answer: Mapping[str, Array]) -> None:
+        self.answer = dict(answer)
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the answer, whatever it is given."""
+        del feeds
+        return dict(self.answer)
+
+    def close(self) -> None:
+        """Forget the answer."""
+        self.answer.clear()
+
+
+def measure(bundle: Path, candidates: int, rounds: int) -> ScoreCost:
+    """Load a bundle twice and time the second; then time ``score`` around engines that take no time.
+
+    Raises:
+        UgsepError: no such bundle, or engines that this machine cannot run.
+    """
+    Ranker.from_bundle(bundle).close()
+    started = time.perf_counter()
+    ranker = Ranker.from_bundle(bundle)
+    seconds = time.perf_counter() - started
+    requests = _requests(bundle, candidates)
+    items = requests[0].items
+    scores = ranker.score(requests[0].user, items)
+    state = ranker.user_state(requests[0].user)
+    ranker.close()
+    manifest = open_bundle(bundle)
+    user, item = engine_for(manifest, "user").built, engine_for(manifest, "item").built
+    empty = Ranker(Repeats(state), Repeats(scores), user, item, vocabularies=manifest.vocabularies)
+    times: dict[str, list[float]] = {"computed": [], "cached": []}
+    for _ in range(rounds):
+        empty.forget_users()
+        for kind in times:
+            for request in requests:
+                began = time.perf_counter()
+                empty.score(request.user, items)
+                times[kind].append((time.perf_counter() - began) * 1e6)
+    return ScoreCost(candidates, seconds, float(np.median(times["cached"])), float(np.median(times["computed"])))
+
+
+def _requests(bundle: Path, candidates: int) -> list[Request]:
+    user, item = bundle / "onnx" / "user.onnx", bundle / "onnx" / "item.onnx"
+    vocabulary = max(table_rows(user, item), 1)
+    return list(synthetic_requests(request_spec(user, item), _USERS, candidates, vocabulary, seed=0))
+
+
+@click.group(cls=CommandGroup, invoke_without_command=True)
+@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="A finished bundle.")
+@click.option("--candidates", type=click.IntRange(min=1), default=256, show_default=True, help="Items per request.")
+@click.option("--rounds", type=click.IntRange(min=1), default=20, show_default=True, help=f"Of {_USERS} requests.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def main(bundle: Path, candidates: int, rounds: int, as_json: bool) -> None:
+    """Time loading a bundle and what ``Ranker.score`` adds to its engines."""
+    cost = measure(bundle, candidates, rounds)
+    if as_json:
+        click.echo(json.dumps(asdict(cost)))
+    else:
+        for target in cost.targets():
+            click.echo(str(target))
+    missed = [str(target) for target in cost.targets() if not target.passed]
+    if missed:
+        raise GateFailed("; ".join(missed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""``python -m benchmarks.split``: a split's speed-up against what the machine allows, and where the rest goes.
+
+The limit counts FLOPs for the item side, at the rate the whole model reaches, and bytes for the user side: at one row
+a GEMM reads each weight once for two FLOPs, so it takes the weights' bytes over the memory bandwidth.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from engines.backends.contract import Array
+from engines.backends.onnxruntime.variants import ONE_USER, form_file
+from engines.build.pipeline import export_all
+from engines.build.source_model import load_subject, split_subject, synthetic_requests
+from engines.build.sources import Sources
+from engines.cli.group import CommandGroup
+from engines.compile.compile import EnginePlan, compile_engine, load_built
+from engines.measure.peak import measure_peak
+from engines.recipes.recipe import Recipe, load_recipe
+from engines.serve.ranker import Ranker
+from engines.verify.latency import RequestLatency, measure
+from export.metadata import GraphSide
+from graphs.base.errors import UgsepError, nearest
+from quant.schemes.schemes import scheme_from
+from quant.weights import quantize_side
+
+CANDIDATES = 256
+_PROFILED_RUNS = 5
+_READ_BYTES = 512 << 20  # beyond any cache
+
+#: name -> a shipped recipe and the settings that make it the model of the bound.
+CASES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "rankmixer-1:1": ("rankmixer-100m", ("config.user_tokens=8", "config.item_tokens=8", "config.hidden=3072")),
+    "rankmixer-3:1": ("rankmixer-100m", ("config.user_tokens=12", "config.item_tokens=4", "config.hidden=3072")),
+    "tokenmixer-large-3:1": (
+        "tokenmixer-large-20m",
+        ("config.user_tokens=12", "config.item_tokens=4", "config.width=768", "config.hidden=768"),
+    ),
+}
+#: Bytes per FP32 byte of the user side's weights, at each precision the user engine may have.
+USER_PRECISIONS = {"fp32": 1.0, "w8a8-dynamic": 0.25}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One case: latencies at ``CANDIDATES`` rows, the limit's parts, and milliseconds by op and graph.
+
+    ``read_gb_s``: memory bandwidth of one thread; ``user_bytes``: weights the user side reads once per request;
+    ``item_share``: FLOPs of the item side over those of the whole model.
+    """
+
+    case: str
+    precision: str
+    latency: RequestLatency
+    item_share: float
+    user_bytes: float
+    read_gb_s: float
+    ops: Mapping[GraphSide, Mapping[str, float]]
+
+    @property
+    def limit(self) -> float:
+        """The speed-up where the item side runs at the whole model's rate and the user side at memory's."""
+        full = self.latency.full_fp32.p50
+        return full / (full * self.item_share + self.user_bytes / self.read_gb_s / 1e6)
+
+    @property
+    def fraction(self) -> float:
+        """Measured speed-up over the limit."""
+        return self.latency.speedup / self.limit
+
+    def row(self) -> str:
+        """Return the case as a line of a Markdown table."""
+        at = self.latency
+        times = f"{at.full_fp32.p50:.1f} | {at.user.p50:.1f} | {at.item.p50:.1f} | {at.request.p50:.1f}"
+        ideal = f"{self.user_bytes / self.read_gb_s / 1e6:.1f} | {at.full_fp32.p50 * self.item_share:.1f}"
+        return (
+            f"| {self.case} | {self.precision} | {times} | {ideal} | {self.limit:.2f}x | {at.speedup:.2f}x | "
+            f"{self.fraction:.2f} |"
+        )
+
+    def profile(self, least: float = 0.01) -> list[str]:
+        """Return Markdown lines: milliseconds per op in each graph, without ops below ``least`` of the item graph."""
+        names = {op for by_op in self.ops.values() for op in by_op}
+        full, item = self.ops["full"], self.ops["item"]
+        floor = least * sum(item.values())
+        lines = ["| op | whole | its item share | item graph | user graph |", "|---|---|---|---|---|"]
+        for op in sorted(names, key=lambda o: -(item.get(o, 0.0) + self.ops["user"].get(o, 0.0))):
+            whole = full.get(op, 0.0)
+            cells = [whole, whole * self.item_share, item.get(op, 0.0), self.ops["user"].get(op, 0.0)]
+            if max(cells) >= floor:
+                lines.append(f"| {op} | {' | '.join(f'{c:.2f}' for c in cells)} |")
+        return lines
+
+
+def read_bandwidth(rounds: int = 7) -> float:
+    """Return the bandwidth of one thread in GB/s: the faster of summing and of copying more than any cache holds."""
+    torch.set_num_threads(1)
+    source = torch.ones(_READ_BYTES // 4)
+    fastest = float("inf")
+    for _ in range(rounds):
+        started = time.perf_counter()
+        source.sum()
+        fastest = min(fastest, time.perf_counter() - started)
+    return max(_READ_BYTES / fastest / 1e9, measure_peak(1).copy_gb_s)
+
+
+def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATES) -> Measured:
+    """Build the FP32 whole model, the user engine at ``precision`` and the FP32 item engine; measure and profile.
+
+    All on ONNX Runtime with one thread and the same lowering, interleaved; weights are random.
+
+    Raises:
+        UgsepError: the recipe declares no features, or onnxruntime is missing.
+    """
+    torch.set_num_threads(1)
+    subject = load_subject(recipe, Sources(None))
+    halves = split_subject(subject)
+    request = synthetic_requests(subject, halves, 1, candidates, seed=1)[0]
+    with tempfile.TemporaryDirectory(prefix="ugsep-split-bench-") as scratch:
+        folder = Path(scratch)
+        onnx = export_all(case, subject, halves, folder / "onnx")
+        if precision != "fp32":
+            quantize_side(onnx["user"], folder / "onnx", scheme=scheme_from("absmax"))
+        engines = {
+            side: compile_engine(
+                recipe, EnginePlan(side, "onnxruntime", precision if side == "user" else "fp32"), path, folder
+            )
+            for side, path in onnx.items()
+        }
+        runners = {side: load_built(built, folder) for side, built in engines.items()}
+        ranker = Ranker(runners["user"], runners["item"], engines["user"], engines["item"])
+        bandwidth = read_bandwidth()
+        latency = measure(runners["full"], ranker, request, {candidates: halves.speedup_limit(candidates)})[0]
+        feeds = _feeds(ranker, request.user, request.items, candidates)
+        for runner in runners.values():
+            runner.close()
+        files = {side: f"{side}.onnx" for side in onnx} | (
+            {"item": form_file("item", ONE_USER)} if ranker.broadcasts else {}
+        )
+        ops = {side: _profile(folder / files[side], feeds[side]) for side in onnx}
+    return Measured(
+        case,
+        precision,
+        latency,
+        halves.item_cost.flops / halves.full_cost.flops,
+        halves.user_cost.weight_bytes * USER_PRECISIONS[precision],
+        bandwidth,
+        ops,
+    )
+
+
+def split_only(recipe: Recipe) -> str:
+    """Split a model with random weights; return its size, the time, and the memory the split added, as one line."""
+    subject = load_subject(recipe, Sources(None))
+    parameters = sum(p.numel() for p in subject.module.parameters())
+    held, sizes, done = resident_bytes(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            sizes.append(resident_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    halves = split_subject(subject)
+    seconds = time.perf_counter() - started
+    done.set()
+    watcher.join()
+    own = {p.untyped_storage().data_ptr() for p in subject.module.parameters()}
+    parts = [p for half in (halves.full, halves.user, halves.item) for p in half.module.parameters()]
+    copied = sum(p.nbytes for p in parts if p.untyped_storage().data_ptr() not in own)
+    return (
+        f"{parameters / 1e9:.2f} B parameters, {held / 1e9:.2f} GB resident: split in {seconds:.1f} s, at most "
+        f"{max(0, max(sizes) - held) / 1e6:.0f} MB more, {copied} bytes of weights copied"
+    )
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _feeds(
+    ranker: Ranker, user: Mapping[str, Array], items: Mapping[str, Array], candidates: int
+) -> dict[GraphSide, dict[str, Array]]:
+    rows = {name: np.repeat(value, candidates, axis=0) for name, value in user.items()}
+    state = ranker.user_state(user)
+    return {
+        "full": {**rows, **items},
+        "user": dict(user),
+        "item": {**items, **state, **ranker.one_user_index(candidates)},
+    }
+
+
+def _profile(file: Path, feeds: Mapping[str, Array]) -> dict[str, float]:
+    """Return milliseconds per run by op type, as ONNX Runtime's own profiler counts them."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_profiling, options.profile_file_prefix = True, str(file.with_suffix(""))
+    profiled = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    names = [i.name for i in profiled.get_inputs()]
+    for _ in range(_PROFILED_RUNS):
+        profiled.run(None, {name: feeds[name] for name in names})
+    events = json.loads(Path(profiled.end_profiling()).read_text())
+    taken: dict[str, float] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            op = event["args"]["op_name"]
+            taken[op] = taken.get(op, 0.0) + event["dur"] / 1e3 / _PROFILED_RUNS
+    return taken
+
+
+@click.group(cls=CommandGroup, invoke_without_command=True)
+@click.option("--case", "cases", multiple=True, help="Measure only this case; give it again for more.")
+@click.option("--precision", "precisions", multiple=True, help="Of the user engine; all of them where not given.")
+@click.option("--profile/--no-profile", default=True, show_default=True, help="Also print milliseconds by op.")
+@click.option("--split-only", "recipe", help="Only split this recipe's model; tell time and memory.")
+def main(cases: Sequence[str], precisions: Sequence[str], profile: bool, recipe: str | None) -> None:
+    """Print limit, measured speed-up and their ratio of every case as Markdown, and the profile behind it."""
+    if recipe is not None:
+        click.echo(split_only(load_recipe(recipe)))
+        return
+    for given, known in ((cases, CASES), (precisions, USER_PRECISIONS)):
+        for name in given:
+            if name not in known:
+                raise UgsepError(f"unknown '{name}'{nearest(name, known)}")
+    click.echo(
+        "| case | user engine | whole ms | user ms | item ms | request ms | user at memory speed | item by FLOPs | "
+        "limit | measured | fraction |\n|---|---|---|---|---|---|---|---|---|---|---|"
+    )
+    found = []
+    for case in cases or CASES:
+        base, changes = CASES[case]
+        for precision in precisions or USER_PRECISIONS:
+            found.append(bench(case, load_recipe(base, changes), precision))
+            click.echo(found[-1].row())
+    for one in found if profile else ():
+        click.echo(f"\n{one.case}, {one.precision}, {one.read_gb_s:.1f} GB/s\n\n" + "\n".join(one.profile()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""``python -m benchmarks.streaming``: memory, time and size of a streamed quantization, in a process of its own.
+
+The baseline is one cold read of the checkpoint from the same disk. The file cache of the checkpoint is dropped before
+both, so neither reads from memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from engines.cli.group import CommandGroup
+from engines.verify.checks import Target
+from graphs.base.errors import GateFailed, UgsepError
+from graphs.checkpoint.files import stored_weights, weight_files
+
+MODELS = {"7b": "tokenmixer-large-7b", "500m": "tokenmixer-large-500m", "20m": "tokenmixer-large-20m"}
+PEAK_BYTES = 3 * 1024**3
+OUTPUT_RATIO, READ_RATIO = 1.05, 3.0
+LARGE_BYTES = 10**9  # below that the size is that of what stays float
+HUGE_BYTES = 10**10  # below that the time is that of starting Python and tracing the model, whatever the disk does
+#: What quantizing may add to the memory of the traced graph: buffers of the pieces, and the largest weight once.
+PIECE_BYTES = 256 << 20
+_SAMPLE_SECONDS = 0.05
+_READ_BYTES = 8 << 20
+_STEP = re.compile(r"(split|export|quantize user|quantize item) \d+/")  # "quantize user 3/29 name"
+_CLI = [sys.executable, "-c", "from engines.cli import main; main()"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run: bytes and seconds; ``curve`` is (seconds, resident bytes), ``steps`` when each step began."""
+
+    model: str
+    checkpoint_bytes: int
+    largest_bytes: int
+    int8_bytes: int
+    output_bytes: int
+    peak_bytes: int
+    traced_bytes: int
+    read_seconds: float
+    stream_seconds: float
+    curve: tuple[tuple[float, int], ...]
+    steps: Mapping[str, float]
+
+    def targets(self) -> list[Target]:
+        """Return the bounds: memory, memory added to the traced graph, size where large, time where huge."""
+        found = [
+            Target("peak memory, GiB", self.peak_bytes / 2**30, PEAK_BYTES / 2**30),
+            Target(
+                "memory added while quantizing, MiB",
+                (self.peak_bytes - self.traced_bytes) / 2**20,
+                (PIECE_BYTES + self.largest_bytes) / 2**20,
+            ),
+        ]
+        if self.checkpoint_bytes >= LARGE_BYTES:
+            found.append(Target("output over int8 bytes", self.output_bytes / self.int8_bytes, OUTPUT_RATIO))
+        if self.checkpoint_bytes >= HUGE_BYTES:
+            found.append(Target("time over one cold read", self.stream_seconds / self.read_seconds, READ_RATIO))
+        return found
+
+
+def measure(model: str, checkpoint: Path, out: Path) -> Measured:
+    """Stream a checkpoint in a fresh process and watch it.
+
+    Raises:
+        UgsepError: the run failed (its last line is given).
+    """
+    files = [p for p in weight_files(checkpoint) if p.suffix == ".safetensors"]
+    stored = stored_weights(checkpoint).values()
+    sizes = [s.dtype.itemsize * _elements(s.shape) for s in stored]
+    shutil.rmtree(out, ignore_errors=True)
+    drop_cache(files)
+    read_seconds = read_once(files)
+    drop_cache(files)
+    curve, steps, facts, seconds = _watched(
+        [*_CLI, "stream", model, "--checkpoint", str(checkpoint), "--out", str(out), "--json"]
+    )
+    before = [size for at, size in curve if at < steps.get("quantize user", seconds)]
+    return Measured(
+        model=Path(model).stem,
+        checkpoint_bytes=sum(p.stat().st_size for p in files),
+        largest_bytes=max(sizes),
+        int8_bytes=facts["int8_bytes"],
+        output_bytes=facts["output_bytes"],
+        peak_bytes=facts["peak_bytes"],
+        traced_bytes=max(before, default=0),
+        read_seconds=read_seconds,
+        stream_seconds=seconds,
+        curve=tuple(curve),
+        steps=steps,
+    )
+
+
+def drop_cache(files: list[Path]) -> None:
+    """Ask the system to forget the files' pages, as far as it lets an ordinary user."""
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def read_once(files: list[Path]) -> float:
+    """Read the files from start to end into one buffer; returns seconds."""
+    buffer = memoryview(bytearray(_READ_BYTES))
+    started = time.perf_counter()
+    for file in files:
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                continue
+    return time.perf_counter() - started
+
+
+def _watched(command: list[str]) -> tuple[list[tuple[float, int]], dict[str, float], dict[str, Any], float]:
+    """Run a command; returns its memory curve, when its steps began, what it printed as JSON, and seconds."""
+    started = time.perf_counter()
+    steps: dict[str, float] = {}
+    tail: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        stream = process.stderr
+
+        def listen() -> None:
+            for line in stream:
+                tail[:] = [*tail[-20:], line.rstrip()]
+                if (found := _STEP.match(line)) is not None:
+                    steps.setdefault(found[1], time.perf_counter() - started)
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        curve: list[tuple[float, int]] = []
+        while process.poll() is None:
+            resident = _resident(process.pid)
+            if resident:
+                curve.append((round(time.perf_counter() - started, 3), resident))
+            time.sleep(_SAMPLE_SECONDS)
+        seconds = time.perf_counter() - started
+        listener.join()
+        text = process.stdout.read()
+    if process.returncode:
+        raise UgsepError(f"the measured run failed: {tail[-1] if tail else process.returncode}")
+    return curve, steps, json.loads(text), seconds
+
+
+def _resident(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/statm").read_text().split()
+    except OSError:  # it has just ended
+        return 0
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+@click.group(cls=CommandGroup, invoke_without_command=True)
+@click.option("--size", type=click.Choice(sorted(MODELS)), default="20m", show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("build/streaming"), show_default=True)
+@click.option("--keep", is_flag=True, help="Keep the checkpoint and the graphs; by default only the figures stay.")
+def main(size: str, folder: Path, keep: bool) -> None:
+    """Write a random checkpoint, stream it, and hold memory, size and time against their bounds."""
+    from benchmarks.streaming_page import page
+
+    name, work = MODELS[size], folder / size
+    checkpoint, out = work / "checkpoint", work / "onnx"
+    if not (checkpoint / "config.json").is_file():
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        made = subprocess.run([*_CLI, "random-checkpoint", name, "--out", str(checkpoint)], check=False)
+        if made.returncode:
+            raise UgsepError(f"no checkpoint of '{name}' could be written to {checkpoint}; see above")
+    found = measure(name, checkpoint, out)
+    (work / "memory.json").write_text(json.dumps(asdict(found)) + "\n")
+    (work / "memory.html").write_text(page(found, found.targets()))
+    if not keep:
+        shutil.rmtree(checkpoint)
+        shutil.rmtree(out)
+    click.echo(
+        f"{found.model}: {found.checkpoint_bytes / 1e9:.2f} GB read once in {found.read_seconds:.1f} s, "
+        f"streamed in {found.stream_seconds:.1f} s to {found.output_bytes / 1e9:.2f} GB; {work / 'memory.html'}"
+    )
+    for target in found.targets():
+        click.echo(f"  {target}")
+    broken = [str(t) for t in found.targets() if not t.passed]
+    if broken:
+        raise GateFailed(f"{found.model}: {'; '.join(broken)}")
+
+
+if __name__ == "__main__":
+    main()

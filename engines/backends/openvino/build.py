@@ -1,0 +1,268 @@
+"""OpenVINO on CPUs: FP32, BF16 or FP16 GEMMs, int8 weights kept compressed, tuned for latency."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from engines.backends.contract import (
+    Array,
+    Availability,
+    BuildSpec,
+    BuiltEngine,
+    Fate,
+    Option,
+    Progress,
+    TensorSpec,
+    WeightFate,
+    check_feeds,
+    check_options,
+)
+from engines.backends.graph_io import graph_io, read_graph
+from engines.backends.onnxruntime.build import host_isa
+from engines.backends.tensors import check_loaded
+from export.lowering.passes import lower_for_cpu
+from graphs.base.errors import UgsepError
+
+NAME = "openvino"
+ONNX_VARIANT = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp32", "w8a32": "w8a32", "w8a8-dynamic": "w8a32"}
+#: ``threads``: inference threads. ``streams``: parallel requests the CPU is divided for; 1 is best for latency.
+OPTIONS: dict[str, Option] = {"threads": 1, "streams": 1}
+
+_HINT = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "w8a32": "f32", "w8a8-dynamic": "f32"}
+#: What OpenVINO calls the precision it really computes in, for each of ours.
+_RUNS_AS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "w8a32": "float32", "w8a8-dynamic": "float32"}
+_INSTALL = "pip install 'ugsep[openvino]'"
+
+
+def probe() -> Availability:
+    """Can OpenVINO be imported here, and what can its CPU plugin compute in."""
+    try:
+        ov = _import()
+    except UgsepError as error:
+        return Availability(False, False, str(error))
+    capabilities = ", ".join(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return Availability(True, True, f"openvino {ov.__version__}, CPU ({capabilities})")
+
+
+def target() -> str:
+    """Return this CPU's microarchitecture: which precisions there are, and what was read back, depends on it."""
+    return host_isa()
+
+
+def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
+    """Copy the graph as OpenVINO IR, compile it once here, and read back in which precision its GEMMs run.
+
+    Raises:
+        UgsepError: openvino is missing, an option is wrong, the graph does not compile, this CPU has no GEMMs of
+            the precision, or int8 weights do not stay int8.
+    """
+    ov = _import()
+    options = check_options(NAME, spec.options, OPTIONS)
+    session = _settings(spec.precision, options)
+    started = time.perf_counter()
+    progress(f"openvino: compiling {spec.side} ({spec.precision})")
+    inputs, outputs = graph_io(read_graph(spec.onnx))
+    file = out_dir / f"{spec.side}.xml"
+    with tempfile.TemporaryDirectory(dir=out_dir, prefix=".lowered-") as scratch:
+        source, parts = spec.onnx, {}
+        if ONNX_VARIANT[spec.precision] == "w8a32":  # stacked int8 weights are dequantized on every run
+            lowered = lower_for_cpu(spec.onnx, Path(scratch) / "lowered.onnx")
+            source, parts = lowered.path, lowered.parts
+        graph = read_graph(source)
+        compiled = _compile(ov, source, file, session)
+    _check_precision(spec, compiled)
+    nodes = _compiled_nodes(compiled)
+    fates = _fates(spec, graph, parts, nodes)
+    files = (file.name, file.with_suffix(".bin").name)
+    return BuiltEngine(
+        backend=NAME,
+        side=spec.side,
+        precision=spec.precision,
+        files=files,
+        bytes=sum((out_dir / name).stat().st_size for name in files),
+        inputs=inputs,
+        outputs=outputs,
+        session=session,
+        tools={"openvino": str(ov.__version__), "onnx": onnx.__version__},
+        profiles=spec.profiles,
+        weights=fates,
+        figures={"build_seconds": time.perf_counter() - started, "nodes": float(len(nodes))},
+    )
+
+
+def load(
+    directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
+) -> OpenVinoRunner:
+    """Compile the IR with the pinned settings.
+
+    Raises:
+        UgsepError: openvino is missing, a file is missing or broken, this CPU has no GEMMs of the precision, or the
+            tensors are not those the manifest names.
+    """
+    ov = _import()
+    session = dict(built.session)
+    if threads is not None:
+        session["INFERENCE_NUM_THREADS"] = threads
+    file = directory / f"{built.side}.xml"
+    try:
+        compiled = ov.Core().compile_model(str(file), "CPU", session)
+    except Exception as error:  # openvino raises RuntimeError and classes of its own alike
+        raise UgsepError(f"{file}: OpenVINO cannot load it ({_first(error)}); build the bundle again") from error
+    runs_as = _runs_as(compiled)
+    if runs_as != _RUNS_AS[built.precision]:
+        raise UgsepError(
+            f"{file}: built for {built.precision} ({_RUNS_AS[built.precision]}), this CPU would run {runs_as}; "
+            "build the bundle again here"
+        )
+    check_loaded(file, built, _ports(built.inputs, compiled.inputs), _ports(built.outputs, compiled.outputs))
+    return OpenVinoRunner(compiled, built)
+
+
+class OpenVinoRunner:
+    """One compiled model and one inference request per thread that calls ``infer``."""
+
+    def __init__(self, compiled: Any, built: BuiltEngine) -> None:
+        self._compiled, self._built = compiled, built
+        self._local = threading.local()
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; raises UgsepError for wrong feeds or after ``close``."""
+        if self._compiled is None:
+            raise UgsepError("the engine is closed; load it again")
+        checked = check_feeds(self._built.inputs, feeds)
+        request = getattr(self._local, "request", None)
+        if request is None:
+            request = self._local.request = self._compiled.create_infer_request()
+        try:
+            results = request.infer(checked, share_inputs=True)
+        except Exception as error:  # openvino raises RuntimeError and classes of its own alike
+            raise UgsepError(f"the {self._built.side} engine refused these inputs ({_first(error)})") from error
+        # Copies: the request's own output buffers are overwritten by its next run.
+        return {spec.name: np.array(results[i]) for i, spec in enumerate(self._built.outputs)}
+
+    def close(self) -> None:
+        """Release the compiled model."""
+        self._compiled, self._local = None, threading.local()
+
+
+def _import() -> Any:
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise UgsepError(f"backend 'openvino' needs openvino; {_INSTALL}") from error
+    return ov
+
+
+def _settings(precision: str, options: Mapping[str, Option]) -> dict[str, Option]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": _HINT[precision],
+        "INFERENCE_NUM_THREADS": options["threads"],
+        "NUM_STREAMS": options["streams"],
+        # Left alone, the plugin quantizes activations to int8 in groups of 32 wherever weights are int8.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32 if precision == "w8a8-dynamic" else 0,
+    }
+
+
+def _ports(listed: tuple[TensorSpec, ...], ports: Any) -> tuple[TensorSpec, ...]:
+    """Return inputs or outputs of a compiled model; a port may have several names, one of them is the graph's."""
+    hoped = [spec.name for spec in listed] if len(listed) == len(ports) else [""] * len(ports)
+    return tuple(
+        TensorSpec(
+            name if name in port.get_names() else str(port.get_any_name()),
+            str(port.get_element_type().to_dtype().name),
+            tuple(d.get_length() if d.is_static else "?" for d in port.get_partial_shape()),
+        )
+        for name, port in zip(hoped, ports, strict=True)
+    )
+
+
+def _first(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _runs_as(compiled: Any) -> str:
+    """Return the precision the plugin settled on; it may be another than the hint asked for."""
+    name = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+    return {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(name, name)
+
+
+def _check_precision(spec: BuildSpec, compiled: Any) -> None:
+    runs_as = _runs_as(compiled)
+    if runs_as != _RUNS_AS[spec.precision]:
+        raise UgsepError(
+            f"this CPU runs {runs_as} where {spec.precision} was asked; choose a precision it has (fp32"
+            f"{', bf16' if runs_as == 'bfloat16' else ''})"
+        )
+
+
+def _compile(ov: Any, source: Path, file: Path, session: Mapping[str, Option]) -> Any:
+    """Write the graph as OpenVINO IR (``.xml`` and ``.bin``) and compile that."""
+    try:
+        ov.save_model(ov.convert_model(str(source)), str(file), compress_to_fp16=False)
+        return ov.Core().compile_model(str(file), "CPU", dict(session))
+    except Exception as error:  # openvino raises RuntimeError and classes of its own alike
+        raise UgsepError(f"{source}: OpenVINO cannot compile it ({_first(error)}); export it again") from error
+
+
+@dataclass(frozen=True)
+class _Node:
+    """One node of the compiled graph: its name, its kind, and type and shape of its weight (its second input)."""
+
+    name: str
+    kind: str
+    weight: str
+    shape: tuple[int, ...]
+
+
+def _compiled_nodes(compiled: Any) -> tuple[_Node, ...]:
+    nodes = []
+    for node in compiled.get_runtime_model().get_ops():
+        ports = node.inputs()
+        shape = ports[1].get_partial_shape() if len(ports) > 1 else None
+        fixed = tuple(shape.to_shape()) if shape is not None and shape.is_static else ()
+        weight = str(ports[1].get_element_type().to_string()) if len(ports) > 1 else ""
+        nodes.append(_Node(str(node.get_friendly_name()), str(node.get_rt_info()["layerType"].value), weight, fixed))
+    return tuple(nodes)
+
+
+def _fates(
+    spec: BuildSpec, graph: onnx.ModelProto, parts: Mapping[str, tuple[str, ...]], nodes: tuple[_Node, ...]
+) -> tuple[WeightFate, ...]:
+    """Return what became of each int8 weight.
+
+    A dequantization that was not fused keeps its name in the compiled graph. A fused one is gone, and a fully
+    connected node reads an int8 weight of its shape instead; weights of a shape that too few nodes read were
+    folded to float when the model was compiled.
+    """
+    dequantized = {n.input[0]: n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
+    shapes = {t.name: tuple(t.dims) for t in graph.graph.initializer}
+    left = {node.name for node in nodes if node.kind in ("Eltwise", "Convert", "Subgraph")}
+    compressed = Counter(
+        tuple(sorted(node.shape)) for node in nodes if node.kind == "FullyConnected" and node.weight in ("i8", "u8")
+    )
+    wanted = Counter(tuple(sorted(shapes[name])) for name, out in dequantized.items() if out not in left)
+    if wanted and not compressed:
+        raise UgsepError(f"{spec.onnx}: OpenVINO runs none of its int8 weights as int8; build fp32 instead")
+    whole = {part: name for name, names in parts.items() for part in names}
+    found: dict[str, list[Fate]] = defaultdict(list)
+    for name, out in dequantized.items():
+        shape = tuple(sorted(shapes[name]))
+        fate: Fate = "fused-int8" if compressed[shape] >= wanted[shape] else "folded-to-float"
+        found[whole.get(name, name)].append("dequantized-each-run" if out in left else fate)
+    order: list[Fate] = ["dequantized-each-run", "folded-to-float", "fused-int8"]
+    return tuple(
+        WeightFate(name, min(fates, key=order.index), f"{fates.count('fused-int8')} of {len(fates)} read int8")
+        for name, fates in found.items()
+    )

@@ -1,0 +1,224 @@
+"""TensorRT 11: engines for the GPU of this machine, strongly typed, with a timing cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engines.backends.contract import (
+    Availability,
+    BuildSpec,
+    BuiltEngine,
+    Option,
+    Profile,
+    Progress,
+    Rows,
+    Runner,
+    TensorSpec,
+    WeightFate,
+    check_options,
+)
+from engines.backends.graph_io import graph_io, read_graph
+from engines.backends.trt.plan import Plan, build_plan, int8_fates, profile_shapes, write_layers
+from engines.backends.trt.runner import gpu, load_plan
+from engines.backends.trt.worker import Job, Settings
+from export.lowering.tensorrt import Weights, lower_for_tensorrt
+from graphs.base.errors import UgsepError, nearest
+
+NAME = "tensorrt"
+ONNX_VARIANT = {"w8a16": "w8a16", "fp16": "fp32"}
+#: ``optimization_level``: 0 (fast build) to 5 (fast engine). ``version_compatible``: loads in later versions.
+#: ``hardware_compatible``: none (this GPU), same-capability, ampere-plus. ``refit``: weights can be replaced.
+#: ``workspace_mb``: scratch memory a kernel may use while running, 0 for all there is. ``int8_plugin``: where
+#: TensorRT folds int8 weights to FP16, run them in our own kernel (needs Triton to build, not to run). ``buckets``:
+#: tune kernels for several request sizes instead of one; every bucket adds to the engine and to the memory it takes.
+OPTIONS: dict[str, Option] = {
+    "optimization_level": 3,
+    "version_compatible": False,
+    "hardware_compatible": "none",
+    "refit": False,
+    "workspace_mb": 0,
+    "int8_plugin": True,
+    "buckets": True,
+}
+
+_HARDWARE = {"none": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
+_WEIGHTS: dict[str, Weights] = {"w8a16": "int8", "fp16": "fp16"}
+
+
+def probe() -> Availability:
+    """Are the TensorRT libraries here, and a GPU: without one it can neither build nor run."""
+    try:
+        trt = _import()
+    except UgsepError as error:
+        return Availability(False, False, str(error))
+    capability, reason = gpu()
+    if capability is None:
+        return Availability(
+            False, False, f"tensorrt {trt.__version__} builds only on the GPU it builds for: {reason}"
+        )
+    return Availability(True, True, f"tensorrt {trt.__version__}, compute capability {capability}")
+
+
+def target() -> str:
+    """Return this machine's GPU, for which kernels are timed and chosen."""
+    import torch
+
+    capability, reason = gpu()
+    return reason if capability is None else f"{torch.cuda.get_device_name()}, compute capability {capability}"
+
+
+def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
+    """Compile ``<side>.engine`` for this machine's GPU and list its layers in ``<side>.layers.json``.
+
+    ``spec.scratch`` keeps the timing cache, so that a later build times no kernel twice.
+
+    Raises:
+        UgsepError: TensorRT's libraries or a GPU are missing, an option is wrong, the graph does not compile, or an
+            int8 weight was folded to FP16.
+    """
+    trt = _import()
+    options = check_options(NAME, spec.options, OPTIONS)
+    check_values(options)
+    capability, reason = gpu()
+    if capability is None:
+        raise UgsepError(f"backend 'tensorrt' builds only on the GPU it builds for: {reason}")
+    if options["buckets"] and spec.side != "user" and len(spec.profiles) == 1:
+        spec = dataclasses.replace(spec, profiles=buckets(spec.profiles[0]))
+    started = time.perf_counter()
+    progress(f"tensorrt: compiling {spec.side} {spec.precision} for compute capability {capability}")
+    timing = None if spec.scratch is None else spec.scratch / f"tensorrt-{trt.__version__}-sm{capability}.timing"
+    plan, inputs, outputs, fates = _compile(spec, out_dir, options, timing)
+    folded = frozenset(fate.name for fate in fates if fate.fate == "folded-to-float")
+    notes: tuple[str, ...] = ()
+    if folded and options["int8_plugin"]:
+        progress(f"tensorrt: {len(folded)} int8 weights were folded to FP16; compiling again with the int8 plugin")
+        notes = (f"int8 plugin runs {', '.join(sorted(folded))}",)
+        plan, inputs, outputs, fates = _compile(spec, out_dir, options, timing, folded, capability)
+        folded = frozenset(fate.name for fate in fates if fate.fate == "folded-to-float")
+    if folded:
+        raise UgsepError(
+            f"{spec.onnx}: TensorRT folded {len(folded)} int8 weights to FP16 ({', '.join(sorted(folded)[:3])}), so "
+            "this is no w8a16 engine; build fp16, or use a GPU generation with int8 weight kernels"
+        )
+    engine = out_dir / f"{spec.side}.engine"
+    layers = write_layers(out_dir / f"{spec.side}.layers.json", plan.layers)
+    return BuiltEngine(
+        backend=NAME,
+        side=spec.side,
+        precision=spec.precision,
+        files=(engine.name, layers.name),
+        bytes=engine.stat().st_size + layers.stat().st_size,
+        inputs=inputs,
+        outputs=outputs,
+        session={"version_compatible": options["version_compatible"]},
+        requires={
+            "compute_capability": f"{capability}{'+' if options['hardware_compatible'] == 'ampere-plus' else ''}"
+        },
+        tools={NAME: str(trt.__version__)},
+        profiles=spec.profiles,
+        weights=fates,
+        figures={
+            "build_seconds": time.perf_counter() - started,
+            "engine_bytes": float(plan.bytes),
+            "weight_bytes": float(plan.weight_bytes),
+            "device_memory_bytes": float(plan.device_bytes),
+            "layers": float(len(plan.layers)),
+        },
+        notes=notes,
+    )
+
+
+def _compile(
+    spec: BuildSpec,
+    out_dir: Path,
+    options: Mapping[str, Option],
+    timing: Path | None,
+    plugin: frozenset[str] = frozenset(),
+    capability: str | None = None,
+) -> tuple[Plan, tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[WeightFate, ...]]:
+    """Compile once to ``<side>.engine``; the int8 weights of ``plugin`` run in our own kernel for ``capability``.
+
+    Returns the plan, the engine's inputs and outputs, and what became of each int8 weight.
+    """
+    scratch = out_dir / f".{spec.side}.lowered.onnx"
+    if timing is not None:
+        timing.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lowered = lower_for_tensorrt(spec.onnx, scratch, _WEIGHTS[spec.precision], plugin)
+        inputs, outputs = graph_io(read_graph(scratch))
+        settings = dataclasses.replace(
+            settings_of(options),
+            timing_cache=None if timing is None else str(timing),
+            plugin=capability if plugin else None,
+        )
+        engine = out_dir / f"{spec.side}.engine"
+        plan = build_plan(Job(NAME, str(scratch), str(engine), profile_shapes(inputs, spec.profiles), settings))
+    finally:
+        for path in (scratch, scratch.with_name(f"{scratch.name}.data")):
+            path.unlink(missing_ok=True)
+    if spec.precision != "w8a16":
+        return plan, inputs, outputs, ()
+    names = [n.input[0] for n in read_graph(spec.onnx).graph.node if n.op_type == "DequantizeLinear"]
+    return plan, inputs, outputs, int8_fates(plan.layers, {n: lowered.merged.get(n, n) for n in names}, plugin)
+
+
+def load(
+    directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
+) -> Runner:
+    """Load an engine on this machine's GPU.
+
+    Raises:
+        UgsepError: the libraries, a driver or a GPU that the engine was built for are missing; both are named.
+    """
+    return load_plan(_import(), NAME, directory, built)
+
+
+def settings_of(options: Mapping[str, Option]) -> Settings:
+    """Return the options of this backend as its compiling process takes them. Networks are always strongly typed."""
+    return Settings(
+        optimization_level=int(options["optimization_level"]),
+        hardware_compatibility=_HARDWARE[str(options["hardware_compatible"])],
+        version_compatible=bool(options["version_compatible"]),
+        refit=bool(options["refit"]),
+        workspace_bytes=int(options["workspace_mb"]) << 20,
+    )
+
+
+def buckets(profile: Profile) -> tuple[Profile, ...]:
+    """Cut a profile into disjoint ones, largest first: up to its most, its usual, a quarter of that, and one row."""
+    rows = profile.candidates
+    ends = sorted({end for end in (1, rows.opt // 4, rows.opt, rows.max) if end >= rows.min})
+    starts = [rows.min, *(end + 1 for end in ends[:-1])]
+    cut = [Profile(profile.users, Rows(a, z, z)) for a, z in zip(starts, ends, strict=True)]
+    return tuple(reversed(cut))
+
+
+def check_values(options: Mapping[str, Option]) -> None:
+    """Refuse option values TensorRT does not know.
+
+    Raises:
+        UgsepError: an optimization level outside 0..5, an unknown compatibility, a negative workspace.
+    """
+    level, hardware = int(options["optimization_level"]), str(options["hardware_compatible"])
+    if not 0 <= level <= 5:
+        raise UgsepError(f"backend 'tensorrt': optimization_level is {level}; give 0 to 5")
+    if hardware not in _HARDWARE:
+        raise UgsepError(f"backend 'tensorrt': hardware_compatible '{hardware}'{nearest(hardware, _HARDWARE)}")
+    if int(options["workspace_mb"]) < 0:
+        raise UgsepError(f"backend 'tensorrt': workspace_mb is {options['workspace_mb']}; give 0 or more")
+
+
+def _import() -> Any:
+    try:
+        import tensorrt as trt
+    except (ImportError, OSError) as error:
+        # The bindings install from the package index, the libraries only from the vendor's.
+        raise UgsepError(
+            f"backend 'tensorrt' needs TensorRT 11 and its libraries ({error}); pip install 'ugsep[tensorrt]', the "
+            "libraries come from NVIDIA's own package index"
+        ) from error
+    return trt

@@ -1,0 +1,1 @@
+"""What both TensorRT backends share: plans, the build worker, the runner, the W8A16 kernel."""

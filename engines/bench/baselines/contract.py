@@ -1,0 +1,68 @@
+"""What a peer is: a function that loads the whole model and returns how to run it on fixed inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines.backends.contract import Array
+from engines.recipes.recipe import Recipe
+from graphs.base.errors import UgsepError
+
+if TYPE_CHECKING:  # torch comes in only where a peer runs the PyTorch model
+    from graphs.models.ranking_model import RankingModel
+
+#: Score the inputs it was bound to; logits [N] by task.
+Run = Callable[[], dict[str, Array]]
+#: Take the whole model's inputs, N rows each with the user's row repeated, and return the call that is timed.
+Bind = Callable[[Mapping[str, Array]], Run]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where PyTorch weights come from: a checkpoint folder, or drawn from ``seed`` (``features``: features.json)."""
+
+    checkpoint: Path | None = None
+    features: Path | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PeerSource:
+    """What a peer starts from.
+
+    ``onnx`` is the whole FP32 graph as exported, ``folder`` takes files the peer makes for itself (found again by
+    another process), ``model`` says where the PyTorch weights come from, None where they are not at hand.
+    """
+
+    onnx: Path
+    folder: Path
+    recipe: Recipe
+    model: Weights | None = None
+
+    def pytorch_model(self) -> RankingModel:
+        """Load the PyTorch model in eval mode.
+
+        Raises:
+            UgsepError: no weights at hand, or the errors of ``engines.build.sources.load_model``.
+        """
+        if self.model is None:
+            raise UgsepError("needs the PyTorch model; pass --checkpoint DIR, or --random for a random build")
+        from engines.build.sources import Sources, load_model
+
+        sources = Sources(self.model.checkpoint, features=self.model.features, seed=self.model.seed)
+        return load_model(self.recipe, sources)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One peer: the precision its scores are held to, how it is configured, and the function that loads it.
+
+    ``load(source, threads)`` raises UgsepError where this machine cannot run the peer.
+    """
+
+    precision: str
+    detail: str
+    load: Callable[[PeerSource, int], Bind]

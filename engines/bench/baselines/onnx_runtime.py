@@ -1,0 +1,98 @@
+"""The whole model in ONNX Runtime on a CPU: FP32, and its own dynamic int8."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from engines.backends.contract import Array
+from engines.bench.baselines.contract import Bind, PeerSource, Run
+from graphs.base.errors import UgsepError
+
+_ONE_MESSAGE_BYTES = 1 << 30  # a protobuf message ends at 2 GiB; beyond this, weights go beside the graph
+
+
+def exported(source: PeerSource, threads: int) -> Bind:
+    """Run the exported FP32 graph with every optimisation of the runtime."""
+    return _session(source.onnx, threads)
+
+
+def lowered(source: PeerSource, threads: int) -> Bind:
+    """Run the FP32 graph lowered to one GEMM per token, which our own engines gain from too."""
+    return _session(_lowered(source), threads)
+
+
+def dynamic_int8(source: PeerSource, threads: int) -> Bind:
+    """Run ``quantize_dynamic`` of the exported graph: int8 weights, activations quantized while running.
+
+    Scales are per channel, except that one scale serves a whole weight in graphs with stacked per-token weights
+    [T, K, N]: the runtime's kernel refuses a zero point per channel there.
+    """
+    return _session(_quantized(source, source.onnx, "full.int8.onnx", not _has_stacked_weights(source.onnx)), threads)
+
+
+def lowered_dynamic_int8(source: PeerSource, threads: int) -> Bind:
+    """Run ``quantize_dynamic`` of the graph with one GEMM per token, scales per channel."""
+    return _session(_quantized(source, _lowered(source), "full.lowered.int8.onnx", True), threads)
+
+
+def _session(path: Path, threads: int) -> Bind:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise UgsepError("needs onnxruntime; pip install 'ugsep[cpu]'") from error
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    inputs = [i.name for i in session.get_inputs()]
+
+    def bind(feeds: Mapping[str, Array]) -> Run:
+        given = {name: feeds[name] for name in inputs}
+
+        def run() -> dict[str, Array]:
+            return dict(zip(names, session.run(names, given), strict=True))
+
+        return run
+
+    return bind
+
+
+def _lowered(source: PeerSource) -> Path:
+    file = source.folder / "full.lowered.onnx"
+    if not file.exists():
+        from export.lowering.passes import lower_for_cpu
+
+        lower_for_cpu(source.onnx, file)
+    return file
+
+
+def _quantized(source: PeerSource, graph: Path, name: str, per_channel: bool) -> Path:
+    file = source.folder / name
+    if not file.exists():
+        try:
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+        except ImportError as error:
+            raise UgsepError("needs onnxruntime; pip install 'ugsep[cpu]'") from error
+        data = graph.with_name(f"{graph.name}.data")
+        large = data.exists() and data.stat().st_size > _ONE_MESSAGE_BYTES
+        # It warns that a pre-processing step might help; the exported graph is already in the form that step makes.
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            quantize_dynamic(
+                graph, file, per_channel=per_channel, weight_type=QuantType.QInt8, use_external_data_format=large
+            )
+        finally:
+            logging.disable(before)
+    return file
+
+
+def _has_stacked_weights(path: Path) -> bool:
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    read = {name for node in graph.node if node.op_type == "MatMul" for name in node.input}
+    return any(len(tensor.dims) == 3 and tensor.name in read for tensor in graph.initializer)

@@ -1,0 +1,67 @@
+"""The whole model in OpenVINO on a CPU: FP32, BF16 or FP16 hint, and int8 compressed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from engines.backends.contract import Array
+from engines.backends.graph_io import graph_io, read_graph
+from engines.bench.baselines.contract import Bind, PeerSource, Run
+from graphs.base.errors import UgsepError
+
+
+def hinted(precision: str, source: PeerSource, threads: int) -> Bind:
+    """Run the exported FP32 graph with a precision hint: f32, bf16 or f16.
+
+    Raises:
+        UgsepError: openvino is missing, or this CPU computes in another precision than the hint.
+    """
+    return _compiled(source.onnx, threads, precision)
+
+
+def compressed_int8(source: PeerSource, threads: int) -> Bind:
+    """Run the graph with int8 weights, one scale per channel, kept compressed as a weight compressor leaves them.
+
+    The weights are rounded by this tool's ``absmax`` (the rule of OpenVINO's INT8_SYM mode); activations are then
+    quantized by OpenVINO's own default while running.
+    """
+    file = source.folder / "openvino-int8" / "full.w8a32.onnx"
+    if not file.exists():
+        from quant.schemes.schemes import Absmax
+        from quant.weights import quantize_side
+
+        quantize_side(source.onnx, file.parent, scheme=Absmax())
+    return _compiled(file, threads, "f32")
+
+
+def _compiled(path: Path, threads: int, precision: str) -> Bind:
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise UgsepError("needs openvino; pip install 'ugsep[openvino]'") from error
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+    }
+    compiled = ov.Core().compile_model(str(path), "CPU", settings)
+    runs_in = compiled.get_property("INFERENCE_PRECISION_HINT")
+    if runs_in != getattr(ov.Type, precision):
+        raise UgsepError(f"this CPU computes in {runs_in.to_string()} where {precision} is asked for")
+    inputs, outputs = graph_io(read_graph(path))
+    request = compiled.create_infer_request()
+
+    def bind(feeds: Mapping[str, Array]) -> Run:
+        given = {spec.name: feeds[spec.name] for spec in inputs}
+
+        def run() -> dict[str, Array]:
+            results = request.infer(given, share_inputs=True)
+            return {spec.name: np.array(results[i]) for i, spec in enumerate(outputs)}
+
+        return run
+
+    return bind

@@ -1,0 +1,133 @@
+"""The stopwatch of ``quant search``: one GEMM in an engine of its own, built by any backend that runs here."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from engines.backends.contract import Backend, BuildSpec, Option, Profile, Rows, Runner
+from engines.backends.table import backend_names, find_backend
+from graphs.base.errors import UgsepError
+from quant.policy import Policy, Precision
+from quant.schemes.schemes import Absmax
+from quant.search.gemm_latency import MeasureGemm
+from quant.weights import quantize_side
+
+_COLD_BYTES = 64 << 20  # more than the last-level cache share of a core: weights are read from memory, as in a model
+_MOST_COPIES = 64
+_SECONDS = 0.3
+_LEAST_ROUNDS = 5
+#: The engine precisions in which int8, fp16 and fp32 weights stand side by side, the fastest first.
+_MIXED = ("w8a8-dynamic", "w8a16", "w8a32")
+#: Backends that widen FP16 weights when they load them and then run what they run for FP32: two engines of the same
+#: kernels differ by where their weights happen to lie and by noise, and neither is a reason for FP16.
+_WIDEN_FP16 = frozenset({"onnxruntime"})
+
+
+def stopwatch(backend: str, threads: int = 1) -> MeasureGemm:
+    """Return the function that times x @ W on a backend, W stored in each precision a policy can name.
+
+    W is [K, N] with x [rows, K], or [T, K, N] with x [T, rows, K]. Times are medians in milliseconds, the precisions
+    in turn, each over several weights of the shape so that none stays in the cache. Where a backend widens FP16
+    weights when it loads them, FP16 has the time of FP32.
+
+    Raises:
+        UgsepError: an unknown backend, or one that cannot build and run engines on this machine.
+    """
+    module = find_backend(backend)
+    here = module.probe()
+    if not (here.can_build and here.can_run):
+        others = [name for name in backend_names() if (p := find_backend(name).probe()).can_build and p.can_run]
+        raise UgsepError(
+            f"backend '{backend}' cannot run here, so nothing can be measured on it ({here.reason}); "
+            f"search on a machine that can, or with --backend {' or '.join(others)}"
+        )
+    return partial(_measure, module, threads, backend in _WIDEN_FP16)
+
+
+def _measure(
+    module: Backend, threads: int, widens: bool, shape: tuple[int, ...], rows: int
+) -> Mapping[Precision, float]:
+    copies = min(_MOST_COPIES, -(-_COLD_BYTES // math.prod(shape)))
+    feeds = {"x": np.random.default_rng(0).standard_normal((rows, *_row_shape(shape)), dtype=np.float32)}
+    with tempfile.TemporaryDirectory(prefix="ugsep-gemm-") as scratch:
+        source = Path(scratch) / "item.onnx"
+        _write_gemms(shape, copies, source)
+        runners: dict[Precision, Runner] = {}
+        for precision in get_args(Precision):
+            if precision == "fp16" and widens:
+                continue
+            try:
+                runners[precision] = _engine(module, threads, source, precision, rows)
+            except UgsepError:
+                if precision == "fp32":
+                    raise
+        times = _times({p: partial(runner.infer, feeds) for p, runner in runners.items()})
+        for runner in runners.values():
+            runner.close()
+    if widens:
+        times["fp16"] = times["fp32"]
+    return {p: times[p] / copies if p in times else math.inf for p in get_args(Precision)}
+
+
+def _row_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:-1]  # [K], or [T, K]
+
+
+def _engine(module: Backend, threads: int, source: Path, precision: Precision, rows: int) -> Runner:
+    folder = source.parent / precision
+    quantize_side(source, folder, scheme=Absmax(), policy=Policy(default=precision))
+    mixed = next(p for p in _MIXED if p in module.ONNX_VARIANT)
+    options: dict[str, Option] = {"threads": threads} if "threads" in module.OPTIONS else {}
+    view = folder / f"item.{module.ONNX_VARIANT[mixed]}.onnx"
+    profile = Profile(Rows(), Rows(1, rows, rows))
+    out = folder / "engine"
+    out.mkdir()
+    return module.load(out, module.build(BuildSpec("item", view, mixed, (profile,), options), out, _unheard))
+
+
+def _unheard(note: str) -> None:
+    """Take no notice: one GEMM builds in a moment."""
+
+
+def _times(calls: Mapping[Precision, Callable[[], object]]) -> dict[Precision, float]:
+    for call in calls.values():
+        call()
+    samples: dict[Precision, list[float]] = {p: [] for p in calls}
+    until = time.perf_counter() + _SECONDS * len(calls)
+    while time.perf_counter() < until or len(next(iter(samples.values()))) < _LEAST_ROUNDS:
+        for precision, call in calls.items():
+            started = time.perf_counter()
+            call()
+            samples[precision].append((time.perf_counter() - started) * 1e3)
+    return {p: float(np.median(s)) for p, s in samples.items()}
+
+
+def _write_gemms(shape: tuple[int, ...], copies: int, path: Path) -> None:
+    """Write a graph that multiplies its input [rows, K] or [rows, T, K] with each of ``copies`` weights."""
+    first = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+    weights = [numpy_helper.from_array(np.roll(first, i), f"w{i}") for i in range(copies)]  # equal ones would merge
+    nodes, x = [], "x"
+    if len(shape) == 3:
+        nodes, x = [helper.make_node("Transpose", ["x"], ["tokens"], perm=[1, 0, 2])], "tokens"
+    nodes += [helper.make_node("MatMul", [x, w.name], [f"y{i}"]) for i, w in enumerate(weights)]
+    y_shape: list[int | str | None] = [*shape[:-2], "candidates", shape[-1]]
+    graph = helper.make_graph(
+        nodes,
+        "gemms",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["candidates", *_row_shape(shape)])],
+        [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, y_shape) for i in range(copies)],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    helper.set_model_props(model, {"ugsep.side": "item"})
+    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")

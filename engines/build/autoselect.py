@@ -1,0 +1,182 @@
+"""``backend: auto``: build what this machine can run, measure it, and pick per side the fastest that keeps parity."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from engines.backends.contract import Array, BuiltEngine, Runner
+from engines.backends.table import backend_names, find_backend
+from engines.compile.compile import EnginePlan, compile_engine, load_built
+from engines.recipes.recipe import Gates, Recipe
+from engines.serve.ranker import Ranker
+from engines.verify import checks
+from engines.verify.latency import interleave
+from export.metadata import GraphSide
+from graphs.base.errors import UgsepError
+from graphs.base.names import USER_INDEX
+from graphs.base.progress import Progress, ProgressCallback, silent
+from quant.requests.readers import Request
+
+SIDES: tuple[Literal["user", "item"], ...] = ("user", "item")
+PARITY_REQUESTS = 64
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One engine that was tried for a side: its p50 in milliseconds, and why it was or was not taken."""
+
+    side: str
+    backend: str
+    precision: str
+    p50_ms: float
+    keeps_parity: bool
+    note: str
+
+    def __str__(self) -> str:
+        """Return the option as one readable line."""
+        time_taken = f"{self.p50_ms:.3f} ms" if np.isfinite(self.p50_ms) else "not run"
+        return f"{self.side}: {self.backend} {self.precision}: {time_taken}, {self.note}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine chosen for each side, and everything that was tried, fastest first."""
+
+    plans: tuple[EnginePlan, ...]
+    tried: tuple[Trial, ...]
+
+    def reasons(self) -> dict[str, str]:
+        """Return for each side why its engine was taken, and what came of every other one, in one line."""
+        found: dict[str, str] = {}
+        for plan in self.plans:
+            trials = [t for t in self.tried if t.side == plan.side]
+            mine = next(t for t in trials if (t.backend, t.precision) == (plan.backend, plan.precision))
+            sound = sum(t.keeps_parity for t in trials)
+            others = [str(t).removeprefix(f"{plan.side}: ") for t in trials if t is not mine]
+            name = f"{plan.backend} {plan.precision}"
+            first = f"{name} takes {mine.p50_ms:.3f} ms, the fastest of {sound} that keep parity"
+            # Runtimes put line breaks into their reasons.
+            found[plan.side] = " ".join("; ".join([first, *others]).split())
+        return found
+
+
+def choose_engines(
+    recipe: Recipe,
+    onnx: Mapping[GraphSide, Path],
+    folder: Path,
+    cache: Path | None,
+    requests: Sequence[Request],
+    reference: checks.Scores,
+    progress: ProgressCallback = silent,
+) -> Choice:
+    """Try every backend and precision this machine can run, each side apart, and pick the fastest that keeps parity.
+
+    A side's candidate is judged together with the FP32 engine of the other side, on up to 64 requests, by the
+    recipe's SQNR, Kendall tau and probability bounds; the chosen pair is proven as a whole afterwards. Engines that
+    fail to build are listed with their reason.
+
+    Raises:
+        UgsepError: no candidate of a side keeps parity.
+    """
+    sample, truth = list(requests[:PARITY_REQUESTS]), list(reference[:PARITY_REQUESTS])
+    largest = max(requests, key=lambda r: r.candidates)
+    plain = {s: _build(recipe, EnginePlan(s, "onnxruntime", "fp32"), onnx, folder, cache, progress) for s in SIDES}
+    state = plain["user"][1].infer(largest.user)
+    feeds = {"user": dict(largest.user), "item": _item_feeds(largest, state, max(recipe.serving.candidates))}
+    plans: list[EnginePlan] = []
+    tried: list[Trial] = []
+    for side in SIDES:
+        tried += _absent(side)
+        runners: dict[EnginePlan, tuple[BuiltEngine, Runner]] = {EnginePlan(side, "onnxruntime", "fp32"): plain[side]}
+        for plan in _candidates(side):
+            if plan in runners:
+                continue
+            try:
+                runners[plan] = _build(recipe, plan, onnx, folder, cache, progress)
+            except UgsepError as error:
+                tried.append(Trial(side, plan.backend, plan.precision, float("inf"), False, str(error)))
+        times = interleave({f"{p.backend}/{p.precision}": _call(r[1], feeds[side]) for p, r in runners.items()})
+        options = []
+        for plan, (built, runner) in runners.items():
+            pair = (runner, plain["item"][1]) if side == "user" else (plain["user"][1], runner)
+            bounds = (built, plain["item"][0]) if side == "user" else (plain["user"][0], built)
+            ranker = Ranker(*pair, *bounds)
+            ok, note = _keeps_parity(recipe.gates, sample, truth, ranker)
+            p50 = times[f"{plan.backend}/{plan.precision}"].p50
+            options.append(Trial(side, plan.backend, plan.precision, p50, ok, note))
+        options.sort(key=lambda o: o.p50_ms)
+        best = next((o for o in options if o.keeps_parity), None)
+        if best is None:
+            raise UgsepError(f"no {side} engine keeps parity: {'; '.join(map(str, options))}")
+        plans.append(EnginePlan(side, best.backend, best.precision))
+        tried += options
+        for plan, (_, runner) in runners.items():
+            if plan != EnginePlan(side, "onnxruntime", "fp32"):
+                runner.close()
+    for _, runner in plain.values():
+        runner.close()
+    return Choice(tuple(plans), tuple(tried))
+
+
+def _candidates(side: Literal["user", "item"]) -> list[EnginePlan]:
+    found = []
+    for name in backend_names():
+        backend = find_backend(name)
+        here = backend.probe()
+        if here.can_build and here.can_run:
+            found += [EnginePlan(side, name, precision) for precision in backend.ONNX_VARIANT]
+    return found
+
+
+def _absent(side: str) -> list[Trial]:
+    """Return the backends that cannot be tried on this machine, with the reason."""
+    probed = {name: find_backend(name).probe() for name in backend_names()}
+    return [
+        Trial(side, name, "any", float("inf"), False, here.reason)
+        for name, here in probed.items()
+        if not (here.can_build and here.can_run)
+    ]
+
+
+def _build(
+    recipe: Recipe,
+    plan: EnginePlan,
+    onnx: Mapping[GraphSide, Path],
+    folder: Path,
+    cache: Path | None,
+    progress: ProgressCallback,
+) -> tuple[BuiltEngine, Runner]:
+    target = folder / plan.backend / f"{plan.side}.{plan.precision}"
+    target.mkdir(parents=True, exist_ok=True)
+    progress(Progress("choose", 0, None, f"{plan.side}: {plan.backend} {plan.precision}"))
+    started = time.perf_counter()
+    built = compile_engine(recipe, plan, onnx[plan.side], target, cache, progress)
+    runner = load_built(built, target)
+    progress(Progress("choose", 0, None, f"built in {time.perf_counter() - started:.1f} s"))
+    return built, runner
+
+
+def _item_feeds(request: Request, state: Mapping[str, Array], candidates: int) -> dict[str, Array]:
+    items = {k: np.resize(v, (candidates, *v.shape[1:])) for k, v in request.items.items()}
+    return {**items, **state, USER_INDEX: np.zeros(candidates, np.int64)}
+
+
+def _call(runner: Runner, feeds: Mapping[str, Array]) -> Callable[[], object]:
+    return lambda: runner.infer(feeds)
+
+
+def _keeps_parity(
+    bounds: Gates, requests: Sequence[Request], truth: checks.Scores, ranker: Ranker
+) -> tuple[bool, str]:
+    scores = checks.engine_scores(ranker, requests, "choose")
+    worst: list[str] = []
+    for found in checks.parity(truth, scores).values():
+        targets = checks.quant_targets(bounds, found)
+        worst += [str(t) for t in targets if not t.passed]
+    return (not worst, "; ".join(worst) if worst else "keeps parity")

@@ -1,0 +1,160 @@
+"""The table of all models: what the sizes say, and what the bundles that were built of them measured."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.build.report import read_report
+from engines.recipes.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from engines.cli.models import ModelRow
+
+BEGIN, END = "<!-- begin models -->", "<!-- end models -->"
+_HEADS = (
+    "recipe", "parameters", "MFLOP per candidate", "U:G", "reusable", "limit", "speed-up at N", "of the limit",
+    "request ms", "weights MB", "AUC FP32", "AUC change int8",
+)  # fmt: skip
+NOTE = (
+    "parameters: dense ones, embedding tables not counted. MFLOP per candidate and reusable share: of the active "
+    "FLOPs, by formula. limit: of the speed-up, by FLOPs of the graphs that were built (products hoisted out of the "
+    "item graph included), by formula where no bundle was built. speed-up: the whole FP32 model in ONNX Runtime over "
+    "one request with its user computed, p50, 1 thread, interleaved. weights: FP32 and as served. AUC change: "
+    "int8 against FP32 on held-out MovieLens days; recipes with random weights have none."
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a bundle's report says: p50 in milliseconds, bytes, and the AUC of the first labelled task, if any."""
+
+    candidates: int
+    speedup: float
+    limit: float
+    request_ms: float
+    fp32_bytes: int
+    quantized_bytes: int
+    auc: float | None
+    auc_change: float | None
+
+
+def measured(bundle: Path, recipe: Recipe) -> Measured | None:
+    """Return what the bundle of a recipe measured; None where there is none, or it was built with other settings.
+
+    Raises:
+        UgsepError: the report or the recipe beside it cannot be read.
+    """
+    if not (bundle / "report.json").is_file():
+        return None
+    built = load_recipe(str(bundle / "recipe.yaml"))
+    if (built.model, built.config) != (recipe.model, recipe.config):
+        return None
+    return from_report(read_report(bundle))
+
+
+def from_report(report: dict[str, Any]) -> Measured:
+    """Pick the figures of the table out of a ``report.json``."""
+    latency, weights, auc = report["latency"], report["weights"], report["auc"]
+    task = next(iter(auc["fp32"]), None)
+    before, after = (None, None) if task is None else (auc["fp32"][task], auc["quantized"][task])
+    return Measured(
+        candidates=latency["candidates"],
+        speedup=latency["speedup"],
+        limit=latency["limit"],
+        request_ms=latency["request"]["p50"],
+        fp32_bytes=weights["fp32_bytes"],
+        quantized_bytes=weights["quantized_bytes"],
+        auc=before,
+        auc_change=None if before is None or after is None else after - before,
+    )
+
+
+def cells(row: ModelRow, found: Measured | None) -> tuple[str, ...]:
+    """Return one line of the table as text."""
+    static = (
+        row.name, f"{row.parameters / 1e6:,.1f}M", f"{row.candidate_flops / 1e6:,.1f}", row.ratio,
+        f"{row.reusable_share:.0%}",
+    )  # fmt: skip
+    if found is None:
+        return (*static, f"{row.limit:.2f}x", *("-" for _ in _HEADS[6:]))
+    return (
+        *static,
+        f"{found.limit:.2f}x",
+        f"{found.speedup:.2f}x at {found.candidates}",
+        f"{found.speedup / found.limit:.0%}",
+        f"{found.request_ms:.3g}",
+        f"{found.fp32_bytes / 1e6:.3g} -> {found.quantized_bytes / 1e6:.3g}",
+        "-" if found.auc is None else f"{found.auc:.4f}",
+        "-" if found.auc_change is None else f"{found.auc_change:+.1e}",
+    )
+
+
+def markdown(rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> str:
+    """Return the table as Markdown, with what its columns mean."""
+    lines = [
+        f"Measured on {machine}.",
+        "",
+        f"| {' | '.join(_HEADS)} |",
+        "|---" + "|---:" * (len(_HEADS) - 1) + "|",
+        *(f"| {' | '.join(cells(row, found))} |" for row, found in rows),
+        "",
+        NOTE,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_markdown(path: Path, rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> None:
+    """Put the table between its marks in a Markdown file, at the end where it has none yet."""
+    text = path.read_text(encoding="utf-8") if path.exists() else "# Models\n"
+    section = f"{BEGIN}\n{markdown(rows, machine)}{END}"
+    if BEGIN in text and END in text:
+        text = text.split(BEGIN, 1)[0] + section + text.split(END, 1)[1]
+    else:
+        text = f"{text.rstrip()}\n\n{section}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def page(rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> str:
+    """Return the table and a plot of limits and speed-ups as one HTML page that works offline."""
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in _HEADS)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells(row, found)) + "</tr>" for row, found in rows
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Models</title><style>'
+        "body{font:15px sans-serif;max-width:72rem;margin:2rem auto}svg{max-width:100%;height:auto}"
+        "table{border-collapse:collapse;font-size:13px}td,th{padding:.3em .6em;text-align:right;"
+        "border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}</style>"
+        f"<h1>Models</h1>{speedups(rows)}<table><tr>{head}</tr>{body}</table><p>{html.escape(NOTE)}</p>"
+        f"<p>Measured on {html.escape(machine)}.</p></html>\n"
+    )
+
+
+def speedups(rows: Sequence[tuple[ModelRow, Measured | None]]) -> str:
+    """Draw the limit and the measured speed-up of every model that was built."""
+    from matplotlib.figure import Figure
+
+    from engines.build.report_plots import COLOURS, to_svg
+
+    built = [(row.name, found) for row, found in rows if found is not None]
+    figure = Figure(figsize=(7.2, 0.9 + 0.34 * len(built)))
+    axes = figure.subplots()
+    axes.set_title("Speed-up over the whole FP32 model, and what the FLOPs allow", loc="left", fontsize=10)
+    for place, (_, found) in enumerate(built):
+        axes.barh(place, found.limit, 0.7, color=COLOURS["rest"], label=None if place else "limit by FLOPs")
+        axes.barh(place, found.speedup, 0.4, color=COLOURS["user"], label=None if place else "measured")
+        axes.annotate(f"{found.speedup:.2f}x", (0.05, place), va="center", fontsize=8, color="white")
+    axes.set_yticks(range(len(built)), [name for name, _ in built], fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(1, color="#444", linewidth=0.8, linestyle="--")
+    axes.tick_params(labelsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if built:
+        axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
+    return to_svg(figure)

@@ -1,0 +1,132 @@
+"""What is built: a model of ours, or any PyTorch module from a user's own factory, seen the same way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engines.build.sources import Sources, load_model
+from engines.recipes.recipe import Recipe
+from export.metadata import GraphSide
+from graphs.base.features import of_side, random_rows
+from graphs.base.names import USER_INDEX
+from graphs.base.progress import Progress, ProgressCallback, silent
+from graphs.models.ranking_model import RankingModel
+from graphs.split.proof import fresh_rows
+from graphs.split.split import Split, split
+from graphs.trace.factory import load_factory
+from graphs.trace.trace import Example
+from quant.requests.readers import Request
+
+RowSource = Callable[[Mapping[str, Tensor], int, torch.Generator], dict[str, Tensor]]
+TRACE_ROWS = 7
+#: Initializers of a module nobody here wrote that stay out of int8: norms by name; heads are the user's policy.
+KEEP_FLOAT = ("*norm*", "*router*")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A module to split, how to call it, which inputs are whose, and where fresh rows of its inputs come from."""
+
+    module: nn.Module
+    example: Example
+    user: tuple[str, ...]
+    item: tuple[str, ...]
+    keep_float: tuple[str, ...]
+    rows_like: RowSource
+
+
+def of_model(model: RankingModel) -> Subject:
+    """Return a model of ours, in the form that is exported, as a subject; its features say everything."""
+    features = model.config.features
+
+    def rows(_: Mapping[str, Tensor], count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return random_rows(features, count, generator)
+
+    example = {"features": random_rows(features, TRACE_ROWS, torch.Generator().manual_seed(0))}
+    user, item = (tuple(f.name for f in of_side(features, side)) for side in ("user", "item"))
+    return Subject(model.for_inference(), example, user, item, model.keep_float, rows)
+
+
+def of_module(module: nn.Module, example: Example, user: tuple[str, ...], item: tuple[str, ...]) -> Subject:
+    """Return any module as a subject; fresh rows come from ``graphs.split.proof.fresh_rows``."""
+    return Subject(module, example, user, item, KEEP_FLOAT, fresh_rows)
+
+
+def load_subject(recipe: Recipe, sources: Sources) -> Subject:
+    """Return what a build's sources name: a factory's module, a checkpoint, or a model with random weights.
+
+    Raises:
+        UgsepError: whatever is wrong with the factory, the checkpoint or the recipe.
+    """
+    if sources.factory:
+        module, example = load_factory(sources.factory)
+        return of_module(module, example, sources.user, sources.item)
+    return of_model(load_model(recipe, sources))
+
+
+def module_sha256(module: nn.Module) -> str:
+    """Return the sha256 of a module's structure and of all its parameters and buffers."""
+    digest = hashlib.sha256(repr(module).encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def split_subject(subject: Subject, progress: ProgressCallback = silent) -> Split:
+    """Split a subject by its named sides; the errors of ``graphs.split.split``."""
+    progress(Progress("split", 0, 1))
+    halves = split(subject.module, subject.example, user=subject.user, item=subject.item)
+    progress(Progress("split", 1, 1, f"{halves.reusable_share:.0%} of the FLOPs are saved per candidate"))
+    return halves
+
+
+def fresh_feeds(
+    subject: Subject, halves: Split, users: int, candidates: int, seed: int
+) -> dict[GraphSide, dict[str, Tensor]]:
+    """Return fresh random feeds of the three graphs that describe the same request.
+
+    Args:
+        subject: where rows come from.
+        halves: its split.
+        users: rows of the user graph.
+        candidates: rows of the item and the full graph.
+        seed: of the rows and of the candidates' users.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    example = dict(zip(halves.traced.inputs, halves.traced.example, strict=True))
+    rows = subject.rows_like(example, users, generator)
+    items = subject.rows_like(example, candidates, generator)
+    index = torch.randint(0, users, (candidates,), generator=generator)
+    everything = {n: rows[n][index] if n in subject.user else items[n] for n in example}
+    given = {**everything, **halves.user({n: rows[n] for n in halves.user.inputs}), USER_INDEX: index}
+    return {
+        "full": {n: everything[n] for n in halves.full.inputs},
+        "user": {n: rows[n] for n in halves.user.inputs},
+        "item": {n: given[n] for n in halves.item.inputs},
+    }
+
+
+def synthetic_requests(subject: Subject, halves: Split, requests: int, candidates: int, seed: int) -> list[Request]:
+    """Return random requests without labels, rows drawn as the subject says; for trials, not for calibration."""
+    generator = torch.Generator().manual_seed(seed)
+    example = dict(zip(halves.traced.inputs, halves.traced.example, strict=True))
+    engine_only = {*halves.user.outputs, USER_INDEX}
+    made = []
+    for identity in range(requests):
+        user = subject.rows_like(example, 1, generator)
+        item = subject.rows_like(example, candidates, generator)
+        made.append(
+            Request(
+                identity,
+                {n: np.ascontiguousarray(user[n]) for n in halves.user.inputs},
+                {n: np.ascontiguousarray(item[n]) for n in halves.item.inputs if n not in engine_only},
+            )
+        )
+    return made

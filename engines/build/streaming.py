@@ -1,0 +1,116 @@
+"""From a checkpoint larger than memory to quantized user and item graphs; weights pass through in pieces."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from engines.build.pipeline import TRACE_CANDIDATES, TRACE_USERS
+from engines.build.sources import check_architecture, tool_versions
+from engines.recipes.recipe import Recipe
+from export.metadata import GraphSide, Stamp
+from export.streamed import StreamedGraph, export_streamed
+from export.weights.lazy_weights import Recorder, Weights, open_weights
+from graphs.base.features import Feature, of_side, random_rows
+from graphs.base.names import USER_INDEX
+from graphs.base.progress import Progress, ProgressCallback, silent
+from graphs.checkpoint.checkpoint import weightless_model
+from graphs.checkpoint.files import fingerprint, stored_weights
+from graphs.models.ranking_model import RankingModel
+from graphs.split.split import Half, Split, split_traced
+from graphs.trace.trace import trace
+from quant.policy import policy_from
+from quant.schemes.schemes import Absmax, SchemeConfig
+from quant.streaming.stream import Streamed, stream_graphs
+
+#: What a disk reads while a model is traced; file cache, not memory of this process, and dropped first.
+READ_AHEAD_BYTES = 10 << 30
+
+
+def stream(
+    name: str,
+    recipe: Recipe,
+    checkpoint: Path,
+    out: Path,
+    *,
+    scheme: SchemeConfig | None = None,
+    threads: int = 2,
+    progress: ProgressCallback = silent,
+) -> Streamed:
+    """Write the quantized graphs of a checkpoint into ``out`` without ever holding the model.
+
+    The recipe gives the policy of the weights; its scheme is not used, since calibration needs the FP32 graph. A
+    run that was killed goes on where it was; a finished one is not repeated.
+
+    Raises:
+        UgsepError: a bad checkpoint, a model that cannot be traced or split, a constant that cannot be computed
+            piece by piece, and the errors of ``quant.streaming.stream.stream_graphs``.
+    """
+    check_architecture(recipe, checkpoint)
+    torch.set_num_threads(1)  # the units are worked on in parallel, not their operations
+    stored = stored_weights(checkpoint)
+    model = weightless_model(checkpoint)
+    with open_weights(stored) as weights, weights.reading_ahead(_ahead_bytes()) as enough:
+        graphs = _traced(weightless_graphs(name, model, weights, progress), enough)
+        source = json.dumps([fingerprint(checkpoint), tool_versions()])
+        return stream_graphs(
+            graphs, weights, out, source=source, scheme=scheme or Absmax(),
+            policy=policy_from(recipe.quantization.policy), threads=threads, progress=progress,
+        )  # fmt: skip
+
+
+def _ahead_bytes() -> int:
+    """Return READ_AHEAD_BYTES, or half of the memory of a small machine."""
+    return min(READ_AHEAD_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+
+
+def _traced(graphs: Iterable[StreamedGraph], enough: threading.Event) -> Iterator[StreamedGraph]:
+    """Pass graphs on; from the first one on the disk is for those who know what they need."""
+    for graph in graphs:
+        enough.set()
+        yield graph
+
+
+def weightless_graphs(
+    name: str, model: RankingModel, weights: Weights, progress: ProgressCallback = silent
+) -> Iterator[StreamedGraph]:
+    """Fold, split and export a model on the meta device; gives the user graph, then the item graph."""
+    progress(Progress("split", 0, 1))
+    recorder = Recorder(model)
+    with recorder:
+        folded = model.for_inference()
+    features = folded.config.features
+    names = {side: [f.name for f in of_side(features, side)] for side in ("user", "item")}
+    traced = trace(folded, {"features": _rows(features, TRACE_CANDIDATES)})
+    with recorder:
+        halves = split_traced(traced, names["user"], names["item"])
+    progress(Progress("split", 1, 1, f"{halves.reusable_share:.0%} of the FLOPs once per request"))
+    feeds = _feeds(folded, halves)
+    state = {s.name for s in halves.state}
+    sides: dict[GraphSide, Half] = {"user": halves.user, "item": halves.item}
+    for done, (side, half) in enumerate(sides.items()):
+        progress(Progress("export", done, len(sides), side))
+        rows = {n: "users" if side == "user" or n in state else "candidates" for n in half.inputs}
+        stamp = Stamp(name, side, "fp32", folded.keep_float)
+        graph = export_streamed(half, {n: feeds[n] for n in half.inputs}, rows, stamp, recorder, weights)
+        progress(Progress("export", done + 1, len(sides), side))
+        yield graph
+
+
+def _rows(features: tuple[Feature, ...], count: int) -> dict[str, torch.Tensor]:
+    rows = random_rows(features, count, torch.Generator().manual_seed(0))
+    return {name: value.to("meta") for name, value in rows.items()}
+
+
+def _feeds(model: RankingModel, halves: Split) -> dict[str, torch.Tensor]:
+    """Return inputs of the user graph with TRACE_USERS rows, of the item graph with TRACE_CANDIDATES."""
+    rows = _rows(of_side(model.config.features, "user"), TRACE_USERS)
+    items = _rows(of_side(model.config.features, "item"), TRACE_CANDIDATES)
+    state = halves.user({n: rows[n] for n in halves.user.inputs})
+    index = torch.zeros(TRACE_CANDIDATES, dtype=torch.int64, device="meta")
+    return {**rows, **items, **state, USER_INDEX: index}

@@ -1,0 +1,331 @@
+"""``manifest.json``: what a bundle contains, typed, parsed strictly, and checked before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import stat
+import types
+import typing
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from engines.backends.contract import BuiltEngine, Option, Profile, TensorSpec
+from graphs.base.errors import UgsepError
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+WHY = "why"  # with a side after it, the key in ``extra`` that says why its engine was chosen, where it was measured
+_MAX_MANIFEST_BYTES = 64 << 20
+_MAX_FILE_BYTES = 1 << 42  # 4 TiB: beyond any model, below what breaks arithmetic
+_MAX_RANK = 8
+_MAX_DIM = 1 << 31
+_MAX_SETTING = 4096  # threads, streams, sizes of a group
+_MAX_NUMBER = 1e300  # beyond every size, count and time, and below what overflows
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the bundle: size in bytes and sha256 in hex."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One built engine and the directory, relative to the bundle, that holds its files."""
+
+    directory: str
+    built: BuiltEngine
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a bundle says of itself; ``extra`` is free-form and never needed to load.
+
+    ``choice`` names the engine that serves each side, as ``side -> directory``. ``calibration`` is the sha256
+    of the samples, empty where none were used; ``synthetic`` is true where weights or samples are random.
+    ``vocabularies``: rows of the table behind each id input, where ids beyond it must be refused.
+    """
+
+    model: str
+    rebuild: str
+    opset: int
+    engines: tuple[Engine, ...]
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    host: Mapping[str, str] = field(default_factory=dict)
+    choice: Mapping[str, str] = field(default_factory=dict)
+    calibration: str = ""
+    synthetic: bool = False
+    vocabularies: Mapping[str, int] = field(default_factory=dict)
+    extra: Mapping[str, Option] = field(default_factory=dict)
+    version: int = FORMAT_VERSION
+
+
+def engine_for(manifest: Manifest, side: str, backend: str | None = None, precision: str | None = None) -> Engine:
+    """Return the engine of one side: the chosen one, or the first of a given backend and precision.
+
+    Raises:
+        UgsepError: the bundle holds no such engine.
+    """
+    for engine in manifest.engines:
+        if engine.built.side != side:
+            continue
+        if backend is None and precision is None:
+            if manifest.choice.get(side, engine.directory) == engine.directory:
+                return engine
+        elif engine.built.backend == (backend or engine.built.backend) and (
+            engine.built.precision == (precision or engine.built.precision)
+        ):
+            return engine
+    held = ", ".join(f"{e.built.side}/{e.built.backend}/{e.built.precision}" for e in manifest.engines) or "none"
+    raise UgsepError(
+        f"the bundle of '{manifest.model}' has no {side} engine for backend '{backend or 'any'}', precision "
+        f"'{precision or 'any'}'; it holds {held}; build it: {manifest.rebuild}"
+    )
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Return size and sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb") as stream:
+        while piece := stream.read(_CHUNK):
+            digest.update(piece)
+            size += len(piece)
+    return FileEntry(size, digest.hexdigest())
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
+    """Hash every file under ``directory`` into the manifest, write it, and return it complete."""
+    found = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = {path.relative_to(directory).as_posix(): hash_file(path) for path in found}
+    complete = dataclasses.replace(manifest, files=files)
+    text = json.dumps(dataclasses.asdict(complete), indent=1, sort_keys=True)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return complete
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Parse a bundle's manifest; nothing else of the bundle is touched.
+
+    Raises:
+        UgsepError: no manifest, no JSON, another version, an unknown or missing field, a wrong type, a path
+            that leaves the bundle, or an absurd shape or size.
+    """
+    path = directory / MANIFEST
+    try:
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise UgsepError(f"{path}: a link leads out of the bundle; do not use this bundle")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would never end
+            raise UgsepError(f"{path}: not a file; build the bundle again")
+        if found.st_size > _MAX_MANIFEST_BYTES:
+            raise UgsepError(f"{path}: {found.st_size} bytes is no manifest; build the bundle again")
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UgsepError(f"{directory}: no {MANIFEST}, so no bundle; build one with 'ugsep build'") from error
+    except (ValueError, RecursionError) as error:
+        raise UgsepError(f"{path}: not valid JSON ({error}); build the bundle again") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        raise UgsepError(f"{path}: cannot read it ({_reason(error)}); build the bundle again") from error
+    if not isinstance(raw, dict):
+        raise UgsepError(f"{path}: not a JSON object; build the bundle again")
+    _check_version(path, raw)
+    try:
+        manifest = _typed(Manifest, raw, "manifest")
+    except _Malformed as error:
+        raise UgsepError(f"{path}: {error}; build the bundle again") from error
+    assert isinstance(manifest, Manifest)
+    _check_sane(path, manifest)
+    return manifest
+
+
+def verify_files(directory: Path, manifest: Manifest) -> None:
+    """Check size and sha256 of every file before any is loaded.
+
+    Raises:
+        UgsepError: a file is missing, leaves the bundle through a link, cannot be read, or differs; both values are
+            printed.
+    """
+    root = directory.resolve()
+    for name, entry in manifest.files.items():
+        path = directory / name
+        try:
+            problem = _file_problem(path, root, entry)
+        except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+            problem = f"cannot read it ({_reason(error)})"
+        if problem:
+            again = f"; rebuild: {manifest.rebuild}" if manifest.rebuild else ""  # a cached engine has no command
+            raise UgsepError(f"{path}: {problem}{again}")
+
+
+def unlisted_files(directory: Path, manifest: Manifest) -> list[str]:
+    """Return the files and links of a bundle that its manifest does not list, sorted."""
+    known = {MANIFEST, *manifest.files}
+    found = (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({path.relative_to(directory).as_posix() for path in found} - known)
+
+
+def _file_problem(path: Path, root: Path, entry: FileEntry) -> str:
+    """Say what is wrong with one file of a bundle, empty where nothing is."""
+    if not path.resolve().is_relative_to(root):
+        return "a link leads out of the bundle"
+    if not path.is_file():
+        return "missing from the bundle"
+    size = path.stat().st_size
+    if size != entry.bytes:
+        return f"{size} bytes but the manifest says {entry.bytes}"
+    digest = hash_file(path).sha256
+    if digest != entry.sha256:
+        return f"sha256 {digest[:16]} but the manifest says {entry.sha256[:16]}"
+    return ""
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object; of a name given twice, readers disagree on which value counts."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{twice:.60}' is given twice")
+    return made
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _check_version(path: Path, raw: Mapping[str, Any]) -> None:
+    version = raw.get("version")
+    if type(version) is not int or version < 1:
+        raise UgsepError(f"{path}: manifest version is {version!r}; this ugsep reads {FORMAT_VERSION}; rebuild it")
+    if version > FORMAT_VERSION:
+        raise UgsepError(
+            f"{path}: manifest version {version} is newer than {FORMAT_VERSION}, the newest this ugsep reads; "
+            "upgrade: pip install -U ugsep"
+        )
+
+
+class _Malformed(Exception):
+    """A value of the manifest has the wrong type; the message names field and value."""
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """Return a JSON value as the given type, or raise; never converts one type into another."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _Malformed(f"{where} is {value!r:.60}, not a list")
+        return tuple(_typed(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise _Malformed(f"{where} is {value!r:.60}, not an object")
+        for key in value:
+            _check_text(key, f"a name in {where}")
+        return {key: _typed(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise _Malformed(f"{where} is {value!r:.60}, not one of {', '.join(map(str, arguments))}")
+        return value
+    allowed = arguments if origin in (types.UnionType, typing.Union) else (kind,)
+    if type(value) is int and float in allowed and int not in allowed and abs(value) < _MAX_NUMBER:
+        return float(value)
+    if type(value) not in allowed:
+        raise _Malformed(f"{where} is {value!r:.60}, not {' or '.join(t.__name__ for t in allowed)}")
+    if type(value) in (int, float) and not abs(value) < _MAX_NUMBER:
+        raise _Malformed(f"{where} is {value!r:.60}, which is absurd")
+    if type(value) is str:
+        _check_text(value, where)
+    return value
+
+
+def _check_text(value: str, where: str) -> None:
+    """Refuse what cannot be printed: a lone surrogate is no text, an escape would drive the reader's terminal."""
+    if not value.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
+        raise _Malformed(f"{where} is {value!a:.60}, which holds characters that cannot be printed")
+
+
+def _dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise _Malformed(f"{where} is {value!r:.60}, not an object")
+    hints = typing.get_type_hints(kind)
+    names = {f.name for f in dataclasses.fields(kind)}
+    if set(value) != names:
+        odd = sorted(set(value) ^ names)
+        raise _Malformed(f"{where} has unknown or missing fields: {ascii(', '.join(odd))[1:-1]:.120}")
+    try:
+        return kind(**{name: _typed(hints[name], value[name], f"{where}.{name}") for name in names})
+    except UgsepError as error:
+        raise _Malformed(f"{where}: {error}") from error
+
+
+def _check_sane(path: Path, manifest: Manifest) -> None:
+    for name, entry in manifest.files.items():
+        _check_relative(path, name)
+        if not 0 <= entry.bytes <= _MAX_FILE_BYTES:
+            raise UgsepError(f"{path}: '{name}' of {entry.bytes} bytes is absurd; build the bundle again")
+        if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
+            raise UgsepError(f"{path}: '{name}' has no valid sha256; build the bundle again")
+    for engine in manifest.engines:
+        _check_relative(path, engine.directory)
+        for name in engine.built.files:
+            whole = f"{engine.directory}/{name}"
+            _check_relative(path, whole)
+            if whole not in manifest.files:
+                raise UgsepError(f"{path}: engine file '{whole}' is not among the hashed files; build it again")
+        for spec in (*engine.built.inputs, *engine.built.outputs):
+            _check_shape(path, spec)
+        for profile in engine.built.profiles:
+            _check_rows(path, profile)
+        for name, value in engine.built.session.items():
+            _check_setting(path, name, value)
+    for name, rows in manifest.vocabularies.items():
+        if not 1 <= rows <= _MAX_DIM:
+            raise UgsepError(f"{path}: a table of {rows} rows behind '{name}' is absurd; build the bundle again")
+    directories = {(e.built.side, e.directory) for e in manifest.engines}
+    for side, directory in manifest.choice.items():
+        if (side, directory) not in directories:
+            raise UgsepError(f"{path}: the chosen {side} engine '{directory}' is not in the bundle; build it again")
+
+
+def _check_relative(path: Path, name: str) -> None:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name or "\0" in name:
+        raise UgsepError(f"{path}: path '{name}' leaves the bundle; do not use this bundle")
+
+
+def _check_shape(path: Path, spec: TensorSpec) -> None:
+    fixed = [dim for dim in spec.shape if isinstance(dim, int)]
+    elements = 1
+    for dim in fixed:
+        elements *= max(dim, 1)
+    if len(spec.shape) > _MAX_RANK or any(not 1 <= dim <= _MAX_DIM for dim in fixed) or elements > _MAX_DIM:
+        raise UgsepError(f"{path}: tensor '{spec.name}' has absurd shape {list(spec.shape)}; build it again")
+
+
+def _check_setting(path: Path, name: str, value: Option) -> None:
+    """Refuse what no build writes: settings are names, switches and small counts, never a path."""
+    if (isinstance(value, str) and ("/" in value or "\\" in value)) or (
+        isinstance(value, int) and not 0 <= value <= _MAX_SETTING
+    ):
+        raise UgsepError(f"{path}: setting '{name}' is {value!r:.60}, which is absurd; do not use this bundle")
+
+
+def _check_rows(path: Path, profile: Profile) -> None:
+    if max(profile.users.max, profile.candidates.max) > _MAX_DIM:
+        raise UgsepError(f"{path}: a profile of {profile.candidates.max} candidates is absurd; build it again")

@@ -1,0 +1,226 @@
+"""A bundle directory: published whole or not at all, checked before it is loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import glob
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from engines.backends.contract import Runner
+from engines.backends.table import find_backend
+from engines.bundle.manifest import MANIFEST, Engine, Manifest, read_manifest, verify_files
+from graphs.base.errors import UgsepError
+
+_BUILDING = ".building-"
+_RETIRED = ".retired-"
+
+
+@contextmanager
+def publish(destination: Path, timeout: float = 0.0) -> Iterator[Path]:
+    """Give an empty sibling directory to build in; put it in the destination's place when the block ends well.
+
+    A build that fails or is killed at any moment leaves the old bundle, or none: the new directory is written
+    to disk first, then takes the name in one rename (where a bundle stands there already, one exchange of
+    names where the system can, else two renames). What dead builds left behind is removed. ``timeout``: seconds to
+    wait for another build of the same destination.
+
+    A destination that is a link stays one: what it leads to is replaced.
+
+    Raises:
+        UgsepError: another process builds there, the directory cannot be written or holds something that is no
+            bundle, or the disk is full.
+    """
+    with _user_errors(destination):
+        destination = _resolved(destination)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if destination.exists() and not destination.is_dir():
+            raise UgsepError(f"{destination}: a file is in the way; remove it or choose another directory")
+        if destination.is_dir() and any(destination.iterdir()) and not _was_built(destination):
+            raise UgsepError(
+                f"{destination}: holds files but no bundle, and a build replaces all that is there; choose another "
+                "directory or empty this one"
+            )
+        lock = FileLock(destination.parent / f".{destination.name}.lock")
+    try:
+        with _user_errors(destination):
+            lock.acquire(timeout=timeout)
+    except Timeout as error:
+        raise UgsepError(
+            f"{destination}: another process is building here; wait for it or choose another directory"
+        ) from error
+    try:
+        with _user_errors(destination):
+            _clean(destination)
+            work = Path(tempfile.mkdtemp(prefix=f".{destination.name}{_BUILDING}", dir=destination.parent))
+        try:
+            with _user_errors(destination):
+                yield work
+                work.chmod(0o755)
+                _sync(work)
+                _swap(work, destination)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def open_bundle(directory: Path) -> Manifest:
+    """Read the manifest of a bundle and check every file against it; nothing is loaded.
+
+    Raises:
+        UgsepError: see ``read_manifest`` and ``verify_files``.
+    """
+    manifest = read_manifest(directory)
+    verify_files(directory, manifest)
+    return manifest
+
+
+def load_engine(
+    directory: Path,
+    manifest: Manifest,
+    engine: Engine,
+    threads: int | None = None,
+    runtime_cache: Path | None = None,
+) -> Runner:
+    """Load one engine of a verified bundle; ``runtime_cache`` is a folder for kernels compiled while serving.
+
+    Raises:
+        UgsepError: the backend is unknown or cannot run here; what the engine needs and what this machine has
+            are both printed, with the command that rebuilds it.
+    """
+    built = engine.built
+    backend = find_backend(built.backend)
+    here = backend.probe()
+    if not here.can_run:
+        needs = ", ".join(f"{k} {v}" for k, v in sorted(built.requires.items())) or built.backend
+        raise UgsepError(
+            f"{built.side} engine needs {needs}, this machine: {here.reason}; rebuild: {manifest.rebuild}"
+        )
+    try:
+        kernels = runtime_cache / _runtime_cache_name(manifest, engine) if runtime_cache is not None else None
+        return backend.load(directory / engine.directory, built, threads, kernels)
+    except UgsepError as error:
+        raise UgsepError(f"{error}{_other_versions(manifest)}; rebuild: {manifest.rebuild}") from error
+    except (TypeError, ValueError) as error:  # a setting of a type that the runtime does not take
+        refused = f"{built.backend} refuses its settings ({str(error).strip().splitlines()[0]})"
+        raise UgsepError(
+            f"{directory / engine.directory}: {refused}{_other_versions(manifest)}; rebuild: {manifest.rebuild}"
+        ) from error
+
+
+def _other_versions(manifest: Manifest) -> str:
+    """Say which tools differ from those that built a bundle, for the end of an error; empty where none does."""
+    from engines.build.sources import tool_versions  # it imports PyTorch, which serving does without
+
+    differ = compare_versions(manifest.tools, tool_versions())
+    return f" ({', '.join(differ)})" if differ else ""
+
+
+def _runtime_cache_name(manifest: Manifest, engine: Engine) -> str:
+    """Return a file name that is the same for the same engine, wherever the bundle stands."""
+    hashes = "".join(manifest.files[f"{engine.directory}/{name}"].sha256 for name in engine.built.files)
+    return f"{hashlib.sha256(hashes.encode()).hexdigest()[:32]}.kernels"
+
+
+def compare_versions(built_with: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """Return one line per tool whose version differs: ``onnxruntime 1.30.0 (bundle) != 1.31.1 (here)``."""
+    return [
+        f"{tool} {version} (bundle) != {here[tool]} (here)"
+        for tool, version in sorted(built_with.items())
+        if tool in here and here[tool] != version
+    ]
+
+
+@contextmanager
+def _user_errors(destination: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UgsepError(
+                f"{destination}: the disk is full; free some space or choose another directory"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UgsepError(f"{destination}: not writable ({error.strerror}); choose another directory") from error
+        raise
+
+
+def _resolved(destination: Path) -> Path:
+    try:
+        return destination.resolve()
+    except RuntimeError as error:  # Python 3.11's word for a link that leads to itself
+        raise UgsepError(f"{destination}: a link that leads to itself; choose another directory") from error
+
+
+def _was_built(directory: Path) -> bool:
+    """Say whether a directory looks like a bundle, sound or not; other things have a manifest.json too."""
+    return (directory / MANIFEST).is_file() and (directory / "engines").is_dir()
+
+
+def _clean(destination: Path) -> None:
+    """Remove what killed builds left; we hold the lock, so no live build owns any of it."""
+    retired = _retired(destination)
+    if retired.is_dir() and not destination.exists():  # killed between two renames: the old bundle is still good
+        retired.rename(destination)
+    for kind in (_BUILDING, _RETIRED):
+        for stale in destination.parent.glob(f".{glob.escape(destination.name)}{kind}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _retired(destination: Path) -> Path:
+    return destination.parent / f".{destination.name}{_RETIRED}old"
+
+
+def _swap(work: Path, destination: Path) -> None:
+    """Put ``work`` in the destination's place, and remove what stood there."""
+    if not destination.exists():
+        work.rename(destination)
+    elif _exchange(work, destination):
+        shutil.rmtree(work, ignore_errors=True)
+    else:
+        retired = _retired(destination)
+        destination.rename(retired)
+        work.rename(destination)
+        shutil.rmtree(retired, ignore_errors=True)
+    _sync_directory(destination.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    done: int = libc.renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange)
+    return done == 0
+
+
+def _sync(directory: Path) -> None:
+    """Force files and directories to disk, so that a power cut cannot publish a bundle of empty files."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        elif path.is_dir():
+            _sync_directory(path)
+    _sync_directory(directory)
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,91 @@
+"""``ugsep bench``."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from graphs.base.errors import UgsepError
+from graphs.base.progress import show_progress
+
+
+@click.command("bench")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--peers", default="all", show_default=True, help="all, none, or names separated by commas.")
+@click.option("--candidates", default="1,16,64,256,1024", show_default=True, help="Request sizes N.")
+@click.option("--threads", default="1,2", show_default=True, help="Thread counts; each is a run of its own.")
+@click.option("--rounds", default=20, show_default=True, help="Timed calls per contender and size.")
+@click.option("--budget", default=60.0, show_default=True, help="Seconds a peer may take at one size; else left out.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The bundle's checkpoint, for the PyTorch peers.")
+@click.option("--random", "random_weights", is_flag=True, help="Draw the PyTorch weights again, for --init random.")
+@click.option("--seed", default=0, show_default=True, help="Seed the random bundle was built with.")
+@click.option("--features", type=click.Path(path_type=Path), help="features.json the random bundle was built with.")
+@click.option("--ratios", is_flag=True, help="Also time small models over the ratio of user to item tokens.")
+@click.option("--memory/--no-memory", default=True, show_default=True, help="Load each contender in its own process.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where bench.json and bench.html go  [default: BUNDLE.bench]"
+)
+@click.option("--title", default="", help="Heading of the result  [default: the model's name]")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Also write the result into this Markdown file.")
+@click.option("--json", "as_json", is_flag=True, help="Print bench.json to stdout.")
+def bench_command(
+    bundle: Path,
+    peers: str,
+    candidates: str,
+    threads: str,
+    rounds: int,
+    budget: float,
+    checkpoint: Path | None,
+    random_weights: bool,
+    seed: int,
+    features: Path | None,
+    ratios: bool,
+    memory: bool,
+    out: Path | None,
+    title: str,
+    markdown: Path | None,
+    as_json: bool,
+) -> None:
+    """Time BUNDLE against the ways people serve such a model today, in one interleaved run."""
+    from engines.bench.baselines.contract import Weights
+    from engines.bench.baselines.table import choose_peers
+    from engines.bench.page import HTML, write_markdown, write_result
+    from engines.bench.result import document, run_bench
+    from engines.bench.run import Settings
+    from engines.render.json_text import json_text
+
+    if checkpoint is not None and random_weights:
+        raise UgsepError("--random and --checkpoint exclude each other; give one")
+    model = Weights(checkpoint, features, seed) if checkpoint or random_weights else None
+    settings = Settings(_counts("--candidates", candidates), _counts("--threads", threads), rounds, memory, budget)
+    chosen = choose_peers(peers)
+    folder = out or bundle.with_name(f"{bundle.name}.bench")
+    command = shlex.join(["ugsep", *sys.argv[1:]])
+    with show_progress() as progress:
+        result = run_bench(bundle, chosen, settings, model, ratios=ratios, command=command, progress=progress)
+    result = dataclasses.replace(result, model=title or result.model)
+    write_result(folder, result)
+    if markdown is not None:
+        write_markdown(markdown, result)
+    if as_json:
+        click.echo(json_text(document(result)))
+        return
+    for sentence in result.sentences:
+        click.echo(sentence)
+    for name, reason in result.measured.left_out.items():
+        click.echo(f"left out: {name}: {reason}")
+    click.echo(f"see {folder / HTML}")
+
+
+def _counts(option: str, text: str) -> tuple[int, ...]:
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UgsepError(f"{option} is '{text}'; give whole numbers separated by commas, like 1,16,256") from None
+    if found[0] < 1:
+        raise UgsepError(f"{option} holds {found[0]}; give numbers from 1 on")
+    return tuple(found)

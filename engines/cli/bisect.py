@@ -1,0 +1,50 @@
+"""``ugsep bisect``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from engines.render.json_text import json_text
+from graphs.base.errors import GateFailed
+from graphs.base.progress import show_progress
+
+
+@click.command("bisect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Requests; random rows without it.")
+@click.option("--bound", type=float, help="Largest relative error  [default: 3 times the SQNR gate's]")
+@click.option("--backend", help="Look at this backend's engines instead of the chosen ones.")
+@click.option("--precision", help="Look at the engines of this precision.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the random rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print every compared tensor as JSON.")
+def bisect_command(
+    bundle: Path,
+    requests: tuple[Path, ...],
+    bound: float | None,
+    backend: str | None,
+    precision: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Find the first tensor where BUNDLE's engines leave the FP32 graphs; exit 1 where one does."""
+    from engines.verify.bisect import bisect
+
+    with show_progress() as progress:
+        found = bisect(
+            bundle, requests, bound, backend=backend, precision=precision, seed=seed, progress=progress
+        )  # fmt: skip
+    if as_json:
+        click.echo(json_text([asdict(side) for side in found]))
+    else:
+        for side in found:
+            click.echo(f"{side.side} ({side.engine}): {len(side.steps)} tensors compared, bound {side.bound:.3g}")
+            click.echo(f"  worst: {side.worst}")
+            if side.first is not None:
+                click.echo(f"  first beyond the bound: {side.first}")
+                click.echo(f"  computed from: {side.before if side.before is not None else 'the inputs'}")
+    broken = [f"{side.side}: {side.first}, bound {side.bound:.3g}" for side in found if side.first is not None]
+    if broken:
+        raise GateFailed(f"{bundle}: {'; '.join(broken)}")

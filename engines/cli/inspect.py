@@ -1,0 +1,131 @@
+"""``ugsep inspect``: what a bundle holds, from its manifest and the tables in its graphs; no engine is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from engines.backends.contract import Availability
+from engines.backends.onnxruntime.build import host_isa
+from engines.backends.table import find_backend
+from engines.build.sources import tool_versions
+from engines.bundle.manifest import WHY, Engine, Manifest
+from engines.bundle.publish import compare_versions, open_bundle
+from engines.render.byte_sizes import readable_bytes
+from engines.render.json_text import json_text
+from graphs.base.errors import UgsepError
+from quant.inspect import inspect_graph
+
+
+@click.command("inspect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON: also profiles, tensors and notes.")
+def inspect_command(bundle: Path, as_json: bool) -> None:
+    """Show BUNDLE: engines, what each does with every weight, settings, sizes, and where it runs."""
+    found = describe(bundle)
+    if as_json:
+        click.echo(json_text(found, indent=1))
+    else:
+        _show(found)
+
+
+def describe(bundle: Path) -> dict[str, Any]:
+    """Return what a bundle says of itself as plain values.
+
+    Sizes are bytes on disk by the manifest; ``sqnr_db`` of a weight is what quantization wrote into the graph, None
+    for float weights. ``runs_here`` and ``reason`` are the backend's answer on this machine; nothing is loaded.
+
+    Raises:
+        UgsepError: no bundle, a manifest that cannot be trusted, or a file that differs from it.
+    """
+    manifest = open_bundle(bundle)
+    sqnr = {side: _weight_sqnr(bundle, manifest, side) for side in ("user", "item", "full")}
+    engines = [_engine(engine, manifest, sqnr[engine.built.side]) for engine in manifest.engines]
+    return {
+        "bundle": bundle.name,
+        "model": manifest.model,
+        "version": manifest.version,
+        "opset": manifest.opset,
+        "rebuild": manifest.rebuild,
+        "bytes": sum(entry.bytes for entry in manifest.files.values()),
+        "files": {name: entry.bytes for name, entry in manifest.files.items()},
+        "tools": dict(manifest.tools),
+        "tools_differ": compare_versions(manifest.tools, tool_versions()),
+        "host": {"built_on": dict(manifest.host), "here": {"isa": host_isa()}},
+        "calibration_sha256": manifest.calibration,
+        "synthetic": manifest.synthetic,
+        "engines": engines,
+        "why": {s: manifest.extra[f"{WHY} {s}"] for s in ("user", "item") if f"{WHY} {s}" in manifest.extra},
+    }
+
+
+def _weight_sqnr(bundle: Path, manifest: Manifest, side: str) -> dict[str, float]:
+    """Return the SQNR in dB of each int8 weight, from the table in the side's quantized graph if there is one."""
+    for variant in ("w8a32", "w8a16"):
+        name = f"onnx/{side}.{variant}.onnx"
+        if name in manifest.files:
+            rows = inspect_graph(bundle / name)
+            return {r.weight: r.sqnr_db for r in rows if r.bits == 8 and math.isfinite(r.sqnr_db)}
+    return {}
+
+
+def _engine(engine: Engine, manifest: Manifest, sqnr: dict[str, float]) -> dict[str, Any]:
+    built = engine.built
+    here = _here(built.backend)
+    plain = dataclasses.asdict(built)
+    plain["profiles"] = [{"name": p.name, **dataclasses.asdict(p)} for p in built.profiles]
+    plain["weights"] = [{**dataclasses.asdict(w), "sqnr_db": sqnr.get(w.name)} for w in built.weights]
+    return {
+        **plain,
+        "directory": engine.directory,
+        "chosen": manifest.choice.get(built.side) == engine.directory,
+        "runs_here": here.can_run,
+        "reason": here.reason,
+    }
+
+
+def _here(backend: str) -> Availability:
+    try:
+        return find_backend(backend).probe()
+    except UgsepError as error:  # a bundle may hold engines of a backend this installation does not know
+        return Availability(False, False, str(error))
+
+
+def _show(found: dict[str, Any]) -> None:
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+    origin = "synthetic weights or samples" if found["synthetic"] else "real weights and samples"
+    console.print(f"{found['model']}: manifest version {found['version']}, opset {found['opset']}, {origin}")
+    console.print(f"{readable_bytes(found['bytes'])} in {len(found['files'])} files; rebuild: {found['rebuild']}")
+    built_on = ", ".join(f"{k} {v}" for k, v in sorted(found["host"]["built_on"].items()))
+    console.print(f"built on {built_on}, this machine: isa {found['host']['here']['isa']}")
+    console.print("built with " + ", ".join(f"{k} {v}" for k, v in sorted(found["tools"].items())))
+    if found["tools_differ"]:
+        console.print("other versions here: " + ", ".join(found["tools_differ"]))
+    engines = Table("side", "backend", "precision", "bytes", "serves", "needs", "runs here", "why")
+    for e in found["engines"]:
+        needs = ", ".join(f"{k} {v}" for k, v in sorted(e["requires"].items()))
+        flags = ("yes" if e["chosen"] else "", needs, "yes" if e["runs_here"] else "no")
+        engines.add_row(e["side"], e["backend"], e["precision"], readable_bytes(e["bytes"]), *flags, e["reason"])
+    console.print(engines)
+    for side, reason in found["why"].items():
+        console.print(f"why this {side} engine: {reason}")
+    for e in found["engines"]:
+        settings = ", ".join(f"{k}={v}" for k, v in sorted(e["session"].items()))
+        console.print(f"{e['directory']}: {settings or 'no session settings'}")
+        for profile in e["profiles"]:
+            console.print(f"  profile: {profile['name']}")
+        for note in e["notes"]:
+            console.print(f"  note: {note}")
+    weights = Table("engine", "weight", "fate", "by", "SQNR dB")
+    for e in found["engines"]:
+        for w in e["weights"]:
+            sqnr = "" if w["sqnr_db"] is None else f"{w['sqnr_db']:.1f}"
+            weights.add_row(f"{e['backend']} {e['side']}.{e['precision']}", w["name"], w["fate"], w["detail"], sqnr)
+    console.print(weights)

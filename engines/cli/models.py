@@ -1,0 +1,131 @@
+"""``ugsep models``: every shipped recipe with its size, its cost per candidate and what UG-Sep can reuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from engines.recipes.recipe import Recipe, load_recipe, recipe_names
+from graphs.base.errors import UgsepError
+
+if TYPE_CHECKING:
+    from engines.build.catalogue import Measured
+
+FEATURES = Path("build/data/movielens/features.json")
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One recipe: dense parameters (no embedding tables), FLOPs per user and per candidate, and the reusable share.
+
+    ``limit`` is the speed-up limit by FLOPs at 256 candidates.
+    """
+
+    name: str
+    architecture: str
+    parameters: int
+    user_flops: int
+    candidate_flops: int
+    ratio: str
+    reusable_share: float
+    limit: float
+
+
+def model_row(name: str, recipe: Recipe, features: Path) -> ModelRow:
+    """Return the row of a recipe, from formulas; nothing is built.
+
+    Raises:
+        UgsepError: the recipe declares no features and ``features`` does not exist.
+    """
+    from engines.build.sources import random_config  # imports torch, which other commands need not wait for
+
+    config = random_config(recipe, features)
+    counts = config.counts()
+    user, item = counts.user.active_flops, counts.item.active_flops
+    limit = 256 * (user + item) / (user + 256 * item)
+    ratio = f"{config.user_tokens}:{config.item_tokens}" if config.ug_sep else f"0:{config.tokens}"
+    return ModelRow(name, recipe.model, counts.parameters, user, item, ratio, counts.reusable_share, limit)
+
+
+@click.command("models")
+@click.option("--features", type=click.Path(path_type=Path), default=FEATURES, show_default=True,
+              help="Features of the recipes that declare none.")  # fmt: skip
+@click.option("--bundles", type=click.Path(path_type=Path, file_okay=False),
+              help="Folder of bundles, build for example: adds what their reports measured.")  # fmt: skip
+@click.option("--page", "page_file", type=click.Path(path_type=Path, dir_okay=False),
+              help="Markdown file to put the table into, an HTML page beside it; needs --bundles.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def models_command(features: Path, bundles: Path | None, page_file: Path | None, as_json: bool) -> None:
+    """List the shipped recipes: parameters, FLOPs per candidate, user:item tokens, reusable share, speed-up limit."""
+    from engines.build import catalogue
+
+    if page_file is not None and bundles is None:
+        raise UgsepError(
+            "--page needs what was measured; name the folder of the bundles, for example --bundles build"
+        )
+    if bundles is not None and not bundles.is_dir():
+        raise UgsepError(f"--bundles: '{bundles}' is no folder; build one with 'make engines MODEL=zenith'")
+    rows: list[tuple[ModelRow, catalogue.Measured | None]] = []
+    waiting: list[str] = []
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        if "features" in recipe.config or features.is_file():
+            found = catalogue.measured(bundles / name, recipe) if bundles is not None else None
+            rows.append((model_row(name, recipe, features), found))
+        else:
+            waiting.append(name)
+    if page_file is not None:
+        machine = _machine()
+        catalogue.write_markdown(page_file, rows, machine)
+        page_file.with_suffix(".html").write_text(catalogue.page(rows, machine), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps([asdict(row) | ({"measured": asdict(found)} if found else {}) for row, found in rows]))
+        return
+    _print(rows)
+    click.echo(
+        "parameters: dense ones, embedding tables not counted; limit: of the speed-up at 256 candidates, by FLOPs"
+    )
+    if waiting:
+        click.echo(f"not listed, their features come from data ('make data'): {', '.join(waiting)}")
+
+
+def _print(rows: Sequence[tuple[ModelRow, Measured | None]]) -> None:
+    measured = any(found is not None for _, found in rows)
+    table = Table(box=None, header_style="bold")
+    titles = [
+        "recipe",
+        "architecture",
+        "parameters",
+        "MFLOP per user",
+        "MFLOP per candidate",
+        "U:G",
+        "reusable",
+        "limit",
+    ]
+    for title in titles + ["measured", "AUC change"] * measured:
+        table.add_column(title, justify="left" if title in ("recipe", "architecture") else "right")
+    for r, found in rows:
+        cells = [
+            r.name, r.architecture, f"{r.parameters / 1e6:,.1f}M", f"{r.user_flops / 1e6:,.1f}",
+            f"{r.candidate_flops / 1e6:,.1f}", r.ratio, f"{r.reusable_share:.0%}", f"{r.limit:.2f}x",
+        ]  # fmt: skip
+        if measured:
+            change = None if found is None else found.auc_change
+            cells += ["-" if found is None else f"{found.speedup:.2f}x", "-" if change is None else f"{change:+.1e}"]
+        table.add_row(*cells)
+    Console(width=140 if not Console().is_terminal else None).print(table)
+
+
+def _machine() -> str:
+    from engines.bench.machine import this_machine
+
+    here = this_machine()
+    tools = ", ".join(f"{name} {here.tools[name]}" for name in ("torch", "onnxruntime") if name in here.tools)
+    return f"{here.processor} ({here.isa}), {here.cores} cores; {tools}"

@@ -1,0 +1,196 @@
+"""Command line ``quant``: calibrate, choose and write int8 weights, and look at what is in a graph."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from engines.cli.group import CommandGroup
+from engines.cli.quant.scored import search, sensitivity
+from engines.cli.quant.sources import calibration_of, graph_pair, requests_of
+from engines.cli.quant.tables import print_table, show_rows
+from graphs.base.errors import UgsepError
+from graphs.base.progress import show_progress
+from quant.calibration import calibrate as calibration_run
+from quant.calibration.statistics import load_calibration, save_calibration
+from quant.calibration.statistics import merge as merge_calibrations
+from quant.inspect import engine_fates, inspect_graph
+from quant.policy import Policy, read_policy
+from quant.schemes.schemes import CONFIGS, scheme_from
+from quant.telemetry import keep_private
+from quant.weights import quantize_side
+
+CHECKPOINT_REQUESTS = 256  # what an interrupted calibration loses at most
+
+
+@click.group(cls=CommandGroup)
+def main() -> None:
+    """Weight-only int8 for exported ranking models, chosen on real requests."""
+    keep_private()
+
+
+main.add_command(sensitivity)
+main.add_command(search)
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--data", multiple=True, help="Requests: a file, a folder of shards, or a glob; repeatable.")
+@click.option("--synthetic", type=click.IntRange(min=1), help="Use this many random requests instead of data.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for calibration.json; default: SOURCE.")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after this many requests.")
+@click.option("--gram", is_flag=True, help="Collect Gram matrices too; gptq needs them.")
+@click.option("--restart", is_flag=True, help="Forget an interrupted run instead of going on with it.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def calibrate(
+    source: Path,
+    data: tuple[str, ...],
+    synthetic: int | None,
+    out: Path | None,
+    limit: int | None,
+    gram: bool,
+    restart: bool,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Run the FP32 graphs of SOURCE (a bundle or a folder of ONNX files) over requests; keep the statistics.
+
+    An interrupted run goes on where it was when it is started again with the same data and options.
+    """
+    user, item = graph_pair(source)
+    folder = _output(source, out)
+    requests = requests_of(user, item, data, synthetic, limit)
+    folder.mkdir(parents=True, exist_ok=True)  # a place that cannot be written shows before the work
+    interrupted = folder / ".calibrating"
+    if restart:
+        shutil.rmtree(interrupted, ignore_errors=True)
+    resume = load_calibration(interrupted) if (interrupted / "calibration.json").is_file() else None
+    with show_progress() as progress:
+        found = calibration_run.calibrate(
+            user,
+            item,
+            requests,
+            threads=threads,
+            progress=progress,
+            gram=gram,
+            synthetic=synthetic is not None,
+            every=CHECKPOINT_REQUESTS,
+            checkpoint=lambda partial: save_calibration(partial, interrupted),
+            resume=resume,
+        )
+    text, tensors = save_calibration(found, folder)
+    shutil.rmtree(interrupted, ignore_errors=True)
+    summary = {
+        "files": [str(text), str(tensors)],
+        "requests": sum(s.requests for s in found.samples),
+        "rows": found.rows,
+        "samples_sha256": found.samples_sha256,
+        "synthetic": found.synthetic,
+        "weights": {"user": len(found.user.feeds), "item": len(found.item.feeds)},
+    }
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+    else:
+        kind = "random" if found.synthetic else "real"
+        click.echo(f"{text}: {summary['requests']} {kind} requests, {found.rows} rows")
+
+
+@main.command()
+@click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the joined calibration.")
+def merge(parts: tuple[Path, ...], out: Path) -> None:
+    """Join calibrations (PARTS: folders) of the same graphs over different requests, as if they were run in one."""
+    joined = merge_calibrations(load_calibration(part) for part in parts)
+    text, _ = save_calibration(joined, out)
+    click.echo(f"{text}: {sum(s.requests for s in joined.samples)} requests, {joined.rows} rows")
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--scheme", default="mse", show_default=True, help=f"One of {', '.join(CONFIGS)}.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Folder of calibration.json; default: SOURCE.")
+@click.option("--policy", type=click.Path(path_type=Path), help="YAML file: precision per weight.")
+@click.option("--block", type=click.IntRange(min=0), help="Rows of K per scale; 0: one scale per channel.")
+@click.option("--tables/--no-tables", default=None, help="Quantize embedding tables too, per row.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder; default: the folder of the graphs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the tables as JSON.")
+def weights(
+    source: Path,
+    scheme: str,
+    calibration: Path | None,
+    policy: Path | None,
+    block: int | None,
+    tables: bool | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Write the int8 graphs of SOURCE (a bundle or a folder of ONNX files), in both typed views."""
+    config = scheme_from(scheme)
+    user, item = graph_pair(source)
+    folder = _output(source, out, user.parent)
+    chosen = read_policy(policy) if policy is not None else Policy()
+    if block is not None:
+        chosen = replace(chosen, block=block)
+    if tables is not None:
+        chosen = replace(chosen, tables=tables)
+    found = calibration_of(source, calibration, scheme)
+    with show_progress() as progress:
+        results = [
+            quantize_side(p, folder, scheme=config, calibration=found, policy=chosen, progress=progress)
+            for p in (user, item)
+        ]
+    if as_json:
+        click.echo(json.dumps([r.to_json() for r in results], indent=1))
+        return
+    show_rows([row for r in results for row in r.rows])
+    before, after = sum(r.fp32_bytes for r in results), sum(r.quantized_bytes for r in results)
+    click.echo(f"{folder}: {before / 1e6:.2f} MB of weights are now {after / 1e6:.2f} MB")
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def inspect(source: Path, as_json: bool) -> None:
+    """List the weights of SOURCE (an ONNX file, a bundle or a folder): shape, precision, bytes, SQNR.
+
+    For a bundle also what each engine really does with them, read from the graph its runtime optimised.
+    """
+    rows = [row for path in _graphs(source) for row in inspect_graph(path)]
+    fates = engine_fates(source)
+    if as_json:
+        done: dict[tuple[str, str], dict[str, str]] = {(f.side, f.weight): {} for f in fates}
+        for f in fates:
+            done[f.side, f.weight][f.engine] = f.fate
+        documents = [{**r.to_json(), "fates": done.get((r.graph, r.weight), {})} for r in rows]
+        click.echo(json.dumps(documents, indent=1))
+        return
+    show_rows(rows)
+    if fates:
+        table = Table("engine", "weight", "asked for", "what it does", "by")
+        for f in fates:
+            table.add_row(f.engine, f.weight, f.precision, f.fate, f.detail)
+        print_table(table)
+
+
+def _graphs(source: Path) -> tuple[Path, ...]:
+    if source.is_file():
+        return (source,)
+    folder = source / "onnx" if (source / "onnx").is_dir() else source
+    found = tuple(sorted(folder.glob("*.onnx")))
+    if not found:
+        raise UgsepError(f"no .onnx file in '{folder}'; give an ONNX file, a bundle or a folder of them")
+    return found
+
+
+def _output(source: Path, out: Path | None, default: Path | None = None) -> Path:
+    if out is not None:
+        return out
+    if (source / "manifest.json").is_file():
+        raise UgsepError(f"'{source}' is a finished bundle, sealed by its manifest; give --out")
+    return default or source

@@ -1,0 +1,160 @@
+"""``ugsep schemes``: the quantization schemes side by side, on finished bundles."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from engines.build.schemes import SIDES, SchemeTable, compare_schemes
+from engines.bundle.manifest import engine_for, read_manifest
+from engines.bundle.publish import open_bundle
+from engines.compile.compile import EnginePlan, compile_engine, load_built, serving_plans
+from engines.recipes.recipe import AUTO, Recipe, load_recipe
+from engines.render.json_text import json_text
+from export.metadata import GraphSide
+from graphs.base.errors import UgsepError, nearest
+from graphs.base.progress import ProgressCallback, show_progress
+from quant.calibration.calibrate import calibrate
+from quant.policy import policy_document, read_policy
+from quant.requests.readers import Request, read_requests, request_spec, synthetic_requests, table_rows
+from quant.schemes.schemes import CONFIGS
+
+CALIBRATION_REQUESTS = 400
+SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES = 32, 64
+
+
+@click.command("schemes")
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--calibration", type=click.Path(), multiple=True, help="Requests to calibrate on (Parquet, ...).")
+@click.option("--requests", type=click.Path(), multiple=True, help="Held-out requests to score.")
+@click.option("--synthetic", is_flag=True, help="Random requests instead: says nothing about a trained model.")
+@click.option("--limit", type=click.IntRange(min=1), help="Score so many requests  [default: all]")
+@click.option("--schemes", "names", default=",".join(CONFIGS), show_default=True, help="Names separated by commas.")
+@click.option(
+    "--policy", type=click.Path(path_type=Path), help="YAML file: precision per weight, as quant search writes."
+)
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting of the bundle's recipe.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Also write the tables into this Markdown file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the tables as JSON.")
+def schemes_command(
+    bundles: tuple[Path, ...],
+    calibration: tuple[str, ...],
+    requests: tuple[str, ...],
+    synthetic: bool,
+    limit: int | None,
+    names: str,
+    policy: Path | None,
+    changes: tuple[str, ...],
+    markdown: Path | None,
+    as_json: bool,
+) -> None:
+    """Quantize the FP32 graphs of BUNDLES with every scheme; show scores, bytes and latency side by side.
+
+    Policy, precisions and threads are those of each bundle; all schemes of a bundle are timed in turn.
+    """
+    from engines.build.schemes_page import write_markdown
+
+    if synthetic == bool(calibration and requests):
+        raise UgsepError("give requests with --calibration FILE and --requests FILE, or pass --synthetic, not both")
+    wanted = tuple(names.split(","))
+    for name in wanted:
+        if name not in CONFIGS:
+            raise UgsepError(f"unknown scheme '{name}'{nearest(name, CONFIGS)}")
+    with show_progress() as progress:
+        recipes = [_recipe(bundle, policy, changes) for bundle in bundles]
+        tables = [
+            _compare(bundle, recipe, calibration, requests, limit, wanted, progress)
+            for bundle, recipe in zip(bundles, recipes, strict=True)
+        ]
+    if markdown is not None:
+        write_markdown(markdown, tables)
+    if as_json:
+        click.echo(json_text([t.to_json() for t in tables], indent=1))
+        return
+    for table in tables:
+        _show(table)
+
+
+def _recipe(bundle: Path, policy: Path | None, changes: Sequence[str]) -> Recipe:
+    """Return the recipe a bundle was built with, changed as asked."""
+    open_bundle(bundle)
+    recipe = load_recipe(str(bundle / "recipe.yaml"), changes)
+    if policy is None:
+        return recipe
+    quantization = replace(recipe.quantization, policy=policy_document(read_policy(policy)))
+    return replace(recipe, quantization=quantization)
+
+
+def _compare(
+    bundle: Path,
+    recipe: Recipe,
+    calibration: Sequence[str],
+    requests: Sequence[str],
+    limit: int | None,
+    schemes: Sequence[str],
+    progress: ProgressCallback,
+) -> SchemeTable:
+    from engines.verify.prove import full_scores
+
+    manifest = read_manifest(bundle)
+    sides: tuple[GraphSide, ...] = ("full", *SIDES)
+    onnx = {side: bundle / "onnx" / f"{side}.onnx" for side in sides}
+    spec = request_spec(onnx["user"], onnx["item"])
+    if calibration:
+        samples: Iterable[Request] = islice(read_requests(calibration, spec), CALIBRATION_REQUESTS)
+        rows = list(islice(read_requests(requests, spec), limit))
+    else:
+        vocabulary = table_rows(onnx["user"], onnx["item"])
+        size = (SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, vocabulary)
+        samples, rows = synthetic_requests(spec, *size, seed=0), list(synthetic_requests(spec, *size, seed=1))
+    threads = recipe.serving.threads
+    seen = calibrate(
+        onnx["user"], onnx["item"], samples, threads=threads, gram="gptq" in schemes, progress=progress,
+        synthetic=not calibration or manifest.synthetic,
+    )  # fmt: skip
+    chosen = [engine_for(manifest, side).built for side in SIDES]  # where the build chose by itself
+    plans = [EnginePlan(side, b.backend, b.precision) for side, b in zip(SIDES, chosen, strict=True)]
+    if recipe.serving.backend != AUTO:
+        plans = list(serving_plans(recipe))
+    with tempfile.TemporaryDirectory(prefix="ugsep-schemes-") as scratch:
+        whole = Path(scratch) / "full"
+        whole.mkdir()
+        engine = compile_engine(
+            recipe, EnginePlan("full", "onnxruntime", "fp32"), onnx["full"], whole, None, progress
+        )
+        runner = load_built(engine, whole)
+        truth = full_scores(runner, rows, progress)
+        runner.close()
+        return compare_schemes(
+            manifest.model, recipe, onnx, plans, seen, rows, truth, Path(scratch), schemes=schemes, progress=progress
+        )
+
+
+def _show(table: SchemeTable) -> None:
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)
+    shown = Table(
+        "scheme", "weights dB", "served dB", "Kendall tau", "AUC change, weights", "AUC change, served", "bytes",
+        "user ms", "user GB/s", "item ms", "seconds",
+        title=f"{table.model}, N = {table.candidates}, the machine copies {table.copy_gb_s:.1f} GB/s",
+    )  # fmt: skip
+    for r in table.rows:
+        changes = ("" if c is None else f"{c:+.1e}" for c in (r.weights_auc_change, r.served_auc_change))
+        name = f"{r.scheme} (recipe)" if r.scheme == table.chosen else r.scheme
+        quality = (f"{r.weights_db:.1f}", f"{r.served_db:.1f}", f"{r.kendall_tau:.5f}", *changes)
+        cost = (
+            f"{r.weight_bytes:,}",
+            f"{r.user_ms:.3f}",
+            f"{r.user_gb_s:.1f}",
+            f"{r.item_ms:.2f}",
+            f"{r.seconds:.1f}",
+        )
+        shown.add_row(name, *quality, *cost)
+    console.print(shown)

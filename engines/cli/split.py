@@ -1,0 +1,88 @@
+"""``ugsep split``: cut a model from anybody's code in two, prove it, explain it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from graphs.base.errors import UgsepError
+
+if TYPE_CHECKING:
+    from graphs.explain.explain import Explanation
+    from graphs.split.proof import SplitProof
+
+
+@click.command("split")
+@click.argument("factory")
+@click.option("--user", required=True, help="User-side inputs, comma-separated.")
+@click.option("--item", required=True, help="Item-side inputs (and cross features), comma-separated.")
+@click.option("--candidates", default=256, show_default=True, help="Candidates per request for the limits.")
+@click.option("--explain", "explained", is_flag=True, help="Cost by module, state, and where the sides meet.")
+@click.option("--graph", type=click.Path(path_type=Path, dir_okay=False), help="Write the cut as a picture (HTML).")
+@click.option("--hoisting/--no-hoisting", default=True, show_default=True, help="Move user columns of GEMMs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the explanation and the proof as JSON.")
+def split_command(
+    factory: str,
+    user: str,
+    item: str,
+    candidates: int,
+    explained: bool,
+    graph: Path | None,
+    hoisting: bool,
+    as_json: bool,
+) -> None:
+    """Split the model that FACTORY (path/to/file.py:function) returns, and prove the halves on fresh rows.
+
+    The function takes no arguments and returns (module, example_inputs); every example tensor is batch first.
+    """
+    if candidates < 1:
+        raise UgsepError(f"--candidates is {candidates}; give at least 1")
+    # Imported here because they import torch, which other commands need not wait for.
+    from graphs.explain.explain import explain
+    from graphs.explain.picture import draw
+    from graphs.explain.text import render, summary
+    from graphs.split.proof import prove
+    from graphs.split.split import split
+    from graphs.trace.factory import load_factory
+
+    with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
+        model, example = load_factory(factory)
+        halves = split(model, example, user=_names(user), item=_names(item), hoisting=hoisting)
+        proof = prove(halves)
+    told = explain(halves, candidates)
+    if graph is not None:
+        graph.write_text(draw(halves, factory, candidates), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps({"proof": dataclasses.asdict(proof), "split": to_json(told)}, indent=2, sort_keys=True))
+        return
+    console = Console(soft_wrap=True) if not explained else Console()
+    console.print(render(told) if explained else summary(told), highlight=False)
+    console.print(_proof_line(proof), highlight=False)
+    if graph is not None:
+        console.print(f"picture written to {graph}", highlight=False)
+
+
+def to_json(explanation: Explanation) -> dict[str, Any]:
+    """Return an explanation as JSON values."""
+    values = dataclasses.asdict(explanation)
+    for state in values["state"]:
+        state["dtype"] = str(state["dtype"]).removeprefix("torch.")
+    return values
+
+
+def _names(text: str) -> list[str]:
+    return [n.strip() for n in text.split(",") if n.strip()]
+
+
+def _proof_line(proof: SplitProof) -> str:
+    return (
+        f"exact to {proof.max_abs:.2g} ({proof.max_rel:.2g} of the outputs' size) on {proof.rows} fresh rows; "
+        f"rows change by {proof.row_max_abs:.2g} with other rows"
+    )

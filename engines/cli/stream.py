@@ -1,0 +1,89 @@
+"""``ugsep stream`` and ``ugsep random-checkpoint``: models larger than memory, and how to get one for a trial."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import click
+
+from engines.recipes.recipe import load_recipe
+from graphs.base.errors import UgsepError
+from graphs.base.progress import show_progress
+
+
+@click.command("stream")
+@click.argument("model")
+@click.option(
+    "--checkpoint", required=True, type=click.Path(path_type=Path), help="Folder of config.json and shards."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the graphs  [default: build/MODEL/onnx]")
+@click.option("--scheme", default="absmax", show_default=True, help="How to round; absmax needs no calibration.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print sizes and peak memory as JSON.")
+def stream_command(model: str, checkpoint: Path, out: Path | None, scheme: str, threads: int, as_json: bool) -> None:
+    """Export and quantize MODEL (a recipe) from a checkpoint larger than memory, piece by piece.
+
+    A run that was interrupted goes on where it was when it is started again.
+    """
+    from engines.build.streaming import stream
+    from quant.schemes.schemes import scheme_from
+
+    recipe, name = load_recipe(model), Path(model).stem
+    folder = out or Path("build") / name / "onnx"
+    with show_progress() as progress:
+        found = stream(
+            name, recipe, checkpoint, folder, scheme=scheme_from(scheme), threads=threads, progress=progress
+        )
+    tables = found.tables.values()
+    before, after = sum(t.fp32_bytes for t in tables), sum(t.quantized_bytes for t in tables)
+    if as_json:
+        int8 = sum(math.prod(r.shape) for t in tables for r in t.rows if r.bits == 8)
+        facts: dict[str, str | int | None] = {
+            "out": str(folder),
+            "fp32_bytes": before,
+            "quantized_bytes": after,
+            "resumed": found.resumed,
+        }
+        facts |= {"output_bytes": found.output_bytes, "unchanged": found.unchanged, "int8_bytes": int8}
+        facts["peak_bytes"] = peak_memory()
+        click.echo(json.dumps(facts))
+        return
+    if found.unchanged:
+        click.echo(f"{folder}: up to date, nothing changed")
+    elif found.resumed:
+        click.echo(f"{folder}: went on after {found.resumed} weights that an earlier run had finished")
+    click.echo(f"{folder}: {before / 1e6:.1f} MB of weights are now {after / 1e6:.1f} MB")
+
+
+@click.command("random-checkpoint")
+@click.argument("model")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new checkpoint.")
+@click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
+@click.option("--shard-mb", type=click.IntRange(min=1), default=1000, show_default=True, help="Size of a shard, MB.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--features", type=click.Path(path_type=Path), help="features.json, for recipes without features.")
+def random_checkpoint_command(
+    model: str, out: Path, dtype: str, shard_mb: int, seed: int, features: Path | None
+) -> None:
+    """Write a random checkpoint of MODEL, a recipe, shard by shard: the size of the real one, no information."""
+    from engines.build.random_checkpoint import write_random_checkpoint
+
+    with show_progress() as progress:
+        shards = write_random_checkpoint(
+            load_recipe(model), out, dtype=dtype, shard_bytes=shard_mb * 10**6, seed=seed, features=features,
+            progress=progress,
+        )  # fmt: skip
+    click.echo(f"{out}: {len(shards)} files, {sum(s.stat().st_size for s in shards) / 1e9:.2f} GB")
+
+
+def peak_memory() -> int | None:
+    """Return the largest resident memory of this process so far in bytes; None where the system does not say."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    lines = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+    if not lines:
+        raise UgsepError(f"{status} does not name VmHWM; run without --json")
+    return int(lines[0][1]) * 1024

@@ -1,0 +1,244 @@
+"""Engine cache: builds are found again by what went into them, wherever and whenever they were made."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from filelock import FileLock
+from onnx import external_data_helper
+
+from engines.backends.contract import BuildSpec, BuiltEngine
+from engines.backends.graph_io import read_graph
+from engines.bundle.manifest import MANIFEST, Engine, Manifest, read_manifest, verify_files, write_manifest
+from graphs.base.errors import UgsepError
+
+#: Part of every key: raise it when a build's output changes for the same input.
+CACHE_VERSION = 1
+_ENGINE = "engine"
+_OTHER_CACHE = "set XDG_CACHE_HOME to another directory, or pass --no-cache"
+_CHUNK = 1 << 22
+_STALE_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cached engine: key, what it is, bytes on disk, seconds since it was last used, and what is wrong."""
+
+    key: str
+    side: str
+    backend: str
+    precision: str
+    bytes: int
+    unused_seconds: float
+    problem: str = ""
+
+
+def default_root(environ: Mapping[str, str]) -> Path:
+    """Return the cache directory: ``$XDG_CACHE_HOME/ugsep/engines``, else ``~/.cache/ugsep/engines``."""
+    base = environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "ugsep" / "engines"
+
+
+def engine_key(backend: str, spec: BuildSpec, tools: Mapping[str, str], target: str) -> str:
+    """Return the sha256 of everything that decides a build's result.
+
+    That is: the graph and its weights (bytes, not file names), side, precision, profiles in order, every
+    option, tool versions, and ``target``, the ISA or GPU the engine is made for. Not: paths, times, the order
+    of options or tools, how a graph's weights are laid out in files.
+
+    Raises:
+        UgsepError: the ONNX file or its external data is missing or broken.
+    """
+    described = {
+        "cache": CACHE_VERSION,
+        "backend": backend,
+        "graph": graph_digest(spec.onnx),
+        "side": spec.side,
+        "precision": spec.precision,
+        "profiles": [dataclasses.asdict(profile) for profile in spec.profiles],
+        "options": {name: [type(value).__name__, value] for name, value in spec.options.items()},
+        "tools": dict(tools),
+        "target": target,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def graph_digest(path: Path) -> str:
+    """Return a sha256 of an ONNX graph and its weights, the same wherever the weights are stored.
+
+    Raises:
+        UgsepError: the file or its external data is missing, broken or truncated.
+    """
+    model = read_graph(path)
+    digest = hashlib.sha256()
+    for tensor in model.graph.initializer:
+        digest.update(json.dumps([tensor.name, tensor.data_type, list(tensor.dims)]).encode())
+        _add_data(digest, tensor, path)
+        for field in ("raw_data", "external_data", "data_location"):
+            tensor.ClearField(field)
+        if tensor.data_type != onnx.TensorProto.STRING:  # typed fields are hashed as bytes above
+            for field in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+                tensor.ClearField(field)
+    digest.update(model.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def _add_data(digest: Any, tensor: onnx.TensorProto, path: Path) -> None:
+    if not external_data_helper.uses_external_data(tensor):
+        digest.update(tensor.raw_data or np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)).tobytes())
+        return
+    info = external_data_helper.ExternalDataInfo(tensor)
+    data = path.parent / info.location
+    try:
+        with data.open("rb") as stream:
+            stream.seek(info.offset or 0)
+            left = info.length if info.length is not None else data.stat().st_size - (info.offset or 0)
+            while left > 0:
+                piece = stream.read(min(_CHUNK, left))
+                if not piece:
+                    raise UgsepError(f"{data}: ends inside the weight '{tensor.name}'; export the model again")
+                digest.update(piece)
+                left -= len(piece)
+    except FileNotFoundError as error:
+        raise UgsepError(f"{data}: missing, it holds the weights of {path.name}; export the model again") from error
+
+
+def cached_build(
+    root: Path,
+    key: str,
+    out_dir: Path,
+    build: Callable[[Path], BuiltEngine],
+    wait: Callable[[str], None] | None = None,
+) -> tuple[BuiltEngine, bool]:
+    """Put the engine of ``key`` into ``out_dir``; build it where the cache has none. Returns (engine, was cached).
+
+    Two processes that want one key: the second waits (``wait`` is told) and takes the first one's result. Other
+    keys go on side by side. A damaged entry is removed and built again.
+
+    Raises:
+        UgsepError: what ``build`` raises, nothing is cached then; a cache directory that cannot be used.
+    """
+    _open_root(root)
+    lock = FileLock(root / f".{key}.lock")
+    if wait is not None and not _free(lock):
+        wait(f"waiting for another process that builds {key[:12]}")
+    with lock:
+        entry = root / key
+        manifest = _sound(entry)
+        if manifest is not None:
+            os.utime(entry)
+            _copy(entry, manifest, out_dir)
+            return manifest.engines[0].built, True
+        shutil.rmtree(entry, ignore_errors=True)
+        with _scratch(root, key) as work:
+            (work / _ENGINE).mkdir()
+            built = build(work / _ENGINE)
+            manifest = write_manifest(work, Manifest("", "", 0, (Engine(_ENGINE, built),)))
+            work.rename(entry)
+        _copy(entry, manifest, out_dir)
+        return built, False
+
+
+def list_entries(root: Path, verify: bool = False) -> list[Entry]:
+    """Return what the cache holds, least recently used first; ``verify`` also checks every hash."""
+    entries = []
+    for path in sorted(root.glob("*") if root.is_dir() else ()):
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        unused = time.time() - path.stat().st_mtime
+        try:
+            manifest = read_manifest(path)
+            if verify:
+                verify_files(path, manifest)
+            built = manifest.engines[0].built
+            entries.append(Entry(path.name, built.side, built.backend, built.precision, size, unused))
+        except (UgsepError, IndexError) as error:
+            entries.append(Entry(path.name, "", "", "", size, unused, str(error) or "no engine in it"))
+    return sorted(entries, key=lambda entry: -entry.unused_seconds)
+
+
+def collect(root: Path, max_bytes: int) -> list[Entry]:
+    """Remove damaged entries, dead builds, and the least recently used engines beyond ``max_bytes``; return them.
+
+    An entry that another process is building or copying right now is left alone.
+    """
+    entries = sorted(list_entries(root, verify=True), key=lambda entry: not entry.problem)  # damaged ones first
+    total = sum(entry.bytes for entry in entries)
+    removed = []
+    for entry in entries:
+        if not entry.problem and total <= max_bytes:
+            continue
+        lock = FileLock(root / f".{entry.key}.lock")
+        if not _free(lock):
+            continue
+        with lock:
+            shutil.rmtree(root / entry.key, ignore_errors=True)
+        total -= entry.bytes
+        removed.append(entry)
+    for scratch in root.glob(".*.building-*"):
+        if time.time() - scratch.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return removed
+
+
+def _open_root(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UgsepError(f"{root}: no engine cache can be made there ({error.strerror}); {_OTHER_CACHE}") from error
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise UgsepError(f"{root}: the engine cache is not writable; {_OTHER_CACHE}")
+
+
+def _free(lock: FileLock) -> bool:
+    """Say whether nobody holds the lock at this moment."""
+    try:
+        lock.acquire(timeout=0)
+    except TimeoutError:
+        return False
+    lock.release()
+    return True
+
+
+def _sound(entry: Path) -> Manifest | None:
+    """Return the manifest of an entry whose files are all as hashed, else None: it is then built again."""
+    if not (entry / MANIFEST).is_file():
+        return None
+    try:
+        manifest = read_manifest(entry)
+        verify_files(entry, manifest)
+    except UgsepError:
+        return None
+    return manifest if [e.directory for e in manifest.engines] == [_ENGINE] else None
+
+
+def _copy(entry: Path, manifest: Manifest, out_dir: Path) -> None:
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for name in manifest.engines[0].built.files:
+        target = out_dir / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        shutil.copyfile(entry / _ENGINE / name, target)
+
+
+@contextmanager
+def _scratch(root: Path, key: str) -> Iterator[Path]:
+    work = Path(tempfile.mkdtemp(prefix=f".{key[:16]}.building-", dir=root))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

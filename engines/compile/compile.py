@@ -1,0 +1,126 @@
+"""Compile engines: pick the ONNX view a precision reads, and build it with a backend, through the engine cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.backends.contract import BuildSpec, BuiltEngine, Profile, Rows, Runner, check_precision
+from engines.backends.table import find_backend
+from engines.build.sources import code_sha256, tool_versions
+from engines.bundle.manifest import Engine
+from engines.compile.cache import cached_build, engine_key
+from engines.recipes.recipe import Recipe
+from export.metadata import GraphSide
+from graphs.base.errors import UgsepError
+from graphs.base.progress import Progress, ProgressCallback, silent
+
+_SCRATCH = ".scratch"
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """One engine to build: for a side, with a backend, at a precision."""
+
+    side: GraphSide
+    backend: str
+    precision: str
+
+    @property
+    def directory(self) -> str:
+        """Where the engine stands in a bundle."""
+        return f"engines/{self.backend}/{self.side}.{self.precision}"
+
+
+def serving_plans(recipe: Recipe) -> tuple[EnginePlan, ...]:
+    """Return the two engines a recipe with a named backend serves with.
+
+    Raises:
+        UgsepError: an unknown backend, a side without a precision, or a precision the backend does not build.
+    """
+    serving = recipe.serving
+    backend = find_backend(serving.backend)
+    for side in ("user", "item"):
+        if side not in serving.precision:
+            raise UgsepError(
+                f"serving.precision names no precision for the {side} side; give both, as in "
+                "serving.precision={user: w8a8-dynamic, item: w8a32}"
+            )
+    for precision in serving.precision.values():
+        check_precision(serving.backend, backend, precision)
+    return (
+        EnginePlan("user", serving.backend, serving.precision["user"]),
+        EnginePlan("item", serving.backend, serving.precision["item"]),
+    )
+
+
+def build_engines(
+    recipe: Recipe,
+    plans: Sequence[EnginePlan],
+    onnx: Mapping[GraphSide, Path],
+    work: Path,
+    cache: Path | None = None,
+    progress: ProgressCallback = silent,
+) -> tuple[list[Engine], list[str]]:
+    """Build the planned engines and those for ``serving.compile_for``; returns engines, and notes on what was not."""
+    built: list[Engine] = []
+    notes: list[str] = []
+    wanted = list(plans)
+    for name in recipe.serving.compile_for:
+        available = find_backend(name).probe()
+        if available.can_build:
+            wanted += [EnginePlan("user", name, "w8a16"), EnginePlan("item", name, "w8a16")]
+        else:
+            notes.append(f"{name}: not built here: {available.reason}")
+            progress(Progress("build", 0, None, notes[-1]))
+    for plan in dict.fromkeys(wanted):
+        target = work / plan.directory
+        target.mkdir(parents=True)
+        built.append(Engine(plan.directory, compile_engine(recipe, plan, onnx[plan.side], target, cache, progress)))
+    return built, notes
+
+
+def compile_engine(
+    recipe: Recipe,
+    plan: EnginePlan,
+    onnx: Path,
+    folder: Path,
+    cache: Path | None = None,
+    progress: ProgressCallback = silent,
+) -> BuiltEngine:
+    """Build one engine into ``folder`` from the FP32 file ``onnx`` or its quantized view beside it.
+
+    With a ``cache`` directory an engine of the same contents and settings is taken from there.
+
+    Raises:
+        UgsepError: a precision the backend does not build, or the backend's own reasons.
+    """
+    module = find_backend(plan.backend)
+    variant = check_precision(plan.backend, module, plan.precision)
+    source = onnx if variant == "fp32" else onnx.with_name(f"{plan.side}.{variant}.onnx")
+    largest = max(recipe.serving.max_candidates, *recipe.serving.candidates)
+    profile = Profile(Rows(1, 1, recipe.serving.max_users), Rows(1, max(recipe.serving.candidates), largest))
+    options = dict(recipe.serving.options.get(plan.backend, {}))
+    if "threads" in module.OPTIONS:
+        options.setdefault("threads", recipe.serving.threads)
+    # Kernel timings are shared by all engines of a backend, and no part of any: beside the cache's entries.
+    scratch = cache / _SCRATCH if cache is not None else None
+    spec = BuildSpec(plan.side, source, plan.precision, (profile,), options, scratch)
+
+    def tell(note: str) -> None:
+        progress(Progress(f"build {plan.backend}", 0, None, note))
+
+    if cache is None:
+        return module.build(spec, folder, tell)
+    tools = {**tool_versions(), "code": code_sha256()}
+    key = engine_key(plan.backend, spec, tools, module.target())
+    built, found = cached_build(cache, key, folder, lambda out: module.build(spec, out, tell), tell)
+    if found:
+        tell(f"{plan.backend}: {plan.side} {plan.precision} from the engine cache")
+    return built
+
+
+def load_built(built: BuiltEngine, folder: Path) -> Runner:
+    """Load an engine that was just built into ``folder``."""
+    return find_backend(built.backend).load(folder, built)

@@ -1,0 +1,1 @@
+"""Recipes: what to build, how to quantize it, and which gates it must pass."""

@@ -1,0 +1,135 @@
+"""Recipes: one commented YAML file per model in ``engines/recipes``, from architecture to gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from graphs.base import config as config_file
+from graphs.base.errors import UgsepError, nearest
+
+RECIPES = Path(__file__).parent
+AUTO = "auto"  # the backend that is chosen by measuring
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The scheme with its options, and the per-weight policy (``quant.policy.policy_from``).
+
+    ``compare`` names schemes that a build from real requests also tries, for the table in its report.
+    """
+
+    scheme: str = "mse"
+    options: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+    compare: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What is built and how it will run.
+
+    ``precision`` per side (``engines.backends.contract.PRECISIONS``) for the backend that serves; ``compile_for`` lists
+    further backends to compile the W8A16 graphs for where they can be; ``candidates`` are the request sizes that are
+    measured, the last one is the reported one; ``threads`` is pinned in the engines. Engines are tuned for one user
+    and take up to ``max_users`` and ``max_candidates`` in a call.
+    """
+
+    backend: str = "onnxruntime"
+    precision: dict[str, str] = field(default_factory=lambda: {"user": "w8a8-dynamic", "item": "w8a32"})
+    compile_for: tuple[str, ...] = ("tensorrt-rtx",)
+    threads: int = 1
+    candidates: tuple[int, ...] = (1, 64, 256)
+    max_candidates: int = 1024
+    max_users: int = 16
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Bounds that a build must keep (docs/architecture.md, gates); a gate that does not hold fails the build.
+
+    ``split_max_abs`` on FP32 scores against the whole PyTorch model, ``auc_change`` where labels exist,
+    ``same_experts_probability`` is ``max_probability`` for the rows that top-k routers gave to the experts of FP32,
+    ``rerouted_rows`` the share of rows that may get others; both where the engines' routers can be read.
+    ``fraction_of_limit`` of the FLOP limit's speed-up at the largest request size, 0 to only report it.
+    """
+
+    split_max_abs: float = 1e-5
+    sqnr_db: float = 35.0
+    kendall_tau: float = 0.99
+    max_probability: float = 5e-3
+    same_experts_probability: float = 5e-3
+    rerouted_rows: float = 0.1
+    auc_change: float = 1e-4
+    invariance: float = 1e-5
+    fraction_of_limit: float = 0.0
+    request_p99_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model's road: architecture, its settings, training, quantization, serving and gates."""
+
+    model: str
+    config: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    quantization: Quantization = field(default_factory=Quantization)
+    serving: Serving = field(default_factory=Serving)
+    gates: Gates = field(default_factory=Gates)
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the shipped recipes, sorted."""
+    return tuple(sorted(p.stem for p in RECIPES.glob("*/*.yaml")))
+
+
+def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
+    """Return a shipped recipe by name, or the one in a YAML file.
+
+    ``changes`` are settings to replace, ``config.user_tokens=12``, the value read as YAML.
+
+    Raises:
+        UgsepError: unknown name (the nearest is given), unreadable file, unknown setting, value of the wrong type.
+    """
+    shipped = {p.stem: p for p in RECIPES.glob("*/*.yaml")}
+    path = Path(name) if name.endswith((".yaml", ".yml")) else shipped.get(name, RECIPES / f"{name}.yaml")
+    if not path.is_file():
+        if path == Path(name):
+            raise UgsepError(f"{path}: no such recipe file; give the path of one, or a model of 'ugsep models'")
+        raise UgsepError(f"unknown model '{name}'{nearest(name, recipe_names())}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UgsepError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    for change in changes:
+        _change(values, change)
+    return config_file.parse(Recipe, values or {}, path.name)
+
+
+def _change(values: Any, change: str) -> None:
+    """Replace one setting of a recipe's mapping in place."""
+    key, equals, text = change.partition("=")
+    *sections, last = key.split(".")
+    if not equals or not last:
+        raise UgsepError(f"'{change}' is no setting; write section.name=value, as in config.user_tokens=12")
+    for section in sections:
+        if not isinstance(values, dict):
+            raise UgsepError(f"'{change}': '{section}' is not a section of the recipe")
+        values = values.setdefault(section, {})
+    if not isinstance(values, dict):
+        raise UgsepError(f"'{change}': '{'.'.join(sections)}' is not a section of the recipe")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UgsepError(f"'{change}': the value is not YAML") from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe with every default filled in, as YAML that ``load_recipe`` reads back."""
+    mapping: Mapping[str, Any] = config_file.to_mapping(recipe)
+    return yaml.safe_dump(dict(mapping), sort_keys=False)

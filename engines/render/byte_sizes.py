@@ -1,0 +1,30 @@
+"""Byte counts as people write and read them: ``1.5 MiB``, ``500M``."""
+
+from __future__ import annotations
+
+import re
+
+from graphs.base.errors import UgsepError
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def readable_bytes(count: float) -> str:
+    """Return a byte count with a binary unit: ``1.5 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable: the loop returns at GiB")
+
+
+def parse_size(text: str) -> int:
+    """Return a byte count like ``500M`` or ``1.5G`` (powers of 1024) as a number.
+
+    Raises:
+        UgsepError: not a size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise UgsepError(f"'{text}' is no size; give bytes, or a number with K, M, G or T, as 500M")
+    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -1,0 +1,278 @@
+"""The runtime: score candidates for a user from a bundle, computing each user once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self, cast
+
+import numpy as np
+
+from engines.backends.contract import Array, BuiltEngine, DeviceArray, DeviceRunner, Runner
+from engines.bundle.manifest import Engine, Manifest, engine_for, read_manifest, verify_files
+from engines.bundle.publish import load_engine
+from engines.serve.state_cache import CacheInfo, State, StateCache
+from engines.serve.vocabularies import check_ids
+from graphs.base.errors import UgsepError, nearest
+from graphs.base.names import USER_INDEX, USER_ROWS
+
+DEFAULT_CACHE_BYTES = 64 << 20
+
+
+class Ranker:
+    """Scores candidates with a user engine and an item engine; safe to call from several threads.
+
+    The state of recent users is kept, least recently used out first, up to ``cache_bytes``; on the device where both
+    engines run on the same one, so that it never passes through the host.
+    """
+
+    def __init__(
+        self,
+        user: Runner,
+        item: Runner,
+        user_built: BuiltEngine,
+        item_built: BuiltEngine,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        vocabularies: Mapping[str, int] | None = None,
+    ) -> None:
+        self.user_runner, self.item_runner = user, item
+        self._state_names = tuple(o.name for o in user_built.outputs)
+        missing = [n for n in self._state_names if n not in {i.name for i in item_built.inputs}]
+        if missing:
+            raise UgsepError(f"item engine takes no state '{missing[0]}'; the engines are of different models")
+        engine_only = {*self._state_names, USER_INDEX}
+        self.user_inputs = user_built.inputs
+        self.item_inputs = tuple(i for i in item_built.inputs if i.name not in engine_only)
+        index = next((i for i in item_built.inputs if i.name == USER_INDEX), None)
+        self.takes_index = index is not None
+        self.broadcasts = index is not None and index.shape == (USER_ROWS,)
+        self.outputs = tuple(o.name for o in item_built.outputs)
+        self.max_candidates = item_built.max_candidates
+        self.max_users = min(
+            (max(p.users.max for p in b.profiles) for b in (user_built, item_built) if b.profiles), default=0
+        )
+        self._device = _on_one_device(user, item)
+        self._cache = StateCache(cache_bytes)
+        sizes = vocabularies or {}
+        self._user_ids, self._item_ids = (
+            {spec.name: sizes[spec.name] for spec in specs if spec.name in sizes}
+            for specs in (self.user_inputs, self.item_inputs)
+        )
+
+    @classmethod
+    def from_bundle(
+        cls,
+        directory: str | Path,
+        *,
+        backend: str | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        runtime_cache: str | Path | None = None,
+    ) -> Self:
+        """Load the engines that the bundle chose (or of one backend and precision), after checking their hashes.
+
+        Only the files that are loaded are hashed; ``ugsep verify`` checks the whole bundle. ``threads`` replaces the
+        pinned intra-op thread count. ``runtime_cache`` is a folder, outside the bundle, where a backend that compiles
+        kernels while serving (tensorrt-rtx) keeps them for the next process.
+
+        Raises:
+            UgsepError: no bundle, a tampered or truncated file, a wrong setting, or an engine this machine
+                cannot run.
+        """
+        for name, value, least in (("threads", threads, 1), ("cache_bytes", cache_bytes, 0)):
+            if value is not None and (type(value) is not int or value < least):
+                raise UgsepError(f"{name} is {value!r}; give a whole number from {least} on")
+        root = Path(directory)
+        manifest = read_manifest(root)
+        pair = [engine_for(manifest, side, backend, precision) for side in ("user", "item")]
+        needed = {f"{e.directory}/{name}" for e in pair for name in e.built.files}
+        verify_files(root, dataclasses.replace(manifest, files={k: manifest.files[k] for k in sorted(needed)}))
+        kernels = Path(runtime_cache) if runtime_cache is not None else None
+        return cls.from_engines(root, manifest, pair[0], pair[1], threads, cache_bytes, kernels)
+
+    @classmethod
+    def from_engines(
+        cls,
+        root: Path,
+        manifest: Manifest,
+        user: Engine,
+        item: Engine,
+        threads: int | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        runtime_cache: Path | None = None,
+    ) -> Self:
+        """Load two engines that were checked before; the errors of ``from_bundle``."""
+        runners = [load_engine(root, manifest, engine, threads, runtime_cache) for engine in (user, item)]
+        return cls(runners[0], runners[1], user.built, item.built, cache_bytes, manifest.vocabularies)
+
+    def score(self, user: Mapping[str, Array], items: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the logits, float32 [N], of every task for one user's N candidates.
+
+        Args:
+            user: user features by name, one row each ([1, ...]).
+            items: item and cross features by name, N rows each ([N, ...]).
+
+        Raises:
+            UgsepError: a missing or unknown feature, wrong dtype or shape, rows that do not match, no row at all,
+                more rows than the engine's profile allows, a value that is not finite (a logit included), or an id
+                that is no row of its table.
+        """
+        rows = self._check("item", items)
+        return self._run_item(items, self._state(user), self.one_user_index(rows))
+
+    def score_users(
+        self, users: Mapping[str, Array], items: Mapping[str, Array], user_index: Array
+    ) -> dict[str, Array]:
+        """Return the logits, float32 [N], for candidates of several users in one item call.
+
+        ``users`` has U rows; ``user_index`` int64 [N] gives the row of ``users`` each candidate belongs to.
+
+        Raises:
+            UgsepError: as ``score``, an index outside [0, U), or an engine built for single users.
+        """
+        if not self.takes_index:
+            raise UgsepError("the item engine serves one user per call; build it with several users")
+        rows = self._check("item", items)
+        count = self._check("user", users)
+        if self.max_users and count > self.max_users:
+            raise UgsepError(
+                f"{count} users, but the engines' profiles end at {self.max_users}; send them in parts or build with "
+                "a larger serving.max_users"
+            )
+        _check_array("item", USER_INDEX, user_index)
+        if user_index.shape != (rows,) or user_index.dtype != np.int64:
+            got = f"{user_index.dtype.name}{list(user_index.shape)}"
+            raise UgsepError(f"user_index is {got}; give int64[{rows}], one row of users per candidate")
+        if user_index.min() < 0 or user_index.max() >= count:
+            raise UgsepError(
+                f"user_index goes from {user_index.min()} to {user_index.max()}, but users from 0 to {count - 1}"
+            )
+        index = self.one_user_index(rows) if count == 1 else {USER_INDEX: user_index}
+        return self._run_item(items, self._run_user(users), index)
+
+    def one_user_index(self, rows: int) -> dict[str, Array]:
+        """Return what the item engine takes to say that all ``rows`` candidates are of one user.
+
+        One row where the engine was built to broadcast it, else one per candidate; nothing where the engine serves
+        one user only.
+        """
+        return {USER_INDEX: np.zeros(1 if self.broadcasts else rows, np.int64)} if self.takes_index else {}
+
+    def user_state(self, user: Mapping[str, Array]) -> dict[str, Array]:
+        """Return one user's state, from the cache where the same features were seen; the errors of ``score``.
+
+        The arrays may be the cache's own and are read-only.
+        """
+        state = self._state(user)
+        return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in state.items()}
+
+    def cache_info(self) -> CacheInfo:
+        """Return the counters of the user-state cache."""
+        return self._cache.info()
+
+    def forget_users(self) -> None:
+        """Empty the user-state cache, for example when the model's inputs change meaning."""
+        self._cache.clear()
+
+    def close(self) -> None:
+        """Release both engines."""
+        self.user_runner.close()
+        self.item_runner.close()
+
+    def _state(self, user: Mapping[str, Array]) -> State:
+        return self._cache.get(self._key(user), lambda: self._compute_state(user))
+
+    def _compute_state(self, user: Mapping[str, Array]) -> State:
+        if self._check("user", user) != 1:
+            raise UgsepError("user features have several rows; give one user, or call score_users")
+        state = self._run_user(user)
+        for value in state.values():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False  # a caller that wrote into it would change later scores
+        return state
+
+    def _run_user(self, users: Mapping[str, Array]) -> State:
+        if self._device is not None:
+            return dict(self._device[0].infer_on_device(users))
+        return dict(self.user_runner.infer(users))
+
+    def _run_item(self, items: Mapping[str, Array], state: State, index: Mapping[str, Array]) -> dict[str, Array]:
+        given: dict[str, Array | DeviceArray] = {**items, **state, **index}
+        if self._device is not None:
+            scores = self._device[1].infer(given)
+        else:
+            scores = self.item_runner.infer(cast(dict[str, Array], given))  # no device: every state is an array
+        for task, logits in scores.items():
+            if not np.isfinite(logits).all():  # finite features can still overflow inside, a NaN must not be ranked
+                row = int(np.flatnonzero(~np.isfinite(logits))[0])
+                raise UgsepError(
+                    f"task '{task}' scores candidate {row} {logits[row]}; its features, though finite, are beyond "
+                    "what the model computes with: clean or clip them"
+                )
+        return {task: logits.astype(np.float32, copy=False) for task, logits in scores.items()}
+
+    def _key(self, user: Mapping[str, Array]) -> bytes:
+        _check_mapping("user", user)
+        digest = hashlib.blake2b(digest_size=16)
+        for spec in self.user_inputs:
+            value = user.get(spec.name)
+            if value is None:
+                known = ", ".join(i.name for i in self.user_inputs)
+                raise UgsepError(f"user feature '{spec.name}' is missing; the user engine takes {known}")
+            _check_array("user", spec.name, value)
+            digest.update(f"{value.dtype.str}{value.shape}".encode() + value.tobytes())
+        if len(user) != len(self.user_inputs):
+            known_names = [i.name for i in self.user_inputs]
+            extra = next(name for name in user if name not in known_names)
+            raise UgsepError(f"unknown user feature '{extra}'{nearest(str(extra), known_names)}")
+        return digest.digest()
+
+    def _check(self, side: str, given: Mapping[str, Array]) -> int:
+        """Return the number of rows after checking names, rows and finiteness; dtypes are the runner's check."""
+        _check_mapping(side, given)
+        names = [s.name for s in (self.user_inputs if side == "user" else self.item_inputs)]
+        for name in names:
+            if name not in given:
+                raise UgsepError(f"{side} feature '{name}' is missing; the {side} engine takes {', '.join(names)}")
+        rows = -1
+        for name, value in given.items():
+            if name not in names:
+                raise UgsepError(f"unknown {side} feature '{name}'{nearest(str(name), names)}")
+            _check_array(side, name, value)
+            if value.ndim == 0 or value.shape[0] == 0:
+                raise UgsepError(f"{side} feature '{name}' has no rows; give at least one")
+            if rows not in (-1, value.shape[0]):
+                raise UgsepError(f"{side} feature '{name}' has {value.shape[0]} rows, others have {rows}")
+            rows = value.shape[0]
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise UgsepError(f"{side} feature '{name}' has a value that is not finite; clean it before scoring")
+        check_ids(side, given, self._user_ids if side == "user" else self._item_ids)
+        if side == "item" and self.max_candidates and rows > self.max_candidates:
+            raise UgsepError(
+                f"{rows} candidates, but the item engine's profile ends at {self.max_candidates}; send them in parts "
+                "or build with a larger serving.max_candidates"
+            )
+        return rows
+
+
+def _check_mapping(side: str, given: object) -> None:
+    if not isinstance(given, Mapping):
+        raise UgsepError(f"{side} features are a {type(given).__name__}; give a mapping of names to NumPy arrays")
+
+
+def _check_array(side: str, name: str, value: object) -> None:
+    """Refuse what is no NumPy array of numbers, which would fail deep inside or be scored as something else."""
+    if not isinstance(value, np.ndarray):
+        raise UgsepError(f"{side} feature '{name}' is a {type(value).__name__}; give a NumPy array")
+    if value.dtype.kind not in "fiub" or not value.dtype.isnative:
+        raise UgsepError(f"{side} feature '{name}' has dtype {value.dtype}; give numbers in native byte order")
+
+
+def _on_one_device(user: Runner, item: Runner) -> tuple[DeviceRunner, DeviceRunner] | None:
+    """Return both runners where the item engine can read what the user engine leaves on its device."""
+    if isinstance(user, DeviceRunner) and isinstance(item, DeviceRunner) and user.memory == item.memory:
+        return user, item
+    return None

@@ -1,0 +1,1 @@
+"""What "proven" means: parity, gates, latency, and where scores part."""

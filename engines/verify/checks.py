@@ -1,0 +1,212 @@
+"""The gates: parity with the FP32 model, quality, and the two checks that need no oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engines.backends.contract import Array
+from engines.recipes.recipe import Gates
+from engines.serve.ranker import Ranker
+from engines.verify.agreement import Agreement, agreement
+from engines.verify.latency import RequestLatency
+from engines.verify.routing import Routing
+from graphs.base.progress import Progress, ProgressCallback, silent
+from graphs.split.split import Half
+from quant.requests.readers import Request
+from quant.search.metrics import auc
+
+Scores = list[dict[str, Array]]
+#: Router logits nearer than this are tied: FP32 sums of some hundred terms differ by that much in another order.
+FP32_TIE = 1e-5
+
+
+@dataclass(frozen=True)
+class Target:
+    """One bound and whether it held; ``relation`` says how value and bound must relate."""
+
+    name: str
+    value: float
+    bound: float
+    relation: str = "<="
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bound holds; NaN never does."""
+        return bool(self.value <= self.bound if self.relation == "<=" else self.value >= self.bound)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the target as ``report.json`` holds it."""
+        return {"name": self.name, "value": self.value, "bound": self.bound, "passed": self.passed}
+
+    def __str__(self) -> str:
+        """Return the target as one readable line."""
+        verdict = "ok" if self.passed else "FAILED"
+        return f"{self.name}: {self.value:.6g} {self.relation} {self.bound:.6g} {verdict}"
+
+
+def reference_scores(
+    full: Half, requests: Sequence[Request], threads: int, progress: ProgressCallback = silent
+) -> Scores:
+    """Return the FP32 logits of the whole PyTorch model for every request, one dict of [N] arrays each.
+
+    Requests are joined to batches of about 4096 rows, which changes nothing because rows are independent.
+    """
+    torch.set_num_threads(threads)
+    scores: Scores = []
+    batch: list[Request] = []
+    for request in requests:
+        batch.append(request)
+        if sum(r.candidates for r in batch) >= 4096:
+            scores += _run_whole(full, batch)
+            batch = []
+            progress(Progress("reference scores", len(scores), len(requests)))
+    if batch:
+        scores += _run_whole(full, batch)
+    progress(Progress("reference scores", len(scores), len(requests)))
+    return scores
+
+
+def _run_whole(full: Half, batch: Sequence[Request]) -> Scores:
+    columns: dict[str, list[Array]] = {name: [] for name in full.inputs}
+    for request in batch:
+        for name, value in request.user.items():
+            columns[name].append(np.repeat(value, request.candidates, axis=0))
+        for name, value in request.items.items():
+            columns[name].append(value)
+    out = full({name: torch.from_numpy(np.concatenate(parts)) for name, parts in columns.items()})
+    bounds = np.cumsum([r.candidates for r in batch])[:-1]
+    parts_by_task = {task: np.split(value.numpy(), bounds) for task, value in out.items()}
+    return [{task: parts[i] for task, parts in parts_by_task.items()} for i in range(len(batch))]
+
+
+def engine_scores(
+    ranker: Ranker, requests: Sequence[Request], step: str, progress: ProgressCallback = silent
+) -> Scores:
+    """Return the logits a Ranker gives for every request."""
+    scores: Scores = []
+    for request in requests:
+        scores.append(ranker.score(request.user, request.items))
+        if len(scores) % 50 == 0 or len(scores) == len(requests):
+            progress(Progress(step, len(scores), len(requests)))
+    return scores
+
+
+def parity(reference: Scores, actual: Scores) -> dict[str, Agreement]:
+    """Compare two sets of scores task by task."""
+    return {
+        task: agreement([s[task] for s in reference], [s[task] for s in actual])
+        for task in (reference[0] if reference else {})
+    }
+
+
+def score_errors(reference: Scores, actual: Scores) -> Array:
+    """Return the score differences of all rows and tasks, for plots."""
+    return np.concatenate([a[task] - r[task] for r, a in zip(reference, actual, strict=True) for task in r])
+
+
+def task_auc(requests: Sequence[Request], scores: Scores) -> dict[str, float]:
+    """Return the AUC of every task whose labels hold both classes, over all rows."""
+    result: dict[str, float] = {}
+    for task in scores[0] if scores else {}:
+        if requests and task in requests[0].labels:
+            labels = np.concatenate([r.labels[task] for r in requests])
+            value = auc(np.concatenate([s[task] for s in scores]), labels)
+            if value is not None:
+                result[task] = value
+    return result
+
+
+@dataclass(frozen=True)
+class Invariance:
+    """Largest score difference among identical candidates, and between permuted and unpermuted scores."""
+
+    duplicates: float
+    permutation: float
+
+
+def check_invariance(ranker: Ranker, request: Request, seed: int = 0) -> Invariance:
+    """Score one request's candidates twice each and in another order; both differences should be rounding at most."""
+    order = np.random.default_rng(seed).permutation(request.candidates)
+    plain = ranker.score(request.user, request.items)
+    twice = ranker.score(request.user, {k: np.repeat(v, 2, axis=0) for k, v in request.items.items()})
+    shuffled = ranker.score(request.user, {k: v[order] for k, v in request.items.items()})
+    # np.max and not max, which drops a NaN that comes after a number.
+    duplicates = np.max([np.abs(v[0::2] - v[1::2]).max() for v in twice.values()])
+    permutation = np.max([np.abs(shuffled[k] - v[order]).max() for k, v in plain.items()])
+    return Invariance(float(duplicates), float(permutation))
+
+
+def split_errors(reference: Scores, split: Scores, routing: Routing | None) -> dict[str, float]:
+    """Return the largest score difference of the split by task, without rows whose experts FP32 itself cannot tell.
+
+    Where two experts are tied to the last bits, sums in another order choose the other one, whole or split.
+    """
+    found = {}
+    for task in reference[0] if reference else {}:
+        error = np.concatenate([np.abs(s[task] - r[task]) for r, s in zip(reference, split, strict=True)])
+        kept = error if routing is None else error[routing.narrowest >= FP32_TIE]
+        found[task] = float(kept.max()) if kept.size else 0.0
+    return found
+
+
+def parity_targets(
+    gates: Gates, split: Mapping[str, float], quantized: dict[str, Agreement], invariance: Invariance
+) -> list[Target]:
+    """Return the parity targets of a build, per task where there are several; ``split`` as ``split_errors`` says."""
+    targets: list[Target] = []
+    for task in split:
+        suffix = f"[{task}]" if len(split) > 1 else ""
+        targets.append(Target(f"split max |score difference|{suffix}", split[task], gates.split_max_abs))
+        targets += quant_targets(gates, quantized[task], suffix)
+    targets.append(Target("identical candidates, max |difference|", invariance.duplicates, gates.invariance))
+    targets.append(Target("permuted candidates, max |difference|", invariance.permutation, gates.invariance))
+    return targets
+
+
+def quant_targets(gates: Gates, quantized: Agreement, suffix: str = "") -> list[Target]:
+    """Return the targets that quantized logits must keep."""
+    return [
+        Target(f"quantized SQNR dB{suffix}", quantized.sqnr_db, gates.sqnr_db, ">="),
+        Target(f"quantized Kendall tau{suffix}", quantized.kendall_tau, gates.kendall_tau, ">="),
+        Target(f"quantized max |probability difference|{suffix}", quantized.max_probability, gates.max_probability),
+    ]
+
+
+def routing_targets(gates: Gates, routing: Routing) -> list[Target]:
+    """Return the targets of top-k routers: how far rows with the same experts move, and how many get others."""
+    same = routing.error[~routing.flipped]
+    return [
+        Target(
+            "quantized max |probability difference|, rows with the experts of FP32",
+            float(same.max()) if same.size else 0.0,
+            gates.same_experts_probability,
+        ),
+        Target("share of rows with other experts than in FP32", float(routing.flipped.mean()), gates.rerouted_rows),
+    ]
+
+
+def auc_targets(gates: Gates, reference: dict[str, float], actual: dict[str, float]) -> list[Target]:
+    """Return one target per labelled task: the AUC change against FP32."""
+    return [
+        Target(f"AUC change [{task}]", abs(actual[task] - value), gates.auc_change)
+        for task, value in reference.items()
+    ]
+
+
+def latency_targets(gates: Gates, latency: RequestLatency) -> list[Target]:
+    """Return the latency targets a recipe sets; a bound of 0 sets none."""
+    targets = []
+    size = f"N = {latency.candidates}"
+    if gates.fraction_of_limit:
+        targets.append(
+            Target(
+                f"fraction of the speed-up limit, {size}", latency.fraction_of_limit, gates.fraction_of_limit, ">="
+            )
+        )
+    if gates.request_p99_ms:
+        targets.append(Target(f"request p99 ms, {size}", latency.request.p99, gates.request_p99_ms))
+    return targets

@@ -1,0 +1,95 @@
+"""Check a finished bundle again, on any machine: nothing but the bundle and requests are needed."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from engines.backends.contract import Runner
+from engines.build.report import read_report
+from engines.build.sources import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
+from engines.bundle.publish import open_bundle
+from engines.recipes.recipe import load_recipe
+from engines.verify import prove
+from engines.verify.checks import Scores
+from engines.verify.failing_rows import save_worst_rows
+from graphs.base.errors import GateFailed, UgsepError
+from graphs.base.progress import ProgressCallback, silent
+from quant.requests.readers import read_requests, request_spec, synthetic_requests, table_rows
+
+
+def validate(
+    bundle: Path,
+    requests: Sequence[Path],
+    seed: int = 1,
+    progress: ProgressCallback = silent,
+    worst: Path | None = None,
+) -> prove.Proof:
+    """Prove a bundle against its own FP32 graph on held-out requests, or on synthetic ones where none are given.
+
+    Where a target does not hold, the rows that are furthest off are written to ``worst`` (npz, a file of requests).
+
+    Raises:
+        UgsepError: a tampered bundle, engines this machine cannot run, or unusable requests.
+        GateFailed: a target does not hold and ``worst`` cannot be written.
+    """
+    manifest = open_bundle(bundle)
+    recipe = load_recipe(str(bundle / "recipe.yaml"))
+    user, item = bundle / "onnx" / "user.onnx", bundle / "onnx" / "item.onnx"
+    spec = request_spec(user, item)
+    if requests:
+        rows = list(read_requests([str(p) for p in requests], spec))
+    else:
+        vocabulary = max(table_rows(user, item), 1)
+        rows = list(synthetic_requests(spec, SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, vocabulary, seed))
+
+    def reference(full: Runner) -> Scores:
+        return prove.full_scores(full, rows, progress)
+
+    limits = speedup_limits(bundle, recipe.serving.candidates)
+    found = prove.prove(recipe, manifest, bundle, rows, reference, limits, progress=progress)
+    if worst is not None and not found.passed:
+        try:
+            save_worst_rows(worst, rows, found.errors)
+        except OSError as error:  # a read-only place must not hide what failed
+            broken = "; ".join(str(t) for t in found.targets if not t.passed)
+            raise GateFailed(
+                f"{bundle}: {broken}; the worst rows cannot be written to {worst} ({error.strerror}); "
+                "pass --worst FILE"
+            ) from error
+    return found
+
+
+def how_to_reproduce(bundle: Path, requests: Sequence[Path], seed: int = 1) -> str:
+    """Return the command that validates the same bundle on the same requests."""
+    rows = [part for path in requests for part in ("--requests", str(path))] or ["--synthetic", "--seed", str(seed)]
+    return shlex.join(["ugsep", "validate", str(bundle), *rows])
+
+
+def speedup_limits(bundle: Path, candidates: Sequence[int]) -> dict[int, float]:
+    """Return the FLOP limit of the speed-up by request size, from the costs a bundle's report holds.
+
+    Raises:
+        UgsepError: the report lacks them.
+    """
+    report = read_report(bundle)
+    try:
+        user, item, full = (int(report["split"][side]["flops"]) for side in ("user", "item", "full"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UgsepError(f"{bundle / 'report.json'}: no FLOPs per side ({error}); build the bundle again") from error
+    return {n: n * full / (user + n * item) for n in candidates}
+
+
+def junit_xml(name: str, found: prove.Proof, reproduce: str = "") -> str:
+    """Return the targets as a JUnit test suite, one case each, for CI servers; failures say how to ``reproduce``."""
+    failures = sum(not t.passed for t in found.targets)
+    suite = ElementTree.Element(
+        "testsuite", name=f"ugsep.{name}", tests=str(len(found.targets)), failures=str(failures)
+    )
+    for target in found.targets:
+        case = ElementTree.SubElement(suite, "testcase", classname=f"ugsep.{name}", name=target.name)
+        if not target.passed:
+            ElementTree.SubElement(case, "failure", message=str(target)).text = reproduce
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)

@@ -1,0 +1,1 @@
+"""Graph rewrites that fit an exported graph to one target runtime."""

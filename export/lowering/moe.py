@@ -1,0 +1,373 @@
+"""Sparse experts for CPUs: the dense-gated form of a mixture of experts becomes one where only chosen experts run.
+
+The canonical graph computes every expert for every row and scales each one's hidden units by its gate:
+MatMul(Reshape(Reshape(hidden [T, N, E*h]) * Unsqueeze(gates [T, N, E])), W_down [T, E*h, D]). Here the rows with
+a gate other than 0 are listed expert by expert (NonZero, split by their counts), gathered, sent through their
+expert's slices of the weights; then every row gathers its results and adds them up under their gates. An expert
+that no row chose multiplies nothing and its weights are not read, so the same form serves one row and many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from export.lowering.feature_tokens import BINARY, UNARY
+from export.lowering.nodes import add_initializer, add_node, constant, int8_weight, ints, rank, swaps_first_axes
+
+# Below this many weights per token and expert the bookkeeping takes longer than computing every expert.
+MIN_EXPERT_ELEMENTS = 32 * 1024
+
+_INT64 = ir.DataType.INT64
+
+
+@dataclass
+class _Mixture:
+    """One dense-gated mixture: element-wise operators on MatMuls make ``hidden``, which is gated and projected.
+
+    ``weights``: every stacked weight of the experts, the one of ``down``, the last MatMul, at the end.
+    """
+
+    down: ir.Node
+    hidden: ir.Value
+    gates: ir.Value
+    tokens: int
+    experts: int
+    weights: list[ir.Value] = field(default_factory=list)
+
+    def elements_per_expert(self) -> int:
+        shapes = [_stacked_shape(weight) for weight in self.weights]
+        return sum(k * n // self.experts for _, k, n in filter(None, shapes))
+
+
+def route_experts(graph: ir.Graph, min_elements: int = MIN_EXPERT_ELEMENTS) -> dict[str, tuple[str, ...]]:
+    """Rewrite every dense-gated mixture; return weight -> its T * E initializers, token by token.
+
+    Weights are initializers or int8 ones behind DequantizeLinear with one scale per column. A mixture whose
+    experts have fewer than ``min_elements`` weights per token is left dense. Numerics: the same products for
+    the experts with a gate other than 0, added in another order.
+    """
+    names: dict[str, tuple[str, ...]] = {}
+    for node in list(graph):
+        mixture = _match(node)
+        if mixture is not None and mixture.elements_per_expert() >= min_elements:
+            _rewrite(graph, mixture, names)
+    return names
+
+
+def _match(down: ir.Node) -> _Mixture | None:
+    """Return the mixture that ends in a MatMul, None where it is no mixture."""
+    if down.op_type != "MatMul" or down.inputs[0] is None or _stacked_shape(down.inputs[1]) is None:
+        return None
+    product = _through(down.inputs[0], "Reshape")
+    multiply = None if product is None else product.producer()
+    if multiply is None or multiply.op_type != "Mul":
+        return None
+    for a, b in (multiply.inputs, tuple(reversed(multiply.inputs))):
+        hidden, gates = _through(a, "Reshape"), _through(b, "Unsqueeze")
+        if hidden is None or gates is None or a is None or a.shape is None or rank(gates) != 3 or len(a.shape) != 4:
+            continue
+        tokens, experts = a.shape[0], a.shape[2]
+        if not isinstance(tokens, int) or not isinstance(experts, int):
+            continue
+        mixture = _Mixture(down, hidden, gates, tokens, experts)
+        assert down.inputs[1] is not None
+        if _collect(mixture, hidden) and mixture.weights:
+            mixture.weights.append(down.inputs[1])
+            return mixture
+    return None
+
+
+def _through(value: ir.Value | None, op_type: str) -> ir.Value | None:
+    node = None if value is None else value.producer()
+    return node.inputs[0] if node is not None and node.op_type == op_type else None
+
+
+def _stacked_shape(weight: ir.Value | None) -> tuple[int, int, int] | None:
+    """Return [T, K, N] of a constant stacked weight, int8 with one scale per column included."""
+    whole, int8 = constant(weight), int8_weight(weight)
+    if whole is not None and whole.ndim == 3:
+        return whole.shape
+    if int8 is not None and int8.q.ndim == 3 and int8.s.shape == (int8.q.shape[0], 1, int8.q.shape[2]):
+        return int8.q.shape
+    return None
+
+
+def _kind(mixture: _Mixture, value: ir.Value) -> str:
+    """Return what a value of the hidden part is: constant, matmul, elementwise, rows (read per row), or "".
+
+    Rows are [T, N, 1] (a norm's scale) or [T, N, E*h] (a product computed elsewhere, once per user for example).
+    """
+    if constant(value) is not None:
+        return "constant"
+    node, shape = value.producer(), value.shape
+    if shape is None or len(shape) != 3 or shape[0] != mixture.tokens:
+        return ""
+    if node is not None and node.domain == "" and shape[2] != 1:
+        if node.op_type == "MatMul" and _stacked_shape(node.inputs[1]) is not None:
+            x = node.inputs[0]
+            return "matmul" if x is not None and rank(x) == 3 and x.shape and x.shape[0] == shape[0] else ""
+        if node.op_type in UNARY | BINARY:
+            return "elementwise"
+    return "rows" if isinstance(shape[2], int) else ""
+
+
+def _collect(mixture: _Mixture, value: ir.Value) -> bool:
+    """Walk back through the element-wise operators and note the weights; False at anything unknown."""
+    kind, node = _kind(mixture, value), value.producer()
+    if kind == "matmul" and node is not None and node.inputs[1] is not None:
+        if node.inputs[1] not in mixture.weights:
+            mixture.weights.append(node.inputs[1])
+    elif kind == "elementwise" and node is not None:
+        return all(operand is not None and _collect(mixture, operand) for operand in node.inputs)
+    return kind != ""
+
+
+def _rewrite(graph: ir.Graph, mixture: _Mixture, names: dict[str, tuple[str, ...]]) -> None:
+    out = mixture.down.outputs[0]
+    slices = _Slices(graph, mixture, names)
+    routes = _Routes(graph, mixture, slices)
+    users = [use.node for use in out.uses()]
+    rows_first = len(users) == 1 and swaps_first_axes(users[0]) and not out.is_graph_output()
+    if rows_first:
+        out = users[0].outputs[0]  # the tokens are put together in that order at once
+    summed: list[ir.Value | None] = []
+    for t in range(mixture.tokens):
+        results = [routes.no_result()]
+        for e in range(mixture.experts):
+            hidden = routes.hidden(mixture.hidden, t, e, {})
+            weight = slices.weight(mixture.weights[-1], t, e, by_row=True)
+            results.append(routes.add("MatMul", [hidden, weight], f"[{t},{e}].result"))  # [R_te, D]
+        summed.append(routes.sum_by_row(results, t, rows_first))
+    whole = routes.add("Concat", summed, "sum", axis=1 if rows_first else 0)
+    whole.shape, whole.type, whole.name = out.shape, out.type, out.name  # a graph output keeps its name
+    out.name = f"{out.name}.before"
+    ir.convenience.replace_all_uses_with(out, whole, replace_graph_outputs=True)
+
+
+class _Slices:
+    """Cuts constants to one token and one expert and names the pieces after the whole."""
+
+    def __init__(self, graph: ir.Graph, mixture: _Mixture, names: dict[str, tuple[str, ...]]) -> None:
+        self.graph, self.mixture, self.names = graph, mixture, names
+
+    def weight(self, value: ir.Value, token: int, expert: int, by_row: bool) -> ir.Value:
+        """Return the columns (rows of the down projection) of one expert, [K, h] or [h, D]."""
+        whole, int8 = constant(value), int8_weight(value)
+        suffix = f"[{token},{expert}]"
+        if whole is not None:
+            part = add_initializer(self.graph, f"{value.name}{suffix}", self._own(whole[token], expert, by_row))
+            self._record(str(value.name), part)
+            return part
+        assert int8 is not None
+        q = add_initializer(self.graph, f"{int8.values.name}{suffix}", self._own(int8.q[token], expert, by_row))
+        scales = int8.s[token, 0] if by_row else self._own(int8.s[token], expert, by_row)[0]
+        s = add_initializer(self.graph, f"{int8.scale.name}{suffix}", scales)
+        self._record(str(int8.values.name), q)
+        name = f"{value.name}{suffix}"
+        out = add_node(self.mixture.down, "DequantizeLinear", [q, s], {"axis": 1}, name=name, like=s)
+        out.shape = q.shape
+        return out
+
+    def constant(self, value: ir.Value, token: int, expert: int) -> ir.Value:
+        """Return a constant of the element-wise part, cut where it has a token or a hidden axis."""
+        whole = constant(value)
+        assert whole is not None
+        if whole.ndim == 3:
+            whole = whole[token if whole.shape[0] == self.mixture.tokens else 0]
+        if whole.ndim and whole.shape[-1] > 1:
+            whole = whole[..., self._range(whole.shape[-1], expert)]
+        if whole.ndim == 2 and whole.shape[0] == 1:
+            whole = whole[0]  # a 1-D bias lets the runtime fuse GEMM and Add
+        return add_initializer(self.graph, f"{value.name}[{token},{expert}]", whole) if whole.ndim else value
+
+    def _own(self, matrix: NDArray[Any], expert: int, by_row: bool) -> NDArray[Any]:
+        if by_row:
+            return matrix[self._range(matrix.shape[0], expert)]
+        return matrix[:, self._range(matrix.shape[1], expert)]
+
+    def _range(self, size: int, expert: int) -> slice:
+        width = size // self.mixture.experts
+        return slice(expert * width, (expert + 1) * width)
+
+    def _record(self, name: str, part: ir.Value) -> None:
+        known = self.names.get(name, ())
+        self.names[name] = known if part.name in known else (*known, str(part.name))
+
+
+class _Routes:
+    """Which rows of which token chose which expert, and how values are read at those rows.
+
+    The R choices of all tokens are listed once, ordered by token, expert, row, and cut into T * E lists; list
+    t * E + e has the R_te rows of token t that chose expert e.
+    """
+
+    def __init__(self, graph: ir.Graph, mixture: _Mixture, slices: _Slices) -> None:
+        self.graph, self.mixture, self.slices = graph, mixture, slices
+        t, e = mixture.tokens, mixture.experts
+        gates = self.add("Transpose", [mixture.gates], "by_expert", perm=[0, 2, 1])  # [T, E, N]
+        flat = self.add("Reshape", [gates, self.ints(t * e, -1)], "flat")  # [T * E, N]: faster to search
+        pairs = self.add("NonZero", [flat], "nonzero", _INT64)  # [2, R]: list, row
+        self.pairs = self.add("Transpose", [pairs], "pairs", _INT64, perm=[1, 0])  # [R, 2]
+        active = self.add("Cast", [flat], "active", ir.DataType.BOOL, to=int(ir.DataType.BOOL))
+        self.ones = self.add("Cast", [active], "ones", _INT64, to=int(_INT64))  # [T * E, N]
+        self.lengths = self.add("ReduceSum", [self.ones, self.ints(1)], "lengths", _INT64, keepdims=0)  # [T * E]
+        self.results, experts = self._results()
+        chosen = self.add("GatherElements", [mixture.gates, experts], "gates", axis=2)  # [T, N, most]
+        self.gates = self.add("Unsqueeze", [chosen, self.ints(2)], "gates.rows")  # [T, N, 1, most]
+        self._lists: dict[tuple[ir.Value | None, bool, bool], list[ir.Value]] = {}
+        self._by_expert: dict[ir.Value, ir.Value] = {}
+
+    def _results(self) -> tuple[ir.Value, ir.Value]:
+        """Return where each row finds its results among its token's, from 1 on, and of which experts they are.
+
+        Both [T, N, most]; ``most`` is the largest number of experts that one row of this call chose, at least 1.
+        A row that chose fewer has number 0 in their place, and an expert with a gate of 0.
+        """
+        t, e = self.mixture.tokens, self.mixture.experts
+        of_token = self.add("Reshape", [self.ones, self.ints(t, -1)], "ones.token", _INT64)  # [T, E * N]
+        last = add_initializer(self.graph, "lowering.axis.1", np.array(1, np.int64))
+        number = self.add("CumSum", [of_token, last], "number", _INT64)
+        number = self.add("Mul", [number, of_token], "number.chosen", _INT64)  # 0 where not chosen
+        number = self.add("Reshape", [number, self.ints(t, e, -1)], "number.cut", _INT64)
+        number = self.add("Transpose", [number], "number.by_row", _INT64, perm=[0, 2, 1])  # [T, N, E]
+        ones = self.add("Reshape", [self.ones, self.ints(t, e, -1)], "ones.cut", _INT64)
+        per_row = self.add("ReduceSum", [ones, self.ints(1)], "per_row", _INT64, keepdims=0)  # [T, N]
+        flat = self.add("Reshape", [per_row, self.ints(-1)], "per_row.flat", _INT64)
+        flat = self.add("Concat", [flat, self.ints(1)], "per_row.least", _INT64, axis=0)
+        most = self.add("ReduceMax", [flat], "most", _INT64, keepdims=1)  # [1]
+        top = ir.node("TopK", [number, most], {"axis": -1, "sorted": 0}, num_outputs=2)
+        self.mixture.down.prepend(top)
+        for output, what in zip(top.outputs, ("results", "experts"), strict=True):
+            output.name = f"{self.mixture.down.outputs[0].name}.moe.{what}"
+            output.type = ir.TensorType(_INT64)
+        return top.outputs[0], top.outputs[1]
+
+    def no_result(self) -> ir.Value:
+        """Return the constant row [1, D] that number 0 stands for."""
+        shape = self.mixture.down.outputs[0].shape
+        assert shape is not None
+        assert isinstance(shape[2], int)
+        return add_initializer(self.graph, f"lowering.zeros.{shape[2]}", np.zeros((1, shape[2]), np.float32))
+
+    def sum_by_row(self, results: list[ir.Value], token: int, rows_first: bool) -> ir.Value:
+        """Add up each row's results of one token under their gates; returns [1, N, D], or [N, 1, D].
+
+        Every row gathers its own. (ScatterND with addition takes longer: ONNX Runtime copies all rows for every
+        expert. In one piece for all experts it even loses additions to the same row on several threads.)
+        """
+        together = self.add("Concat", [*results], f"[{token}].results", axis=0)  # [1 + R_t, D]
+        numbers = self.add("Gather", [self.results, self.ints(token)], f"[{token}].numbers", _INT64, axis=0)
+        found = self.add("Gather", [together, numbers], f"[{token}].found", axis=0)  # [1, N, most, D]
+        gates = self.add("Gather", [self.gates, self.ints(token)], f"[{token}].gates", axis=0)  # [1, N, 1, most]
+        product = self.add("MatMul", [gates, found], f"[{token}].sum")  # [1, N, 1, D]
+        return self.add("Squeeze", [product, self.ints(0 if rows_first else 2)], f"[{token}].summed")
+
+    def add(
+        self, op: str, inputs: list[ir.Value | None], what: str, dtype: ir.DataType | None = None, **attributes: Any
+    ) -> ir.Value:
+        """Insert a node before the mixture's last MatMul; float unless ``dtype`` says otherwise."""
+        out = self.mixture.down.outputs[0]
+        value = add_node(self.mixture.down, op, inputs, attributes, name=f"{out.name}.moe.{what}", like=out)
+        if dtype is not None:
+            value.type = ir.TensorType(dtype)
+        return value
+
+    def ints(self, *numbers: int) -> ir.Value:
+        """Return a constant vector."""
+        name = f"lowering.ints.{'.'.join(map(str, numbers))}"
+        return add_initializer(self.graph, name, np.array(numbers, np.int64))
+
+    def hidden(self, value: ir.Value, token: int, expert: int, done: dict[ir.Value, ir.Value]) -> ir.Value:
+        """Compute a value of the hidden part for one expert's rows and hidden units, [R_te, h] or [R_te, 1]."""
+        if value in done:
+            return done[value]
+        kind, source = _kind(self.mixture, value), value.producer()
+        if kind == "constant":
+            return self.slices.constant(value, token, expert)
+        if kind == "rows":
+            wide = value.shape is not None and value.shape[2] != 1
+            done[value] = self._at_rows(value, token, expert, wide)
+            return done[value]
+        assert source is not None
+        if kind == "matmul":
+            x, weight = source.inputs[0], source.inputs[1]
+            assert x is not None
+            assert weight is not None
+            if x not in done:
+                done[x] = self._at_rows(x, token, expert, wide=False)  # [R_te, K]
+            inputs: list[ir.Value | None] = [done[x], self.slices.weight(weight, token, expert, by_row=False)]
+        else:
+            inputs = [None if v is None else self.hidden(v, token, expert, done) for v in source.inputs]
+        attributes = {name: attribute.value for name, attribute in source.attributes.items()}
+        done[value] = self.add(source.op_type, inputs, f"[{token},{expert}].{value.name}", **attributes)
+        return done[value]
+
+    def _at_rows(self, value: ir.Value, token: int, expert: int, wide: bool) -> ir.Value:
+        """Read [T, N, W] at one expert's rows: all of W, or where ``wide`` the expert's own part of it.
+
+        A value gathered from users to candidates ([T, U, W] by an index) is read from the users directly, one that
+        was turned from [N, T, W] where it came from; one of a single row, [T, 1, W], broadcasts and stays one row.
+        """
+        index: ir.Value | None = None
+        rows_first = False
+        node = value.producer()
+        if node is not None and node.op_type == "Gather" and ints(node, "axis", 0) == 1:
+            users, candidate = node.inputs
+            if users is not None and candidate is not None and rank(users) == 3 and rank(candidate) == 1:
+                value, index = users, candidate
+        elif node is not None and not wide and swaps_first_axes(node) and node.inputs[0] is not None:
+            value, rows_first = node.inputs[0], True
+        assert value.shape is not None
+        single = not rows_first and value.shape[1] == 1
+        source = self._cut_by_expert(value) if wide else value  # [T, N or U or 1, W], [N, T, W] or [T, ..., E, h]
+        what = f"[{token},{expert}].{value.name}"
+        if not single:
+            at = self.places(index, wide, rows_first)[token * self.mixture.experts + expert]
+        else:
+            at = self.ints(token, 0, expert) if wide else self.ints(token, 0)
+        return self.add("GatherND", [source, at], f"{what}.rows")
+
+    def _cut_by_expert(self, value: ir.Value) -> ir.Value:
+        """[T, N, E*h] -> [T, N, E, h], once for all experts."""
+        if value not in self._by_expert:
+            assert value.shape is not None
+            width = value.shape[2]
+            assert isinstance(width, int)
+            e = self.mixture.experts
+            self._by_expert[value] = self.add("Reshape", [value, self.ints(0, 0, e, width // e)], f"{value.name}.cut")
+        return self._by_expert[value]
+
+    def places(self, index: ir.Value | None, wide: bool, rows_first: bool) -> list[ir.Value]:
+        """Where each list reads: token and row, or the row's user by ``index``; and the expert where ``wide``."""
+        key = (index, wide, rows_first)
+        if key not in self._lists:
+            what = f"{'rows' if index is None else index.name}{'.cells' if wide else ''}{'.first' * rows_first}"
+            lists, rows = self._column(0, f"{what}.lists"), self._column(1, f"{what}.rows")
+            if index is not None:
+                users = self.add("GatherND", [index, rows], f"{what}.flat", _INT64)
+                rows = self.add("Unsqueeze", [users, self.ints(1)], f"{what}.users", _INT64)
+            e = self.ints(self.mixture.experts)
+            tokens = self.add("Div", [lists, e], f"{what}.tokens", _INT64)
+            parts: list[ir.Value | None] = [rows, tokens] if rows_first else [tokens, rows]
+            if wide:
+                parts.append(self.add("Mod", [lists, e], f"{what}.experts", _INT64))
+            self._lists[key] = self._cut(self.add("Concat", parts, f"{what}.places", _INT64, axis=1))
+        return self._lists[key]
+
+    def _column(self, column: int, what: str) -> ir.Value:
+        """Return a column of the pairs, [R, 1]."""
+        return self.add("Gather", [self.pairs, self.ints(column)], what, _INT64, axis=1)
+
+    def _cut(self, value: ir.Value) -> list[ir.Value]:
+        """Cut [R, ...] into the T * E lists."""
+        count = self.mixture.tokens * self.mixture.experts
+        split = ir.node("Split", [value, self.lengths], {"axis": 0}, num_outputs=count)
+        self.mixture.down.prepend(split)
+        for at, part in enumerate(split.outputs):
+            part.name, part.type = f"{value.name}[{at}]", value.type
+        return list(split.outputs)

@@ -1,0 +1,81 @@
+"""What goes into a ranking model: named features, each with a side, a kind and a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from graphs.base.errors import UgsepError
+
+Side = Literal["user", "item"]
+SIDES: tuple[Side, Side] = ("user", "item")
+Kind = Literal["id", "dense", "sequence"]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One model input; batch first.
+
+    ``id``: int64 [N] in [0, vocab). ``dense``: float32 [N, width]. ``sequence``: int64 [N, width] in
+    [0, vocab), 0 is padding. ``group`` names the features that share a token; ``table`` lets a sequence
+    (or a second id) look its rows up in another feature's embedding table.
+
+    Raises:
+        UgsepError: an unknown side or kind, a vocabulary or a width below 1.
+    """
+
+    name: str
+    side: Side
+    kind: Kind
+    vocab: int = 0
+    width: int = 1
+    group: str = ""
+    table: str = ""
+
+    def __post_init__(self) -> None:
+        if self.side not in ("user", "item"):
+            raise UgsepError(f"feature '{self.name}': side is '{self.side}'; use 'user' or 'item'")
+        if self.kind not in ("id", "dense", "sequence"):
+            raise UgsepError(f"feature '{self.name}': kind is '{self.kind}'; use 'id', 'dense' or 'sequence'")
+        if self.kind != "dense" and self.vocab < 1:
+            raise UgsepError(f"feature '{self.name}': vocab is {self.vocab}; an {self.kind} feature needs vocab >= 1")
+        if self.width < 1:
+            raise UgsepError(f"feature '{self.name}': width is {self.width}; give at least 1")
+        if self.kind == "id" and self.width != 1:
+            raise UgsepError(f"feature '{self.name}': an id has width 1, not {self.width}; use kind 'sequence'")
+
+    @property
+    def table_name(self) -> str:
+        """Name of the embedding table the feature reads."""
+        return self.table or self.name
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row, without the batch axis."""
+        return () if self.kind == "id" else (self.width,)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the input tensor."""
+        return torch.float32 if self.kind == "dense" else torch.int64
+
+
+def of_side(features: Iterable[Feature], side: Side) -> tuple[Feature, ...]:
+    """Return the features of one side, in order."""
+    return tuple(f for f in features if f.side == side)
+
+
+def random_rows(features: Iterable[Feature], rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return fresh random inputs: ids uniform over the vocabulary, dense normal; [rows, ...] each."""
+    out: dict[str, Tensor] = {}
+    for f in features:
+        shape = (rows, *f.row_shape)
+        if f.kind == "dense":
+            out[f.name] = torch.randn(shape, generator=generator)
+        else:
+            out[f.name] = torch.randint(0, f.vocab, shape, generator=generator)
+    return out

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: safetensors files, read, written and checked."""

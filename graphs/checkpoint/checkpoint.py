@@ -1,0 +1,86 @@
+"""Checkpoints: a folder with ``config.json`` and weights in safetensors, one file or shards; pickles are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from graphs.base.errors import UgsepError
+from graphs.checkpoint.files import PICKLES, check_finite, check_weights, stored_weights, weight_files
+from graphs.models.ranking_model import RankingModel
+from graphs.models.table import model_class
+
+
+def load_checkpoint(directory: Path) -> RankingModel:
+    """Return the model a checkpoint folder holds, in eval mode.
+
+    Raises:
+        UgsepError: missing or truncated file or shard, a pickle, unknown architecture, missing or surplus weight,
+            wrong shape, NaN or infinite weight.
+    """
+    return _class_of(directory, read_config(directory)).from_pretrained(directory)
+
+
+def weightless_model(directory: Path) -> RankingModel:
+    """Return the model a checkpoint folder holds on the meta device, in eval mode: names and shapes, no numbers.
+
+    Raises:
+        UgsepError: as ``load_checkpoint``, but the numbers are not looked at.
+    """
+    config = read_config(directory)
+    kind = _class_of(directory, config)
+    with torch.device("meta"):
+        model = kind(kind.config_from(config))
+    check_weights(model.state_dict(), stored_weights(directory), weight_files(directory)[0])
+    return model.eval()
+
+
+def _class_of(directory: Path, config: dict[str, Any]) -> type[RankingModel]:
+    name = config.get("architecture")
+    if not isinstance(name, str):
+        raise UgsepError(f"{directory / 'config.json'}: no 'architecture'; save the model with save_pretrained")
+    return model_class(name)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return ``config.json`` of a checkpoint folder as a mapping; the errors of ``load_checkpoint``."""
+    if directory.is_file() and directory.suffix in PICKLES:
+        raise UgsepError(f"{directory} is a pickle, which can run code when loaded; convert it to safetensors")
+    path = directory / "config.json"
+    if not path.is_file():
+        hint = "train one with 'make checkpoint' or pass INIT=random"
+        raise UgsepError(f"no checkpoint at {directory}: {path.name} is missing; {hint}")
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UgsepError(f"{path} is not JSON ({error}); save the checkpoint again") from error
+    if not isinstance(config, dict):
+        raise UgsepError(f"{path} holds a {type(config).__name__}, not a mapping; save the checkpoint again")
+    return config
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Fill every parameter and buffer of ``model`` from a checkpoint folder; the errors of ``load_checkpoint``.
+
+    One file or shards; weights are converted to the model's own dtypes, one at a time.
+    """
+    where = weight_files(folder)[0]
+    stored, expected = stored_weights(folder), model.state_dict()
+    check_weights(expected, stored, where)
+    for file in sorted({s.file for s in stored.values()}):
+        with safetensors.safe_open(file, framework="pt") as opened, torch.no_grad():
+            for name in opened.keys():
+                value = opened.get_tensor(name)
+                check_finite(name, value, file)
+                expected[name].copy_(value)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the parameters and buffers of ``model`` to one safetensors file."""
+    safetensors.torch.save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, path)

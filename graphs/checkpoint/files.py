@@ -1,0 +1,164 @@
+"""The safetensors files of a checkpoint: one file, or shards named by an index, read without loading them.
+
+A sharded checkpoint has ``model.safetensors.index.json`` with ``weight_map`` (weight -> shard), as Hugging Face
+writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from graphs.base.errors import UgsepError, nearest
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
+    "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where one weight lies: a row-major tensor ``offset`` bytes into ``file``."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files that hold the weights, the index first where there is one.
+
+    Raises:
+        UgsepError: there are none, or the index is not one.
+    """
+    if (folder / SINGLE).is_file():
+        return (folder / SINGLE,)
+    if (folder / INDEX).is_file():
+        return (folder / INDEX, *sorted({folder / shard for shard in _weight_map(folder / INDEX).values()}))
+    pickles = [p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES]
+    found = f" (found {pickles[0]}: pickles are refused, convert it to safetensors)" if pickles else ""
+    raise UgsepError(
+        f"no weights at {folder / SINGLE}{found}; a checkpoint is config.json and model.safetensors, "
+        f"or shards and {INDEX}"
+    )
+
+
+def stored_weights(folder: Path) -> dict[str, Stored]:
+    """Return where every weight of a checkpoint folder lies; only the files' headers are read.
+
+    Raises:
+        UgsepError: no weights, a missing or truncated shard, an index that does not agree with its shards.
+    """
+    first, *shards = weight_files(folder)
+    if first.name != INDEX:
+        return _header(first)
+    promised = _weight_map(first)
+    found: dict[str, Stored] = {}
+    for shard in shards:
+        if not shard.is_file():
+            raise UgsepError(f"{first}: shard '{shard.name}' is missing; copy it beside the index")
+        for name, stored in _header(shard).items():
+            if promised.get(name) != shard.name:
+                known = [n for n, s in promised.items() if s == shard.name]
+                raise UgsepError(
+                    f"{shard}: unknown weight '{name}', the index does not place it here{nearest(name, known)}"
+                )
+            found[name] = stored
+    for name, place in promised.items():
+        if name not in found:
+            raise UgsepError(f"{folder / place}: weight '{name}' is missing, the index places it here; copy it again")
+    return found
+
+
+def check_weights(expected: Mapping[str, Tensor], stored: Mapping[str, Stored], where: Path) -> None:
+    """Refuse a checkpoint whose weights are not exactly those of a model, by name and shape.
+
+    Raises:
+        UgsepError: a missing or unknown weight, or one of another shape than the model's.
+    """
+    for name in expected:
+        if name not in stored:
+            raise UgsepError(
+                f"{where}: weight '{name}' is missing{nearest(name, stored)}; is config.json of this model?"
+            )
+    for name, value in stored.items():
+        if name not in expected:
+            raise UgsepError(
+                f"{where}: unknown weight '{name}'{nearest(name, expected)}; is config.json of this model?"
+            )
+        if value.shape != tuple(expected[name].shape):
+            want = tuple(expected[name].shape)
+            raise UgsepError(
+                f"{where}: weight '{name}' has shape {value.shape}, config.json asks for {want}; "
+                "use the matching pair"
+            )
+
+
+def check_finite(name: str, value: Tensor, where: Path) -> None:
+    """Refuse NaN and infinite weights.
+
+    Raises:
+        UgsepError: says how many there are.
+    """
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        bad = int((~torch.isfinite(value)).sum())
+        raise UgsepError(
+            f"{where}: weight '{name}' has {bad} NaN or infinite values; retrain or repair the checkpoint"
+        )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        document = json.loads(index.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UgsepError(f"{index} is not JSON ({error}); save the checkpoint again") from error
+    found = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise UgsepError(f"{index} has no 'weight_map' of weight to shard; save the checkpoint again")
+    outside = [s for s in found.values() if Path(s).name != s]
+    if outside:
+        raise UgsepError(f"{index}: shard '{outside[0]}' lies outside its folder; save the checkpoint again")
+    return found
+
+
+def _header(file: Path) -> dict[str, Stored]:
+    try:
+        # The library checks that the header is sound and that the file is exactly as long as it says.
+        with safetensors.safe_open(file, framework="pt"):
+            pass
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UgsepError(f"{file} is truncated or not safetensors ({error}); save the checkpoint again") from error
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        entries: dict[str, Any] = json.loads(stream.read(length))
+    found: dict[str, Stored] = {}
+    for name, entry in entries.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise UgsepError(f"{file}: weight '{name}' is {entry['dtype']}; store it as BF16 or F32")
+        start = 8 + length + entry["data_offsets"][0]
+        found[name] = Stored(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), start)
+    return found
+
+
+def fingerprint(folder: Path) -> list[list[str | int]]:
+    """Return name, size and times of change of the weight files: what tells one checkpoint from another quickly.
+
+    The time of the last change of the file itself (ctime) is among them, which nobody can set back.
+    """
+    stats = ((p.name, p.stat()) for p in weight_files(folder))
+    return [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats]

@@ -1,0 +1,1 @@
+"""What a split saves and what keeps user and item together, in words and as a picture."""

@@ -1,0 +1,1 @@
+"""The layers of token-mixing models, with and without UG-Sep."""

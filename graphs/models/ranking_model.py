@@ -1,0 +1,204 @@
+"""The base of every ranking model here: a config, named logits, and Hugging Face persistence."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from huggingface_hub import ModelHubMixin
+from torch import Tensor, nn
+
+from graphs.base import config as config_file
+from graphs.base.errors import UgsepError
+from graphs.base.features import Feature
+from graphs.layers.parameter_counts import Counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What every architecture is told.
+
+    ``user_tokens`` is n, ``item_tokens`` is m (models.md; the G tokens of UG-Sep 2602.10455).
+    ``ug_sep=False`` gives the paper's unmasked original on the same tokens; ``compensation`` adds a
+    projection of the user rows to the item rows (UG-Sep, information compensation).
+
+    Raises:
+        UgsepError: fewer than one token on a side, no task, or a side without features.
+    """
+
+    features: tuple[Feature, ...]
+    tasks: tuple[str, ...] = ("like",)
+    width: int = 128
+    layers: int = 2
+    user_tokens: int = 8
+    item_tokens: int = 8
+    ug_sep: bool = True
+    compensation: bool = True
+    tower: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "user_tokens", "item_tokens", "tower"):
+            if getattr(self, name) < 1:
+                raise UgsepError(f"{name} is {getattr(self, name)}; give at least 1")
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise UgsepError(f"tasks are {list(self.tasks)}; name one or more different tasks")
+        names = [f.name for f in self.features]
+        if len(set(names)) != len(names):
+            raise UgsepError(
+                f"features are named twice: {sorted({n for n in names if names.count(n) > 1})}; rename one"
+            )
+        for side in ("user", "item"):
+            if not any(f.side == side for f in self.features):
+                raise UgsepError(f"features has none of side '{side}'; give at least one feature on each side")
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens T = n + m before the first layer."""
+        return self.user_tokens + self.item_tokens
+
+    def counts(self) -> Counts:
+        """Return parameters and FLOPs of both sides from the sizes alone; embedding tables are not counted."""
+        raise NotImplementedError(f"{type(self).__name__} must define counts")
+
+
+def check_divides(field: str, value: int, parts_field: str, parts: int) -> None:
+    """Refuse a width that does not fall into equal parts.
+
+    Raises:
+        UgsepError: ``parts`` does not divide ``value``; names both fields and the next larger value that works.
+    """
+    if value % parts:
+        works = -(-value // parts) * parts
+        raise UgsepError(f"{field} {value} is not divisible by the {parts} {parts_field}; {field} = {works} works")
+
+
+class RankingModel(nn.Module, ModelHubMixin):
+    """A ranking model: ``forward(features) -> {task: logits [N]}``, rows independent of each other.
+
+    Subclasses set ``config_class`` and ``keep_float``, glob patterns of parameters that must stay out of
+    int8 (routers, norms, logit heads). ``training_only`` are glob patterns of parameters that only training
+    reads: they stay in the checkpoint and leave no trace in the exported graph.
+    """
+
+    config_class: ClassVar[type[ModelConfig]] = ModelConfig
+    keep_float: ClassVar[tuple[str, ...]] = ("*norm*", "*router*", "heads.*.logit.*")
+    training_only: ClassVar[tuple[str, ...]] = ("auxiliary_heads.*", "*.training_router.*")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        coder = (config_file.to_mapping, cls.config_from)
+        super().__init_subclass__(coders={cls.config_class: coder}, library_name="ugsep", **kwargs)
+
+    @classmethod
+    def config_from(cls, values: dict[str, Any]) -> ModelConfig:
+        """Return the config that a checkpoint's ``config.json`` holds; raises UgsepError for a wrong setting."""
+        plain = {k: v for k, v in values.items() if k != "architecture"}
+        return config_file.parse(cls.config_class, plain, "config.json")
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def architecture(cls) -> str:
+        """Name of the architecture, the file name in ``graphs/models``."""
+        return cls.__module__.rsplit(".", 1)[-1].replace("_", "-")
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the logits [N] of every task from batch-first features."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    def auxiliary_loss(self, labels: dict[str, Tensor] | None = None) -> Tensor:
+        """Return the training-only loss of the last forward pass, a scalar; zero outside training.
+
+        Adds up the ``auxiliary`` scalars that modules left in training mode. ``labels`` (task -> [N], 0 or 1)
+        are needed by architectures that train logits of their middle layers too.
+        """
+        total = torch.zeros(())
+        if self.training:
+            for module in self.modules():
+                left = getattr(module, "auxiliary", None)
+                if isinstance(left, Tensor):
+                    total = total + left
+        return total
+
+    def at_progress(self, fraction: float) -> None:
+        """Tell the model that ``fraction`` (0..1) of the training steps is done; schedules hook in here."""
+        del fraction
+
+    def for_inference(self) -> Self:
+        """Return the model to export, in eval mode, sharing its weights with this one.
+
+        Every module with a method ``fold() -> nn.Module`` is replaced by what that returns: the same function
+        with everything that does not depend on the input computed already, and without training-only parts.
+        """
+        folded = _folded(self)
+        assert isinstance(folded, type(self))
+        return folded.eval()
+
+    def dense_parameters(self) -> int:
+        """Return the number of parameters, without embedding tables and training-only parts."""
+        left_out = ("embedding.tables.*", *self.training_only)
+        names = ((n, p.numel()) for n, p in self.named_parameters())
+        return sum(size for n, size in names if not any(fnmatch.fnmatch(n, pattern) for pattern in left_out))
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write ``config.json`` and ``model.safetensors``; a failed save leaves the old files as they were.
+
+        Other options are those of ``huggingface_hub.ModelHubMixin.save_pretrained``.
+        """
+        target = Path(save_directory)
+        target.mkdir(parents=True, exist_ok=True)
+        options["repo_id"] = options.get("repo_id") or target.name
+        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as folder:
+            result: str | None = super().save_pretrained(folder, **options)
+            for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights before what describes them
+                file.replace(target / file.name)
+        return result
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from graphs.checkpoint.checkpoint import save_weights
+
+        save_weights(self, save_directory / "model.safetensors")
+        mapping = {"architecture": self.architecture(), **config_file.to_mapping(self.config)}
+        (save_directory / "config.json").write_text(json.dumps(mapping, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, config: ModelConfig | dict[str, Any] | None = None, **_: Any) -> Self:
+        from graphs.checkpoint.checkpoint import load_weights
+
+        if config is None:
+            raise UgsepError(f"{model_id}/config.json is missing; save the model with save_pretrained")
+        # The hub's mixin decodes by annotation and sees only its text here, so the mapping arrives as it is.
+        model = cls(cls.config_from(config) if isinstance(config, dict) else config)
+        load_weights(model, Path(model_id))
+        return model.eval()
+
+
+def _folded(module: nn.Module) -> nn.Module:
+    """Copy a module tree, parameters shared, with every foldable module folded."""
+    fold = getattr(module, "fold", None)
+    if callable(fold):
+        result = fold()
+        assert isinstance(result, nn.Module)
+        return result
+    twin = copy.copy(module)
+    twin._modules = {name: None if child is None else _folded(child) for name, child in module._modules.items()}
+    return twin
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Draw every parameter from a seeded generator, as the modules' own ``reset_parameters`` would.
+
+    Only for ``INIT=random`` builds and tests: the weights carry no information.
+    """
+    torch.manual_seed(seed)
+    for module in model.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()

@@ -1,0 +1,122 @@
+"""The row axis of a tensor, and one op of a graph with the row axes of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, fx
+
+from graphs.base.cost import static
+from graphs.rows.sides import is_row_count
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Axis ``axis`` carries the rows: its size is ``outer * batch * inner``, row-major."""
+
+    axis: int
+    outer: int = 1
+    inner: int = 1
+
+
+@dataclass(frozen=True)
+class Position:
+    """The tensor holds ``step`` times the position of a row in the batch (an arange); good for indexing only."""
+
+    step: int
+
+
+# CONSTANT: no row axis, the same for any batch. UNIFORM: one value all over (zeros, ones), of any shape.
+CONSTANT: Literal["constant"] = "constant"
+UNIFORM: Literal["uniform"] = "uniform"
+Layout: TypeAlias = Rows | Position | Literal["constant", "uniform"] | tuple["Layout", ...]
+
+
+class MixesRows(Exception):
+    """An op lets one row influence another; the message says how and what to do, and continues "op in module"."""
+
+
+def symbolic_axes(value: Tensor) -> dict[int, int]:
+    """Return the axes of symbolic size with their size for one row; refuse sizes that depend on data."""
+    axes: dict[int, int] = {}
+    for axis, size in enumerate(value.shape):
+        if isinstance(size, torch.SymInt):
+            symbols = size.node.expr.free_symbols
+            if any(str(s).startswith("u") for s in symbols):
+                raise MixesRows("has a shape that depends on data; pad to a fixed length and use a mask")
+            if symbols:
+                axes[axis] = static(size)
+    return axes
+
+
+def promote(layout: Layout, value: Tensor) -> Layout:
+    """Give a uniform tensor the row axis its shape shows, so that it can meet tensors of rows."""
+    if layout is not UNIFORM:
+        return layout
+    axes = symbolic_axes(value)
+    if not axes:
+        return CONSTANT
+    (axis, size), *more = axes.items()
+    return UNIFORM if more or size != 1 else Rows(axis)
+
+
+class Call:
+    """One op of a graph with its arguments by schema name and the layouts found so far."""
+
+    def __init__(self, node: fx.Node, found: Mapping[fx.Node, Layout]) -> None:
+        assert isinstance(node.target, torch._ops.OpOverload)
+        self.node = node
+        self.found = found
+        self.target = node.target
+        self.name = node.target._schema.name.split("::")[1]
+        self.arguments: dict[str, Any] = {}
+        for position, declared in enumerate(node.target._schema.arguments):
+            given = node.args[position] if position < len(node.args) else node.kwargs.get(declared.name)
+            self.arguments[declared.name] = declared.default_value if given is None else given
+
+    def of(self, node: object) -> Layout:
+        """Return the layout of an argument, promoted; numbers and absent tensors are constant."""
+        if not isinstance(node, fx.Node) or is_row_count(node):
+            return CONSTANT
+        return promote(self.found[node], node.meta["val"])
+
+    def tensors(self) -> list[fx.Node]:
+        """Return the tensor arguments, list elements included."""
+        return [n for n in self.node.all_input_nodes if not is_row_count(n)]
+
+    def first(self) -> fx.Node:
+        """Return the first tensor argument."""
+        return self.tensors()[0]
+
+    def dims(self, node: fx.Node, name: str = "dim") -> list[int]:
+        """Return an axis argument as non-negative axes of ``node``; all axes where it is absent or empty."""
+        rank = node.meta["val"].dim()
+        given = self.arguments.get(name)
+        if given is None or given == []:
+            return list(range(rank))
+        return [d % rank for d in (given if isinstance(given, (list, tuple)) else [given])] if rank else []
+
+
+def agree(layouts: list[Layout]) -> Layout:
+    """Return the one row axis that all operands share."""
+    rows = {x for x in layouts if isinstance(x, Rows)}
+    if UNIFORM in layouts:
+        raise MixesRows("meets a tensor with more than one batch axis; keep one")
+    if len(rows) > 1:
+        raise MixesRows("combines tensors whose rows lie along different axes; permute them to the same layout first")
+    return rows.pop() if rows else CONSTANT
+
+
+def aligned(call: Call, nodes: list[fx.Node], rank: int) -> Layout:
+    """Return the shared row axis after broadcasting to ``rank`` axes."""
+    layouts: list[Layout] = []
+    for node in nodes:
+        layout = call.of(node)
+        shift = rank - node.meta["val"].dim()
+        layouts.append(Rows(layout.axis + shift, layout.outer, layout.inner) if isinstance(layout, Rows) else layout)
+    return agree(layouts)

@@ -1,0 +1,97 @@
+"""Choose the user state: the smallest set of tensors from which the item side can go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import networkx as nx
+import torch
+from torch import fx
+
+from graphs.base.cost import gemm_flops, nbytes
+from graphs.rows.sides import NodeSide
+
+aten = torch.ops.aten
+
+# Ops cheap enough to run again per candidate when their input is smaller than their output: element-wise ops and
+# data movement. Never a product, a lookup or a reduction.
+_MOVES = {
+    "view", "reshape", "_unsafe_view", "transpose", "permute", "unsqueeze", "squeeze", "expand", "select", "slice",
+    "cat", "stack", "split", "split_with_sizes", "chunk", "unbind", "clone", "contiguous", "_to_copy", "to", "repeat",
+    "flatten", "unflatten", "t", "detach", "alias", "constant_pad_nd", "pad",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The state nodes in graph order, the user nodes computed again per candidate, and the bytes of the plain cut."""
+
+    state: tuple[fx.Node, ...]
+    recomputed: tuple[fx.Node, ...]
+    plain_bytes: int
+
+
+def is_cheap(node: fx.Node) -> bool:
+    """Say whether a user-side node may run again per candidate: element-wise or data movement."""
+    if node.op != "call_function" or gemm_flops(node):
+        return False
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return getattr(node.target, "__name__", "") == "getitem"
+    if node.target.namespace != "aten":
+        return False
+    name = node.target._schema.name.split("::")[1]
+    return name in _MOVES or torch.Tag.pointwise in node.target.tags
+
+
+def choose_state(graph: fx.Graph, sides: Mapping[fx.Node, NodeSide]) -> Cut:
+    """Return the minimum cut by bytes per user between the user inputs and the item side.
+
+    Every user node may cross the cut at the price of its bytes; cheap ones may instead be computed again per
+    candidate from what crosses before them. Among cuts of equal size the one nearest the item side wins, so as
+    much as possible runs once per request.
+    """
+    users = [n for n in graph.nodes if sides[n] == "user" and n.op != "output"]
+    needed = [n for n in users if any(sides[m] == "item" or m.op == "output" for m in n.users)]
+    # A tuple cannot cross: its elements do.
+    flow: nx.DiGraph[object] = nx.DiGraph()
+    flow.add_nodes_from(["source", "sink"])
+    for node in users:
+        tensor = isinstance(node.meta.get("val"), torch.Tensor)
+        if tensor:
+            flow.add_edge((node.name, "in"), (node.name, "out"), capacity=nbytes(node))
+        else:
+            flow.add_edge((node.name, "in"), (node.name, "out"))
+        inputs = [n for n in node.all_input_nodes if sides[n] == "user"]
+        if is_cheap(node) and inputs:
+            for source in inputs:
+                flow.add_edge((source.name, "out"), (node.name, "in"))
+        else:
+            flow.add_edge("source", (node.name, "in"))
+    for node in needed:
+        flow.add_edge((node.name, "out"), "sink")
+    _, (before, after) = nx.minimum_cut(flow, "source", "sink")
+    state = tuple(n for n in users if (n.name, "in") in before and (n.name, "out") in after)
+    recomputed = tuple(n for n in users if (n.name, "in") in after and (n.name, "out") in after)
+    return Cut(state, _reached(needed, recomputed, state, sides), sum(_bytes(n) for n in needed))
+
+
+def _bytes(node: fx.Node) -> int:
+    return nbytes(node) if isinstance(node.meta.get("val"), torch.Tensor) else 0
+
+
+def _reached(
+    needed: list[fx.Node],
+    recomputed: tuple[fx.Node, ...],
+    state: tuple[fx.Node, ...],
+    sides: Mapping[fx.Node, NodeSide],
+) -> tuple[fx.Node, ...]:
+    """Keep the recomputed nodes that the item side really reaches, in graph order."""
+    wanted: set[fx.Node] = set()
+    stack = [n for n in needed if n not in state]
+    while stack:
+        node = stack.pop()
+        if node not in wanted:
+            wanted.add(node)
+            stack.extend(n for n in node.all_input_nodes if sides[n] == "user" and n not in state)
+    return tuple(n for n in recomputed if n in wanted)

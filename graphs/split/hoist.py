@@ -1,0 +1,286 @@
+"""Hoisting: move the user columns of per-candidate products to the user graph, exactly.
+
+The algebra, with a row x = [u | g] whose columns u are the same for all candidates of a request (in any order; the
+user columns are found by provenance through joins, views and element-wise ops, not by looking for a concatenation):
+
+* product           x W = u W_u + g W_g. The first term needs no item; W_u and W_g are views of W.
+* product over rows W [U; G] = W_U U + W_G G (a constant W that mixes tokens: UniMixer's W_G[G, U] h_U, RSA).
+* free axis         f([U; G]) = [f(U); f(G)] for any product along another axis (K and V of user tokens).
+* sum               sum([u | g]) = sum(u) + sum(g), and the mean likewise (the square of a factorization machine).
+* RMSNorm           r = ((|u|^2 + |g|^2) / K + eps)^-1/2;  W (gamma x r) = r (W_u (gamma_u u) + W_g (gamma_g g)).
+* LayerNorm         with means m_u, m_g and d = m_g - m_u: the mean is m_u + d K_g/K, the sum of squares about it
+                    |u - m_u|^2 + |g - m_g|^2 + d^2 K_u K_g / K (pairwise, so nothing cancels), and
+                    W (gamma (x - m)) = W_u (gamma_u (u - m_u)) + W_g (gamma_g (g - m_g)) + d w, with the constant
+                    w = (K_u W_g gamma_g - K_g W_u gamma_u) / K;  W beta joins the bias.
+
+Only sums are regrouped, so the result is equal in exact arithmetic and differs by rounding otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from graphs.base.cost import gemm_flops, nbytes, numel
+from graphs.rows.sides import NodeSide
+from graphs.split.column_provenance import Parts, is_user, moved_parts
+from graphs.split.prune_columns import narrow_products
+from graphs.split.rewriter import Rewriter
+from graphs.trace.node_location import where
+from graphs.trace.trace import Traced
+
+aten = torch.ops.aten
+
+# A hoisted product adds a per-candidate read of its result and an addition. Moving one element costs about as much
+# as this many FLOPs of a GEMM on one core, so a product must save more than that per element of its result.
+FLOPS_PER_ELEMENT = 32
+
+
+@dataclass(frozen=True)
+class Hoisted:
+    """One product of which the user columns moved: FLOPs saved per candidate, bytes of its result per user."""
+
+    where: str
+    saved_flops: int
+    state_bytes: int
+
+
+def hoist(traced: Traced, sides: Mapping[fx.Node, NodeSide]) -> tuple[Traced, tuple[Hoisted, ...]]:
+    """Return the model with user columns hoisted wherever it pays, and what was hoisted; the input is unchanged."""
+    rewriter = Rewriter(traced, sides)
+    narrow_products(rewriter)
+    known: dict[fx.Node, Parts] = {}
+    done: list[Hoisted] = []
+    for node in list(rewriter.graph.nodes):
+        if node.op != "call_function" or not node.users or rewriter.side_of(node) != "item":
+            continue
+        if node.target in (aten.linear.default, aten.matmul.default):
+            _split_product(rewriter, node, known, done)
+            continue
+        if node.target in (aten.sum.dim_IntList, aten.mean.dim):
+            _split_sum(rewriter, node, known)
+            continue
+        norm = node.target in (aten.rms_norm.default, aten.layer_norm.default)
+        found = _norm(rewriter, node, known) if norm else moved_parts(rewriter, node, known)
+        if found is not None:
+            known[node] = found
+    return rewriter.finish(), tuple(done)
+
+
+def _split_product(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts], done: list[Hoisted]) -> None:
+    left, right = node.args[0], node.args[1]
+    assert isinstance(left, fx.Node)
+    assert isinstance(right, fx.Node)
+    swapped = left not in known
+    data, constant = (right, left) if swapped else (left, right)
+    parts, weight = known.get(data), rewriter.value(constant)
+    if parts is None or weight is None or weight.dim() < 2:
+        return
+    # The weight's axis that is contracted with the data, and the data's.
+    linear = node.target is aten.linear.default
+    rank = data.meta["val"].dim()
+    if rank < 2:
+        return
+    contracted = rank - 2 if swapped else rank - 1
+    weight_axis = weight.dim() - (1 if linear or swapped else 2)
+    product = _Product(rewriter, node, constant, weight, swapped, linear)
+    if parts.axis == contracted:
+        product.split_columns(parts, weight_axis, done)
+    elif parts.plain:
+        known.update(product.split_rows(parts, rank, done))
+
+
+def _split_sum(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts]) -> None:
+    """Replace a sum or mean over the pieces' axis by the sum of its parts' sums."""
+    source, dims = node.args[0], node.args[1]
+    assert isinstance(source, fx.Node)
+    parts = known.get(source)
+    if parts is None or not parts.plain or not isinstance(dims, (list, tuple)) or node.kwargs:
+        return
+    rank = source.meta["val"].dim()
+    axes = [int(d) % rank for d in dims]  # type: ignore[arg-type]  # ints
+    user = sum(numel(p.meta["val"]) for p in parts.pieces if is_user(rewriter, p))
+    # The user's partial sum is read and added per candidate instead of the user's values.
+    if parts.axis not in axes or user < 2 * numel(node.meta["val"]):
+        return
+    sums = [rewriter.call(node, aten.sum.dim_IntList, p, axes, *node.args[2:]) for p in parts.pieces]
+    total = _total(rewriter, node, sums)
+    if node.target is aten.mean.dim:
+        count = numel(source.meta["val"]) // numel(node.meta["val"])
+        total = rewriter.call(node, aten.div.Tensor, total, count)
+    rewriter.replace(node, total)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A product of data and a constant: ``linear(x, W, b)``, ``matmul(x, W)`` or, swapped, ``matmul(W, x)``."""
+
+    rewriter: Rewriter
+    node: fx.Node
+    constant: fx.Node
+    weight: Tensor
+    swapped: bool
+    linear: bool
+
+    def multiply(self, data: fx.Node, weight: fx.Node) -> fx.Node:
+        if self.linear:
+            return self.rewriter.call(self.node, aten.linear.default, data, weight)
+        pair = (weight, data) if self.swapped else (data, weight)
+        return self.rewriter.call(self.node, aten.matmul.default, *pair)
+
+    def split_columns(self, parts: Parts, weight_axis: int, done: list[Hoisted]) -> None:
+        """Replace ``x W`` by the sum of its user columns' and its item columns' product, if that pays."""
+        call, node = self.rewriter.call, self.node
+        sizes = parts.sizes()
+        user_width = sum(s for s, p in zip(sizes, parts.pieces, strict=True) if is_user(self.rewriter, p))
+        saved = gemm_flops(node) * user_width // sum(sizes)
+        if saved <= FLOPS_PER_ELEMENT * numel(node.meta["val"]):
+            return
+        sums = []
+        for side in ("user", "item"):
+            chosen = [i for i, p in enumerate(parts.pieces) if is_user(self.rewriter, p) == (side == "user")]
+            pieces = [parts.pieces[i] for i in chosen]
+            joined = pieces[0] if len(pieces) == 1 else call(node, aten.cat.default, pieces, parts.axis)
+            columns = _columns(self.weight, weight_axis, sizes, chosen)
+            sums.append(self.multiply(joined, self._slice(side, columns)))
+        total = call(node, aten.add.Tensor, sums[1], sums[0])
+        for scalar, vector in parts.ranks:
+            row = self._times(vector)
+            total = call(node, aten.add.Tensor, total, call(node, aten.mul.Tensor, scalar, self._slice("rank", row)))
+        if parts.scale is not None:
+            total = call(node, aten.mul.Tensor, total, parts.scale)
+        if parts.shift is not None:
+            total = call(node, aten.add.Tensor, total, self._slice("shift", self._times(parts.shift)))
+        if self.linear and len(node.args) > 2 and node.args[2] is not None:
+            total = call(node, aten.add.Tensor, total, node.args[2])
+        self.rewriter.replace(node, total)
+        done.append(Hoisted(where(node), saved, nbytes(node)))
+
+    def split_rows(self, parts: Parts, rank: int, done: list[Hoisted]) -> dict[fx.Node, Parts]:
+        """Replace f([U; G]) by [f(U); f(G)] along a free axis if that pays; return the pieces of the result."""
+        call, node = self.rewriter.call, self.node
+        out_rank = node.meta["val"].dim()
+        axis = parts.axis + out_rank - rank
+        # A weight with an axis for the pieces' axis (one matrix per token) is sliced with them.
+        weight_axis = axis - (out_rank - self.weight.dim())
+        per_piece = (
+            not self.linear and 0 <= weight_axis < self.weight.dim() - 2 and self.weight.shape[weight_axis] > 1
+        )
+        users = [p for p in parts.pieces if is_user(self.rewriter, p)]
+        share = sum(numel(p.meta["val"]) for p in users) / sum(numel(p.meta["val"]) for p in parts.pieces)
+        saved, kept = int(gemm_flops(node) * share), int(nbytes(node) * share)
+        if saved <= FLOPS_PER_ELEMENT * numel(node.meta["val"]) * share:
+            return {}
+        sizes, results = parts.sizes(), []
+        for index, piece in enumerate(parts.pieces):
+            weight = self.constant
+            if per_piece:
+                weight = self._slice(f"part{index}", _columns(self.weight, weight_axis, sizes, [index]))
+            result = self.multiply(piece, weight)
+            if self.linear and len(node.args) > 2 and node.args[2] is not None:
+                result = call(node, aten.add.Tensor, result, node.args[2])
+            results.append(result)
+        whole = call(node, aten.cat.default, results, axis)
+        self.rewriter.replace(node, whole)
+        done.append(Hoisted(where(node), saved, kept))
+        return {whole: Parts(axis, tuple(results))}
+
+    def _slice(self, label: str, tensor: Tensor) -> fx.Node:
+        return self.rewriter.constant(f"{self.rewriter.name(self.constant)}.{label}", tensor)
+
+    def _times(self, vector: Tensor) -> Tensor:
+        """Return a constant vector over the contracted axis times the weight, computed in double precision."""
+        weight = self.weight.double()
+        result = vector.double() @ (weight.transpose(-1, -2) if self.linear else weight)
+        # One matrix per token gives one vector per token, [T, 1, M].
+        return (result if weight.dim() == 2 else result.unsqueeze(-2)).to(self.weight.dtype)
+
+
+def _columns(weight: Tensor, axis: int, sizes: list[int], chosen: list[int]) -> Tensor:
+    """Return the slices of a weight that belong to the chosen pieces; a view where they are neighbours."""
+    starts = [sum(sizes[:i]) for i in chosen]
+    if len(chosen) == 1:
+        return weight.narrow(axis, starts[0], sizes[chosen[0]])
+    return torch.cat([weight.narrow(axis, s, sizes[i]) for s, i in zip(starts, chosen, strict=True)], axis)
+
+
+def _norm(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts]) -> Parts | None:
+    """Follow the pieces through a norm: along it as scaled pieces, across it piece by piece."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    parts = known.get(source)
+    shape, rank = node.args[1], source.meta["val"].dim()
+    assert isinstance(shape, (list, tuple))
+    if parts is None or not parts.plain:
+        return None
+    if parts.axis < rank - len(shape):
+        pieces = [rewriter.call(node, node.target, p, *node.args[1:], **node.kwargs) for p in parts.pieces]
+        return Parts(parts.axis, tuple(pieces))
+    if len(shape) != 1 or source.meta["val"].dtype not in (torch.float32, torch.float64):
+        return None  # half-precision norms sum in float32 inside
+    gain = rewriter.value(node.args[2]) if len(node.args) > 2 else None
+    if node.target is aten.rms_norm.default:
+        eps = node.args[3] if len(node.args) > 3 else None
+        smallest = torch.finfo(source.meta["val"].dtype).eps
+        return _rms_norm(rewriter, node, parts, gain, eps if isinstance(eps, float) else smallest)
+    shift = rewriter.value(node.args[3]) if len(node.args) > 3 else None
+    eps = node.args[4] if len(node.args) > 4 else 1e-5
+    assert isinstance(eps, float)
+    return _layer_norm(rewriter, node, parts, gain, shift, eps)
+
+
+def _rms_norm(rewriter: Rewriter, node: fx.Node, parts: Parts, gain: Tensor | None, eps: float) -> Parts:
+    call = rewriter.call
+    squares = [call(node, aten.sum.dim_IntList, call(node, aten.mul.Tensor, p, p), [-1], True) for p in parts.pieces]
+    mean = call(node, aten.div.Tensor, _total(rewriter, node, squares), sum(parts.sizes()))
+    scale = call(node, aten.rsqrt.default, call(node, aten.add.Scalar, mean, eps))
+    return Parts(parts.axis, _gained(rewriter, node, parts, list(parts.pieces), gain), scale)
+
+
+def _layer_norm(
+    rewriter: Rewriter, node: fx.Node, parts: Parts, gain: Tensor | None, shift: Tensor | None, eps: float
+) -> Parts | None:
+    if len(parts.pieces) != 2:
+        return None  # the pairwise sums are stated for two parts
+    call, width = rewriter.call, sum(parts.sizes())
+    means = [call(node, aten.mean.dim, p, [-1], True) for p in parts.pieces]
+    centred = [call(node, aten.sub.Tensor, p, m) for p, m in zip(parts.pieces, means, strict=True)]
+    squares = [call(node, aten.sum.dim_IntList, call(node, aten.mul.Tensor, c, c), [-1], True) for c in centred]
+    a, b = parts.sizes()
+    apart = call(node, aten.sub.Tensor, means[1], means[0])  # d, of the second part from the first
+    between = call(node, aten.mul.Scalar, call(node, aten.mul.Tensor, apart, apart), a * b / width)
+    variance = call(
+        node, aten.div.Tensor, call(node, aten.add.Tensor, _total(rewriter, node, squares), between), width
+    )
+    scale = call(node, aten.rsqrt.default, call(node, aten.add.Scalar, variance, eps))
+    weight = torch.ones(width, dtype=node.meta["val"].dtype) if gain is None else gain
+    direction = torch.cat([-weight[:a].double() * b, weight[a:].double() * a]) / width
+    pieces = _gained(rewriter, node, parts, centred, gain)
+    return Parts(parts.axis, pieces, scale, ((apart, direction),), shift)
+
+
+def _total(rewriter: Rewriter, node: fx.Node, terms: list[fx.Node]) -> fx.Node:
+    """Add row sums, the user's first so that they are one number from the user graph."""
+    ordered = sorted(terms, key=lambda t: not is_user(rewriter, t))
+    total = ordered[0]
+    for term in ordered[1:]:
+        total = rewriter.call(node, aten.add.Tensor, total, term)
+    return total
+
+
+def _gained(
+    rewriter: Rewriter, node: fx.Node, parts: Parts, pieces: list[fx.Node], gain: Tensor | None
+) -> tuple[fx.Node, ...]:
+    if gain is None:
+        return tuple(pieces)
+    source = node.args[2]
+    assert isinstance(source, fx.Node)
+    sizes, made = parts.sizes(), []
+    for index, piece in enumerate(pieces):
+        side = "user" if is_user(rewriter, piece) else "item"
+        constant = rewriter.constant(f"{rewriter.name(source)}.{side}", _columns(gain, 0, sizes, [index]))
+        made.append(rewriter.call(node, aten.mul.Tensor, piece, constant))
+    return tuple(made)

@@ -1,0 +1,149 @@
+"""Prove a split on fresh random rows: the two halves score as the whole model does, and rows do not mix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from graphs.base.errors import GateFailed
+from graphs.base.names import USER_INDEX
+from graphs.split.split import Half, Split
+from graphs.trace.trace import Traced
+
+CANDIDATES = (1, 2, 257)
+USERS = (1, 3)
+
+RowSource = Callable[[Mapping[str, Tensor], int, torch.Generator], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class SplitProof:
+    """What was compared: ``rows`` scored rows over all request shapes, every output of the model.
+
+    ``max_abs`` is the largest |split - whole|; ``max_rel`` the largest of it over max |output| of the same output;
+    ``row_max_abs`` the largest change of a row's outputs when another row is replaced, relative to max |output|.
+    """
+
+    max_abs: float
+    max_rel: float
+    row_max_abs: float
+    rows: int
+    shapes: tuple[tuple[int, int], ...]
+
+
+def fresh_rows(example: Mapping[str, Tensor], rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return random tensors [rows, ...] like the example's, of the same dtypes.
+
+    Integers are uniform within the example's range per input, floats normal with its mean and deviation, booleans
+    fair coins. Range and moments keep the rows valid for a model about which nothing else is known.
+    """
+    made: dict[str, Tensor] = {}
+    for name, seen in example.items():
+        shape = (rows, *seen.shape[1:])
+        if seen.dtype is torch.bool:
+            made[name] = torch.randint(0, 2, shape, generator=generator).bool()
+        elif seen.is_floating_point():
+            wide = seen.double()
+            deviation = wide.std(unbiased=False) if wide.numel() else wide.new_zeros(())
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+            made[name] = (noise * deviation + wide.mean()).to(seen.dtype)
+        else:
+            low, high = int(seen.min()), int(seen.max())
+            made[name] = torch.randint(low, high + 1, shape, generator=generator).to(seen.dtype)
+    return made
+
+
+def prove(
+    split: Split,
+    *,
+    tolerance: float = 1e-5,
+    candidates: tuple[int, ...] = CANDIDATES,
+    users: tuple[int, ...] = USERS,
+    seed: int = 0,
+    rows_like: RowSource = fresh_rows,
+) -> SplitProof:
+    """Compare user graph + item graph with the whole model on fresh rows of every request shape.
+
+    ``tolerance`` bounds |split - whole| absolutely where outputs are below 1 and relative to max |output| above.
+    ``rows_like`` draws rows in place of ``fresh_rows``, for models whose inputs are known better than by example.
+
+    Raises:
+        GateFailed: a difference above the tolerance, a NaN, or a row that changes with another row.
+    """
+    original = split.traced.original or split.full
+    generator = torch.Generator().manual_seed(seed)
+    example = dict(zip(split.traced.inputs, split.traced.example, strict=True))
+    shapes = tuple((n, u) for u in users for n in candidates)
+    found: dict[str, list[tuple[float, str]]] = {name: [] for name in split.full.outputs}
+    scales = dict.fromkeys(split.full.outputs, 0.0)
+    for count, many in shapes:
+        drawn = rows_like(example, max(count, many), generator)
+        index = torch.arange(count) % many
+        index = index[torch.randperm(count, generator=generator)]
+        of_users = {n: drawn[n][:many] for n in split.user_inputs}
+        of_items = {n: drawn[n][:count] for n in split.item_inputs}
+        # A model may squeeze the batch axis of one row away, so it scores two of the same and one is dropped.
+        twice = index if count > 1 else index.repeat(2)
+        two = {n: v if count > 1 else v.repeat(2, *[1] * (v.dim() - 1)) for n, v in of_items.items()}
+        whole = {n: v[:count] for n, v in original({**{n: v[twice] for n, v in of_users.items()}, **two}).items()}
+        state = split.user(of_users)
+        scores = split.item({**of_items, **state, USER_INDEX: index})
+        for name in split.full.outputs:
+            difference, scale = _difference(scores[name], whole[name])
+            found[name].append((difference, f"{count} candidates of {many} users"))
+            scales[name] = max(scales[name], scale)
+    for name, differences in found.items():
+        bound = tolerance * max(scales[name], 1.0)
+        difference, at = max(differences)
+        if not difference <= bound:
+            raise GateFailed(
+                f"split: output '{name}' differs by {difference:.3g} from the whole model "
+                f"with {at}, bound {bound:.3g}"
+            )
+    moved = rows_influence(split.full, split.traced, generator, rows_like)
+    if not moved <= tolerance:
+        raise GateFailed(
+            f"split: a row's scores change by {moved:.3g} of their size with another row; rows must not mix"
+        )
+    worst = {name: max(differences)[0] for name, differences in found.items()}
+    relative = max(worst[name] / (scales[name] or 1.0) for name in worst)
+    return SplitProof(max(worst.values()), relative, moved, sum(n for n, _ in shapes), shapes)
+
+
+def rows_influence(
+    full: Half, traced: Traced, generator: torch.Generator, rows_like: RowSource = fresh_rows, rows: int = 5
+) -> float:
+    """Return how much a row's outputs change, relative to max |output|, when one other row is replaced at a time."""
+    example = dict(zip(traced.inputs, traced.example, strict=True))
+    before = rows_like(example, rows, generator)
+    other = rows_like(example, rows, generator)
+    reference = full(before)
+    worst = 0.0
+    for row in range(rows):
+        changed = {n: v.clone() for n, v in before.items()}
+        for name, value in changed.items():
+            value[row] = other[name][row]
+        after = full(changed)
+        rest = [r for r in range(rows) if r != row]
+        for name in full.outputs:
+            _, scale = _difference(reference[name], reference[name])
+            difference, _ = _difference(after[name][rest], reference[name][rest])
+            worst = max(worst, difference / max(scale, 1.0))
+    return worst
+
+
+def _difference(found: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Return max |found - expected| and max |expected|; NaN where either holds one and the other does not."""
+    if found.shape != expected.shape:
+        raise GateFailed(f"split: an output has shape {tuple(found.shape)}, the whole model {tuple(expected.shape)}")
+    if not expected.numel():
+        return 0.0, 0.0
+    a, b = found.double(), expected.double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    scale = float(torch.where(b.isfinite(), b, torch.zeros_like(b)).abs().max())
+    difference = torch.where(same, torch.zeros_like(a), (a - b).abs()).nan_to_num(math.inf)
+    return float(difference.max()), scale

@@ -1,0 +1,198 @@
+"""The splitter: cut any traced ranking model in a user graph (once per request) and an item graph (per candidate)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphs.base.cost import SideCost, nbytes, side_cost
+from graphs.base.errors import UgsepError, nearest
+from graphs.base.features import Side
+from graphs.base.names import USER_INDEX
+from graphs.rows.layout import Rows
+from graphs.rows.sides import NodeSide, assign_sides
+from graphs.split.cut import Cut, choose_state
+from graphs.split.hoist import Hoisted, hoist
+from graphs.split.independence import check_rows_independent
+from graphs.split.subgraphs import ancestors, build_item_half, build_user_half, state_row_shape
+from graphs.trace.trace import Example, Traced, trace
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """One tensor that crosses the cut: ``[U, *row_shape]``, batch first."""
+
+    name: str
+    dtype: torch.dtype
+    row_shape: tuple[int, ...]
+    bytes_per_user: int
+
+
+@dataclass(frozen=True)
+class Half:
+    """One flat graph with named positional inputs (batch first) and named outputs."""
+
+    module: fx.GraphModule
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __call__(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Run the half on named tensors."""
+        with torch.no_grad():
+            values = self.module(*[feeds[name] for name in self.inputs])
+        return dict(zip(self.outputs, values, strict=True))
+
+
+@dataclass(frozen=True)
+class Split:
+    """A model cut in two.
+
+    ``user(user inputs [U, ...]) -> state``; ``item(item inputs [N, ...], state [U, ...], user_index [N])`` gives the
+    outputs; ``full`` is the whole model in the same flat form. ``traced`` is the graph that was cut, after hoisting,
+    with the side and the row axis of its nodes in ``sides`` and ``rows``; ``hoisted`` lists what moved, ``cut`` what
+    crosses and what runs again.
+    """
+
+    full: Half
+    user: Half
+    item: Half
+    state: tuple[StateTensor, ...]
+    user_cost: SideCost
+    item_cost: SideCost
+    full_cost: SideCost
+    plain_state_bytes: int
+    traced: Traced
+    sides: dict[fx.Node, NodeSide]
+    rows: dict[fx.Node, Rows]
+    cut: Cut
+    hoisted: tuple[Hoisted, ...] = ()
+
+    @property
+    def user_inputs(self) -> tuple[str, ...]:
+        """Return all user-side inputs of the model, used or not."""
+        return self._inputs_of("user")
+
+    @property
+    def item_inputs(self) -> tuple[str, ...]:
+        """Return all item-side inputs of the model, used or not."""
+        return self._inputs_of("item")
+
+    def _inputs_of(self, side: NodeSide) -> tuple[str, ...]:
+        placeholders = [n for n in self.traced.module.graph.nodes if n.op == "placeholder"]
+        pairs = zip(placeholders, self.traced.inputs, strict=True)
+        return tuple(name for node, name in pairs if self.sides[node] == side)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of user state per user."""
+        return sum(s.bytes_per_user for s in self.state)
+
+    @property
+    def reusable_share(self) -> float:
+        """Share of the whole model's FLOPs that a candidate no longer pays."""
+        return 1 - self.item_cost.flops / self.full_cost.flops if self.full_cost.flops else 0.0
+
+    def speedup_limit(self, candidates: int) -> float:
+        """Return the FLOP limit of the speed-up for one request of ``candidates`` items."""
+        return candidates * self.full_cost.flops / (self.user_cost.flops + candidates * self.item_cost.flops)
+
+
+def split(
+    module: nn.Module, example: Example, *, user: Iterable[str], item: Iterable[str], hoisting: bool = True
+) -> Split:
+    """Split ``module``, traced on ``example``, by naming its user-side and item-side inputs.
+
+    ``hoisting=False`` leaves products as they are (see ``graphs.split.hoist``), for comparison.
+
+    Raises:
+        UgsepError: an input named on both sides or on none, an unknown input, nothing user-side or item-side to
+            compute, rows that depend on each other, or a model torch.export cannot trace.
+    """
+    traced = trace(module, example)
+    by_side = _sides_of_inputs(traced.inputs, tuple(user), tuple(item))
+    return split_traced(traced, by_side["user"], by_side["item"], hoisting)
+
+
+def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str], hoisting: bool = True) -> Split:
+    """Split an already traced model; the errors of ``split``."""
+    if USER_INDEX in traced.inputs:
+        raise UgsepError(f"an input is named '{USER_INDEX}', which the item graph adds itself; rename it")
+    whole = traced
+    placeholders = _names_of_placeholders(traced)
+    given: dict[str, Side] = {p: "user" if name in user else "item" for p, name in placeholders.items()}
+    sides = assign_sides(traced.module.graph, given)
+    rows = check_rows_independent(traced)
+    hoisted: tuple[Hoisted, ...] = ()
+    if hoisting:
+        traced, hoisted = hoist(traced, sides)
+        sides = assign_sides(traced.module.graph, given)
+        rows = check_rows_independent(traced)
+    _check_both_sides(traced, sides, user, item)
+    graph = traced.module.graph
+    cut = choose_state(graph, sides)
+    user_module, state_names = build_user_half(traced, sides, cut, rows)
+    item_module = build_item_half(traced, sides, cut, rows, state_names)
+    used_user = tuple(n for p, n in placeholders.items() if n in user and p in _placeholders(user_module))
+    used_item = tuple(n for p, n in placeholders.items() if n in item and p in _placeholders(item_module))
+    state = tuple(_state_tensor(name, node, rows[node]) for name, node in zip(state_names, cut.state, strict=True))
+    recomputed = set(cut.recomputed)
+    once = ancestors(cut.state)
+    user_nodes = [n for n in graph.nodes if n in once and sides[n] == "user" and n.op == "call_function"]
+    item_nodes = [n for n in graph.nodes if (sides[n] == "item" or n in recomputed) and n.op == "call_function"]
+    return Split(
+        full=Half(whole.module, whole.inputs, traced.outputs),
+        user=Half(user_module, used_user, state_names),
+        item=Half(item_module, (*used_item, *state_names, USER_INDEX), traced.outputs),
+        state=state,
+        user_cost=side_cost(user_nodes),
+        item_cost=side_cost(item_nodes),
+        full_cost=side_cost(n for n in whole.module.graph.nodes if n.op == "call_function"),
+        plain_state_bytes=cut.plain_bytes,
+        traced=traced,
+        sides=sides,
+        rows=rows,
+        cut=cut,
+        hoisted=hoisted,
+    )
+
+
+def _check_both_sides(
+    traced: Traced, sides: dict[fx.Node, NodeSide], user: Sequence[str], item: Sequence[str]
+) -> None:
+    computed = [sides[n] for n in traced.module.graph.nodes if n.op == "call_function"]
+    if "item" not in computed:
+        raise UgsepError(f"no node depends on the item inputs {list(item)}; name the inputs that differ by candidate")
+    if "user" not in computed:
+        raise UgsepError(f"nothing is computed from the user inputs {list(user)} alone; there is nothing to reuse")
+
+
+def _placeholders(module: fx.GraphModule) -> list[str]:
+    return [str(n.target) for n in module.graph.nodes if n.op == "placeholder"]
+
+
+def _names_of_placeholders(traced: Traced) -> dict[str, str]:
+    return dict(zip(_placeholders(traced.module), traced.inputs, strict=True))
+
+
+def _state_tensor(name: str, node: fx.Node, rows: Rows) -> StateTensor:
+    value = node.meta["val"]
+    return StateTensor(name, value.dtype, state_row_shape(value, rows), nbytes(node))
+
+
+def _sides_of_inputs(names: Sequence[str], user: Sequence[str], item: Sequence[str]) -> dict[str, list[str]]:
+    for name in (*user, *item):
+        if name not in names:
+            raise UgsepError(f"no input '{name}'{nearest(name, names)}")
+    both = sorted(set(user) & set(item))
+    if both:
+        raise UgsepError(f"input '{both[0]}' is named on both sides; name it once")
+    missing = [n for n in names if n not in user and n not in item]
+    if missing:
+        raise UgsepError(f"input '{missing[0]}' is on no side; add it to the user or the item inputs")
+    for side, chosen in (("user", user), ("item", item)):
+        if not chosen:
+            raise UgsepError(f"no {side}-side input is named; name at least one")
+    return {"user": [n for n in names if n in user], "item": [n for n in names if n in item]}

@@ -1,0 +1,219 @@
+"""Trace a model once, with one symbolic batch dimension, to a flat graph of named inputs and outputs."""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import itertools
+import keyword
+import operator
+import re
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+
+from graphs.base.errors import UgsepError
+from graphs.base.gc_paused import no_collection
+from graphs.rows.rules import has_rule
+from graphs.trace.trace_errors import NO_DATA_IN_CONTROL, check_any_number_of_rows, quiet, readable
+
+Example = Mapping[str, Any] | Sequence[Any]
+
+# Tracing with one row would let torch.export bake the batch size in; an odd number above 1 that no width
+# of a real model is likely to equal keeps accidental equalities out.
+TRACE_ROWS = 7
+
+
+# What generated modules read by name: an argument called so would stand in its place.
+_READ_BY_GENERATED_CODE = {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree", *dir(builtins)}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A whole model as one flat graph.
+
+    ``module`` takes the ``inputs`` as positional tensors (batch first) and returns a tuple, named by ``outputs``.
+    Its graph is functional (no in-place op) and refers to the parameters of the traced model, not to copies.
+    ``example`` holds the flat example tensors, TRACE_ROWS rows each. ``buffer_writes`` lists the buffers that
+    forward updates with the nodes of the new values, which are dropped. ``original`` calls the model as it was given.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    example: tuple[Tensor, ...]
+    buffer_writes: tuple[tuple[str, fx.Node], ...] = ()
+    original: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+
+
+def trace(module: nn.Module, example: Example) -> Traced:
+    """Trace ``module`` on ``example``: a mapping of keyword arguments, or positional arguments in order.
+
+    Arguments may be nested dicts, lists or tuples of tensors; the first axis of every tensor is the batch.
+
+    Raises:
+        UgsepError: an input that is not a tensor or has no batch axis, batches of different length, or a model
+            torch.export cannot trace (its reason and source line are given).
+    """
+    args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
+    names, leaves = flat_inputs(module, args, kwargs)
+    try:
+        inspect.signature(module.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise UgsepError(f"the example inputs {names} do not fit the model's forward: {error}") from error
+    rows = {name: leaf.shape[0] for name, leaf in zip(names, leaves, strict=True)}
+    if len(set(rows.values())) > 1:
+        raise UgsepError(f"example inputs have different batch sizes {rows}; give every tensor the same first axis")
+    tiled = [leaf.index_select(0, torch.arange(TRACE_ROWS, device=leaf.device) % leaf.shape[0]) for leaf in leaves]
+    _, spec = pytree.tree_flatten((args, kwargs))
+    args, kwargs = pytree.tree_unflatten(tiled, spec)
+    # AUTO accepts guards that hold for some batch sizes only, of which torch's own shape logic makes many; the ones
+    # that come from the model are found below.
+    shapes = pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, (args, kwargs))
+    try:
+        with torch.no_grad(), quiet(), no_collection():
+            exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes[1] or shapes[0], strict=False)
+            if not _is_plain(exported.graph):  # costs as much as the export again
+                exported = exported.run_decompositions(_unfamiliar(exported.graph))
+    except Exception as error:  # torch.export raises many types; all of them mean the model cannot be traced
+        _run(module, args, kwargs)  # an error of the model's own says more
+        raise UgsepError(f"torch.export cannot trace the model: {readable(error)}; {NO_DATA_IN_CONTROL}") from error
+    traced = _flatten(exported, names, tuple(tiled))
+    check_any_number_of_rows(traced.module.graph)
+
+    def original(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # Clones, because a model may write into its inputs.
+        call_args, call_kwargs = pytree.tree_unflatten([feeds[name].clone() for name in names], spec)
+        values = pytree.tree_leaves(_run(module, call_args, call_kwargs))
+        return dict(zip(traced.outputs, values, strict=True))
+
+    return replace(traced, original=original)
+
+
+def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call the model as it is; whatever it raises is the model's own error."""
+    try:
+        with torch.no_grad():
+            return module(*args, **kwargs)
+    except Exception as error:
+        raise UgsepError(
+            f"the model fails on rows like its example inputs: {readable(error)}; call it by itself to see it all"
+        ) from error
+
+
+def flat_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[str], list[Tensor]]:
+    """Return the names and tensors of all inputs, in the order of the flattened call.
+
+    A tensor argument has the argument's name; a tensor inside a container has its key where that is unique among
+    all inputs, else the dotted path.
+    """
+    parameters = [p for p in inspect.signature(module.forward).parameters.values()]
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    paths: list[tuple[str, ...]] = []
+    in_sequence: list[bool] = []  # a position in a tuple says too little by itself
+    leaves: list[Tensor] = []
+    for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
+        keys = [str(getattr(k, "key", getattr(k, "idx", k))) for k in path[1:]]
+        if getattr(path[0], "idx", None) == 0:
+            position = int(keys[0])
+            keys[0] = positional[position] if position < len(positional) else f"arg{position}"
+        if not isinstance(leaf, Tensor):
+            raise UgsepError(f"example input '{'.'.join(keys)}' is a {type(leaf).__name__}; give tensors only")
+        if leaf.dim() == 0 or leaf.shape[0] == 0:
+            raise UgsepError(
+                f"example input '{'.'.join(keys)}' has shape {tuple(leaf.shape)}; the first axis is the batch"
+            )
+        paths.append(tuple(keys))
+        in_sequence.append(len(keys) > 1 and hasattr(path[-1], "idx"))
+        leaves.append(leaf)
+    short = [".".join(p) if by_position else p[-1] for p, by_position in zip(paths, in_sequence, strict=True)]
+    unique = len(set(short)) == len(short)
+    names = [s if unique else ".".join(p) for s, p in zip(short, paths, strict=True)]
+    return names, leaves
+
+
+def identifier(name: str, taken: Container[str] = ()) -> str:
+    """Return ``name`` as a Python identifier not in ``taken``, for argument names of generated modules."""
+    plain = re.sub(r"\W", "_", name)
+    usable = plain.isidentifier() and not keyword.iskeyword(plain) and plain not in _READ_BY_GENERATED_CODE
+    base = plain if usable else f"input_{plain}"
+    return next(n for n in itertools.chain([base], (f"{base}__{i}" for i in itertools.count(1))) if n not in taken)
+
+
+def _is_plain(graph: fx.Graph) -> bool:
+    """Say whether a graph has nothing but ops that row rules know and that write into no tensor."""
+    called = [n.target for n in graph.nodes if n.op == "call_function"]
+    neutral = (operator.getitem, torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten.sym_size.int)
+    calls = [t for t in called if t not in neutral]
+    return all(isinstance(t, OpOverload) and has_rule(t) and not t._schema.is_mutable for t in calls)
+
+
+def _unfamiliar(graph: fx.Graph) -> dict[OpOverload, Callable[..., Any]]:
+    """Return decompositions of the composite ops no row rule knows, tensordot for one; the known ones stay whole."""
+    used = {n.target for n in graph.nodes if isinstance(n.target, OpOverload)}
+    composite = (o for o in used if o._can_decompose() and not has_rule(o))
+    known = torch.export.default_decompositions()
+    return {op: known[op] for op in sorted(composite, key=str) if op in known}
+
+
+def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: tuple[Tensor, ...]) -> Traced:
+    whole = exported.module(check_guards=False)
+    assert isinstance(whole, fx.GraphModule)
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    pending = iter(names)
+    writes: list[tuple[str, fx.Node]] = []
+    outputs: list[str] = []
+    for node in whole.graph.nodes:
+        if node.op == "placeholder":
+            new = graph.placeholder(identifier(next(pending), {str(n.target) for n in copied.values()}))
+            new.meta = dict(node.meta)
+            copied[node] = new
+        elif node.op == "output":
+            if any(not isinstance(n, fx.Node) for n in pytree.tree_leaves(node.args[0])):
+                raise UgsepError("the model returns a value that is not a tensor; return tensors only")
+            structured = pytree.tree_unflatten(pytree.tree_leaves(node.args[0]), exported.call_spec.out_spec)
+            outputs = _output_names(structured)
+            graph.output(tuple(copied[n] for n in pytree.tree_leaves(node.args[0])))
+        elif node.target is torch.ops.aten.copy_.default:
+            if node.args[0].op != "placeholder":  # what forward leaves in its own inputs, nobody reads
+                writes.append((str(node.args[0].target), copied[node.args[1]]))
+        elif node.target is not torch.ops.aten._assert_tensor_metadata.default:
+            copied[node] = graph.node_copy(node, lambda n: copied[n])
+            _fix_squeeze(copied[node])
+    graph.eliminate_dead_code()
+    return Traced(fx.GraphModule(whole, graph), tuple(names), tuple(outputs), example, tuple(writes))
+
+
+def _fix_squeeze(node: fx.Node) -> None:
+    """Make a squeeze name the axes it drops: for one row it would drop the batch axis too."""
+    aten = torch.ops.aten
+    if node.target not in (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims):
+        return
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    shape = source.meta["val"].shape
+    given = node.args[1] if len(node.args) > 1 else list(range(len(shape)))
+    dims = [int(d) % len(shape) for d in (given if isinstance(given, (list, tuple)) else [given])]  # type: ignore[arg-type]  # fx arguments are a union of everything
+    node.target = aten.squeeze.dims
+    node.args = (source, [d for d in dims if not isinstance(shape[d], torch.SymInt) and shape[d] == 1])
+
+
+def _output_names(structured: Any) -> list[str]:
+    found = pytree.tree_flatten_with_path(structured)[0]
+    names = []
+    for path, _ in found:
+        keys = [str(getattr(k, "key", getattr(k, "idx", k))) for k in path]
+        names.append(
+            "output"
+            if not keys
+            else keys[0]
+            if len(keys) == 1 and not keys[0].isdigit()
+            else ".".join(["output", *keys])
+        )
+    return names

@@ -1,0 +1,77 @@
+"""Why a model cannot be traced, in one line with its source."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from graphs.base.errors import UgsepError
+
+TORCH_FILES = str(Path(torch.__file__).parent)
+_TRACE_FILES = str(Path(__file__).parent)
+NO_DATA_IN_CONTROL = "rewrite that line without control flow or shapes that depend on data"
+
+
+def readable(error: Exception) -> str:
+    """Return the first line of what an error says, and the model's source line it happened at."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = (line for line in lines if not line.startswith(("File", "The following call")))
+    reason = next(told, type(error).__name__)
+    reason = re.sub(r" \((unhinted|Size-like symbols):.*$", "", reason)
+    reason = re.sub(r"\b(zu[fi]|u)\d+\b", "a value of a tensor", reason)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_model_code(f.filename)]
+    at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno} `{frames[-1].line}`" if frames else ""
+    return f"{reason.rstrip('.')}{at}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what torch.export logs, prints and warns about itself off the terminal; its errors are raised."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def check_any_number_of_rows(graph: fx.Graph) -> None:
+    """Refuse a model that torch.export could only trace for some numbers of rows.
+
+    Raises:
+        UgsepError: the batch axis became a fixed number, or the model's code branches on the number of rows.
+    """
+    for node in graph.nodes:
+        if node.op != "placeholder" or not node.users:
+            continue
+        rows = node.meta["val"].shape[0]
+        environment = rows.node.shape_env if isinstance(rows, torch.SymInt) else None
+        for guard in environment.guards if environment is not None else ():
+            frame = guard.sloc.framework_loc
+            file = getattr(frame, "filename", "")
+            # Comparing the row counts of two tensors is harmless: they are the same.
+            if _is_model_code(file) and len(guard.expr.free_symbols) == 1:
+                raise UgsepError(
+                    f"the model branches on the number of rows at {Path(file).name}:{frame.lineno}; "
+                    "the same row must get the same score in any batch"
+                )
+        if not isinstance(rows, torch.SymInt) or not rows.node.expr.free_symbols:
+            raise UgsepError(
+                f"the model works for {rows} rows only, as many as it was traced with: input '{node.target}' lost "
+                "its batch axis to a fixed size or a reshape; make forward accept any number of rows"
+            )
+
+
+def _is_model_code(file: str) -> bool:
+    return bool(file) and not file.startswith((TORCH_FILES, _TRACE_FILES, "<"))

@@ -1,0 +1,314 @@
+"""Input statistics of every weight's MatMul: collected exactly, merged exactly, kept in two files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from graphs.base.errors import UgsepError
+from quant.graph.gemms import graph_sha256
+
+Doubles = npt.NDArray[np.float64]
+
+FORMAT = 2
+NAME = "calibration"
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """Statistics of the tensor that feeds a weight.
+
+    ``count`` rows were seen (per token in the 3-D form). ``squares`` is sum x_k^2, ``sums`` is sum x_k, ``low`` and
+    ``high`` the range, float64 [K] for a 2-D weight and [T, K] for a 3-D one. ``gram`` is sum x x^T, float64 [K, K]
+    or [T, K, K], where it was collected.
+    """
+
+    count: int
+    squares: Doubles
+    sums: Doubles
+    low: Doubles
+    high: Doubles
+    gram: Doubles | None = None
+
+    @property
+    def moments(self) -> Doubles:
+        """Second moments E[x_k^2]."""
+        return self.squares / max(self.count, 1)
+
+    @property
+    def mean(self) -> Doubles:
+        """Means E[x_k]."""
+        return self.sums / max(self.count, 1)
+
+    def centered(self) -> InputStatistics:
+        """Return the statistics of x - E[x]: variances and covariances in place of second moments."""
+        mean, count = self.mean, max(self.count, 1)
+        squares = np.maximum(self.squares - count * mean**2, 0.0)
+        gram = self.gram
+        if gram is not None:
+            gram = gram - count * mean[..., :, None] * mean[..., None, :]
+        return InputStatistics(self.count, squares, np.zeros_like(mean), self.low - mean, self.high - mean, gram)
+
+
+def observe(x: npt.NDArray[np.float32], tokens: int, gram: bool = False) -> InputStatistics:
+    """Return the statistics of one batch of MatMul inputs.
+
+    ``tokens`` is 0 for a 2-D weight: x is [..., K]. Otherwise x is [T, M, K] (or [M, K], the same for every token)
+    and the statistics are per token.
+
+    Raises:
+        UgsepError: x holds NaN or Inf.
+    """
+    inputs = x.shape[-1]
+    rows = x.reshape(-1, inputs) if not tokens else np.broadcast_to(x, (tokens, *x.shape[-2:]))
+    squares = np.einsum("...mk,...mk->...k", rows, rows, dtype=np.float64)
+    if not np.isfinite(squares).all():
+        raise UgsepError("the FP32 graph computes NaN or Inf on these requests; check the weights and the data")
+    matrix = None
+    if gram:
+        wide = rows.astype(np.float64)
+        matrix = wide.swapaxes(-1, -2) @ wide
+    empty = rows.shape[-2] == 0
+    low = np.full(squares.shape, np.inf) if empty else rows.min(axis=-2).astype(np.float64)
+    high = np.full(squares.shape, -np.inf) if empty else rows.max(axis=-2).astype(np.float64)
+    return InputStatistics(rows.shape[-2], squares, rows.sum(axis=-2, dtype=np.float64), low, high, matrix)
+
+
+def combine(parts: Iterable[InputStatistics]) -> InputStatistics:
+    """Return the statistics of all parts together: sums add, ranges widen; Gram matrices where all parts have one.
+
+    Raises:
+        ValueError: no parts, or parts of different shapes.
+    """
+    parts = tuple(parts)
+    if not parts or len({p.squares.shape for p in parts}) != 1:
+        raise ValueError("statistics to combine must exist and have one shape")
+    grams = [p.gram for p in parts if p.gram is not None]
+    return InputStatistics(
+        sum(p.count for p in parts),
+        np.sum([p.squares for p in parts], axis=0),
+        np.sum([p.sums for p in parts], axis=0),
+        np.min([p.low for p in parts], axis=0),
+        np.max([p.high for p in parts], axis=0),
+        sum(grams[1:], grams[0]) if len(grams) == len(parts) else None,
+    )
+
+
+@dataclass(frozen=True)
+class SideStatistics:
+    """Statistics of one graph: of each MatMul input tensor, and which of them feed each weight.
+
+    ``tensors`` is keyed ``name`` for 2-D weights and ``name@T`` for 3-D ones of T tokens.
+    """
+
+    graph_sha256: str
+    tensors: Mapping[str, InputStatistics]
+    feeds: Mapping[str, tuple[str, ...]]
+
+    def of(self, weight: str) -> InputStatistics:
+        """Return the statistics of everything a weight is multiplied with.
+
+        Raises:
+            UgsepError: the weight was not calibrated.
+        """
+        if weight not in self.feeds:
+            raise UgsepError(f"weight '{weight}' was not calibrated; run quant calibrate on this graph")
+        return combine(self.tensors[key] for key in self.feeds[weight])
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was calibrated on: the hash of the requests, how many, and whether they were random."""
+
+    sha256: str
+    requests: int
+    rows: int
+    synthetic: bool = False
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of the user and the item graph over the same requests, which may have come in several parts."""
+
+    user: SideStatistics
+    item: SideStatistics
+    samples: tuple[Samples, ...] = field(default_factory=tuple)
+
+    @property
+    def rows(self) -> int:
+        """Candidate rows seen."""
+        return sum(s.rows for s in self.samples)
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any part used random data."""
+        return any(s.synthetic for s in self.samples)
+
+    @property
+    def samples_sha256(self) -> str:
+        """The hash of the requests; of several parts, their hashes joined by ``+``."""
+        return "+".join(s.sha256 for s in self.samples)
+
+    def side(self, onnx_path: Path) -> SideStatistics:
+        """Return the statistics of a graph, found by the hash of its content.
+
+        Raises:
+            UgsepError: the statistics are of other graphs.
+        """
+        digest = graph_sha256(onnx_path)
+        for side in (self.user, self.item):
+            if side.graph_sha256 == digest:
+                return side
+        raise UgsepError(
+            f"the calibration is of another graph than '{onnx_path}' ({digest[:12]}, calibrated: "
+            f"{self.user.graph_sha256[:12]}, {self.item.graph_sha256[:12]}); run quant calibrate again"
+        )
+
+
+def merge(parts: Iterable[Calibration]) -> Calibration:
+    """Join calibrations of the same graphs over different requests.
+
+    Raises:
+        UgsepError: no parts, other graphs, or a part given twice.
+    """
+    parts = tuple(parts)
+    if not parts:
+        raise UgsepError("nothing to merge; give at least one calibration")
+    if len({(p.user.graph_sha256, p.item.graph_sha256) for p in parts}) != 1:
+        raise UgsepError("the calibrations are of different graphs; merge only parts of one export")
+    samples = tuple(s for p in parts for s in p.samples)
+    if len({s.sha256 for s in samples}) != len(samples):
+        raise UgsepError("the same requests are in two of the calibrations; give each part once")
+    return Calibration(_merge_side([p.user for p in parts]), _merge_side([p.item for p in parts]), samples)
+
+
+def _merge_side(sides: list[SideStatistics]) -> SideStatistics:
+    tensors = {key: combine(s.tensors[key] for s in sides) for key in sides[0].tensors}
+    return replace(sides[0], tensors=tensors)
+
+
+def without_grams(calibration: Calibration) -> Calibration:
+    """Return the statistics without their Gram matrices, which only gptq reads and which are most of the bytes."""
+    user, item = (
+        replace(side, tensors={key: replace(found, gram=None) for key, found in side.tensors.items()})
+        for side in (calibration.user, calibration.item)
+    )
+    return replace(calibration, user=user, item=item)
+
+
+def save_calibration(calibration: Calibration, folder: Path) -> tuple[Path, Path]:
+    """Write ``calibration.json`` and ``calibration.safetensors`` into the folder; each file appears whole or not.
+
+    The JSON file holds the digest of the other, so a mixed pair is noticed when it is read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    sides: dict[str, Any] = {}
+    for name, side in (("user", calibration.user), ("item", calibration.item)):
+        for key, found in side.tensors.items():
+            for part in ("squares", "sums", "low", "high", "gram"):
+                values = getattr(found, part)
+                if values is not None:
+                    arrays[f"{name}/{key}/{part}"] = np.ascontiguousarray(values)
+        sides[name] = {
+            "graph_sha256": side.graph_sha256,
+            "counts": {key: found.count for key, found in side.tensors.items()},
+            "feeds": {weight: list(keys) for weight, keys in side.feeds.items()},
+        }
+    data, text = folder / f"{NAME}.safetensors", folder / f"{NAME}.json"
+    token = _digest(arrays)
+    document = {
+        "format": FORMAT,
+        "token": token,
+        "samples": [vars(s) for s in calibration.samples],
+        "sides": sides,
+    }
+    new_data, new_text = data.with_suffix(".safetensors.partial"), text.with_suffix(".json.partial")
+    try:
+        save_file(arrays, new_data, metadata={"token": token})
+        new_text.write_text(json.dumps(document, indent=1, sort_keys=True))
+        os.replace(new_data, data)
+        os.replace(new_text, text)
+    except SafetensorError as error:
+        raise UgsepError(f"cannot write '{data}' ({error}); check permissions and free space") from error
+    finally:
+        new_data.unlink(missing_ok=True)
+        new_text.unlink(missing_ok=True)
+    return text, data
+
+
+def _digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(arrays[name].data)
+    return digest.hexdigest()
+
+
+def load_calibration(folder: Path) -> Calibration:
+    """Read what :func:`save_calibration` wrote; ``folder`` may also be the JSON file.
+
+    Raises:
+        UgsepError: missing, damaged, of another format version, or files that do not belong together.
+    """
+    text = folder if folder.suffix == ".json" else folder / f"{NAME}.json"
+    data = text.with_suffix(".safetensors")
+    for path in (text, data):
+        if not path.is_file():
+            raise UgsepError(f"'{path}' does not exist; run quant calibrate")
+    try:
+        document = json.loads(text.read_text())
+        if document["format"] != FORMAT:
+            raise UgsepError(f"'{text}' has format {document['format']}, not {FORMAT}; calibrate again")
+        arrays, token = _mapped(data)
+        if token != document["token"]:
+            raise UgsepError(f"'{text}' and '{data.name}' are of different runs; calibrate again")
+        sides = {name: _side(name, document["sides"][name], arrays) for name in ("user", "item")}
+        samples = tuple(Samples(**s) for s in document["samples"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UgsepError(f"'{text}' or '{data.name}' is damaged ({error}); calibrate again") from error
+    return Calibration(sides["user"], sides["item"], samples)
+
+
+def _mapped(path: Path) -> tuple[dict[str, Doubles], str]:
+    """Return the float64 arrays of a safetensors file, memory-mapped (Gram matrices are large), and its token."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    token = str(header.pop("__metadata__")["token"])
+    need = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if path.stat().st_size != need:
+        raise ValueError(f"{path.stat().st_size} bytes instead of {need}")
+    arrays: dict[str, Doubles] = {}
+    for name, entry in header.items():
+        if entry["dtype"] != "F64":
+            raise ValueError(f"'{name}' is {entry['dtype']}, not F64")
+        start, shape = 8 + length + entry["data_offsets"][0], tuple(entry["shape"])
+        arrays[name] = np.memmap(path, np.float64, "r", start, shape) if 0 not in shape else np.empty(shape)
+    return arrays, token
+
+
+def _side(name: str, document: dict[str, Any], arrays: dict[str, Doubles]) -> SideStatistics:
+    tensors = {
+        key: InputStatistics(
+            count,
+            arrays[f"{name}/{key}/squares"],
+            arrays[f"{name}/{key}/sums"],
+            arrays[f"{name}/{key}/low"],
+            arrays[f"{name}/{key}/high"],
+            arrays.get(f"{name}/{key}/gram"),
+        )
+        for key, count in document["counts"].items()
+    }
+    feeds = {weight: tuple(keys) for weight, keys in document["feeds"].items()}
+    return SideStatistics(document["graph_sha256"], tensors, feeds)

@@ -1,0 +1,1 @@
+"""Requests on disk: what a file must hold, and how it is read."""

@@ -1,0 +1,1 @@
+"""Int8 schemes: one config and one registered function each, pure numerics below."""

@@ -1,0 +1,1 @@
+"""What each weight costs in accuracy, and the policy that keeps the gate."""

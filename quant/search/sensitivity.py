@@ -1,0 +1,217 @@
+"""What int8 costs, weight by weight: each alone, its effect on the scores of held-out requests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphs.base.errors import UgsepError
+from graphs.base.progress import Progress, ProgressCallback, silent
+from quant.calibration.statistics import Calibration, SideStatistics
+from quant.graph.files import write_whole
+from quant.graph.gemms import Array, Weight, graph_sha256, load_graph, quantizable
+from quant.requests.readers import Request, samples_sha256
+from quant.schemes.awq import AwqPlan, Scaling, plan_awq
+from quant.schemes.bias import corrected, mean_shift
+from quant.schemes.schemes import Awq, SchemeConfig, needs_calibration, scheme_name
+from quant.search.metrics import Effect, effect_of
+from quant.search.scoring import OpenGraph, Scorer, open_scorer
+from quant.weights import quantize_values
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class SensitivityRow:
+    """The effect on the scores when this weight alone is int8."""
+
+    side: str
+    weight: str
+    shape: tuple[int, ...]
+    scheme: str
+    sqnr_db: float
+    kendall_tau: float
+    auc_change: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as plain values; infinite SQNR becomes None."""
+        sqnr = self.sqnr_db if np.isfinite(self.sqnr_db) else None
+        return {**asdict(self), "shape": list(self.shape), "sqnr_db": sqnr}
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The quantizable weights of both graphs, and how to restore each from int8."""
+
+    scorer: Scorer
+    scheme: SchemeConfig
+    block: int
+    weights: tuple[tuple[str, Weight], ...]
+    statistics: dict[str, SideStatistics]
+    awq: dict[str, AwqPlan]
+
+    def restored(self, side: str, weight: Weight) -> dict[str, Array]:
+        """Return the weight as the scheme restores it, and its bias where the scheme corrects that."""
+        seen = self.statistics[side].of(weight.name) if self.statistics else None
+        scaling = self.awq[side].scalings.get(weight.name, Scaling()) if self.awq else Scaling()
+        block = self.block if self.block and weight.shape[-2] % self.block == 0 else 0
+        graph = self.graph(side)
+        values = graph.weights[weight.name]
+        bias = graph.biases.get(weight.name) if seen is not None and needs_calibration(self.scheme) else None
+        restored = np.asarray(quantize_values(self.scheme, values, seen, block, scaling, bias is not None)[1])
+        found = {weight.name: restored}
+        if bias is not None and seen is not None:
+            found[bias] = corrected(graph.weights[bias], mean_shift(values, restored, seen))
+        return found
+
+    def graph(self, side: str) -> OpenGraph:
+        """Return the open graph of a side."""
+        return self.scorer.user if side == "user" else self.scorer.item
+
+
+def open_candidates(
+    user_onnx: Path,
+    item_onnx: Path,
+    requests: Iterable[Request],
+    scheme: SchemeConfig,
+    calibration: Calibration | None,
+    block: int,
+    threads: int,
+) -> Candidates:
+    """Load graphs, requests and statistics.
+
+    Raises:
+        UgsepError: a scheme without its calibration, a calibration of other graphs, no requests.
+    """
+    if calibration is None and needs_calibration(scheme):
+        raise UgsepError(f"scheme '{scheme_name(scheme)}' needs calibration; run quant calibrate, or use 'absmax'")
+    paths = {"user": user_onnx, "item": item_onnx}
+    statistics = {s: calibration.side(p) for s, p in paths.items()} if calibration is not None else {}
+    scorer = open_scorer(user_onnx, item_onnx, requests, threads)
+    weights: list[tuple[str, Weight]] = []
+    awq: dict[str, AwqPlan] = {}
+    for side, path in paths.items():
+        model = load_graph(path)
+        found = quantizable(model)
+        weights += [(side, w) for w in found]
+        if isinstance(scheme, Awq):
+            values = (scorer.user if side == "user" else scorer.item).weights
+            awq[side] = plan_awq(model, found, statistics[side].of, values.__getitem__, scheme.alphas, block)
+    return Candidates(scorer, scheme, block, tuple(weights), statistics, awq)
+
+
+def sensitivity(
+    user_onnx: Path,
+    item_onnx: Path,
+    requests: Iterable[Request],
+    *,
+    scheme: SchemeConfig,
+    calibration: Calibration | None = None,
+    block: int = 0,
+    threads: int = 1,
+    cache: Path | None = None,
+    progress: ProgressCallback = silent,
+) -> tuple[SensitivityRow, ...]:
+    """Return one row per quantizable weight, the most harmful (lowest SQNR) first.
+
+    Results are kept in the file ``cache`` as they come, under the hash of everything they depend on (both graphs,
+    requests and labels, calibration, scheme), so an interrupted run goes on and an unchanged one returns at once.
+
+    Raises:
+        UgsepError: see :func:`open_candidates`; a cache file that is no cache.
+    """
+    kept = tuple(requests)
+    candidates = open_candidates(user_onnx, item_onnx, kept, scheme, calibration, block, threads)
+    base = _key(user_onnx, item_onnx, kept, scheme, calibration, block)
+    known = _read_cache(cache)
+    reference: dict[str, Array] | None = None
+    rows = []
+    for number, (side, weight) in enumerate(candidates.weights):
+        progress(Progress("sensitivity", number, len(candidates.weights), f"{side}:{weight.name}"))
+        key = f"{base}:{side}:{weight.name}"
+        if key not in known:
+            if reference is None:
+                reference = candidates.scorer.score()
+            scores = candidates.scorer.score(side, candidates.restored(side, weight))
+            known[key] = asdict(effect_of(reference, scores, candidates.scorer.labels))
+            _write_cache(cache, known)
+        effect = Effect(**known[key])
+        rows.append(SensitivityRow(side, weight.name, weight.shape, scheme_name(scheme), **asdict(effect)))
+    progress(Progress("sensitivity", len(rows), len(rows)))
+    return tuple(sorted(rows, key=lambda r: (r.sqnr_db, r.side, r.weight)))
+
+
+def _key(
+    user_onnx: Path,
+    item_onnx: Path,
+    requests: tuple[Request, ...],
+    scheme: SchemeConfig,
+    calibration: Calibration | None,
+    block: int,
+) -> str:
+    digest = hashlib.sha256(f"{FORMAT} {scheme!r} {block}".encode())
+    for path in (user_onnx, item_onnx):
+        digest.update(graph_sha256(path).encode())
+    digest.update(samples_sha256(requests).encode())
+    for request in requests:
+        for task in sorted(request.labels):
+            digest.update(task.encode())
+            digest.update(np.ascontiguousarray(request.labels[task]).data)
+    digest.update((calibration.samples_sha256 if calibration is not None else "").encode())
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path | None) -> dict[str, dict[str, Any]]:
+    if path is None or not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text())
+        return dict(document["effects"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UgsepError(f"'{path}' is not a sensitivity cache ({error}); delete it or name another file") from error
+
+
+def _write_cache(path: Path | None, effects: dict[str, dict[str, Any]]) -> None:
+    if path is None:
+        return
+    write_whole(path, json.dumps({"effects": effects}, indent=1, sort_keys=True))
+
+
+def check_plot(path: Path) -> None:
+    """Make the folder of a plot; to be called before the work.
+
+    Raises:
+        UgsepError: the suffix is no format that can be drawn.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.filetypes)
+    if path.suffix[1:].lower() not in known:
+        raise UgsepError(f"cannot draw '{path}'; end its name with one of {', '.join(known)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def plot_sensitivity(rows: Iterable[SensitivityRow], path: Path) -> None:
+    """Draw the noise of each weight alone as bars, the most harmful on top; the suffix says the format.
+
+    Raises:
+        UgsepError: see :func:`check_plot`.
+    """
+    check_plot(path)
+    from matplotlib.figure import Figure
+
+    ranked = tuple(rows)
+    noise = [-r.sqnr_db if np.isfinite(r.sqnr_db) else np.nan for r in ranked]
+    figure = Figure(figsize=(9, 1 + 0.25 * len(ranked)), layout="constrained")
+    axes = figure.subplots()
+    low = np.nanmin(noise) - 3 if np.isfinite(noise).any() else -1.0
+    axes.barh([f"{r.side}: {r.weight}" for r in ranked], np.array(noise) - low, left=low)
+    axes.invert_yaxis()
+    axes.set_xlabel("noise of the scores, dB below the signal (further right: more harm)")
+    figure.savefig(path)

@@ -1,0 +1,1 @@
+"""Quantization of models larger than memory."""

@@ -1,0 +1,58 @@
+"""The journal of a run that may be killed: what is finished, each entry with the checksum of what it wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from graphs.base.errors import UgsepError
+
+
+def read_journal(path: Path, key: str) -> dict[str, dict[str, Any]]:
+    """Return the entries of a journal by name; none where there is no journal or it is of another ``key``.
+
+    A last line that a kill cut short is ignored.
+    """
+    if not path.is_file():
+        return {}
+    first, *lines = path.read_text().split("\n")
+    if first != _line({"key": key}):
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # empty, or cut short
+        found[entry["name"]] = entry
+    return found
+
+
+class Journal:
+    """Appends entries to a journal that starts with the given ones."""
+
+    def __init__(self, path: Path, key: str, entries: dict[str, dict[str, Any]]) -> None:
+        self._file = path.open("w")
+        self._append({"key": key})
+        for entry in entries.values():
+            self._append(entry)
+
+    def finished(self, name: str, **facts: Any) -> None:
+        """Note that ``name`` is finished; what it wrote has to be in its files already."""
+        self._append({"name": name, **facts})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        try:
+            self._file.write(_line(entry) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UgsepError(f"cannot write '{self._file.name}' ({error.strerror}); free space and go on") from error
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, sort_keys=True)

@@ -1,0 +1,116 @@
+"""Where every weight of a streamed graph goes in its data files, and the units it is worked on in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from export.streamed import StreamedGraph
+from export.weights.lazy_weights import Box, Weights
+from graphs.base.errors import UgsepError
+from quant.graph.files import aligned
+from quant.graph.gemms import Weight, read_tensor
+from quant.schemes.numerics import blocks_of
+
+#: float32 bytes of a unit: what a worker has in memory of a weight, a few times over.
+UNIT_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """How to read boxes of one weight, each into the room that is given; ``refuse`` raises for NaN and Inf."""
+
+    read: Callable[[Box, Tensor], Tensor]
+    refuse: Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One weight to encode: its bits (8 or 16), its bytes in the shared file, its scales in the scratch file."""
+
+    weight: Weight
+    bits: int
+    block: int
+    offset: int
+    length: int
+    scale_offset: int
+    scale_shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the weight."""
+        return self.weight.name
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of the float32 scales."""
+        return 4 * torch.Size(self.scale_shape).numel() if self.scale_shape else 0
+
+    def units(self) -> Iterator[Box]:
+        """Cut the weight in boxes of at most UNIT_BYTES of float32: whole columns of a token, or rows of a table."""
+        *lead, inputs, outputs = self.weight.shape
+        if self.weight.kind == "table":
+            step = max(1, UNIT_BYTES // (4 * outputs))
+            for low in range(0, inputs, step):
+                yield (low, min(low + step, inputs)), (0, outputs)
+            return
+        step = max(1, min(outputs, UNIT_BYTES // (4 * inputs)))
+        for token in range(lead[0] if lead else 1):
+            for low in range(0, outputs, step):
+                matrix = (0, inputs), (low, min(low + step, outputs))
+                yield ((token, token + 1), *matrix) if lead else matrix
+
+    def scale_box(self, box: Box) -> Box:
+        """Return the box of the scales [B, N], [T, B, N] or [V] that belongs to a unit."""
+        if self.weight.kind == "table":
+            return (box[0],)
+        return (*box[:-2], (0, self.scale_shape[-2]), box[-1])
+
+
+def place_weights(weights: Mapping[Weight, int], block: int) -> tuple[tuple[Place, ...], int, int]:
+    """Place weights (with their bits) one after the other, as ``quantize_side`` does; returns both files' sizes.
+
+    Raises:
+        UgsepError: K of a weight is not a multiple of ``block``.
+    """
+    places: list[Place] = []
+    end = scale_end = 0
+    for weight, bits in weights.items():
+        length = weight.elements * bits // 8
+        shape: tuple[int, ...] = ()
+        if bits == 8 and weight.kind == "table":
+            shape = weight.shape[:1]
+        elif bits == 8:
+            inputs = weight.shape[-2]
+            if block and inputs % block:
+                raise UgsepError(f"weight '{weight.name}' has K = {inputs}, not a multiple of block {block}")
+            shape = (*weight.shape[:-2], blocks_of(inputs, block), weight.shape[-1])
+        offset = aligned(end, length)
+        places.append(Place(weight, bits, block, offset, length, scale_end, shape))
+        end, scale_end = offset + length, scale_end + places[-1].scale_bytes
+    return tuple(places), end, scale_end
+
+
+def source_of(name: str, graph: StreamedGraph, weights: Weights) -> Source:
+    """Return how to read a weight of a streamed graph: from the checkpoint, or from the graph where it is small."""
+    constant = graph.constants.get(name)
+    if constant is None:
+        held = _held(graph.model, name)
+        return Source(
+            lambda box, room: held[tuple(slice(a, b) for a, b in box)],
+            lambda value: None,  # looked at when it was read into the graph
+        )
+    return Source(
+        lambda box, room: weights.read_unchecked(constant, box, name, room),
+        lambda value: weights.check(constant, value, name),
+    )
+
+
+def _held(model: ModelProto, name: str) -> Tensor:
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    return torch.from_numpy(read_tensor(tensor, Path()).copy())

@@ -1,0 +1,256 @@
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.backends.contract import BuildSpec, BuiltEngine, Profile, Rows
+from engines.backends.graph_io import graph_io, read_graph
+from engines.backends.tensorrt import build as backend
+from engines.backends.trt.plan import Layer, Plan, build_plan, int8_fates, profile_shapes, row_counts
+from engines.backends.trt.runner import accepts, gpu, padded_candidates
+from engines.backends.trt.w8a16_plugin import problem_size
+from engines.backends.trt.worker import Job, Settings
+from export.lowering.tensorrt import lower_for_tensorrt
+from graphs.base.errors import UgsepError
+from tests.export.lowering_graphs import FFN_SHAPE, ffn, to_half
+
+PROFILES = (Profile(Rows(1, 1, 4), Rows(1, 16, 64)), Profile(Rows(1, 1, 4), Rows(65, 256, 512)))
+HERE = backend.probe()
+
+
+def _silent(message: str) -> None:
+    assert message
+
+
+@pytest.mark.skipif(HERE.can_build, reason="TensorRT and a GPU are here")
+def test_it_says_what_is_missing(tmp_path: Path) -> None:
+    assert not HERE.can_run
+    source = to_half(ffn(tmp_path / "f32.onnx", np.random.default_rng(), True, "gelu"), tmp_path / "full.onnx")
+    with pytest.raises(UgsepError, match=r"backend 'tensorrt' (needs TensorRT 11|builds only on the GPU)") as error:
+        backend.build(BuildSpec("full", source, "w8a16"), tmp_path, _silent)
+    assert str(error.value) == HERE.reason or "builds only" in HERE.reason
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"optimization_level": 9}, "optimization_level is 9; give 0 to 5"),
+        ({"hardware_compatible": "amper-plus"}, "did you mean 'ampere-plus'"),
+        ({"workspace_mb": -1}, "workspace_mb is -1"),
+    ],
+)
+def test_values_are_checked(option: dict[str, Any], says: str) -> None:
+    with pytest.raises(UgsepError, match=says):
+        backend.check_values({**backend.OPTIONS, **option})
+
+
+def _compile_for_89(tmp_path: Path, profiles: tuple[Profile, ...] = PROFILES, **options: Any) -> Plan:
+    """Compile with TensorRT-RTX, which shares the builder's interface and needs no GPU: the same calls for real."""
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'ugsep[tensorrt-rtx]'")
+    source = to_half(ffn(tmp_path / "f32.onnx", np.random.default_rng(), True, "swiglu"), tmp_path / "full.onnx")
+    lowered = lower_for_tensorrt(source, tmp_path / "lowered.onnx")
+    inputs, _ = graph_io(read_graph(lowered.path))
+    settings = dataclasses.replace(
+        backend.settings_of({**backend.OPTIONS, **options}),
+        compute_capabilities=((8, 9),),
+        timing_cache=str(tmp_path / "kernels.timing"),
+    )
+    engine, shapes = str(tmp_path / "full.engine"), profile_shapes(inputs, profiles)
+    return build_plan(Job("tensorrt_rtx", str(lowered.path), engine, shapes, settings))
+
+
+def test_options_reach_the_library(tmp_path: Path) -> None:
+    plan = _compile_for_89(tmp_path, workspace_mb=64, optimization_level=2)
+    assert plan.settings["optimization_level"] == 2
+    assert plan.settings["workspace_bytes"] == 64 << 20
+    assert plan.settings["profiles"] == len(PROFILES)
+    assert plan.bytes == (tmp_path / "full.engine").stat().st_size
+    fates = int8_fates(plan.layers, {"down.weight": "down.weight", "gone": "gone"})
+    assert [f.fate for f in fates] == ["fused-int8", "folded-to-float"]
+
+
+_FLAGS = """
+import json, sys, tensorrt_rtx as trt
+from engines.backends.trt.worker import Job, Settings, create_config, settings_held
+job = Job("tensorrt_rtx", "", "", (), Settings(**json.load(sys.stdin)))
+config = create_config(job)(trt.Builder(trt.Logger(trt.Logger.ERROR)), None)
+print(json.dumps(settings_held(config, trt)["flags"]))
+"""
+
+
+def _flags(**options: Any) -> set[str]:
+    settings = dataclasses.asdict(backend.settings_of({**backend.OPTIONS, **options}))
+    environment = {**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"}
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-c", _FLAGS]
+    done = subprocess.run(
+        command, input=json.dumps(settings), env=environment, cwd=root, capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_device_memory_grows_with_the_profiles(tmp_path: Path) -> None:
+    large = _compile_for_89(tmp_path)
+    small = _compile_for_89(tmp_path, (Profile(Rows(1, 1, 4), Rows(1, 2, 2)),))
+    # Beside what both take, 510 rows more of at least one tensor [rows, T, D] in two bytes each.
+    tokens, width, _ = FFN_SHAPE
+    assert large.device_bytes - small.device_bytes >= 510 * tokens * width * 2
+    assert small.device_bytes > 0
+
+
+def test_flags_reach_the_library() -> None:
+    # Not compiled: TensorRT-RTX wants a GPU for an engine that can be refitted.
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'ugsep[tensorrt-rtx]'")
+    assert not _flags() & {"REFIT", "VERSION_COMPATIBLE"}
+    assert {"REFIT", "VERSION_COMPATIBLE"} <= _flags(refit=True, version_compatible=True)
+    assert backend.settings_of({**backend.OPTIONS, "hardware_compatible": "ampere-plus"}).hardware_compatibility == (
+        "AMPERE_PLUS"
+    )
+
+
+def test_a_compiler_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dies = tmp_path / "dies.sh"
+    dies.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    dies.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(dies))
+    with pytest.raises(UgsepError, match=r"stopped while compiling \(it was ended by SIGSEGV\)") as error:
+        build_plan(Job("tensorrt_rtx", "a.onnx", "a.engine", (), Settings()))
+    assert "\n" not in str(error.value)
+
+
+def test_a_graph_it_cannot_parse_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'ugsep[tensorrt-rtx]'")
+    (tmp_path / "a.onnx").write_bytes(b"no graph")
+    job = Job("tensorrt_rtx", str(tmp_path / "a.onnx"), str(tmp_path / "a.engine"), (), Settings(((8, 9),)))
+    with pytest.raises(UgsepError, match=r"a\.onnx: TensorRT-RTX cannot compile it \(.+\)") as error:
+        build_plan(job)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "a.engine").exists()
+
+
+def test_a_single_row_leaves_room_for_a_second() -> None:
+    spec = graph_io_spec("x", ["users", 3])
+    assert row_counts(Profile(Rows(1, 1, 1)), spec) == ((1, 3), (1, 3), (2, 3))
+    assert row_counts(Profile(Rows(2, 4, 8)), spec) == ((2, 3), (4, 3), (8, 3))
+
+
+def graph_io_spec(name: str, shape: list[Any]) -> Any:
+    info = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, shape)
+    inputs, _ = graph_io(onnx.helper.make_model(onnx.helper.make_graph([], "g", [info], [])))
+    return inputs[0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "capability", "runs"),
+    [
+        ("8.6,8.9", "8.9", True),
+        ("8.6,8.9", "8.0", False),
+        ("8.0+", "9.0", True),
+        ("8.0+", "7.5", False),
+        ("", "8.0", False),
+    ],
+)
+def test_capabilities(wanted: str, capability: str, runs: bool) -> None:
+    assert accepts(wanted, capability) == runs
+    assert accepts("8.9", "8.10") is False
+
+
+def test_a_weight_in_the_plugin_is_read_as_int8() -> None:
+    layer = Layer("w8a16_gemm_0", "PluginV3", (("w_constant", "Int8"),), ("gemm:w",))
+    (inside,) = int8_fates((layer,), {"w": "w"}, frozenset({"w"}))
+    assert (inside.fate, inside.detail) == ("fused-int8", "w8a16_gemm_0 plugin")
+    (lost,) = int8_fates((), {"w": "w"}, frozenset({"w"}))  # the plugin is not in the engine
+    assert lost.fate == "folded-to-float"
+
+
+@given(st.integers(1, 2048), st.data())
+def test_candidates_are_padded_to_few_sizes(most: int, data: st.DataObject) -> None:
+    profile = Profile(Rows(1, 1, 1), Rows(1, most, most))
+    candidates = data.draw(st.integers(1, most))
+    size = padded_candidates(profile, candidates)
+    assert candidates <= size <= most
+    assert size - candidates < most / 16 + 1
+    assert len({padded_candidates(profile, n) for n in range(1, most + 1)}) <= 16
+
+
+@pytest.mark.parametrize(
+    ("rows", "cut"),
+    [
+        (Rows(1, 256, 1024), [(257, 1024), (65, 256), (2, 64), (1, 1)]),
+        (Rows(1, 1, 2), [(2, 2), (1, 1)]),
+        (Rows(3, 8, 8), [(3, 8)]),
+        (Rows(1, 1, 1), [(1, 1)]),
+    ],
+)
+def test_buckets_cover_every_size_once(rows: Rows, cut: list[tuple[int, int]]) -> None:
+    made = backend.buckets(Profile(Rows(1, 1, 4), rows))
+    assert [(p.candidates.min, p.candidates.max) for p in made] == cut
+    assert all(p.candidates.opt == p.candidates.max and p.users.max == 4 for p in made)
+    sizes = sorted(n for low, high in cut for n in range(low, high + 1))
+    assert sizes == list(range(rows.min, rows.max + 1))
+
+
+def test_the_plugin_s_problem_size() -> None:
+    assert problem_size((8, 33, 64), (8, 64, 96)) == (8, 33, 64, 96)
+    assert problem_size((5, 7, 64), (64, 96)) == (1, 35, 64, 96)
+    assert problem_size((5, 64), (64, 96)) == (1, 5, 64, 96)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(gpu()[0] is None or not HERE.can_run, reason=f"needs TensorRT 11 and a GPU: {HERE.reason}")
+def test_the_plugin_on_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="pip install 'ugsep[triton]'")
+    from engines.backends.trt.runner import load_plan
+    from tests.export.lowering_graphs import reference
+
+    rng = np.random.default_rng()
+    f32 = ffn(tmp_path / "f32.onnx", rng, True, "swiglu")
+    spec = BuildSpec("full", to_half(f32, tmp_path / "full.onnx"), "w8a16", PROFILES)
+    (tmp_path / "out").mkdir()
+    trt = backend._import()
+    plugin = frozenset({"down.weight", "dense.weight"})
+    plan, inputs, outputs, fates = backend._compile(
+        spec, tmp_path / "out", backend.OPTIONS, None, plugin, str(gpu()[0])
+    )
+    assert plan.bytes > 0
+    assert {f.name for f in fates if "plugin" in f.detail} == plugin
+    needs = {"compute_capability": str(gpu()[0])}
+    built = BuiltEngine(
+        backend.NAME, "full", "w8a16", (), 0, inputs, outputs, requires=needs, profiles=PROFILES, weights=fates
+    )
+    runner = load_plan(trt, backend.NAME, tmp_path / "out", built)
+    for rows in (1, 2, 71, 257):  # the last two are padded
+        x = rng.standard_normal((rows, 3, 24)).astype(np.float32)
+        want = reference(f32, {"x": x})["click"]
+        np.testing.assert_allclose(runner.infer({"x": x})["click"].astype(np.float32), want, rtol=0, atol=5e-2)
+    runner.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(gpu()[0] is None or not HERE.can_run, reason=f"needs TensorRT 11 and a GPU: {HERE.reason}")
+def test_scores_on_a_gpu(tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    f32 = ffn(tmp_path / "f32.onnx", rng, True, "swiglu")
+    (tmp_path / "out").mkdir()
+    spec = BuildSpec("full", to_half(f32, tmp_path / "full.onnx"), "w8a16", PROFILES, scratch=tmp_path / "timing")
+    built = backend.build(spec, tmp_path / "out", _silent)
+    runner = backend.load(tmp_path / "out", built)
+    from tests.export.lowering_graphs import reference
+
+    for rows in (1, 2, 71, 257):  # the last two are padded
+        feeds = {"x": rng.standard_normal((rows, 3, 24)).astype(np.float16)}
+        want = reference(f32, {"x": feeds["x"].astype(np.float32)})["click"]
+        for _ in range(3):  # direct, recorded, replayed
+            got = runner.infer(feeds)["click"].astype(np.float32)
+            np.testing.assert_allclose(got, want, rtol=0, atol=5e-2)  # FP16 sums of 72 terms, logits of size 1..5
+    runner.close()

@@ -1,0 +1,189 @@
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.bundle.manifest import (
+    FileEntry,
+    Manifest,
+    engine_for,
+    hash_file,
+    read_manifest,
+    unlisted_files,
+    verify_files,
+    write_manifest,
+)
+from graphs.base.errors import UgsepError
+from tests.engines.engine_records import tiny_engine
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "a.bin").write_text("weights")
+    write_manifest(tmp_path, _manifest())
+    return tmp_path
+
+
+def _manifest() -> Manifest:
+    return Manifest(
+        "tiny",
+        "make engines MODEL=tiny",
+        21,
+        (tiny_engine("engines", "a.bin"),),
+        tools={"onnx": "1.23"},
+        host={"isa": "zen4"},
+        choice={"item": "engines"},
+        calibration="ab" * 32,
+        synthetic=True,
+        extra={"threads": 1},
+    )
+
+
+def _edit(bundle: Path, *keys: Any, value: Any) -> None:
+    path = bundle / "manifest.json"
+    raw = json.loads(path.read_text())
+    inner = raw
+    for key in keys[:-1]:
+        inner = inner[key]
+    if value is None:
+        del inner[keys[-1]]
+    else:
+        inner[keys[-1]] = value
+    path.write_text(json.dumps(raw))
+
+
+def test_what_is_written_is_read_back(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert manifest.files == {"engines/a.bin": hash_file(bundle / "engines" / "a.bin")}
+    assert manifest.engines == _manifest().engines
+    assert (manifest.synthetic, manifest.calibration, manifest.extra) == (True, "ab" * 32, {"threads": 1})
+
+
+def test_the_same_bundle_has_the_same_manifest_elsewhere(bundle: Path, tmp_path: Path) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    write_manifest(bundle, _manifest())
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert str(tmp_path).encode() not in before
+
+
+ENTRY = {"bytes": 7, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "says"),
+    [
+        (("version",), 2, "version 2 is newer than 1.*upgrade"),
+        (("version",), 0, "manifest version is 0"),
+        (("version",), "1", "manifest version is '1'"),
+        (("version",), None, "manifest version is None"),
+        (("model",), 7, "manifest.model is 7, not str"),
+        (("opset",), True, "manifest.opset is True, not int"),
+        (("synthetic",), 1, "manifest.synthetic is 1, not bool"),
+        (("engines",), {}, "manifest.engines is {}, not a list"),
+        (("files",), [], "manifest.files is .., not an object"),
+        (("tools",), None, "unknown or missing fields: tools"),
+        (("surprise",), 1, "unknown or missing fields: surprise"),
+        (("engines", 0, "built", "side"), "both", "side is 'both', not one of user, item, full"),
+        (("engines", 0, "built", "weights", 0, "fate"), "lost", "fate is 'lost'"),
+        (("engines", 0, "built", "inputs", 0, "shape"), ["n", 1.5], "not int or str"),
+        (("engines", 0, "built", "inputs", 0, "shape"), ["n", -1], "absurd shape"),
+        (("engines", 0, "built", "inputs", 0, "shape"), ["n", 1 << 40], "absurd shape"),
+        (("engines", 0, "built", "inputs", 0, "shape"), [1 << 20, 1 << 20], "absurd shape"),
+        (("engines", 0, "built", "outputs", 0, "shape"), [1] * 9, "absurd shape"),
+        (("engines", 0, "built", "profiles", 0, "users"), {"min": 4, "opt": 1, "max": 1}, "need 1 <= min"),
+        (("engines", 0, "built", "profiles", 0, "users", "max"), 1 << 40, "absurd"),
+        (("engines", 0, "built", "files"), ["b.bin"], "'engines/b.bin' is not among the hashed files"),
+        (("engines", 0, "built", "files"), ["../../b"], "leaves the bundle"),
+        (("engines", 0, "directory"), "/etc", "leaves the bundle"),
+        (("engines", 0, "directory"), "..", "leaves the bundle"),
+        (("choice",), {"item": "elsewhere"}, "chosen item engine 'elsewhere' is not in the bundle"),
+        (("files", "../a.bin"), ENTRY, "leaves the bundle"),
+        (("files", "/etc/passwd"), ENTRY, "leaves the bundle"),
+        (("files", "a/../../b"), ENTRY, "leaves the bundle"),
+        (("files", "C:evil"), ENTRY, "leaves the bundle"),
+        (("files", "a\\b"), ENTRY, "leaves the bundle"),
+        (("files", ""), ENTRY, "leaves the bundle"),
+        (("files", "engines/a.bin", "bytes"), -1, "absurd"),
+        (("files", "engines/a.bin", "bytes"), 1 << 60, "absurd"),
+        (("files", "engines/a.bin", "sha256"), "XYZ", "no valid sha256"),
+        (("engines", 0, "built", "session"), {"threads": 10**7}, "setting 'threads' is 10000000, which is absurd"),
+        (("engines", 0, "built", "session"), {"threads": -1}, "setting 'threads' is -1"),
+        (("engines", 0, "built", "session"), {"cache": "/etc"}, "setting 'cache' is '/etc'"),
+        (("files", "\ud800"), ENTRY, "cannot be printed"),
+        (("model",), "\ud800", "cannot be printed"),
+        (("rebuild",), "make\n\x1b[2J", "cannot be printed"),
+        (("sur\x1b[2J\ud800prise",), 1, r"unknown or missing fields: sur\\x1b\[2J\\ud800prise"),
+        (("opset",), 10**400, "absurd"),
+        (("engines", 0, "built", "figures"), {"x": 10**400}, "figures.x is 1000"),
+        (("engines", 0, "built", "figures"), {"x": float("nan")}, "NaN is no JSON number"),
+        (("engines", 0, "built", "figures"), {"x": float("inf")}, "Infinity is no JSON number"),
+    ],
+)
+def test_a_manifest_that_cannot_be_trusted_is_refused(bundle: Path, keys: Any, value: Any, says: str) -> None:
+    _edit(bundle, *keys, value=value)
+    with pytest.raises(UgsepError, match=says) as error:
+        read_manifest(bundle)
+    assert "\n" not in str(error.value)
+
+
+TWICE = '{"version": 1, "model": "a", "model": "b"}'
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"version": 1}', TWICE])
+def test_no_manifest_at_all(bundle: Path, text: str) -> None:
+    (bundle / "manifest.json").write_text(text)
+    with pytest.raises(UgsepError, match="build the bundle again"):
+        read_manifest(bundle)
+
+
+def test_a_directory_without_a_manifest(tmp_path: Path) -> None:
+    for directory in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(UgsepError, match=r"no manifest.json, so no bundle"):
+            read_manifest(directory)
+
+
+def test_a_manifest_that_is_no_file_is_refused_and_not_waited_for(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    for make, says in ((os.mkfifo, "not a file"), (os.mkdir, "not a file"), (_link_to_itself, "cannot read it")):
+        path.rmdir() if path.is_dir() else path.unlink()
+        make(path)
+        with pytest.raises(UgsepError, match=says):
+            read_manifest(bundle)
+
+
+def _link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    engine = bundle / "engines" / "a.bin"
+    engine.unlink()
+    _link_to_itself(engine)
+    with pytest.raises(UgsepError, match=r"a.bin: cannot read it .*rebuild: make engines"):
+        verify_files(bundle, manifest)
+    too_long = dataclasses.replace(manifest, files={"x" * 5000: FileEntry(1, "0" * 64)})
+    with pytest.raises(UgsepError, match="cannot read it"):
+        verify_files(bundle, too_long)
+
+
+def test_files_beside_those_of_the_manifest_are_found(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert unlisted_files(bundle, manifest) == []
+    (bundle / "engines" / "b.so").write_text("x")
+    (bundle / "out").symlink_to("/")
+    assert unlisted_files(bundle, manifest) == ["engines/b.so", "out"]
+
+
+def test_engines_are_found_by_side_backend_and_precision(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert engine_for(manifest, "item") is manifest.engines[0]
+    assert engine_for(manifest, "item", "onnxruntime", "w8a32") is manifest.engines[0]
+    with pytest.raises(UgsepError, match=r"no user engine.*holds item/onnxruntime/w8a32; build it: make engines"):
+        engine_for(manifest, "user")
+    with pytest.raises(UgsepError, match="precision 'fp16'"):
+        engine_for(manifest, "item", precision="fp16")

@@ -1,0 +1,173 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from engines.cli.quant.main import main
+from quant.calibration.statistics import load_calibration
+
+
+@pytest.fixture
+def bundle(graphs, make_columns, make_shards, tmp_path):
+    make_shards(tmp_path / "data", make_columns(12), [20])
+    return tmp_path
+
+
+def run(*args, status=0):
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == status, result.output
+    if status:
+        assert result.stderr.splitlines()[-1].startswith("error: ")
+        assert "Traceback" not in result.output
+    return result
+
+
+def test_from_requests_to_weights_and_back(bundle) -> None:
+    summary = json.loads(run("calibrate", bundle, "--data", bundle / "data", "--json").stdout)
+    assert (summary["requests"], summary["synthetic"]) == (12, False)
+    assert not (bundle / ".calibrating").exists()
+    tables = json.loads(run("weights", bundle, "--tables", "--out", bundle / "q", "--json").stdout)
+    assert [t["graph"] for t in tables] == ["user", "item"]
+    assert tables[1]["samples_sha256"] == summary["samples_sha256"]
+    rows = json.loads(run("inspect", bundle / "q" / "item.w8a32.onnx", "--json").stdout)
+    assert {r["weight"]: r["bits"] for r in rows}["item.table"] == 8
+    assert "ffn.down.weight" in run("inspect", bundle).stdout
+    assert "MB of weights are now" in run("weights", bundle, "--scheme", "absmax").stdout
+    assert (bundle / "onnx" / "item.w8a16.onnx").is_file()
+
+
+def test_parts_are_merged(bundle) -> None:
+    for number in (0, 1):
+        run("calibrate", bundle, "--data", bundle / "data" / f"part-{number}.parquet", "--out", bundle / str(number))
+    run("merge", bundle / "0", bundle / "1", "--out", bundle / "all")
+    joined = load_calibration(bundle / "all")
+    assert joined.rows == sum(load_calibration(bundle / n).rows for n in "01")
+    assert "the same requests" in run("merge", bundle / "0", bundle / "0", "--out", bundle / "x", status=2).stderr
+
+
+def test_calibration_goes_on_after_an_interruption(bundle, monkeypatch) -> None:
+    monkeypatch.setattr("engines.cli.quant.main.CHECKPOINT_REQUESTS", 4)
+    from quant.calibration import calibrate as module
+
+    real, seen = module._observe_request, []
+
+    def stop_at_ninth(request, user, item):
+        seen.append(request.request_id)
+        if len(seen) == 9:
+            raise KeyboardInterrupt
+        real(request, user, item)
+
+    monkeypatch.setattr(module, "_observe_request", stop_at_ninth)
+    result = CliRunner().invoke(main, ["calibrate", str(bundle), "--data", str(bundle / "data")])
+    assert result.exit_code == 130
+    assert not (bundle / "calibration.json").exists()
+    run("calibrate", bundle, "--data", bundle / "data")
+    assert len(seen) == 9 + 4  # eight were kept
+    resumed = load_calibration(bundle)
+    run("calibrate", bundle, "--data", bundle / "data", "--out", bundle / "whole")
+    assert resumed.samples == load_calibration(bundle / "whole").samples
+
+
+def test_a_broken_shard_in_the_middle_loses_nothing_of_what_was_done(bundle, make_columns, make_shards) -> None:
+    folder = bundle / "shards"
+    shards = make_shards(folder, make_columns(40), [60, 120])
+    whole = shards[1].read_bytes()
+    shards[1].write_bytes(whole[:-300])
+    refused = run("calibrate", bundle, "--data", folder, status=2)
+    assert "part-1.parquet' is damaged or truncated" in refused.stderr.splitlines()[-1]
+    kept = load_calibration(bundle / ".calibrating")
+    assert 0 < kept.rows < 60  # the request that may go on in the next shard is still open
+    shards[1].write_bytes(whole)
+    run("calibrate", bundle, "--data", folder)
+    assert not (bundle / ".calibrating").exists()
+    resumed = load_calibration(bundle)
+    run("calibrate", bundle, "--data", folder, "--out", bundle / "again")
+    assert resumed.samples == load_calibration(bundle / "again").samples
+    for name, found in load_calibration(bundle / "again").item.tensors.items():
+        np.testing.assert_allclose(resumed.item.tensors[name].sums, found.sums, rtol=1e-12)
+
+
+def test_what_cannot_be_written_shows_before_the_work(bundle, monkeypatch) -> None:
+    def never(*_, **__):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr("engines.cli.quant.main.calibration_run.calibrate", never)
+    monkeypatch.setattr("engines.cli.quant.scored.run_sensitivity", never)
+    monkeypatch.setattr("engines.cli.quant.scored.run_search", never)
+    (bundle / "file").write_text("in the way")
+    data = ("--data", bundle / "data", "--scheme", "absmax")
+    assert "file" in run("calibrate", bundle, *data[:2], "--out", bundle / "file", status=2).stderr
+    drawn = run("sensitivity", bundle, *data, "--plot", bundle / "s.nothing", status=2)
+    assert "cannot draw" in drawn.stderr
+    assert "svg" in drawn.stderr
+    assert "file" in run("search", bundle, *data, "--out", bundle / "file" / "p.yaml", status=2).stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_policy_that_cannot_be_written_is_printed(bundle, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "engines.cli.quant.scored.stopwatch",
+        lambda *_: lambda shape, rows: dict.fromkeys(("int8", "fp16", "fp32"), 1.0),
+    )
+    out = bundle / "full" / "policy.yaml"
+    out.parent.mkdir()
+    (out.parent / "policy.yaml.partial").symlink_to("/dev/full")  # every write to it: no space left on device
+    data = ("--data", bundle / "data", "--scheme", "absmax", "--min-sqnr", 0, "--max-drop", 1)
+    shown = run("search", bundle, *data, "--out", out, status=2)
+    assert f"cannot write '{out}' (No space left on device)" in shown.stderr
+    assert len(yaml.safe_load(shown.stdout)["policy"]["weights"]) == 4
+    assert not list(out.parent.iterdir())
+
+
+def test_random_data_only_on_request_and_recorded(bundle) -> None:
+    assert "--synthetic N" in run("calibrate", bundle, status=2).stderr
+    both = run("calibrate", bundle, "--synthetic", 2, "--data", bundle / "data", status=2)
+    assert "exclude each other" in both.stderr
+    run("calibrate", bundle, "--synthetic", 2, "--limit", 1)
+    found = load_calibration(bundle)
+    assert found.synthetic
+    assert found.samples[0].requests == 1
+
+
+def test_sensitivity_and_search_write_what_weights_reads(bundle) -> None:
+    run("calibrate", bundle, "--data", bundle / "data", "--gram")
+    common = (bundle, "--data", bundle / "data", "--scheme", "gptq", "--cache", bundle / "cache.json")
+    rows = json.loads(run("sensitivity", *common, "--json", "--plot", bundle / "s.png").stdout)
+    assert len(rows) == 4
+    assert (bundle / "s.png").read_bytes()[:4] == b"\x89PNG"
+    assert "Kendall tau" in run("sensitivity", *common).stdout
+    policy = bundle / "policy.yaml"
+    run("search", *common, "--max-drop", 1, "--min-sqnr", 10, "--candidates", 8, "--out", policy)
+    assert len(yaml.safe_load(policy.read_text())["policy"]["weights"]) == 4
+    run("weights", bundle, "--scheme", "gptq", "--policy", policy, "--out", bundle / "q")
+    policy.write_text("weights: [{glob: 'ffn.dwn.*', precision: int8}]")
+    refused = run("weights", bundle, "--policy", policy, "--out", bundle / "q", status=2)
+    assert "matches no weight" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["weights", "{b}", "--scheme", "msee"], "unknown scheme 'msee', did you mean 'mse'"),
+        (["weights", "{b}"], "run quant calibrate"),
+        (["weights", "{b}/data"], "give a bundle or a folder with user.onnx"),
+        (["search", "{b}", "--data", "{b}/data", "--scheme", "absmax", "--backend", "onnxruntim"], "did you mean"),
+        (["inspect", "{b}/data"], "no .onnx file in"),
+        (["inspect", "{b}/none.onnx"], "no .onnx file in"),
+        (["calibrate", "{b}", "--data", "{b}/none/*.parquet"], "no request data at"),
+        (["calibrat", "{b}"], "unknown command 'calibrat', did you mean 'calibrate'"),
+    ],
+)
+def test_bad_usage_is_one_line(bundle, args, message) -> None:
+    result = run(*(a.format(b=bundle) for a in args), status=2)
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_sealed_bundle_is_left_alone(bundle) -> None:
+    (bundle / "manifest.json").write_text("{}")
+    for args in (["calibrate", bundle, "--synthetic", 1], ["weights", bundle, "--scheme", "absmax"]):
+        assert "sealed by its manifest; give --out" in run(*args, status=2).stderr

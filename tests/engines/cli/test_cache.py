@@ -1,0 +1,90 @@
+"""``ugsep cache``: list, shrink and check, with exit statuses a script can use."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from engines.cli.main import main
+from engines.compile.cache import cached_build
+from engines.render.byte_sizes import parse_size
+from graphs.base.errors import UgsepError
+from tests.engines.engine_records import tiny_engine
+
+
+def run(*args: object, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, ["cache", *map(str, args)], env=env)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A cache of three engines, ``a`` unused for longest."""
+    folder = tmp_path / "ugsep" / "engines"
+
+    def build(directory: Path):
+        (directory / "a.bin").write_bytes(b"w" * 5000)
+        return tiny_engine(".", "a.bin").built
+
+    for age, name in enumerate("cba"):
+        cached_build(folder, name * 64, tmp_path / name, build)
+        os.utime(folder / (name * 64), (1e9 - age, 1e9 - age))
+    return folder
+
+
+def test_ls_lists_the_least_recently_used_first(root: Path, tmp_path: Path) -> None:
+    found = json.loads(run("ls", "--root", root, "--json").stdout)
+    assert [(e["key"][0], e["side"], e["backend"], e["precision"]) for e in found] == [
+        (key, "item", "onnxruntime", "w8a32") for key in "abc"
+    ]
+    assert all(5000 < e["bytes"] < 10_000 for e in found)
+    # Without --root: the cache of the user.
+    printed = run("ls", env={"XDG_CACHE_HOME": str(tmp_path)})
+    assert "aaaaaaaaaaaa" in printed.output
+    assert "3 engines" in printed.output
+
+
+def test_gc_keeps_the_newest_within_the_size(root: Path) -> None:
+    one = json.loads(run("ls", "--root", root, "--json").stdout)[0]["bytes"]
+    removed = run("gc", "--root", root, "--max-size", 2 * one, "--json")
+    assert [e["key"][0] for e in json.loads(removed.stdout)] == ["a"]
+    assert "removed 2 engines" in run("gc", "--root", root, "--max-size", 0).output
+    assert json.loads(run("ls", "--root", root, "--json").stdout) == []
+
+
+def test_verify_fails_with_status_1_on_damage_and_gc_removes_it(root: Path) -> None:
+    assert run("verify", "--root", root).exit_code == 0
+    damaged = root / ("b" * 64) / "engine" / "a.bin"
+    damaged.write_bytes(b"x" + damaged.read_bytes()[1:])
+    result = run("verify", "--root", root)
+    assert result.exit_code == 1
+    assert "1 of 3 engines are damaged" in result.stderr
+    assert "rebuild" not in result.stderr  # a cached engine is of no bundle
+    assert result.stderr.count("\n") == 1
+    listed = run("verify", "--root", root, "--json")
+    assert [bool(e["problem"]) for e in json.loads(listed.stdout)] == [False, True, False]
+    assert listed.exit_code == 1
+    assert "removed 1 engines" in run("gc", "--root", root).output
+    assert run("verify", "--root", root).exit_code == 0
+
+
+def test_an_empty_cache_is_fine_and_a_wrong_root_is_not(tmp_path: Path) -> None:
+    assert json.loads(run("ls", "--json", env={"XDG_CACHE_HOME": str(tmp_path)}).stdout) == []
+    result = run("ls", "--root", tmp_path / "none")
+    assert (result.exit_code, "no such directory" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("500", 500), ("1.5K", 1536), ("2m", 2 << 20), ("3 GiB", 3 << 30), ("1TB", 1 << 40)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "3X", "1e9", "10 G B"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UgsepError, match="is no size"):
+        parse_size(text)

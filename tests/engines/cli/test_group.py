@@ -1,0 +1,88 @@
+import io
+import shlex
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from engines.cli.group import CommandGroup, as_typed
+from graphs.base.errors import GateFailed, UgsepError
+from graphs.base.progress import Progress, show_progress
+
+
+@click.group(cls=CommandGroup)
+def cli() -> None:
+    pass
+
+
+@cli.command()
+@click.argument("what")
+@click.option("--rows", type=int, default=1)
+def fail(what: str, rows: int) -> None:
+    if what == "input":
+        raise UgsepError("feature 'age' is missing\nin 'a.parquet'; add the column")
+    if what == "gate":
+        raise GateFailed("sqnr 20 dB is below 35 dB")
+    if what == "disk":
+        raise OSError(28, "No space left on device", "out/x")
+    click.echo(f"fine {rows}")
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "text"),
+    [
+        (["fail", "input"], 2, "error: feature 'age' is missing in 'a.parquet'; add the column\n"),
+        (["fail", "gate"], 1, "error: sqnr 20 dB is below 35 dB\n"),
+        (["fail", "disk"], 2, "error: No space left on device: 'out/x'; check the path"),
+        (["fale", "x"], 2, "error: unknown command 'fale', did you mean 'fail'?"),
+        (["fail", "x", "--rows", "many"], 2, "error: Invalid value for '--rows'"),
+        (["fail"], 2, "error: Missing argument 'WHAT'."),
+    ],
+)
+def test_errors_are_one_line_with_a_status(args: list[str], status: int, text: str) -> None:
+    result = CliRunner().invoke(cli, args)
+    assert result.exit_code == status
+    assert result.stderr.startswith(text)
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("args", [["--debug", "fail", "input"], ["fail", "input", "--debug"]])
+def test_debug_lets_the_error_through(args: list[str]) -> None:
+    assert isinstance(CliRunner().invoke(cli, args).exception, UgsepError)
+
+
+def test_success_and_help_end_with_zero() -> None:
+    done = CliRunner().invoke(cli, ["fail", "nothing", "--rows", "3"])
+    assert (done.exit_code, done.stdout) == (0, "fine 3\n")
+    shown = CliRunner().invoke(cli, ["fail", "--help"])
+    assert shown.exit_code == 0
+    assert "--debug" in shown.stdout
+    for short in (["-h"], ["fail", "-h"]):
+        assert CliRunner().invoke(cli, short).exit_code == 0
+
+
+def test_what_was_typed_can_be_typed_again() -> None:
+    @cli.command()
+    @click.argument("what")
+    @click.option("--set", "changes", multiple=True)
+    @click.option("--cache/--no-cache", default=True)
+    @click.option("--seed", default=0)
+    @click.option("--json", "as_json", is_flag=True)
+    def typed(what: str, changes: tuple[str, ...], cache: bool, seed: int, as_json: bool) -> None:
+        click.echo(as_typed(click.get_current_context()))
+
+    given = ["typed", "--no-cache", "a b", "--set", "x=1", "--set", "y={u: 2}", "--json", "--debug"]
+    shown = CliRunner().invoke(cli, given, prog_name="ugsep").stdout.strip()
+    assert shown == "ugsep typed 'a b' --set x=1 --set 'y={u: 2}' --no-cache"
+    assert CliRunner().invoke(cli, shlex.split(shown)[1:], prog_name="ugsep").stdout.strip() == shown
+
+
+def test_progress_is_plain_lines_without_a_terminal() -> None:
+    out = io.StringIO()
+    with show_progress(out) as progress:
+        for done in range(4):
+            progress(Progress("calibrate", done, 3, "shard-0"))
+        progress(Progress("scan", 7))
+    # the steps in between come within the five seconds between two lines
+    assert out.getvalue() == "calibrate 0/3 shard-0\ncalibrate 3/3 shard-0\nscan 7\n"

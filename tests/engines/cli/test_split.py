@@ -1,0 +1,146 @@
+"""``ugsep split``: exit statuses, one-line errors, text, JSON and picture."""
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from engines.cli.group import CommandGroup
+from engines.cli.split import split_command
+
+FILE = """
+import torch
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.tower = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.norm = nn.BatchNorm1d(4) if norm else nn.Identity()
+
+    def forward(self, profile, history, item):
+        u = self.norm(self.tower(torch.cat([profile, history], -1)))
+        return {"score": (u * item).sum(-1)}
+
+def inputs():
+    return {"profile": torch.randn(3, 4), "history": torch.randn(3, 2), "item": torch.randn(3, 4)}
+
+def factory():
+    return Model(False).eval(), inputs()
+
+def training():
+    return Model(True), inputs()
+
+def raising():
+    raise ValueError("no checkpoint")
+
+class Wrong(Model):
+    def forward(self, profile, history, item):
+        u = self.work(self.tower(torch.cat([profile, history], -1)))
+        return {"score": (u * item).sum(-1)}
+
+def wrong(work):
+    model = Wrong(False).eval()
+    model.work = work
+    return model, inputs()
+
+def printing():
+    print("factory ran")
+    return wrong(lambda u: print("forward ran") or u)
+
+def branching():
+    return wrong(lambda u: u if u.sum() > 0 else -u)
+
+def reading_a_value():
+    return wrong(lambda u: u * u[0, 0].item())
+
+def misshapen():
+    return wrong(lambda u: u @ torch.ones(3, 4))
+
+def mistyped():
+    model, rows = factory()
+    return model, {**rows, "profile": rows["profile"].double()}
+
+def misnamed():
+    model, rows = factory()
+    return model, {"profil": rows.pop("profile"), **rows}
+"""
+
+
+@click.group(cls=CommandGroup)
+def cli() -> None:
+    pass
+
+
+cli.add_command(split_command)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "model.py"
+    path.write_text(FILE)
+    return path
+
+
+def run(
+    file: Path, *arguments: str, factory: str = "factory", sides: tuple[str, str] = ("profile,history", "item")
+) -> Result:
+    user, item = sides
+    return CliRunner().invoke(cli, ["split", f"{file}:{factory}", "--user", user, "--item", item, *arguments])
+
+
+def test_summary_explanation_and_picture(file: Path, tmp_path: Path) -> None:
+    result = run(file)
+    assert result.exit_code == 0, result.output
+    assert "of the FLOPs run once per request" in result.output
+    assert "exact to" in result.output
+    assert "Cost by module" not in result.output
+    page = tmp_path / "out.html"
+    result = run(file, "--explain", "--graph", str(page), "--candidates", "100")
+    assert result.exit_code == 0, result.output
+    assert "Cost by module" in result.output
+    assert "100 candidates" in result.output
+    assert "<svg" in page.read_text()
+
+
+def test_json(file: Path) -> None:
+    result = run(file, "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["proof"]["rows"] == 520
+    assert told["split"]["state"][0] == {
+        "name": "state_tower_2", "dtype": "float32", "row_shape": [4], "bytes_per_user": 16,
+    }  # fmt: skip
+
+
+def test_what_the_model_prints_is_no_part_of_the_answer(file: Path) -> None:
+    result = run(file, "--json", factory="printing")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["proof"]["rows"] == 520
+    assert "factory ran" in result.stderr
+    assert "forward ran" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"factory": "raising"}, "raised ValueError: no checkpoint at model.py:"),
+        ({"factory": "branching"}, "Could not guard on data-dependent expression"),
+        ({"factory": "reading_a_value"}, " picks rows by their position in the batch"),
+        ({"factory": "misshapen"}, "the model fails on rows like its example inputs: mat1 and mat2 shapes"),
+        ({"factory": "mistyped"}, "the model fails on rows like its example inputs: "),
+        ({"factory": "misnamed", "sides": ("profil,history", "item")}, "do not fit the model's forward: missing a"),
+        ({"factory": "training"}, "norm (model.py:12) normalises with the statistics of the batch; call .eval()"),
+        ({"sides": ("profile", "item")}, "input 'history' is on no side"),
+        ({"sides": ("profile,history,item", "item")}, "input 'item' is named on both sides"),
+        ({"sides": ("profile,histroy", "item")}, "no input 'histroy', did you mean 'history'?"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(file: Path, changes: dict, message: str) -> None:
+    result = run(file, **changes)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr

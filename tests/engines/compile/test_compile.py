@@ -1,0 +1,151 @@
+"""The engine cache as builds use it: what the recipe, the tools, the code or the machine change is built again."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from engines.backends.onnxruntime import build as ort_backend
+from engines.backends.tensorrt import build as trt_backend
+from engines.backends.tensorrt_rtx import build as rtx_backend
+from engines.compile import compile as compiling
+from engines.compile.cache import list_entries
+from engines.compile.compile import EnginePlan, compile_engine, serving_plans
+from engines.recipes.recipe import Recipe
+from graphs.base.errors import UgsepError
+from graphs.base.progress import Progress
+from tests import tiny
+from tests.export.lowering_graphs import item
+
+PLAN = EnginePlan("item", "onnxruntime", "fp32")
+RECIPE = dataclasses.replace(tiny.RECIPE, serving=dataclasses.replace(tiny.RECIPE.serving, threads=1))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return item(tmp_path / "onnx" / "item.onnx", np.random.default_rng(), False)
+
+
+def was_cached(tmp_path: Path, source: Path, recipe: Recipe = RECIPE, plan: EnginePlan = PLAN) -> bool:
+    folder = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+    folder.mkdir()
+    said: list[Progress] = []
+    compile_engine(recipe, plan, source, folder, tmp_path / "cache", said.append)
+    assert (folder / "item.onnx").is_file()
+    return any("from the engine cache" in p.note for p in said)
+
+
+def serving(**changes: Any) -> Recipe:
+    return dataclasses.replace(RECIPE, serving=dataclasses.replace(RECIPE.serving, **changes))
+
+
+def test_the_same_build_hits_also_from_elsewhere(tmp_path: Path, source: Path) -> None:
+    assert not was_cached(tmp_path, source)
+    assert was_cached(tmp_path, source)
+    moved = tmp_path / "deep" / "er"
+    shutil.copytree(source.parent, moved)
+    assert was_cached(tmp_path, moved / "item.onnx")
+    # What serving does not read when it compiles is no part of the key.
+    assert was_cached(
+        tmp_path, source, dataclasses.replace(RECIPE, gates=dataclasses.replace(RECIPE.gates, sqnr_db=9))
+    )
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        serving(threads=2),
+        serving(candidates=(1, 10)),
+        serving(max_candidates=65),
+        serving(max_users=2),
+        serving(options={"onnxruntime": {"spinning": True}}),
+        serving(options={"onnxruntime": {"save_optimized": True}}),
+    ],
+    ids=["threads", "most frequent size", "largest size", "most users", "an option", "another option"],
+)
+def test_a_changed_setting_misses(tmp_path: Path, source: Path, recipe: Recipe) -> None:
+    assert not was_cached(tmp_path, source)
+    assert not was_cached(tmp_path, source, recipe)
+    assert was_cached(tmp_path, source, recipe)
+    assert was_cached(tmp_path, source)
+
+
+def test_engines_are_tuned_for_one_user_and_take_several(tmp_path: Path, source: Path) -> None:
+    built = compile_engine(serving(max_users=5), PLAN, source, tmp_path)
+    (profile,) = built.profiles
+    assert (profile.users.min, profile.users.opt, profile.users.max) == (1, 1, 5)
+
+
+def test_a_side_without_a_precision_is_refused() -> None:
+    with pytest.raises(UgsepError, match=r"serving.precision names no precision for the user side; give both"):
+        serving_plans(serving(precision={"item": "fp32"}))
+
+
+def test_an_option_of_another_backend_changes_nothing(tmp_path: Path, source: Path) -> None:
+    assert not was_cached(tmp_path, source)
+    assert was_cached(tmp_path, source, serving(options={"openvino": {"streams": 2}}))
+
+
+def flip_weight(model: onnx.ModelProto) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == "mix.weight")
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[-1, -1, -1] += 1
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+
+def swap_activation(model: onnx.ModelProto) -> None:
+    next(n for n in model.graph.node if n.op_type == "Sigmoid").op_type = "Tanh"
+
+
+@pytest.mark.parametrize("change", [flip_weight, swap_activation])
+def test_a_changed_graph_misses(tmp_path: Path, source: Path, change: Callable[[onnx.ModelProto], None]) -> None:
+    assert not was_cached(tmp_path, source)
+    model = onnx.load(source)
+    change(model)
+    onnx.save(model, source)
+    assert not was_cached(tmp_path, source)
+
+
+def test_changed_tools_code_or_machine_miss(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not was_cached(tmp_path, source)
+    tools = compiling.tool_versions()
+    for name, value in {
+        "tool_versions": lambda: tools | {"onnxruntime": "0.0.1"},
+        "code_sha256": lambda: "of an edited file",
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(compiling, name, value)
+            assert not was_cached(tmp_path, source), name
+    with monkeypatch.context() as patch:
+        patch.setattr(ort_backend, "host_isa", lambda: "another-cpu")
+        assert not was_cached(tmp_path, source)
+    assert was_cached(tmp_path, source)
+
+
+def test_every_backend_names_what_its_engines_are_tied_to() -> None:
+    assert ort_backend.target() == ort_backend.host_isa() != ""
+    assert rtx_backend.target() == "any machine"
+    capability, reason = trt_backend.gpu()
+    assert (reason if capability is None else capability) in trt_backend.target()
+
+
+def test_builds_share_a_folder_beside_the_cache_for_what_speeds_up_later_ones(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path | None] = []
+    build = ort_backend.build
+    monkeypatch.setattr(
+        ort_backend, "build", lambda spec, out, tell: (seen.append(spec.scratch), build(spec, out, tell))[1]
+    )
+    assert not was_cached(tmp_path, source)
+    assert not was_cached(tmp_path, source, serving(threads=2))
+    assert seen == [tmp_path / "cache" / ".scratch"] * 2
+    (tmp_path / "cache" / ".scratch").mkdir()
+    assert [e.problem for e in list_entries(tmp_path / "cache")] == ["", ""]  # it is no entry

@@ -1,0 +1,117 @@
+"""Every shipped recipe: parses, is written back as it was, and goes the whole road at a reduced size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from engines.build.pipeline import build
+from engines.build.sources import Sources, random_config
+from engines.recipes.recipe import Recipe, dump_recipe, load_recipe, recipe_names
+from graphs.base.errors import UgsepError
+from graphs.base.features import Feature
+
+FEATURES = (
+    Feature("user_id", "user", "id", vocab=50, group="user_id"),
+    Feature("age", "user", "id", vocab=9, group="age"),
+    Feature("recent", "user", "sequence", vocab=61, width=5, table="item_id", group="history"),
+    Feature("activity", "user", "dense", width=6, group="activity"),
+    Feature("taste", "user", "dense", width=5, group="taste"),
+    Feature("item_id", "item", "id", vocab=61, group="item_id"),
+    Feature("year", "item", "id", vocab=12, group="year"),
+    Feature("genres", "item", "dense", width=7, group="genres"),
+    Feature("popularity", "item", "dense", width=3, group="popularity"),
+    Feature("affinity", "item", "dense", width=4, group="cross"),
+)
+SMALL = {"width": 32, "hidden": 24, "tower": 8, "embedding_width": 8, "block": 8, "user_tokens": 4, "item_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("features") / "features.json"
+    path.write_text(json.dumps({"features": [dataclasses.asdict(f) for f in FEATURES], "tasks": ["like"]}))
+    return path
+
+
+def reduced(recipe: Recipe) -> Recipe:
+    """Return the recipe with small widths and nothing else changed that shapes the graph's structure."""
+    config = {k: SMALL.get(k, v) for k, v in recipe.config.items()}
+    config["layers"] = min(config["layers"], 3)
+    serving = dataclasses.replace(recipe.serving, candidates=(1, 9), compile_for=(), max_candidates=300)
+    # Random tiny weights make logits of almost equal size: rank agreement and SQNR are loose here on purpose, and so
+    # is what routers of random weights, which hardly prefer an expert, may choose otherwise.
+    gates = dataclasses.replace(
+        recipe.gates,
+        kendall_tau=0.5,
+        sqnr_db=12.0,
+        max_probability=0.2,
+        same_experts_probability=0.2,
+        rerouted_rows=0.5,
+        fraction_of_limit=0.0,
+        request_p99_ms=0.0,
+    )
+    return dataclasses.replace(recipe, config=config, serving=serving, gates=gates)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_reads_back_what_it_dumps(name: str, tmp_path: Path, features: Path) -> None:
+    recipe = load_recipe(name)
+    path = tmp_path / "resolved.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(str(path)) == recipe
+    config = random_config(recipe, features)
+    assert config.counts().item.flops > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_goes_the_whole_road_at_reduced_size(name: str, tmp_path: Path, features: Path) -> None:
+    outcome = build(name, reduced(load_recipe(name)), Sources(None, features=features), tmp_path / name)
+    assert outcome.report["passed"]
+    assert outcome.report["synthetic"]
+    assert outcome.report["split"]["reusable_share"] > 0.2
+    # int8 must have happened; at this size embedding tables, which stay float, are most of the bytes
+    weights = outcome.report["weights"]
+    assert weights["quantized_bytes"] < 0.9 * weights["fp32_bytes"]
+
+
+def test_settings_can_be_changed() -> None:
+    recipe = load_recipe("zenith", ["config.user_tokens=12", "gates.sqnr_db=40.5", "serving.candidates=[1, 7]"])
+    assert recipe.config["user_tokens"] == 12
+    assert recipe.gates.sqnr_db == 40.5
+    assert recipe.serving.candidates == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("config.user_tokens", "is no setting"),
+        ("gates.sqnr=3", "sqnr"),
+        ("model.x=3", "'model' is not a section"),
+        ("config.width=[", "not YAML"),
+    ],
+)
+def test_bad_changes_are_one_line(change: str, message: str) -> None:
+    with pytest.raises(UgsepError, match=message):
+        load_recipe("zenith", [change])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: zenith\nservng: {}", "unknown setting 'servng', did you mean 'serving'"),
+        ("model: zenith\ngates: {sqnr: 3}", "sqnr"),
+        ("config: {}", "missing value for field"),
+        ("model: [", "is not YAML"),
+        ("- 1", "expected a mapping"),
+    ],
+)
+def test_bad_recipes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UgsepError, match=message) as caught:
+        load_recipe(str(path))
+    assert "\n" not in str(caught.value)

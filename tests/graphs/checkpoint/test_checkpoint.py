@@ -1,0 +1,117 @@
+"""Saving and loading models: the round trip, and one line for each kind of broken checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from graphs.base.errors import UgsepError
+from graphs.checkpoint.checkpoint import load_checkpoint
+from tests.graphs.model_laws import VARIANTS, make_config, make_model, make_rows
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_saved_model_comes_back_bit_identical(tmp_path: Path, variant: str) -> None:
+    model = make_model(make_config(variant, "2:1"))
+    model.save_pretrained(tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.config == model.config
+    assert not loaded.training
+    rows = make_rows(3, 1)
+    with torch.no_grad():
+        for task, logits in model(rows).items():
+            assert torch.equal(loaded(rows)[task], logits)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("checkpoint")
+    make_model(make_config("zenith", "1:1")).save_pretrained(directory)
+    return directory
+
+
+def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    def apply(directory: Path) -> None:
+        path = directory / "model.safetensors"
+        tensors = {k: v.clone() for k, v in safetensors.torch.load_file(path).items()}
+        change(tensors)
+        safetensors.torch.save_file(tensors, path)
+
+    return apply
+
+
+def _config(**changes: object) -> Callable[[Path], object]:
+    def apply(directory: Path) -> None:
+        path = directory / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return apply
+
+
+def _truncate(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _pickle(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "model.pt")
+
+
+SPREAD = "layers.1.compensation.spread"
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (shutil.rmtree, "no checkpoint at .*config.json is missing; train one"),
+    "no config": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
+    "config is no JSON": (lambda d: (d / "config.json").write_text("{"), "is not JSON"),
+    "config is a list": (lambda d: (d / "config.json").write_text("[]"), "holds a list, not a mapping"),
+    "no architecture": (_config(architecture=None), "no 'architecture'"),
+    "unknown architecture": (_config(architecture="zenit"), "unknown model 'zenit', did you mean 'zenith'"),
+    "unknown setting": (_config(widht=8), "unknown setting 'widht', did you mean 'width'"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), "no weights at"),
+    "truncated": (_truncate, "truncated or not safetensors"),
+    "pickle": (_pickle, "found model.pt: pickles are refused"),
+    "NaN": (_weights(lambda w: w[SPREAD].view(-1)[:2].fill_(torch.nan)), f"'{SPREAD}' has 2 NaN or infinite"),
+    "missing weight": (_weights(lambda w: w.pop(SPREAD)), f"weight '{SPREAD}' is missing"),
+    "surplus weight": (_weights(lambda w: w.update(odd=torch.zeros(1))), "unknown weight 'odd'"),
+    "wrong shape": (_config(hidden=11), r"has shape \(4, 10, 24\), config.json asks for \(4, 11, 24\)"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_checkpoint_is_refused_in_one_line(saved: Path, tmp_path: Path, case: str) -> None:
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(saved, directory)
+    load_checkpoint(directory)
+    damage, message = BROKEN[case]
+    damage(directory)
+    with pytest.raises(UgsepError, match=message) as caught:
+        load_checkpoint(directory)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_named_as_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(b"x")
+    with pytest.raises(UgsepError, match="is a pickle, which can run code"):
+        load_checkpoint(path)
+
+
+def test_a_failed_save_leaves_the_old_weights(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(saved, directory)
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        make_model(make_config("zenith", "1:1"), seed=5).save_pretrained(directory)
+    assert contents(directory) == contents(saved)

@@ -1,0 +1,153 @@
+"""Checkpoints in shards: the round trip, and one line for each way in which index and shards can disagree."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from graphs.base.errors import UgsepError
+from graphs.checkpoint.checkpoint import load_checkpoint, weightless_model
+from graphs.checkpoint.files import INDEX, SINGLE, stored_weights, weight_files
+from tests.graphs.model_laws import make_config, make_model, make_rows
+
+SPREAD = "layers.1.compensation.spread"
+
+
+def shard(folder: Path, parts: int) -> None:
+    """Cut the one file of a checkpoint in shards, as Hugging Face writes them."""
+    weights = safetensors.torch.load_file(folder / SINGLE)
+    names = sorted(weights)
+    placed: dict[str, str] = {}
+    for number in range(parts):
+        file = f"model-{number + 1:05d}-of-{parts:05d}.safetensors"
+        mine = names[number::parts]
+        safetensors.torch.save_file({n: weights[n] for n in mine}, folder / file)
+        placed |= dict.fromkeys(mine, file)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+    (folder / SINGLE).unlink()
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    make_model(make_config("zenith", "2:1")).save_pretrained(folder)
+    shard(folder, 3)
+    return folder
+
+
+def test_a_sharded_model_scores_as_the_one_in_one_file(sharded: Path) -> None:
+    model, loaded = make_model(make_config("zenith", "2:1")), load_checkpoint(sharded)
+    index, *shards = weight_files(sharded)
+    assert (index.name, len(shards)) == (INDEX, 3)
+    rows = make_rows(4, 2)
+    with torch.no_grad():
+        for task, logits in model(rows).items():
+            assert torch.equal(loaded(rows)[task], logits)
+
+
+def test_bf16_weights_become_the_models_float32(sharded: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bf16"
+    shutil.copytree(sharded, folder)
+    for file in folder.glob("*.safetensors"):
+        weights = safetensors.torch.load_file(file)
+        safetensors.torch.save_file({k: v.bfloat16() for k, v in weights.items()}, file)
+    exact = load_checkpoint(sharded).state_dict()
+    for name, value in load_checkpoint(folder).state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, exact[name].bfloat16().float())
+
+
+def test_a_weightless_model_has_names_and_shapes_only(sharded: Path) -> None:
+    model = weightless_model(sharded)
+    exact = load_checkpoint(sharded).state_dict()
+    assert {n: v.shape for n, v in model.state_dict().items()} == {n: v.shape for n, v in exact.items()}
+    assert all(v.device.type == "meta" for v in model.state_dict().values())
+    assert not model.training
+
+
+def _index(change: Callable[[dict[str, str]], object]) -> Callable[[Path], object]:
+    def apply(folder: Path) -> None:
+        document = json.loads((folder / INDEX).read_text())
+        change(document["weight_map"])
+        (folder / INDEX).write_text(json.dumps(document))
+
+    return apply
+
+
+def _in_shard(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    def apply(folder: Path) -> None:
+        file = folder / json.loads((folder / INDEX).read_text())["weight_map"][SPREAD]
+        weights = {k: v.clone() for k, v in safetensors.torch.load_file(file).items()}
+        change(weights)
+        safetensors.torch.save_file(weights, file)
+
+    return apply
+
+
+def _truncate(folder: Path) -> None:
+    file = folder / "model-00002-of-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _both(
+    in_index: Callable[[dict[str, str]], object], in_shard: Callable[[dict[str, torch.Tensor]], object]
+) -> Callable[[Path], object]:
+    def apply(folder: Path) -> None:
+        _in_shard(in_shard)(folder)
+        _index(in_index)(folder)
+
+    return apply
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing shard": (
+        lambda d: (d / "model-00002-of-00003.safetensors").unlink(),
+        r"index.json: shard 'model-00002-of-00003.safetensors' is missing; copy it",
+    ),
+    "truncated shard": (_truncate, r"model-00002-of-00003.safetensors is truncated or not safetensors"),
+    "index is no JSON": (lambda d: (d / INDEX).write_text("{"), "index.json is not JSON"),
+    "index without map": (lambda d: (d / INDEX).write_text("{}"), "has no 'weight_map'"),
+    "shard elsewhere": (_index(lambda m: m.update({SPREAD: "../x.safetensors"})), "'../x.safetensors' lies outside"),
+    "weight not in its shard": (_in_shard(lambda w: w.pop(SPREAD)), rf"weight '{SPREAD}' is missing, the index"),
+    "weight not in the index": (
+        _in_shard(lambda w: w.update({"extra": torch.zeros(2)})),
+        "unknown weight 'extra', the index does not place it here",
+    ),
+    "weight that the model lacks": (
+        _both(lambda m: m.update({"extra": m[SPREAD]}), lambda w: w.update({"extra": torch.zeros(2)})),
+        "unknown weight 'extra'.*is config.json of this model",
+    ),
+    "weight that the checkpoint lacks": (
+        _both(lambda m: m.pop(SPREAD), lambda w: w.pop(SPREAD)),
+        rf"weight '{SPREAD}' is missing, did you",
+    ),
+    "wrong shape": (_in_shard(lambda w: w.update({SPREAD: torch.zeros(2, 5)})), r"shape \(2, 5\), config.json asks"),
+    "NaN": (_in_shard(lambda w: w[SPREAD].fill_(float("nan"))), rf"{SPREAD}' has 8 NaN or infinite values"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_sharded_checkpoint_is_refused_in_one_line(what: str, sharded: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(sharded, folder)
+    breakage, message = BROKEN[what]
+    breakage(folder)
+    with pytest.raises(UgsepError, match=message) as caught:
+        load_checkpoint(folder)
+    assert "\n" not in str(caught.value)
+    if what != "NaN":  # numbers are not looked at without being read
+        with pytest.raises(UgsepError, match=message):
+            weightless_model(folder)
+
+
+def test_offsets_point_at_the_weights_bytes(sharded: Path) -> None:
+    exact = load_checkpoint(sharded).state_dict()
+    for name, stored in stored_weights(sharded).items():
+        raw = stored.file.read_bytes()[stored.offset : stored.offset + exact[name].nbytes]
+        assert raw == exact[name].contiguous().numpy().tobytes()

@@ -1,0 +1,99 @@
+"""Models nobody here wrote: split, exact, and reusing what their structure allows."""
+
+import importlib.util
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from graphs.base.errors import UgsepError
+from graphs.explain.explain import explain
+from graphs.split.proof import prove
+from graphs.split.split import split
+from tests.graphs.third_party_models import FOREIGN, make
+
+# Least FLOP limit at 256 candidates: what the user's columns of the first layers, or a whole encoder, are worth.
+LEAST_LIMIT = {
+    "DeepFM (deepctr-torch)": 1.4,
+    "DCN-V2 (deepctr-torch)": 1.25,
+    "AutoInt (deepctr-torch)": 1.25,
+    "DIN (deepctr-torch)": 1.1,
+    "DeepFM (torch-rechub)": 1.4,
+    "DCN-V2 mixture (torch-rechub)": 1.2,
+    "AutoInt (torch-rechub)": 1.4,
+    "DIN (torch-rechub)": 1.1,
+    "two-tower DSSM (torch-rechub)": 2.0,
+    "MMoE, 2 tasks (torch-rechub)": 1.9,
+    "BERT history + cross-attention (transformers)": 50.0,
+}
+
+
+def needs(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed; pip install 'ugsep[foreign]'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_model(name: str) -> None:
+    needs(FOREIGN[name][0])
+    model = make(name)
+    halves = split(model.module, model.example, user=model.user, item=model.item)
+    proof = prove(halves)
+    assert proof.max_abs <= 1e-5
+    assert proof.row_max_abs <= 1e-6
+    assert halves.speedup_limit(256) >= LEAST_LIMIT[name]
+    plain = (
+        split(model.module, model.example, user=model.user, item=model.item, hoisting=False)
+        if ("two-tower" in name or "BERT" in name)
+        else None
+    )
+    if plain is not None:  # these need no hoisting: the towers are apart already
+        assert plain.item_cost == halves.item_cost
+    told = explain(halves)
+    assert math.isfinite(told.speedup_limit)
+    assert told.meetings
+
+
+def test_scores_of_the_fixtures_are_not_constant() -> None:
+    """An untrained model may score everything alike; then exactness would mean nothing."""
+    needs("torch_rechub")
+    model = make("DeepFM (torch-rechub)")
+    with torch.no_grad():
+        assert float(model.module(**model.example).std()) > 0.05
+
+
+def test_training_mode_is_refused_by_name() -> None:
+    needs("torch_rechub")
+    model = make("two-tower DSSM (torch-rechub)")
+    with pytest.raises(
+        UgsepError, match=r"rows depend on each other: .*model\.(user|item)_mlp\.mlp\..* call \.eval\(\)"
+    ):
+        split(model.module.train(), model.example, user=model.user, item=model.item)
+
+
+def test_written_out_rms_norm_and_rotary_positions() -> None:
+    """A decoder block as Hugging Face writes it: RMSNorm from pow and rsqrt, rotary positions from a buffer."""
+    needs("transformers")
+    from transformers import LlamaConfig, LlamaModel
+
+    class Ranker(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            config = LlamaConfig(
+                vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+            )
+            self.body = LlamaModel(config)
+            self.head = nn.Linear(64, 1)
+            self.items = nn.Embedding(50, 32)
+
+        def forward(self, history: Tensor, item: Tensor) -> Tensor:
+            seen = self.body(input_ids=history, use_cache=False).last_hidden_state[:, -1]
+            return self.head(torch.cat([seen, self.items(item)], -1)).squeeze(-1)
+
+    torch.manual_seed(0)
+    example = {"history": torch.randint(0, 50, (4, 6)), "item": torch.randint(0, 50, (4,))}
+    halves = split(Ranker().eval(), example, user=["history"], item=["item"])
+    assert prove(halves).max_rel <= 1e-6
+    assert halves.reusable_share > 0.99

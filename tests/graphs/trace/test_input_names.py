@@ -1,0 +1,77 @@
+"""Inputs may have any name: Python's keywords and builtins, names generated code reads, names that look alike."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from graphs.split.proof import prove
+from graphs.split.split import split
+from graphs.trace.trace import identifier
+
+N, D = 3, 4
+# `device` is read by generated code wherever a tensor is created on a device; `self`, `torch`, `inf` likewise.
+NAMES = [
+    *("device", "self", "torch", "inf", "nan", "lambda", "in", "id", "type", "input", "getattr", "slice", "args"),
+    *("kwargs", "rows", "sym_size_int", "operator", "user id", "1st", "naïve", "a/b", "add", "features"),
+]
+
+
+class Dictionary(nn.Module):
+    """Reads its inputs from a dict; creates tensors on a device, slices and compares with infinity."""
+
+    def __init__(self, user: str, item: str) -> None:
+        super().__init__()
+        self.user, self.item = user, item
+        self.tower = nn.Linear(D, D)
+
+    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        u, i = self.tower(features[self.user]).relu(), features[self.item]
+        position = torch.arange(D, device=u.device)
+        u = u.masked_fill(position > 2, float("-inf")).softmax(-1)
+        return {"score": (u[:, 1:] * i[:, 1:]).sum(-1) + torch.zeros(u.shape[0], device=i.device)}
+
+
+def rows(*names: str) -> dict[str, Any]:
+    return {name: torch.randn(N, D) for name in names}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_input_of_any_name_on_either_side(name: str) -> None:
+    for user, item in ((name, "other"), ("other", name)):
+        torch.manual_seed(0)
+        halves = split(Dictionary(user, item), {"features": rows(user, item)}, user=[user], item=[item])
+        assert prove(halves).max_rel <= 1e-6
+        assert halves.user.inputs == (user,)
+        assert item in halves.item.inputs
+
+
+def test_arguments_named_like_what_generated_code_reads() -> None:
+    class Arguments(nn.Module):
+        def forward(self, device: Tensor, torch_: Tensor, inf: Tensor) -> Tensor:
+            place = torch.arange(D, device=device.device)
+            return (device.exp() * inf * (torch_ + place).masked_fill(inf > 9, float("nan"))).sum(-1)
+
+    halves = split(Arguments(), rows("device", "torch_", "inf"), user=["device"], item=["torch_", "inf"])
+    assert prove(halves).max_rel <= 1e-6
+    assert halves.user.inputs == ("device",)
+
+
+def test_names_that_become_the_same_identifier() -> None:
+    class Alike(nn.Module):
+        def forward(self, x: Mapping[str, Tensor]) -> Tensor:
+            return (x["a.b"].exp() * x["a_b"].cos() * x["a b"] * x["input_class"] * x["class"]).sum(-1)
+
+    example = {"x": rows("a.b", "a_b", "a b", "input_class", "class")}
+    halves = split(Alike(), example, user=["a.b", "a_b"], item=["a b", "input_class", "class"])
+    assert prove(halves).max_rel <= 1e-6
+
+
+def test_identifiers_shadow_nothing() -> None:
+    for name in ("device", "self", "id", "class", "1", "a b"):
+        assert identifier(name).isidentifier()
+        assert identifier(name) != name
+        assert identifier(identifier(name)) == identifier(name)
+    assert identifier("user_id") == "user_id"

@@ -1,0 +1,323 @@
+"""Graph edits on small graphs of one idea each: the FP16-typed view, and where awq's factors can go."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from graphs.base.errors import UgsepError
+from quant.calibration.statistics import observe
+from quant.graph.files import staged, write_graph
+from quant.graph.fp16_view import to_half
+from quant.graph.gemms import load_graph, read_tensor, weights_of
+from quant.schemes import numerics
+from quant.schemes.awq import factors_of, plan_awq
+from quant.schemes.schemes import Awq
+
+F, H, I64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
+value = helper.make_tensor_value_info
+node = helper.make_node
+
+
+def model_of(nodes, inputs, outputs, constants) -> onnx.ModelProto:
+    tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+    graph = helper.make_graph(nodes, "item", inputs, outputs, tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def run(model: onnx.ModelProto, **inputs):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, inputs)
+
+
+def halved(model, tmp_path, keep=()):
+    half = onnx.ModelProto.FromString(model.SerializeToString())
+    narrow = to_half(half, keep)
+    write_graph(half, tmp_path / "half.onnx", tmp_path, narrow)
+    onnx.checker.check_model(str(tmp_path / "half.onnx"), full_check=True)
+    return onnx.load(tmp_path / "half.onnx")
+
+
+def rms_norm(width: int) -> onnx.ModelProto:
+    nodes = [
+        node("Pow", ["x", "two"], ["squared"]),
+        node("ReduceMean", ["squared", "axis"], ["mean"]),
+        node("Constant", [], ["eps"], value=numpy_helper.from_array(np.float32(1e-12))),
+        node("Add", ["mean", "eps"], ["safe"]),
+        node("Sqrt", ["safe"], ["rms"]),
+        node("Div", ["x", "rms"], ["normed"]),
+        node("Mul", ["normed", "two"], ["y"]),
+    ]
+    constants = {"two": np.float32(2), "axis": np.array([-1])}
+    return model_of(nodes, [value("x", F, ["n", width])], [value("y", F, ["n", width])], constants)
+
+
+def test_a_norm_beyond_the_fp16_range_is_kept_in_fp32(tmp_path) -> None:
+    model = rms_norm(9)
+    x = np.random.default_rng().uniform(1000, 3000, (5, 9)).astype(np.float32)  # squares exceed 65504
+    expected = run(model, x=x)[0]
+    kept = halved(model, tmp_path, ("Pow", "ReduceMean", "Sqrt"))
+    half = x.astype(np.float16)
+    # inputs, quotient and product are rounded to 2^-11 each
+    np.testing.assert_allclose(run(kept, x=half)[0].astype(np.float32), expected, rtol=4 * 2**-11)
+    plain = halved(model, tmp_path)
+    assert not any(n.op_type == "Cast" for n in plain.graph.node)
+    types = {t.name: t.data_type for t in kept.graph.initializer}
+    assert (types["two"], types["two.fp32"], types["eps"]) == (H, F, F)  # shared, its copy, and only FP32
+    adds = [n for n in kept.graph.node if n.op_type == "Add"]
+    assert list(adds[0].input) == ["mean.fp32", "eps"]  # the epsilon joins the region between two kept operators
+
+
+def test_activations_only_matmul_can_be_kept_by_name(tmp_path) -> None:
+    nodes = [
+        node("Transpose", ["x"], ["xt"], perm=[1, 0]),
+        node("MatMul", ["x", "xt"], ["gram"]),
+        node("MatMul", ["gram", "w"], ["y"]),
+    ]
+    w = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    model = model_of(nodes, [value("x", F, [4, 6])], [value("y", F, [4, 3])], {"w": w})
+    half = halved(model, tmp_path, ("MatMul:activations",))
+    matmuls = [n for n in half.graph.node if n.op_type == "MatMul"]
+    assert list(matmuls[0].input) == ["x.fp32", "xt.fp32"]
+    assert list(matmuls[1].input) == ["gram", "w"]
+
+
+def test_integer_work_casts_and_outputs_of_the_fp16_view(tmp_path) -> None:
+    nodes = [
+        node("Cast", ["ids"], ["f"], to=F),
+        node("ConstantOfShape", ["shape"], ["half"], value=numpy_helper.from_array(np.array([0.5], np.float32))),
+        node("Add", ["f", "half"], ["sum"]),
+        node("Sqrt", ["sum"], ["y"]),
+        node("Add", ["ids", "one"], ["next"]),
+    ]
+    model = model_of(
+        nodes,
+        [value("ids", I64, [3])],
+        [value("y", F, [3]), value("next", I64, [3])],
+        {"shape": np.array([3]), "one": np.array(1)},
+    )
+    half = halved(model, tmp_path, ("Sqrt",))
+    y, following = run(half, ids=np.array([1, 5, 7]))
+    assert (y.dtype, following.tolist()) == (np.float16, [2, 6, 8])
+    np.testing.assert_allclose(y, np.sqrt(np.array([1.5, 5.5, 7.5])), rtol=2**-10)
+
+
+def test_single_constants_stay_finite_and_nonzero_but_weights_must_fit(tmp_path) -> None:
+    nodes = [node("Add", ["x", "mask"], ["a"]), node("Mul", ["a", "tiny"], ["b"]), node("Mul", ["b", "w"], ["y"])]
+    constants = {"mask": np.float32(-3e38), "tiny": np.float32(1e-30), "w": np.array([1, 2], np.float32)}
+    inputs, outputs = [value("x", F, [2])], [value("y", F, [2])]
+    held = {
+        t.name: numpy_helper.to_array(t)
+        for t in halved(model_of(nodes, inputs, outputs, constants), tmp_path).graph.initializer
+    }
+    assert held["mask"] == -65504
+    assert held["tiny"] == 2.0**-24
+    constants["w"] = np.array([1, 1e6], np.float32)
+    with pytest.raises(UgsepError, match=r"'w' exceeds the FP16 range"):
+        halved(model_of(nodes, inputs, outputs, constants), tmp_path)
+
+
+def test_control_flow_is_refused() -> None:
+    branch = helper.make_graph([node("Identity", ["x"], ["z"])], "b", [], [value("z", F, [1])])
+    nodes = [node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)]
+    model = model_of(nodes, [value("x", F, [1]), value("c", TensorProto.BOOL, [])], [value("y", F, [1])], {})
+    with pytest.raises(UgsepError, match="control flow"):
+        to_half(model, ())
+
+
+def test_staged_files_replace_all_or_none(tmp_path) -> None:
+    (tmp_path / "a").write_text("old")
+
+    def fail() -> None:
+        with staged(tmp_path) as stage:
+            (stage / "a").write_text("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+    with staged(tmp_path) as stage:
+        (stage / "a").write_text("new")
+    assert (tmp_path / "a").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def plan(model, x, name="w", tensor=None):
+    """Plan awq for the weight ``name`` with statistics of the tensor that feeds it, and check that it is exact."""
+    weights = tuple(w for w in weights_of(model) if w.kind == "matmul" and not w.refusal)
+    fed = next(w.inputs[0] for w in weights if w.name == name)
+    probe = onnx.ModelProto.FromString(model.SerializeToString())
+    if fed not in {i.name for i in model.graph.input}:
+        probe.graph.output.append(value(fed, F, None))
+    activations = run(probe, x=x)[-1] if fed != "x" else x
+    held = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    tokens = held[name].shape[0] if held[name].ndim == 3 else 0
+    seen = observe(activations, tokens)
+    # only the weights of this input are scaled; the others are int8 weights that may take factors
+    quantized = tuple(w for w in weights)
+    other = {w.name for w in weights if fed not in w.inputs}
+    unseen = {
+        n: observe(
+            np.ones((*held[n].shape[:-2], 2, held[n].shape[-2]), np.float32),
+            held[n].shape[0] if held[n].ndim == 3 else 0,
+        )
+        for n in other
+    }
+    found = plan_awq(model, quantized, lambda n: unseen.get(n, seen), held.__getitem__, (0.5, 1.0), 0)
+    folded = onnx.ModelProto.FromString(model.SerializeToString())
+    for tensor in folded.graph.initializer:
+        if tensor.name in found.scalings:
+            scaled = found.scalings[tensor.name].apply(held[tensor.name])
+            tensor.CopyFrom(numpy_helper.from_array(scaled.astype(np.float32), tensor.name))
+    np.testing.assert_array_equal(run(folded, x=x)[0], run(model, x=x)[0])
+    return found
+
+
+def loud(r, *shape):
+    """Values whose channels 2 and 5 are forty times as large as the rest: what awq is made for."""
+    values = r.uniform(0.5, 1.0, shape)
+    values[..., [2, 5]] *= 40
+    return values.astype(np.float32)
+
+
+def quiet(r, *shape):
+    """A weight whose rows 2 and 5 are small, so that scaling them up does not coarsen the step of a channel."""
+    values = r.uniform(-1, 1, shape)
+    values[..., [2, 5], :] *= 0.05
+    return values.astype(np.float32)
+
+
+def test_the_factors_are_those_with_the_least_error_by_a_plain_count() -> None:
+    """Against a count in FP64, output by output: the exponent of the default grid that leaves the least error."""
+    r = np.random.default_rng()
+    nodes = [node("Mul", ["x", "gain"], ["h"]), node("MatMul", ["h", "w"], ["y"])]
+    constants = {"gain": loud(r, 64), "w": r.standard_normal((64, 6)).astype(np.float32)}
+    model = model_of(nodes, [value("x", F, ["n", 64])], [value("y", F, ["n", 6])], constants)
+    rows = (r.standard_normal((300, 64)) * constants["gain"]).astype(np.float32)
+    seen = observe(rows, 0)
+    weights = tuple(w for w in weights_of(model) if w.kind == "matmul")
+    found = plan_awq(model, weights, lambda _: seen, constants.__getitem__, Awq().alphas, 0)
+
+    def left(factors: np.ndarray) -> float:
+        scaled, error = constants["w"].astype(np.float64) * factors[:, None], 0.0
+        for column in scaled.T:
+            step = float(numerics.representable(np.array([np.abs(column).max() / 127]))[0])
+            missed = column - np.clip(np.rint(column / step), -127, 127) * step
+            error += sum(m * e**2 / f**2 for m, e, f in zip(seen.moments, missed, factors, strict=True))
+        return error
+
+    tried = [np.ones(64), *(factors_of(seen.moments, alpha) for alpha in Awq().alphas)]
+    chosen = found.scalings["w"].rows if "w" in found.scalings else np.ones(64)
+    assert left(chosen) <= min(map(left, tried)) * (1 + 1e-5)  # ours rounds in float32, near ties included
+    assert left(chosen) < 0.9 * left(np.ones(64)), "two channels hold 99 % of the energy"
+
+
+def test_a_gated_unit_takes_the_factors_in_its_linear_branch() -> None:
+    r = np.random.default_rng()
+    nodes = [
+        node("MatMul", ["x", "gate"], ["g"]),
+        node("Sigmoid", ["g"], ["s"]),
+        node("MatMul", ["x", "up"], ["u"]),
+        node("Add", ["u", "bias"], ["ub"]),
+        node("Mul", ["s", "ub"], ["h"]),
+        node("MatMul", ["h", "w"], ["y"]),
+    ]
+    constants = {
+        "gate": loud(r, 3, 5, 64),
+        "up": loud(r, 3, 5, 64),
+        "bias": loud(r, 3, 1, 64),
+        "w": quiet(r, 3, 64, 4),
+    }
+    model = model_of(nodes, [value("x", F, [3, "n", 5])], [value("y", F, [3, "n", 4])], constants)
+    found = plan(model, r.standard_normal((3, 40, 5)).astype(np.float32))
+    assert set(found.scalings) == {"w", "up", "bias"}
+    assert found.scalings["w"].rows.shape == (3, 64)  # every token its own
+    assert (found.scalings["w"].rows != 1).any()
+    assert found.reasons["gate"] == found.reasons["up"] == "'x' is a graph input"
+
+
+def test_a_layer_norm_takes_the_factors_and_both_readers_share_them() -> None:
+    r = np.random.default_rng()
+    nodes = [
+        node("LayerNormalization", ["x", "gain", "shift"], ["n"], axis=-1),
+        node("MatMul", ["n", "w"], ["a"]),
+        node("MatMul", ["n", "v"], ["b"]),
+        node("Add", ["a", "b"], ["y"]),
+    ]
+    constants = {
+        "gain": loud(r, 64),
+        "shift": loud(r, 64),
+        "w": quiet(r, 64, 3),
+        "v": quiet(r, 64, 3),
+    }
+    model = model_of(nodes, [value("x", F, ["n", 64])], [value("y", F, ["n", 3])], constants)
+    found = plan(model, r.standard_normal((60, 64)).astype(np.float32))
+    assert set(found.scalings) == {"w", "v", "gain", "shift"}
+    np.testing.assert_array_equal(found.scalings["w"].rows, found.scalings["v"].rows)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ([node("Sigmoid", ["x"], ["h"])], "Sigmoid before it takes no factor"),
+        ([node("Add", ["x", "x"], ["h"])], "Add before it takes no factor"),
+        ([node("Mul", ["x", "gain"], ["h"]), node("Relu", ["gain"], ["unused"])], "Mul|graph input|read elsewhere"),
+        ([node("Mul", ["x", "gain"], ["h"]), node("Relu", ["h"], ["unused"])], "its input is also read elsewhere"),
+    ],
+)
+def test_where_nothing_takes_the_factors_the_reason_is_given(nodes, reason) -> None:
+    r = np.random.default_rng()
+    constants = {"gain": loud(r, 6), "w": quiet(r, 6, 3)}
+    graph = [*nodes, node("MatMul", ["h", "w"], ["y"])]
+    model = model_of(graph, [value("x", F, ["n", 6])], [value("y", F, ["n", 3])], constants)
+    found = plan(model, r.standard_normal((9, 6)).astype(np.float32))
+    assert not found.scalings
+    assert any(part in found.reasons["w"] for part in reason.split("|"))
+
+
+def test_factors_are_powers_of_two_and_leave_silent_channels_alone() -> None:
+    moments = np.array([1e-6, 4.0, 0.0, 1e6])
+    for alpha in (0.0, 0.5, 1.0):
+        factors = factors_of(moments, alpha)
+        assert (np.log2(factors) % 1 == 0).all()
+        assert factors[2] == 1
+    assert (factors_of(moments, 0.0) == 1).all()
+    assert factors_of(moments, 1.0)[3] > factors_of(moments, 1.0)[1] > factors_of(moments, 1.0)[0]
+
+
+@pytest.mark.slow
+def test_a_graph_over_two_gigabytes(tmp_path) -> None:
+    from quant.schemes.schemes import Absmax
+    from quant.weights import quantize_side
+
+    shape, count = (40, 1024, 2048), 7  # 2.3 GB of float32, a file of holes but for a corner of each weight
+    size = int(np.prod(shape)) * 4
+    nodes, tensors, corner = [], [], np.arange(8, dtype=np.float32) - 3
+    with (tmp_path / "item.onnx.data").open("wb") as file:
+        for i in range(count):
+            file.seek(i * size)
+            file.write(corner.tobytes())
+            tensor = TensorProto(name=f"w{i}", data_type=F, dims=shape, data_location=TensorProto.EXTERNAL)
+            for key, entry in (("location", "item.onnx.data"), ("offset", i * size), ("length", size)):
+                tensor.external_data.add(key=key, value=str(entry))
+            tensors.append(tensor)
+            nodes.append(node("MatMul", ["x", f"w{i}"], [f"y{i}"]))
+        file.truncate(count * size)
+    assert count * size > 2**31
+    outputs = [value(f"y{i}", F, [40, "n", 2048]) for i in range(count)]
+    graph = helper.make_graph(nodes, "item", [value("x", F, [40, "n", 1024])], outputs, tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (tmp_path / "item.onnx").write_bytes(model.SerializeToString())
+    table = quantize_side(tmp_path / "item.onnx", tmp_path / "out", scheme=Absmax())
+    assert len(table.rows) == count
+    blob = np.memmap(tmp_path / "out" / "item.int8.data", np.int8, "r")
+    assert blob.size == count * size // 4  # 80 MiB each: aligned without gaps
+    held = {t.name: t for t in load_graph(tmp_path / "out" / "item.w8a16.onnx").graph.initializer}
+    scale = read_tensor(held["w6.scale"], tmp_path / "out")[0, 0, :8].astype(np.float32)
+    restored = blob[6 * (size // 4) :][:8] * scale
+    np.testing.assert_allclose(restored, corner, atol=5 / 254)

@@ -1,0 +1,198 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+import pyarrow.parquet as parquet
+import pytest
+
+from graphs.base.errors import UgsepError
+from quant.requests.readers import (
+    InputSpec,
+    read_requests,
+    request_files,
+    request_spec,
+    samples_sha256,
+    synthetic_requests,
+    table_rows,
+)
+
+
+@pytest.fixture
+def spec(graphs):
+    return request_spec(*graphs)
+
+
+def test_the_graphs_say_what_a_request_holds(spec) -> None:
+    assert spec.user == (InputSpec("user_id", "int64"), InputSpec("user_dense", "float32", (4,)))
+    assert spec.item == (InputSpec("item_id", "int64"), InputSpec("item_dense", "float32", (3,)))
+    assert spec.tasks == ("click",)
+
+
+def test_requests_come_whole_wherever_shards_and_batches_end(
+    spec, make_columns, make_shards, tmp_path, monkeypatch
+) -> None:
+    data = make_columns(20)
+    make_shards(tmp_path / "data", data, [1, 11, 12, 40])
+    monkeypatch.setattr("quant.requests.readers._BATCH_ROWS", 3)
+    requests = list(read_requests([tmp_path / "data"], spec))
+    ids, counts = np.unique(data["request_id"], return_counts=True)
+    assert [r.request_id for r in requests] == ids.tolist()
+    assert [r.candidates for r in requests] == counts.tolist()
+    for name in ("item_id", "item_dense"):
+        np.testing.assert_array_equal(np.concatenate([r.items[name] for r in requests]), data[name])
+    starts = np.cumsum(counts) - counts
+    np.testing.assert_array_equal(
+        np.concatenate([r.user["user_dense"] for r in requests]), data["user_dense"][starts]
+    )
+    np.testing.assert_array_equal(np.concatenate([r.labels["click"] for r in requests]), data["click"])
+    assert requests[0].user["user_id"].shape == (1,)
+
+
+@pytest.mark.parametrize("kind", ["file", "glob", "arrow", "arrow-stream", "npz", "lists"])
+def test_every_form_of_the_data_reads_and_hashes_the_same(
+    spec, make_columns, make_table, make_shards, tmp_path, kind
+) -> None:
+    data = make_columns(12)
+    make_shards(tmp_path / "shards", data, [17])
+    expected = samples_sha256(read_requests([tmp_path / "shards"], spec))
+    source: Path | str = tmp_path / "one.parquet"
+    if kind == "file":
+        parquet.write_table(make_table(dict(reversed(data.items()))), source)
+    elif kind == "glob":
+        source = str(tmp_path / "shards" / "part-*.parquet")
+    elif kind.startswith("arrow"):
+        source = tmp_path / "one.arrow"
+        table = make_table(data)
+        with (ipc.new_file if kind == "arrow" else ipc.new_stream)(source, table.schema) as file:
+            for batch in table.to_batches(max_chunksize=5):
+                file.write_batch(batch)
+    elif kind == "npz":
+        source = tmp_path / "one.npz"
+        np.savez(source, **data)
+    else:
+        lists = {n: pa.array(v.tolist()) if v.ndim > 1 else pa.array(v) for n, v in data.items()}
+        lists["user_dense"] = lists["user_dense"].cast(pa.list_(pa.float32()))
+        lists["item_dense"] = lists["item_dense"].cast(pa.list_(pa.float32()))
+        parquet.write_table(pa.table(lists), source)
+    assert samples_sha256(read_requests([source], spec)) == expected
+    data["item_dense"][3, 1] += 1
+    np.savez(tmp_path / "other.npz", **data)
+    assert samples_sha256(read_requests([tmp_path / "other.npz"], spec)) != expected
+
+
+def damage(data, what):
+    if what == "missing":
+        del data["item_dense"]
+    elif what == "nan":
+        data["item_dense"][4, 2] = np.nan
+    elif what == "inf":
+        data["user_dense"][0, 0] = -np.inf
+    elif what == "dtype":
+        data["item_dense"] = data["item_dense"].astype(np.float64)
+    elif what == "int":
+        data["item_id"] = data["item_id"].astype(np.int32)
+    elif what == "width":
+        data["item_dense"] = data["item_dense"][:, :2]
+    elif what == "rows":
+        for name in data:
+            data[name] = data[name][:0]
+    elif what == "user":
+        data["user_id"][np.flatnonzero(np.diff(data["request_id"]) == 0)[0]] += 1
+    elif what == "label":
+        data["click"] = data["click"].astype(np.int64)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("missing", r"shard.parquet': column 'item_dense' is missing"),
+        ("nan", r"column 'item_dense' holds NaN or Inf"),
+        ("inf", r"column 'user_dense' holds NaN or Inf"),
+        ("dtype", r"column 'item_dense' is float64, the graph takes float32"),
+        ("int", r"column 'item_id' is int32, the graph takes int64"),
+        ("width", r"column 'item_dense' has 2 values per row, the graph takes \[3\]"),
+        ("rows", r"no rows in .*shard.parquet"),
+        ("user", r"user feature 'user_id' differs within request"),
+        ("label", r"column 'click' is int64"),
+    ],
+)
+def test_bad_columns_are_named(spec, make_columns, make_table, tmp_path, what, message) -> None:
+    data = make_columns(12)
+    damage(data, what)
+    path = tmp_path / "shard.parquet"
+    parquet.write_table(make_table(data), path)
+    with pytest.raises(UgsepError, match=message):
+        list(read_requests([path], spec))
+
+
+def test_nulls_are_refused(spec, make_columns, make_table, tmp_path) -> None:
+    table = make_table(make_columns(4))
+    ids = table["item_id"].to_pylist()
+    ids[1] = None
+    index = table.schema.get_field_index("item_id")
+    parquet.write_table(table.set_column(index, "item_id", pa.array(ids, pa.int64())), tmp_path / "a.parquet")
+    with pytest.raises(UgsepError, match="'item_id' holds nulls"):
+        list(read_requests([tmp_path / "a.parquet"], spec))
+
+
+def test_an_arrow_stream_without_its_end_is_truncated(spec, make_columns, make_table, tmp_path) -> None:
+    """Cut between two batches, where its reader takes the end of the file for the end of the data."""
+    table = make_table(make_columns(12))
+    first, *_ = table.to_batches(max_chunksize=5)
+    with (tmp_path / "a.arrow").open("wb") as file:
+        writer = ipc.new_stream(file, table.schema)
+        writer.write_batch(first)
+        end = file.tell()
+        writer.close()
+    with (tmp_path / "a.arrow").open("r+b") as file:
+        file.truncate(end)
+    with pytest.raises(UgsepError, match=r"a\.arrow' is damaged or truncated"):
+        list(read_requests([tmp_path / "a.arrow"], spec))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "npz"])
+def test_a_truncated_shard_in_the_middle_is_named(
+    spec, make_columns, make_table, make_shards, tmp_path, suffix
+) -> None:
+    data = make_columns(12)
+    shards = make_shards(tmp_path / "data", data, [10, 20])
+    bad = shards[1].with_suffix(f".{suffix}")
+    if suffix == "arrow":
+        shards[1].unlink()
+        with ipc.new_file(bad, make_table(data).schema) as file:
+            file.write_table(make_table(data))
+    elif suffix == "npz":
+        shards[1].unlink()
+        np.savez(bad, **data)
+    bad.write_bytes(bad.read_bytes()[: bad.stat().st_size * 2 // 3])
+    requests = read_requests([tmp_path / "data"], spec)
+    with pytest.raises(UgsepError, match=f"part-1.{suffix}' is damaged or truncated"):
+        list(requests)
+
+
+def test_sources_without_files_are_refused(tmp_path) -> None:
+    with pytest.raises(UgsepError, match="no request data at"):
+        request_files([tmp_path])
+    with pytest.raises(UgsepError, match="no request data at"):
+        request_files([tmp_path / "*.parquet"])
+    (tmp_path / "a.csv").write_text("a\n1\n")
+    with pytest.raises(UgsepError, match=r"a.csv' is not one of .parquet"):
+        request_files([tmp_path / "a.csv"])
+
+
+def test_npz_of_ragged_arrays_is_refused(spec, make_columns, tmp_path) -> None:
+    data = make_columns(3)
+    data["item_id"] = data["item_id"][:-1]
+    np.savez(tmp_path / "a.npz", **data)
+    with pytest.raises(UgsepError, match="different numbers of rows"):
+        list(read_requests([tmp_path / "a.npz"], spec))
+
+
+def test_synthetic_requests_fit_the_graphs_and_repeat(spec, graphs) -> None:
+    rows = table_rows(*graphs)
+    assert rows == 41  # the smaller of the two tables
+    first, again = (list(synthetic_requests(spec, 5, 7, rows, seed=3)) for _ in range(2))
+    assert samples_sha256(first) == samples_sha256(again)
+    assert [r.candidates for r in first] == [7] * 5
+    assert max(r.items["item_id"].max() for r in first) < rows
