@@ -22,14 +22,14 @@ from engines.backends.table import find_backend
 from engines.bench.machine import this_machine
 from engines.cli.group import CommandGroup
 from engines.measure.interleave import interleaved
-from engines.verify.checks import Target
+from engines.verify.checks import Check
 from export.metadata import Stamp
-from export.onnx_file import export_half
+from export.onnx_file import export_subgraph
 from graphs.base.errors import GateFailed
 from graphs.base.progress import show_progress
 from graphs.layers.moe import SoftmaxRouter, SwiGLUExperts
 from graphs.layers.tokenwise import TokenwiseSwiGLU
-from graphs.split.split import Half
+from graphs.split.split import Subgraph
 
 TARGET = 1.3  # of the time of the active FLOPs, at N = 256, E = 8, k = 2
 #: Width and hidden units of one expert.
@@ -120,8 +120,8 @@ def measure(sizes: LayerSizes, rows: int = 256, rounds: int = 20) -> RoutingCost
 
 def _loaded(layer: nn.Module, x: Tensor, folder: Path) -> Callable[[], dict[str, np.ndarray]]:
     traced = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("candidates")},), strict=False)
-    half = Half(traced.module(), ("x",), ("y",))
-    file = export_half(
+    half = Subgraph(traced.module(), ("x",), ("y",))
+    file = export_subgraph(
         half, {"x": x}, {"x": "candidates"}, folder / "layer.onnx", Stamp("experts", "full", "fp32", ())
     )
     backend = find_backend("onnxruntime")
@@ -161,7 +161,7 @@ def main(tokens: int, rows: int, experts: int, active: int, rounds: int) -> None
     click.echo(f"{machine.processor}, 1 thread, load {machine.load:.1f}; target: ratio <= {TARGET}\n")
     click.echo(markdown(costs))
     for cost in costs:
-        target = Target(
+        target = Check(
             f"D {cost.sizes.width}, h {cost.sizes.hidden}: time over the active FLOPs'", cost.ratio, TARGET
         )
         click.echo(f"  {target}")

@@ -20,7 +20,7 @@ from engines.bundle.manifest import engine_for
 from engines.bundle.publish import open_bundle
 from engines.cli.group import CommandGroup
 from engines.serve.ranker import Ranker
-from engines.verify.checks import Target
+from engines.verify.checks import Check
 from graphs.base.errors import GateFailed
 from quant.requests.readers import Request, request_spec, synthetic_requests, table_rows
 
@@ -37,12 +37,12 @@ class ScoreCost:
     cached_us: float
     computed_us: float
 
-    def targets(self) -> list[Target]:
+    def targets(self) -> list[Check]:
         """Return the bounds."""
         return [
-            Target("from_bundle again, seconds", self.load_seconds, LOAD_SECONDS),
-            Target("score adds, user cached, microseconds", self.cached_us, ADDED_MICROSECONDS),
-            Target("score adds, user computed, microseconds", self.computed_us, ADDED_MICROSECONDS),
+            Check("from_bundle again, seconds", self.load_seconds, LOAD_SECONDS),
+            Check("score adds, user cached, microseconds", self.cached_us, ADDED_MICROSECONDS),
+            Check("score adds, user computed, microseconds", self.computed_us, ADDED_MICROSECONDS),
         ]
 
 

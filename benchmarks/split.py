@@ -22,7 +22,7 @@ import torch
 from engines.backends.contract import Array
 from engines.backends.onnxruntime.variants import ONE_USER, form_file
 from engines.build.pipeline import export_all
-from engines.build.source_model import load_subject, split_subject, synthetic_requests
+from engines.build.source_model import load_source_model, split_source_model, synthetic_requests
 from engines.build.sources import Sources
 from engines.cli.group import CommandGroup
 from engines.compile.compile import EnginePlan, compile_engine, load_built
@@ -124,12 +124,12 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
         UgsepError: the recipe declares no features, or onnxruntime is missing.
     """
     torch.set_num_threads(1)
-    subject = load_subject(recipe, Sources(None))
-    halves = split_subject(subject)
-    request = synthetic_requests(subject, halves, 1, candidates, seed=1)[0]
+    source_model = load_source_model(recipe, Sources(None))
+    subgraphs = split_source_model(source_model)
+    request = synthetic_requests(source_model, subgraphs, 1, candidates, seed=1)[0]
     with tempfile.TemporaryDirectory(prefix="ugsep-split-bench-") as scratch:
         folder = Path(scratch)
-        onnx = export_all(case, subject, halves, folder / "onnx")
+        onnx = export_all(case, source_model, subgraphs, folder / "onnx")
         if precision != "fp32":
             quantize_side(onnx["user"], folder / "onnx", scheme=scheme_from("absmax"))
         engines = {
@@ -141,7 +141,7 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
         runners = {side: load_built(built, folder) for side, built in engines.items()}
         ranker = Ranker(runners["user"], runners["item"], engines["user"], engines["item"])
         bandwidth = read_bandwidth()
-        latency = measure(runners["full"], ranker, request, {candidates: halves.speedup_limit(candidates)})[0]
+        latency = measure(runners["full"], ranker, request, {candidates: subgraphs.speedup_limit(candidates)})[0]
         feeds = _feeds(ranker, request.user, request.items, candidates)
         for runner in runners.values():
             runner.close()
@@ -153,8 +153,8 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
         case,
         precision,
         latency,
-        halves.item_cost.flops / halves.full_cost.flops,
-        halves.user_cost.weight_bytes * USER_PRECISIONS[precision],
+        subgraphs.item_cost.flops / subgraphs.full_cost.flops,
+        subgraphs.user_cost.weight_bytes * USER_PRECISIONS[precision],
         bandwidth,
         ops,
     )
@@ -162,8 +162,8 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
 
 def split_only(recipe: Recipe) -> str:
     """Split a model with random weights; return its size, the time, and the memory the split added, as one line."""
-    subject = load_subject(recipe, Sources(None))
-    parameters = sum(p.numel() for p in subject.module.parameters())
+    source_model = load_source_model(recipe, Sources(None))
+    parameters = sum(p.numel() for p in source_model.module.parameters())
     held, sizes, done = resident_bytes(), [0], threading.Event()
 
     def watch() -> None:
@@ -173,12 +173,12 @@ def split_only(recipe: Recipe) -> str:
     watcher = threading.Thread(target=watch)
     watcher.start()
     started = time.perf_counter()
-    halves = split_subject(subject)
+    subgraphs = split_source_model(source_model)
     seconds = time.perf_counter() - started
     done.set()
     watcher.join()
-    own = {p.untyped_storage().data_ptr() for p in subject.module.parameters()}
-    parts = [p for half in (halves.full, halves.user, halves.item) for p in half.module.parameters()]
+    own = {p.untyped_storage().data_ptr() for p in source_model.module.parameters()}
+    parts = [p for half in (subgraphs.full, subgraphs.user, subgraphs.item) for p in half.module.parameters()]
     copied = sum(p.nbytes for p in parts if p.untyped_storage().data_ptr() not in own)
     return (
         f"{parameters / 1e9:.2f} B parameters, {held / 1e9:.2f} GB resident: split in {seconds:.1f} s, at most "

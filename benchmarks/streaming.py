@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 from engines.cli.group import CommandGroup
-from engines.verify.checks import Target
+from engines.verify.checks import Check
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.checkpoint.files import stored_weights, weight_files
 
@@ -55,20 +55,20 @@ class Measured:
     curve: tuple[tuple[float, int], ...]
     steps: Mapping[str, float]
 
-    def targets(self) -> list[Target]:
+    def targets(self) -> list[Check]:
         """Return the bounds: memory, memory added to the traced graph, size where large, time where huge."""
         found = [
-            Target("peak memory, GiB", self.peak_bytes / 2**30, PEAK_BYTES / 2**30),
-            Target(
+            Check("peak memory, GiB", self.peak_bytes / 2**30, PEAK_BYTES / 2**30),
+            Check(
                 "memory added while quantizing, MiB",
                 (self.peak_bytes - self.traced_bytes) / 2**20,
                 (PIECE_BYTES + self.largest_bytes) / 2**20,
             ),
         ]
         if self.checkpoint_bytes >= LARGE_BYTES:
-            found.append(Target("output over int8 bytes", self.output_bytes / self.int8_bytes, OUTPUT_RATIO))
+            found.append(Check("output over int8 bytes", self.output_bytes / self.int8_bytes, OUTPUT_RATIO))
         if self.checkpoint_bytes >= HUGE_BYTES:
-            found.append(Target("time over one cold read", self.stream_seconds / self.read_seconds, READ_RATIO))
+            found.append(Check("time over one cold read", self.stream_seconds / self.read_seconds, READ_RATIO))
         return found
 
 

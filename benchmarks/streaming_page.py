@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from engines.build.report_plots import COLOURS, to_svg
-from engines.verify.checks import Target
+from engines.verify.checks import Check
 
 if TYPE_CHECKING:
     from benchmarks.streaming import Measured
 
 
-def page(found: Measured, targets: Sequence[Target]) -> str:
+def page(found: Measured, targets: Sequence[Check]) -> str:
     """Return the memory curve, the bounds and the figures as one HTML page."""
     title = f"{found.model}: {found.checkpoint_bytes / 1e9:.2f} GB of weights through {found.peak_bytes / 1e9:.2f} GB"
     rows = "".join(f"<li>{html.escape(str(t))}</li>" for t in targets)

@@ -19,8 +19,8 @@ from export.canonical import canonicalize
 from export.metadata import IR_VERSION, OPSET, Stamp
 from export.program import program_of
 from graphs.base.errors import UgsepError
-from graphs.base.gc_paused import no_collection
-from graphs.split.split import Half
+from graphs.base.gc_paused import gc_paused
+from graphs.split.split import Subgraph
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class OnnxFile:
     outputs: tuple[str, ...]
 
 
-def export_half(
-    half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str], path: Path, stamp: Stamp
+def export_subgraph(
+    half: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str], path: Path, stamp: Stamp
 ) -> OnnxFile:
     """Export ``half`` to ``path`` with dynamic first axes, in canonical form, checked by onnx.
 
@@ -75,7 +75,7 @@ def check_file(path: Path) -> None:
         raise UgsepError(f"{path} is not valid ONNX: {reason}; export the model again") from error
 
 
-def finish_model(model: ir.Model, half: Half, stamp: Stamp) -> None:
+def finish_model(model: ir.Model, half: Subgraph, stamp: Stamp) -> None:
     """Bring what the exporter wrote to the form that every later step reads, in place."""
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "ugsep", ""
@@ -85,7 +85,7 @@ def finish_model(model: ir.Model, half: Half, stamp: Stamp) -> None:
     _name_ends(model, half)
 
 
-def to_onnx(half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> ir.Model:
+def to_onnx(half: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> ir.Model:
     """Run the exporter on a half.
 
     Raises:
@@ -94,7 +94,7 @@ def to_onnx(half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) ->
     # The exporter logs and warns about torch internals; its errors, which matter, are raised.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), no_collection():
+        with warnings.catch_warnings(), torch.no_grad(), gc_paused():
             warnings.simplefilter("ignore")
             try:
                 program = _written(program_of(half, feeds, rows), half, feeds, rows)
@@ -108,7 +108,7 @@ def to_onnx(half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) ->
 
 
 def _written(
-    source: ExportedProgram | fx.GraphModule, half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str]
+    source: ExportedProgram | fx.GraphModule, half: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]
 ) -> ONNXProgram:
     dims = {name: torch.export.Dim(name) for name in sorted(set(rows.values()))}
     program = torch.onnx.export(
@@ -137,7 +137,7 @@ def _strip_traces(model: ir.Model) -> None:
     model.metadata_props.clear()
 
 
-def _name_ends(model: ir.Model, half: Half) -> None:
+def _name_ends(model: ir.Model, half: Subgraph) -> None:
     graph = model.graph
     for index, value in enumerate(graph.outputs):
         if value in graph.inputs or value in graph.outputs[:index]:

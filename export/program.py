@@ -29,7 +29,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 
 from graphs.base.errors import UgsepError
-from graphs.split.split import Half
+from graphs.split.split import Subgraph
 
 aten = torch.ops.aten
 
@@ -79,7 +79,7 @@ def _take_apart(graph: fx.Graph, node: fx.Node, table: Mapping[Any, Callable[...
     return result
 
 
-def program_of(half: Half, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> Program:
+def program_of(half: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> Program:
     """Return the program of ``half``.
 
     Args:
@@ -148,7 +148,7 @@ def _copied(graph: fx.Graph, node: fx.Node, copied: Mapping[fx.Node, fx.Node]) -
     return new
 
 
-def _get_attrs(half: Half) -> list[fx.Node]:
+def _get_attrs(half: Subgraph) -> list[fx.Node]:
     return [n for n in half.module.graph.nodes if n.op == "get_attr"]
 
 

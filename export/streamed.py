@@ -14,7 +14,7 @@ from export.metadata import Stamp
 from export.onnx_file import EXTERNAL_DATA_BYTES, finish_model, to_onnx
 from export.weights.lazy_weights import Constant, Recorder, Weights
 from export.weights.placeholders import constant_of, weightless
-from graphs.split.split import Half
+from graphs.split.split import Subgraph
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class StreamedGraph:
 
 
 def export_streamed(
-    half: Half,
+    half: Subgraph,
     feeds: Mapping[str, Tensor],
     rows: Mapping[str, str],
     stamp: Stamp,
     recorder: Recorder,
     weights: Weights,
 ) -> StreamedGraph:
-    """Export ``half``, built on the meta device, to the graph that ``export_half`` would write; nothing is written.
+    """Export ``half``, built on the meta device, to the graph that ``export_subgraph`` would write; nothing is written.
 
     Args:
         half: the graph.

@@ -22,11 +22,11 @@ class EngineFate:
     side: str
     precision: str
     weight: str
-    fate: str
+    status: str
     detail: str
 
 
-def engine_fates(bundle: Path) -> tuple[EngineFate, ...]:
+def engine_statuses(bundle: Path) -> tuple[EngineFate, ...]:
     """Return what the engines of a bundle did with their weights, from its manifest; () where there is none.
 
     Raises:
@@ -38,7 +38,9 @@ def engine_fates(bundle: Path) -> tuple[EngineFate, ...]:
     try:
         engines = json.loads(path.read_text())["engines"]
         return tuple(
-            EngineFate(e["directory"], e["built"]["side"], e["built"]["precision"], w["name"], w["fate"], w["detail"])
+            EngineFate(
+                e["directory"], e["built"]["side"], e["built"]["precision"], w["name"], w["status"], w["detail"]
+            )
             for e in engines
             for w in e["built"]["weights"]
         )

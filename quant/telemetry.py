@@ -8,7 +8,7 @@ import os
 TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 
 
-def keep_private() -> None:
+def disable_telemetry() -> None:
     """Switch ONNX Runtime's telemetry off for this process, unless the user has decided about it.
 
     For command lines, before onnxruntime is imported. A server that embeds a ``Ranker`` decides for itself.

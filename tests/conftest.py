@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from quant.telemetry import keep_private
+from quant.telemetry import disable_telemetry
 from tests import tiny
 
 pytest_plugins = ("tests.quant.graph_fixtures",)
-keep_private()
+disable_telemetry()
 torch.set_num_threads(1)
 
 

@@ -31,7 +31,7 @@ PRECISIONS: dict[str, str] = {
 }
 
 #: What became of one weight in the engine, as read back from what the runtime really compiled.
-Fate = Literal["fused-int8", "gathered-int8", "dequantized-each-run", "folded-to-float", "float", "missing"]
+WeightStatus = Literal["fused-int8", "gathered-int8", "dequantized-each-run", "folded-to-float", "float", "missing"]
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class WeightFate:
+class EngineWeight:
     """What the compiled engine does with one GEMM weight; ``detail`` names the node, kernel or layer."""
 
     name: str
-    fate: Fate
+    status: WeightStatus
     detail: str = ""
 
 
@@ -128,7 +128,7 @@ class BuiltEngine:
     requires: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     profiles: tuple[Profile, ...] = ()
-    weights: tuple[WeightFate, ...] = ()
+    weights: tuple[EngineWeight, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Who takes part in a benchmark: peers that run the whole model, and our pairs of engines.
+"""Who takes part in a benchmark: baselines that run the whole model, and our pairs of engines.
 
 Another process loads contenders to measure their memory, so this file must not import torch.
 """
@@ -15,8 +15,8 @@ import numpy as np
 
 from engines.backends.contract import Array, BuiltEngine
 from engines.backends.table import find_backend
-from engines.bench.baselines.contract import PeerSource, Run
-from engines.bench.baselines.table import PEERS
+from engines.bench.baselines.contract import BaselineSource, Run
+from engines.bench.baselines.table import BASELINES
 from engines.bench.costs import BITS, weight_bits
 from engines.serve.ranker import Ranker
 from quant.requests.readers import Request
@@ -68,19 +68,19 @@ def pair_name(user: tuple[str, str], item: tuple[str, str]) -> str:
     return f"{first} + {item[1] if user[0] == item[0] else f'{item[0]} {item[1]}'}"
 
 
-def peer_contenders(names: Sequence[str], source: PeerSource) -> list[Contender]:
-    """Return peers by name; nothing is loaded yet."""
+def baseline_contenders(names: Sequence[str], source: BaselineSource) -> list[Contender]:
+    """Return baselines by name; nothing is loaded yet."""
     found = []
     for name in names:
-        peer = PEERS[name]
-        bits = BITS[peer.precision]
-        load = partial(_load_peer, name, source)
-        found.append(Contender(name, False, peer.precision, peer.detail, load, {"user": bits, "item": bits}))
+        baseline = BASELINES[name]
+        bits = BITS[baseline.precision]
+        load = partial(_load_baseline, name, source)
+        found.append(Contender(name, False, baseline.precision, baseline.detail, load, {"user": bits, "item": bits}))
     return found
 
 
-def _load_peer(name: str, source: PeerSource, threads: int) -> Loaded:
-    bind = PEERS[name].load(source, threads)
+def _load_baseline(name: str, source: BaselineSource, threads: int) -> Loaded:
+    bind = BASELINES[name].load(source, threads)
 
     def loaded(request: Request) -> Mapping[Variant, Run]:
         # Repeating the user's row is not part of the time: a server may keep its rows in any form.

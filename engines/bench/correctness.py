@@ -12,7 +12,7 @@ from engines.verify.agreement import agreement
 
 #: SQNR in dB that scores must reach against FP32. FP32 in another order keeps well over 100 dB; 16-bit GEMMs lose
 #: 53 dB (8 bits of BF16) or 71 dB (11 bits of FP16) per rounding; int8 is held to 10 % of error, far looser than
-#: the gates of a build, so that no peer is left out for being a little worse.
+#: the gates of a build, so that no baseline is left out for being a little worse.
 FLOORS_DB: Mapping[str, float] = {
     "fp32": 80.0, "fp16": 40.0, "bf16": 30.0, "w8a16": 20.0, "w8a32": 20.0, "w8a8-dynamic": 20.0,
 }  # fmt: skip

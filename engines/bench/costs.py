@@ -64,5 +64,5 @@ def costs_of_report(report: Mapping[str, Any]) -> Costs:
 
 def weight_bits(built: BuiltEngine) -> int:
     """Return the width in which an engine reads its weights: 32 where int8 was folded to float when it loaded."""
-    folded = any(weight.fate in ("folded-to-float", "dequantized-each-run") for weight in built.weights)
+    folded = any(weight.status in ("folded-to-float", "dequantized-each-run") for weight in built.weights)
     return 32 if folded else BITS[built.precision]

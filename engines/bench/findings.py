@@ -1,4 +1,4 @@
-"""What the times say: who is fastest at which size, from which N the split pays, and where a peer wins."""
+"""What the times say: who is fastest at which size, from which N the split pays, and where a baseline wins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Size:
     """One request size at one thread count, p50 in milliseconds.
 
     ``chosen`` are the engines the bundle serves with, ``best`` the fastest of all our pairs; both with the user
-    computed (cold) and from the cache. ``peer`` is the fastest whole model, empty where no peer ran.
+    computed (cold) and from the cache. ``baseline`` is the fastest whole model, empty where no baseline ran.
     """
 
     threads: int
@@ -28,23 +28,23 @@ class Size:
     best: str
     best_ms: float
     best_cached_ms: float
-    peer: str
-    peer_ms: float
+    baseline: str
+    baseline_ms: float
 
     @property
     def speedup(self) -> float:
-        """Fastest peer over the bundle's engines, user computed; NaN where no peer ran."""
-        return self.peer_ms / self.chosen_ms
+        """Fastest baseline over the bundle's engines, user computed; NaN where no baseline ran."""
+        return self.baseline_ms / self.chosen_ms
 
     @property
     def best_speedup(self) -> float:
-        """Fastest peer over the fastest of our pairs, user computed."""
-        return self.peer_ms / self.best_ms
+        """Fastest baseline over the fastest of our pairs, user computed."""
+        return self.baseline_ms / self.best_ms
 
     @property
     def cached_speedup(self) -> float:
-        """Fastest peer over the bundle's engines, user from the cache."""
-        return self.peer_ms / self.chosen_cached_ms
+        """Fastest baseline over the bundle's engines, user from the cache."""
+        return self.baseline_ms / self.chosen_cached_ms
 
 
 def sizes(measured: Measured, costs: Costs, sqnr_db: float = 0.0) -> list[Size]:
@@ -60,7 +60,7 @@ def sizes(measured: Measured, costs: Costs, sqnr_db: float = 0.0) -> list[Size]:
         by = {(t.name, t.variant): t.ms.p50 for t in here}
         best = min((t for t in here if t.name in ours and t.variant == "cold"), key=lambda t: t.ms.p50)
         whole = [t for t in here if t.variant == "whole"]
-        peer: Timing | None = min(whole, key=lambda t: t.ms.p50, default=None)
+        baseline: Timing | None = min(whole, key=lambda t: t.ms.p50, default=None)
         found.append(
             Size(
                 threads,
@@ -72,8 +72,8 @@ def sizes(measured: Measured, costs: Costs, sqnr_db: float = 0.0) -> list[Size]:
                 best.name,
                 best.ms.p50,
                 by[best.name, "cached"],
-                peer.name if peer else "",
-                peer.ms.p50 if peer else math.nan,
+                baseline.name if baseline else "",
+                baseline.ms.p50 if baseline else math.nan,
             )
         )
     return found
@@ -81,27 +81,27 @@ def sizes(measured: Measured, costs: Costs, sqnr_db: float = 0.0) -> list[Size]:
 
 @dataclass(frozen=True)
 class Standoff:
-    """One of our pairs against the fastest peer at one size, p50 in milliseconds; ``role``: the bundle's, fastest."""
+    """One of our pairs against the fastest baseline at one size, p50 in milliseconds; ``role``: the bundle's, fastest."""
 
     name: str
     role: str
     ms: float
     cached_ms: float
-    peer_ms: float
+    baseline_ms: float
 
     @property
     def speedup(self) -> float:
-        """Fastest peer over this pair, user computed."""
-        return self.peer_ms / self.ms
+        """Fastest baseline over this pair, user computed."""
+        return self.baseline_ms / self.ms
 
     @property
     def cached_speedup(self) -> float:
-        """Fastest peer over this pair, user from the cache."""
-        return self.peer_ms / self.cached_ms
+        """Fastest baseline over this pair, user from the cache."""
+        return self.baseline_ms / self.cached_ms
 
 
 def standoffs(measured: Measured, at: Size) -> list[Standoff]:
-    """Return every pair of ours against the fastest peer at one size, fastest first."""
+    """Return every pair of ours against the fastest baseline at one size, fastest first."""
     by = {
         (t.name, t.variant): t.ms.p50
         for t in measured.timings
@@ -113,7 +113,7 @@ def standoffs(measured: Measured, at: Size) -> list[Standoff]:
             role = "bundle" if s.chosen else ""
             if s.name == at.best:
                 role = "bundle and fastest" if s.chosen else "fastest"
-            found.append(Standoff(s.name, role, by[s.name, "cold"], by[s.name, "cached"], at.peer_ms))
+            found.append(Standoff(s.name, role, by[s.name, "cold"], by[s.name, "cached"], at.baseline_ms))
     return sorted(found, key=lambda s: s.ms)
 
 
@@ -128,9 +128,9 @@ def counted(threads: int) -> str:
 
 
 def break_even(sizes: Sequence[Size], speedup: str = "speedup") -> float | None:
-    """Return the N from which on our request is faster than the fastest peer, at every larger size measured.
+    """Return the N from which on our request is faster than the fastest baseline, at every larger size measured.
 
-    Between two sizes the crossing is interpolated on logarithmic axes. None where a peer wins at the largest size.
+    Between two sizes the crossing is interpolated on logarithmic axes. None where a baseline wins at the largest size.
     ``speedup`` names the property of ``Size`` to go by.
     """
     ordered = sorted(sizes, key=lambda s: s.candidates)
@@ -145,13 +145,13 @@ def break_even(sizes: Sequence[Size], speedup: str = "speedup") -> float | None:
 
 
 def sentences(measured: Measured, found: Sequence[Size]) -> list[str]:
-    """Return the result in words: headline, where a peer wins, break-even, and what of our own is faster still."""
+    """Return the result in words: headline, where a baseline wins, break-even, and what of our own is faster still."""
     said: list[str] = []
     for threads in dict.fromkeys(s.threads for s in found):
         here = [s for s in found if s.threads == threads]
-        with_peer = [s for s in here if s.peer]
-        if with_peer:
-            said += _against_peers(with_peer, counted(threads))
+        with_baseline = [s for s in here if s.baseline]
+        if with_baseline:
+            said += _against_baselines(with_baseline, counted(threads))
         largest = max(here, key=lambda s: s.candidates)
         over = largest.chosen_cached_ms / largest.item_ms
         said.append(
@@ -167,12 +167,12 @@ def sentences(measured: Measured, found: Sequence[Size]) -> list[str]:
     return said
 
 
-def _against_peers(here: Sequence[Size], with_threads: str) -> list[str]:
+def _against_baselines(here: Sequence[Size], with_threads: str) -> list[str]:
     said = []
     main = next(s for s in here if s.candidates == reported(here))
     said.append(
-        f"At N = {main.candidates}, {with_threads}, the fastest whole model, {main.peer}, takes "
-        f"{main.peer_ms:.3g} ms. "
+        f"At N = {main.candidates}, {with_threads}, the fastest whole model, {main.baseline}, takes "
+        f"{main.baseline_ms:.3g} ms. "
         f"The bundle answers in {main.chosen_ms:.3g} ms: {main.speedup:.2f} times as fast "
         f"({main.cached_speedup:.2f} with the user's state cached; FLOP limit of the split {main.limit:.2f})."
     )
@@ -186,11 +186,11 @@ def _against_peers(here: Sequence[Size], with_threads: str) -> list[str]:
         if s.speedup < 1.0:
             verdict = "no pair of ours is faster" if s.best_speedup < 1.0 else f"{s.best} would be faster"
             said.append(
-                f"A peer wins at N = {s.candidates}, {with_threads}: {s.peer} takes {s.peer_ms:.3g} ms, the bundle "
+                f"A baseline wins at N = {s.candidates}, {with_threads}: {s.baseline} takes {s.baseline_ms:.3g} ms, the bundle "
                 f"{s.chosen_ms:.3g} ms ({1 / s.speedup:.2f} times as long); {verdict}."
             )
     if all(s.speedup >= 1.0 for s in here):
-        said.append(f"No peer wins at any measured size with {with_threads}.")
+        said.append(f"No baseline wins at any measured size with {with_threads}.")
     even = break_even(here)
     if even is None:
         said.append(f"There is no break-even up to N = {here[-1].candidates} with {with_threads}.")

@@ -1,4 +1,4 @@
-"""The stopwatch of ``quant search``: one GEMM in an engine of its own, built by any backend that runs here."""
+"""The gemm_timer of ``quant search``: one GEMM in an engine of its own, built by any backend that runs here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MIXED = ("w8a8-dynamic", "w8a16", "w8a32")
 _WIDEN_FP16 = frozenset({"onnxruntime"})
 
 
-def stopwatch(backend: str, threads: int = 1) -> MeasureGemm:
+def gemm_timer(backend: str, threads: int = 1) -> MeasureGemm:
     """Return the function that times x @ W on a backend, W stored in each precision a policy can name.
 
     W is [K, N] with x [rows, K], or [T, K, N] with x [T, rows, K]. Times are medians in milliseconds, the precisions

@@ -36,7 +36,9 @@ def page(result: BenchResult) -> str:
     threads = list(dict.fromkeys(s.threads for s in result.sizes))
     drawings = {
         "latency": [plots.latency_over_candidates(result, t) for t in threads],
-        "speedup": [plots.speedup_over_candidates(result, t) for t in threads if any(s.peer for s in result.sizes)],
+        "speedup": [
+            plots.speedup_over_candidates(result, t) for t in threads if any(s.baseline for s in result.sizes)
+        ],
         "roofline": [plots.roofline(result, t) for t in threads],
         "ratios": plots.speedup_over_ratio(result.ratios) if result.ratios else "",
     }
@@ -57,7 +59,7 @@ def page(result: BenchResult) -> str:
 
 
 def series(result: BenchResult, threads: int) -> list[tuple[Standing, str, list[Timing]]]:
-    """Return one row per contender and variant: the bundle's, our others, peers; fastest at the largest N first."""
+    """Return one row per contender and variant: the bundle's, our others, baselines; fastest at the largest N first."""
     rows = []
     for standing in sorted(
         result.measured.standings, key=lambda s: (not s.chosen, not s.ours, _largest(result, s, threads))
@@ -90,7 +92,7 @@ def markdown_section(result: BenchResult) -> str:
     if not machine.quiet:
         lines += [f"The machine was not quiet: load average {machine.load:.1f} before the run.", ""]
     for at in headline(result.sizes):
-        if at.peer:
+        if at.baseline:
             lines += [*_ours(result, at), ""]
     for threads in dict.fromkeys(s.threads for s in result.sizes):
         lines += [*_table(result, threads), ""]
@@ -146,7 +148,7 @@ def _table(result: BenchResult, threads: int) -> list[str]:
 
 def _ours(result: BenchResult, at: Size) -> list[str]:
     lines = [
-        f"Our pairs (user + item engine) against {at.peer} ({_ms(at.peer_ms)} ms) at N = {at.candidates}, "
+        f"Our pairs (user + item engine) against {at.baseline} ({_ms(at.baseline_ms)} ms) at N = {at.candidates}, "
         f"{counted(at.threads)}, FLOP limit {at.limit:.2f}:",
         "",
         "| pair | | user computed ms | times as fast | user cached ms | times as fast |",
@@ -174,13 +176,13 @@ def _ratio_table(result: BenchResult) -> list[str]:
         "RankMixer, random weights, width 288, two layers, user computed. "
         "'Same engine' is ONNX Runtime FP32 whole over split, which the FLOP limit bounds.",
         "",
-        "| U + G tokens | limit | same engine | share of limit | fastest peer | our fastest pair | peer over ours |",
+        "| U + G tokens | limit | same engine | share of limit | fastest baseline | our fastest pair | baseline over ours |",
         "|---|---:|---:|---:|---|---|---:|",
     ]
     for p in result.ratios:
         lines.append(
             f"| {p.user_tokens} + {p.item_tokens} | {p.limit:.2f} | {p.speedup:.2f} | {p.speedup / p.limit:.0%} | "
-            f"{p.peer} {_ms(p.peer_ms)} ms | {p.best} {_ms(p.best_ms)} ms | {p.best_speedup:.2f} |"
+            f"{p.baseline} {_ms(p.baseline_ms)} ms | {p.best} {_ms(p.best_ms)} ms | {p.best_speedup:.2f} |"
         )
     return lines
 

@@ -15,19 +15,19 @@ from engines.bench.result import BenchResult
 from engines.build.report_plots import to_svg
 
 CHOSEN, CACHED, LIMIT, GRID = "#c1121f", "#f28482", "#5c6b73", "#e6ebee"
-#: One colour per family of peers; the members differ by marker.
+#: One colour per family of baselines; the members differ by marker.
 _FAMILIES = {"pytorch": "#8d6cab", "torch-compile": "#8d6cab", "onnxruntime": "#2f6690", "openvino": "#2a9d8f"}
 _MARKERS = "osD^vPX*"
 
 
 def latency_over_candidates(result: BenchResult, threads: int) -> str:
-    """Draw p50 over N for every peer and for the bundle's engines, cold and cached; ours in red."""
+    """Draw p50 over N for every baseline and for the bundle's engines, cold and cached; ours in red."""
     figure, axes = _axes(f"Latency over N, {counted(threads)} (p50)", 7.2, 4.6)
     here = [t for t in result.measured.timings if t.threads == threads]
     chosen = next(s.name for s in result.measured.standings if s.chosen)
-    peers = list(dict.fromkeys(t.name for t in here if t.variant == "whole"))
+    baselines = list(dict.fromkeys(t.name for t in here if t.variant == "whole"))
     seen: dict[str, int] = {}
-    for name in peers:
+    for name in baselines:
         family = next(f for f in _FAMILIES if name.startswith(f))
         colour = _FAMILIES[family]
         marker = _MARKERS[seen.get(colour, 0) % len(_MARKERS)]
@@ -49,9 +49,9 @@ def latency_over_candidates(result: BenchResult, threads: int) -> str:
 
 
 def speedup_over_candidates(result: BenchResult, threads: int) -> str:
-    """Draw the fastest peer over the bundle, with the line at 1, the FLOP limit, and the break-even N."""
-    figure, axes = _axes(f"Fastest peer over the bundle, {counted(threads)}", 6.4, 4.0)
-    here = sorted((s for s in result.sizes if s.threads == threads and s.peer), key=lambda s: s.candidates)
+    """Draw the fastest baseline over the bundle, with the line at 1, the FLOP limit, and the break-even N."""
+    figure, axes = _axes(f"Fastest baseline over the bundle, {counted(threads)}", 6.4, 4.0)
+    here = sorted((s for s in result.sizes if s.threads == threads and s.baseline), key=lambda s: s.candidates)
     n = [s.candidates for s in here]
     axes.plot(n, [s.limit for s in here], "--", color=LIMIT, linewidth=1.2, label="FLOP limit of the split")
     axes.plot(n, [s.cached_speedup for s in here], "o-", color=CACHED, linewidth=1.8, label="user cached")
@@ -118,7 +118,7 @@ def speedup_over_ratio(points: Sequence[RatioPoint]) -> str:
         x, [p.speedup for p in points], "o-", color=CHOSEN, linewidth=2.2, label="same engine, whole over split"
     )
     axes.plot(x, [p.best_speedup for p in points], "s-", color="#e8985e", linewidth=1.6,
-              label="fastest peer over our fastest")  # fmt: skip
+              label="fastest baseline over our fastest")  # fmt: skip
     for place, p in zip(x, points, strict=True):
         axes.annotate(f"{p.speedup:.2f}", (place, p.speedup), xytext=(0, -13), textcoords="offset points",
                       ha="center", fontsize=7.5)  # fmt: skip

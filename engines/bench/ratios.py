@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engines.bench.baselines.contract import PeerSource, Weights
-from engines.bench.contender import our_contender, peer_contenders
+from engines.bench.baselines.contract import BaselineSource, Weights
+from engines.bench.contender import baseline_contenders, our_contender
 from engines.bench.costs import costs_of_split
 from engines.bench.pairs import extra_pairs
 from engines.bench.run import PLAIN_PAIR, Settings, measure
 from engines.build.pipeline import export_all
-from engines.build.source_model import of_model, split_subject
+from engines.build.source_model import of_model, split_source_model
 from engines.build.sources import Sources, load_model
 from engines.measure.peak import MachinePeak
 from engines.recipes.recipe import Recipe, Serving
@@ -47,7 +47,7 @@ class RatioPoint:
     """One U:G ratio. Times are p50 in milliseconds, of a request whose user is computed.
 
     ``whole_ms`` is the whole model in the same engine as ``split_ms`` (ONNX Runtime FP32, lowered), so that only the
-    split differs; ``peer`` and ``best`` are the fastest whole model and the fastest of our pairs.
+    split differs; ``baseline`` and ``best`` are the fastest whole model and the fastest of our pairs.
     """
 
     user_tokens: int
@@ -57,8 +57,8 @@ class RatioPoint:
     limit: float
     whole_ms: float
     split_ms: float
-    peer: str
-    peer_ms: float
+    baseline: str
+    baseline_ms: float
     best: str
     best_ms: float
 
@@ -70,7 +70,7 @@ class RatioPoint:
     @property
     def best_speedup(self) -> float:
         """Fastest whole model over the fastest of our pairs."""
-        return self.peer_ms / self.best_ms
+        return self.baseline_ms / self.best_ms
 
 
 def ratio_recipe(user_tokens: int, item_tokens: int, candidates: int, width: int = WIDTH) -> Recipe:
@@ -95,7 +95,7 @@ def ratio_recipe(user_tokens: int, item_tokens: int, candidates: int, width: int
 
 
 def measure_ratios(
-    peers: Sequence[str],
+    baselines: Sequence[str],
     settings: Settings,
     folder: Path,
     peak: MachinePeak,
@@ -115,39 +115,39 @@ def measure_ratios(
         progress(Progress("ratios", done, len(ratios), f"U:G {user_tokens}:{item_tokens}"))
         recipe = ratio_recipe(user_tokens, item_tokens, candidates, width)
         work = folder / f"{user_tokens}-{item_tokens}"
-        points.append(_point(recipe, peers, once, work, peak))
+        points.append(_point(recipe, baselines, once, work, peak))
     progress(Progress("ratios", len(ratios), len(ratios)))
     return points
 
 
-def _point(recipe: Recipe, peers: Sequence[str], settings: Settings, work: Path, peak: MachinePeak) -> RatioPoint:
+def _point(recipe: Recipe, baselines: Sequence[str], settings: Settings, work: Path, peak: MachinePeak) -> RatioPoint:
     torch.set_num_threads(1)
     model = load_model(recipe, Sources(None))
-    subject = of_model(model)
-    halves = split_subject(subject)
-    graphs = export_all("ratio", subject, halves, work / "onnx")
-    source = PeerSource(graphs["full"], work, recipe, Weights())
+    source_model = of_model(model)
+    subgraphs = split_source_model(source_model)
+    graphs = export_all("ratio", source_model, subgraphs, work / "onnx")
+    source = BaselineSource(graphs["full"], work, recipe, Weights())
     sides: tuple[GraphSide, ...] = ("user", "item")
     for side in sides:
         quantize_side(graphs[side], work / "onnx", scheme=Absmax())
     pairs, _ = extra_pairs(recipe, work / "onnx", work / "pairs", (), PAIRS)
     contenders = [
-        *peer_contenders(tuple(dict.fromkeys((_SAME_ENGINE, *peers))), source),
+        *baseline_contenders(tuple(dict.fromkeys((_SAME_ENGINE, *baselines))), source),
         *(our_contender(pair) for pair in pairs),
     ]
-    costs = costs_of_split(halves)
+    costs = costs_of_split(subgraphs)
     request = _request(model, settings.candidates[0])
     found = measure(contenders, source, request, costs, settings, peak=lambda _: peak)
     whole = {t.name: t.ms.p50 for t in found.timings if t.variant == "whole"}
     if _SAME_ENGINE not in whole:
         raise UgsepError(f"{_SAME_ENGINE}: {found.left_out.get(_SAME_ENGINE)}; the ratios need it as their baseline")
     cold = {t.name: t.ms.p50 for t in found.timings if t.variant == "cold"}
-    peer, best = min(whole, key=lambda n: whole[n]), min(cold, key=lambda n: cold[n])
+    baseline, best = min(whole, key=lambda n: whole[n]), min(cold, key=lambda n: cold[n])
     config = model.config
     return RatioPoint(
         config.user_tokens, config.item_tokens, settings.candidates[0], settings.threads[0],
         costs.limit(settings.candidates[0]), whole[_SAME_ENGINE], cold[PLAIN_PAIR],
-        peer, whole[peer], best, cold[best],
+        baseline, whole[baseline], best, cold[best],
     )  # fmt: skip
 
 

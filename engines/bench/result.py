@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.bench import findings
-from engines.bench.baselines.contract import PeerSource, Weights
-from engines.bench.contender import our_contender, peer_contenders
+from engines.bench.baselines.contract import BaselineSource, Weights
+from engines.bench.contender import baseline_contenders, our_contender
 from engines.bench.costs import Costs, costs_of_report
 from engines.bench.machine import Machine, this_machine
 from engines.bench.pairs import bundle_pairs, extra_pairs
@@ -52,7 +52,7 @@ class BenchResult:
 
 def run_bench(
     bundle: Path,
-    peers: Sequence[str],
+    baselines: Sequence[str],
     settings: Settings,
     model: Weights | None = None,
     *,
@@ -60,13 +60,13 @@ def run_bench(
     command: str = "",
     progress: ProgressCallback = silent,
 ) -> BenchResult:
-    """Measure a bundle against peers on random requests.
+    """Measure a bundle against baselines on random requests.
 
     Args:
         bundle: the bundle, whose FP32 graph is what every score is compared with.
-        peers: names from ``engines.bench.baselines.table.PEERS``.
+        baselines: names from ``engines.bench.baselines.table.BASELINES``.
         settings: sizes, threads, rounds.
-        model: where the PyTorch peers' weights come from; without it they are left out.
+        model: where the PyTorch baselines' weights come from; without it they are left out.
         ratios: also time small random models over the ratio of user to item tokens.
         command: the command line, for the page.
         progress: told about every step.
@@ -90,12 +90,12 @@ def run_bench(
     request = random_request(bundle, largest)
     with tempfile.TemporaryDirectory(prefix="ugsep-bench-") as scratch:
         folder = Path(scratch)
-        source = PeerSource(bundle / "onnx" / "full.onnx", folder, recipe, model)
+        source = BaselineSource(bundle / "onnx" / "full.onnx", folder, recipe, model)
         pairs, left_out = bundle_pairs(bundle, manifest)
         names = [pair.name for pair in pairs]
         extra, not_built = extra_pairs(recipe, bundle / "onnx", folder / "pairs", names, progress=progress)
         contenders = [
-            *peer_contenders(peers, source),
+            *baseline_contenders(baselines, source),
             our_contender(pairs[0], chosen=True, sides_alone=True),
             *(our_contender(p, sides_alone=f"ugsep {p.name}" == PLAIN_PAIR) for p in (*pairs[1:], *extra)),
         ]
@@ -105,7 +105,9 @@ def run_bench(
         )
         measured = dataclasses.replace(measured, left_out={**measured.left_out, **left_out, **not_built})
         points = (
-            measure_ratios(peers, settings, folder / "ratios", measured.peaks[0], progress=progress) if ratios else []
+            measure_ratios(baselines, settings, folder / "ratios", measured.peaks[0], progress=progress)
+            if ratios
+            else []
         )
     sizes = tuple(findings.sizes(measured, costs, recipe.gates.sqnr_db))
     progress(Progress("bench", 1, 1))
@@ -133,7 +135,7 @@ def document(result: BenchResult) -> dict[str, Any]:
         {
             "threads": s.threads,
             "candidates": s.candidates,
-            "peer": s.peer,
+            "baseline": s.baseline,
             **dataclasses.asdict(o),
             "speedup": o.speedup,
         }

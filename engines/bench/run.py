@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engines.backends.contract import Array
-from engines.bench.baselines.contract import PeerSource, Run
-from engines.bench.baselines.table import PEERS
+from engines.bench.baselines.contract import BaselineSource, Run
+from engines.bench.baselines.table import BASELINES
 from engines.bench.ceiling import constant_gemms, gemms_alone
-from engines.bench.contender import Contender, Loaded, Variant, peer_contenders
+from engines.bench.contender import Contender, Loaded, Variant, baseline_contenders
 from engines.bench.correctness import Quality, compare
 from engines.bench.costs import Costs
 from engines.bench.memory import resident_bytes
@@ -31,7 +31,7 @@ PLAIN_PAIR = "ugsep onnxruntime fp32"  # the split without quantization: what th
 class Settings:
     """Request sizes, thread counts and rounds to time; ``memory`` also loads every contender in its own process.
 
-    A peer whose rounds at one size would take longer than ``budget_s`` seconds is left out there.
+    A baseline whose rounds at one size would take longer than ``budget_s`` seconds is left out there.
     """
 
     candidates: tuple[int, ...] = (1, 16, 64, 256, 1024)
@@ -42,7 +42,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.budget_s > 0:
-            raise UgsepError(f"a budget of {self.budget_s} seconds per peer and size; give more than 0")
+            raise UgsepError(f"a budget of {self.budget_s} seconds per baseline and size; give more than 0")
         if self.rounds < 1 or not self.candidates or not self.threads or min(*self.candidates, *self.threads, 1) < 1:
             raise UgsepError(
                 f"candidates {self.candidates}, threads {self.threads}, rounds {self.rounds}: give at least 1 of each"
@@ -113,7 +113,7 @@ def sized(request: Request, candidates: int) -> Request:
 
 def measure(
     contenders: Sequence[Contender],
-    source: PeerSource,
+    source: BaselineSource,
     request: Request,
     costs: Costs,
     settings: Settings,
@@ -123,7 +123,7 @@ def measure(
 ) -> Measured:
     """Check and time all contenders in one interleaved run per thread count and request size.
 
-    A peer that does not load or whose scores are wrong is left out, with the reason.
+    A baseline that does not load or whose scores are wrong is left out, with the reason.
 
     Args:
         contenders: who takes part.
@@ -158,7 +158,7 @@ def measure(
                 quality = _check(contender, ready(small), reference)
             except GateFailed:
                 raise
-            except Exception as error:  # peers are other people's libraries: whatever they raise is their result
+            except Exception as error:  # baselines are other people's libraries: whatever they raise is their result
                 if contender.ours:
                     raise
                 left_out[contender.name] = _reason(error)
@@ -197,8 +197,8 @@ def measure(
     return Measured(tuple(standings.values()), tuple(timings), peaks, left_out, tuple(ceilings))
 
 
-def _reference(source: PeerSource, request: Request) -> dict[str, Array]:
-    (whole,) = peer_contenders(["onnxruntime"], source)
+def _reference(source: BaselineSource, request: Request) -> dict[str, Array]:
+    (whole,) = baseline_contenders(["onnxruntime"], source)
     return whole.load(1)(request)["whole"]()
 
 
@@ -209,10 +209,10 @@ def _check(contender: Contender, calls: Mapping[Variant, Run], reference: Mappin
             f"{contender.name}: SQNR {quality.sqnr_db:.1f} dB against FP32 < {quality.floor_db:.0f} dB; find the "
             "tensor with 'ugsep bisect'"
         )
-    if not contender.ours and PEERS[contender.name].precision == "fp32" and not quality.holds:
+    if not contender.ours and BASELINES[contender.name].precision == "fp32" and not quality.holds:
         raise UgsepError(
             f"scores are not the bundle's (SQNR {quality.sqnr_db:.1f} dB < {quality.floor_db:.0f} dB); "
-            "a PyTorch peer needs the weights the bundle was built from"
+            "a PyTorch baseline needs the weights the bundle was built from"
         )
     return quality
 

@@ -84,7 +84,7 @@ def choose_engines(
     Raises:
         UgsepError: no candidate of a side keeps parity.
     """
-    sample, truth = list(requests[:PARITY_REQUESTS]), list(reference[:PARITY_REQUESTS])
+    sample, reference = list(requests[:PARITY_REQUESTS]), list(reference[:PARITY_REQUESTS])
     largest = max(requests, key=lambda r: r.candidates)
     plain = {s: _build(recipe, EnginePlan(s, "onnxruntime", "fp32"), onnx, folder, cache, progress) for s in SIDES}
     state = plain["user"][1].infer(largest.user)
@@ -107,7 +107,7 @@ def choose_engines(
             pair = (runner, plain["item"][1]) if side == "user" else (plain["user"][1], runner)
             bounds = (built, plain["item"][0]) if side == "user" else (plain["user"][0], built)
             ranker = Ranker(*pair, *bounds)
-            ok, note = _keeps_parity(recipe.gates, sample, truth, ranker)
+            ok, note = _keeps_parity(recipe.gates, sample, reference, ranker)
             p50 = times[f"{plan.backend}/{plan.precision}"].p50
             options.append(Trial(side, plan.backend, plan.precision, p50, ok, note))
         options.sort(key=lambda o: o.p50_ms)
@@ -172,11 +172,11 @@ def _call(runner: Runner, feeds: Mapping[str, Array]) -> Callable[[], object]:
 
 
 def _keeps_parity(
-    bounds: Gates, requests: Sequence[Request], truth: checks.Scores, ranker: Ranker
+    bounds: Gates, requests: Sequence[Request], reference: checks.Scores, ranker: Ranker
 ) -> tuple[bool, str]:
     scores = checks.engine_scores(ranker, requests, "choose")
     worst: list[str] = []
-    for found in checks.parity(truth, scores).values():
+    for found in checks.parity(reference, scores).values():
         targets = checks.quant_targets(bounds, found)
         worst += [str(t) for t in targets if not t.passed]
     return (not worst, "; ".join(worst) if worst else "keeps parity")

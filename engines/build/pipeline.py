@@ -19,11 +19,11 @@ from engines.build import report
 from engines.build.autoselect import Trial, choose_engines
 from engines.build.schemes import compare_schemes
 from engines.build.source_model import (
-    Subject,
+    SourceModel,
     fresh_feeds,
-    load_subject,
+    load_source_model,
     module_sha256,
-    split_subject,
+    split_source_model,
     synthetic_requests,
 )
 from engines.build.sources import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS, Sources, content_key, tool_versions
@@ -36,11 +36,11 @@ from engines.verify import checks, prove
 from engines.verify.failing_rows import save_worst_rows
 from engines.verify.validate import how_to_reproduce
 from export.metadata import OPSET, GraphSide, Stamp
-from export.onnx_file import export_half
+from export.onnx_file import export_subgraph
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.split.proof import prove as prove_split
-from graphs.split.split import Half, Split
+from graphs.split.split import Split, Subgraph
 from quant.calibration.calibrate import calibrate
 from quant.calibration.statistics import Calibration, save_calibration, without_grams
 from quant.policy import policy_from
@@ -83,7 +83,7 @@ def build(
         GateFailed: a gate did not hold; names the value and the bound, and the command that reproduces it.
     """
     # A factory's module is only known once it is made; a checkpoint is known by its files.
-    made = load_subject(recipe, sources) if sources.factory else None
+    made = load_source_model(recipe, sources) if sources.factory else None
     digest = module_sha256(made.module) if made is not None else ""
     key = content_key(name, recipe, sources, recipe.serving.backend, digest)
     if not force and _is_current(out, key):
@@ -139,30 +139,30 @@ def _make(
     name: str,
     recipe: Recipe,
     sources: Sources,
-    made: Subject | None,
+    made: SourceModel | None,
     work: Path,
     cache: Path | None,
     progress: ProgressCallback,
 ) -> tuple[Manifest, report.Findings, list[Request]]:
     torch.set_num_threads(recipe.serving.threads)
-    subject = made if made is not None else load_subject(recipe, sources)
-    halves = split_subject(subject, progress)
-    random_proof = prove_split(halves, rows_like=subject.rows_like)
-    onnx = export_all(name, subject, halves, work / "onnx", progress)
-    samples = _requests(sources.calibration, subject, halves, onnx, sources.seed, CALIBRATION_REQUESTS)
-    requests = _requests(sources.requests, subject, halves, onnx, sources.seed + 1)
+    source_model = made if made is not None else load_source_model(recipe, sources)
+    subgraphs = split_source_model(source_model, progress)
+    random_proof = prove_split(subgraphs, rows_like=source_model.rows_like)
+    onnx = export_all(name, source_model, subgraphs, work / "onnx", progress)
+    samples = _requests(sources.calibration, source_model, subgraphs, onnx, sources.seed, CALIBRATION_REQUESTS)
+    requests = _requests(sources.requests, source_model, subgraphs, onnx, sources.seed + 1)
     calibration = calibrate(
         onnx["user"], onnx["item"], samples, threads=recipe.serving.threads, progress=progress,
         gram=_needs_gram(recipe), synthetic=not sources.calibration,
     )  # fmt: skip
     save_calibration(without_grams(calibration), work)
     tables = quantize_all(recipe, onnx, work / "onnx", calibration, progress)
-    truth = checks.reference_scores(halves.full, requests, recipe.serving.threads, progress)
+    reference = checks.reference_scores(subgraphs.full, requests, recipe.serving.threads, progress)
     tried: tuple[Trial, ...] = ()
     why: dict[str, Option] = {}
     if recipe.serving.backend == AUTO:
         with tempfile.TemporaryDirectory(prefix="ugsep-choose-") as scratch:
-            choice = choose_engines(recipe, onnx, Path(scratch), cache, requests, truth, progress)
+            choice = choose_engines(recipe, onnx, Path(scratch), cache, requests, reference, progress)
         plans, tried = choice.plans, choice.tried
         why = {f"{WHY} {side}": reason for side, reason in choice.reasons().items()}
     else:
@@ -185,19 +185,23 @@ def _make(
     if recipe.quantization.compare and not sources.synthetic:
         with tempfile.TemporaryDirectory(prefix="ugsep-schemes-") as scratch:
             compared = compare_schemes(
-                name, recipe, onnx, plans, calibration, requests, truth, Path(scratch),
+                name, recipe, onnx, plans, calibration, requests, reference, Path(scratch),
                 schemes=recipe.quantization.compare, cache=cache, progress=progress,
             )  # fmt: skip
     (work / "recipe.yaml").write_text(dump_recipe(recipe))
-    sides: dict[GraphSide, Half] = {"full": halves.full, "user": halves.user, "item": halves.item}
-    limits = {n: halves.speedup_limit(n) for n in recipe.serving.candidates}
+    sides: dict[GraphSide, Subgraph] = {"full": subgraphs.full, "user": subgraphs.user, "item": subgraphs.item}
+    limits = {n: subgraphs.speedup_limit(n) for n in recipe.serving.candidates}
 
     def check(side: GraphSide, runner: Runner) -> None:
-        prove.check_export(side, sides[side], runner, lambda n, u: fresh_feeds(subject, halves, u, n, seed=n)[side])
+        prove.check_export(
+            side, sides[side], runner, lambda n, u: fresh_feeds(source_model, subgraphs, u, n, seed=n)[side]
+        )
 
-    proven = prove.prove(recipe, manifest, work, requests, lambda _: truth, limits, check=check, progress=progress)
+    proven = prove.prove(
+        recipe, manifest, work, requests, lambda _: reference, limits, check=check, progress=progress
+    )
     found = report.Findings(
-        halves, random_proof, tables, engines, proven, calibration.samples_sha256, sources.synthetic, notes, tried,
+        subgraphs, random_proof, tables, engines, proven, calibration.samples_sha256, sources.synthetic, notes, tried,
         compared,
     )  # fmt: skip
     return manifest, found, requests
@@ -209,28 +213,33 @@ def _needs_gram(recipe: Recipe) -> bool:
 
 
 def _requests(
-    paths: Sequence[Path], subject: Subject, halves: Split, onnx: Mapping[GraphSide, Path], seed: int, limit: int = 0
+    paths: Sequence[Path],
+    source_model: SourceModel,
+    subgraphs: Split,
+    onnx: Mapping[GraphSide, Path],
+    seed: int,
+    limit: int = 0,
 ) -> list[Request]:
     """Return the requests of the files, at most ``limit`` (0: all); random ones where no file is given."""
     if not paths:
-        return synthetic_requests(subject, halves, SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, seed)
+        return synthetic_requests(source_model, subgraphs, SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, seed)
     stream = read_requests([str(p) for p in paths], request_spec(onnx["user"], onnx["item"]))
     return list(islice(stream, limit) if limit else stream)
 
 
 def export_all(
-    name: str, subject: Subject, halves: Split, folder: Path, progress: ProgressCallback = silent
+    name: str, source_model: SourceModel, subgraphs: Split, folder: Path, progress: ProgressCallback = silent
 ) -> dict[GraphSide, Path]:
     """Export the full, user and item graph; returns the files by side."""
-    feeds = fresh_feeds(subject, halves, TRACE_USERS, TRACE_CANDIDATES, seed=1)
-    state = {s.name for s in halves.state}
+    feeds = fresh_feeds(source_model, subgraphs, TRACE_USERS, TRACE_CANDIDATES, seed=1)
+    state = {s.name for s in subgraphs.state}
     paths: dict[GraphSide, Path] = {}
-    sides: dict[GraphSide, Half] = {"full": halves.full, "user": halves.user, "item": halves.item}
+    sides: dict[GraphSide, Subgraph] = {"full": subgraphs.full, "user": subgraphs.user, "item": subgraphs.item}
     for done, (side, half) in enumerate(sides.items()):
         progress(Progress("export", done, len(sides), side))
         rows = {n: "users" if side == "user" or n in state else "candidates" for n in half.inputs}
-        stamp = Stamp(name, side, "fp32", subject.keep_float)
-        paths[side] = export_half(half, feeds[side], rows, folder / f"{side}.onnx", stamp).path
+        stamp = Stamp(name, side, "fp32", source_model.keep_float)
+        paths[side] = export_subgraph(half, feeds[side], rows, folder / f"{side}.onnx", stamp).path
     progress(Progress("export", len(sides), len(sides)))
     return paths
 

@@ -101,16 +101,16 @@ def _worst(by_task: Mapping[str, Agreement]) -> dict[str, float]:
 
 def _engine(engine: Engine) -> dict[str, Any]:
     built = engine.built
-    fates: dict[str, int] = {}
+    statuses: dict[str, int] = {}
     for weight in built.weights:
-        fates[weight.fate] = fates.get(weight.fate, 0) + 1
+        statuses[weight.status] = statuses.get(weight.status, 0) + 1
     return {
         "backend": built.backend,
         "side": built.side,
         "precision": built.precision,
         "bytes": built.bytes,
-        "weights": fates,
-        "weight_fates": [asdict(weight) for weight in built.weights],
+        "weights": statuses,
+        "weight_statuses": [asdict(weight) for weight in built.weights],
         "figures": dict(built.figures),
         "session": dict(built.session),
         "notes": list(built.notes),

@@ -93,7 +93,7 @@ def compare_schemes(
     plans: Sequence[EnginePlan],
     calibration: Calibration,
     requests: Sequence[Request],
-    truth: checks.Scores,
+    reference: checks.Scores,
     scratch: Path,
     *,
     schemes: Sequence[str] = tuple(CONFIGS),
@@ -109,7 +109,7 @@ def compare_schemes(
         plans: the user and the item engine that serve.
         calibration: with Gram matrices where gptq is asked for.
         requests: held out; AUC is compared where they carry labels.
-        truth: FP32 scores of the requests.
+        reference: FP32 scores of the requests.
         scratch: an empty folder for graphs and engines.
         schemes: names, in the order of the rows.
         cache: of built engines.
@@ -120,7 +120,7 @@ def compare_schemes(
     """
     policy, own = policy_from(recipe.quantization.policy), recipe.quantization
     largest = max(requests, key=lambda r: r.candidates)
-    exact_auc = checks.task_auc(requests, truth)
+    exact_auc = checks.task_auc(requests, reference)
     size = max(recipe.serving.candidates)
     calls: dict[str, Callable[[], object]] = {}
     found: dict[str, SchemeRow] = {}
@@ -135,7 +135,7 @@ def compare_schemes(
 
     def judge(ranker: Ranker, step: str) -> tuple[float, float, float | None]:
         scores = checks.engine_scores(ranker, requests, step, progress)
-        agreement = checks.parity(truth, scores).values()
+        agreement = checks.parity(reference, scores).values()
         auc = checks.task_auc(requests, scores)
         changes = [auc[task] - before for task, before in exact_auc.items()]
         worst = max(changes, key=abs) if changes else None

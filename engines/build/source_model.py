@@ -30,7 +30,7 @@ KEEP_FLOAT = ("*norm*", "*router*")
 
 
 @dataclass(frozen=True)
-class Subject:
+class SourceModel:
     """A module to split, how to call it, which inputs are whose, and where fresh rows of its inputs come from."""
 
     module: nn.Module
@@ -41,8 +41,8 @@ class Subject:
     rows_like: RowSource
 
 
-def of_model(model: RankingModel) -> Subject:
-    """Return a model of ours, in the form that is exported, as a subject; its features say everything."""
+def of_model(model: RankingModel) -> SourceModel:
+    """Return a model of ours, in the form that is exported, as a source_model; its features say everything."""
     features = model.config.features
 
     def rows(_: Mapping[str, Tensor], count: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -50,15 +50,15 @@ def of_model(model: RankingModel) -> Subject:
 
     example = {"features": random_rows(features, TRACE_ROWS, torch.Generator().manual_seed(0))}
     user, item = (tuple(f.name for f in of_side(features, side)) for side in ("user", "item"))
-    return Subject(model.for_inference(), example, user, item, model.keep_float, rows)
+    return SourceModel(model.for_inference(), example, user, item, model.keep_float, rows)
 
 
-def of_module(module: nn.Module, example: Example, user: tuple[str, ...], item: tuple[str, ...]) -> Subject:
-    """Return any module as a subject; fresh rows come from ``graphs.split.proof.fresh_rows``."""
-    return Subject(module, example, user, item, KEEP_FLOAT, fresh_rows)
+def of_module(module: nn.Module, example: Example, user: tuple[str, ...], item: tuple[str, ...]) -> SourceModel:
+    """Return any module as a source_model; fresh rows come from ``graphs.split.proof.fresh_rows``."""
+    return SourceModel(module, example, user, item, KEEP_FLOAT, fresh_rows)
 
 
-def load_subject(recipe: Recipe, sources: Sources) -> Subject:
+def load_source_model(recipe: Recipe, sources: Sources) -> SourceModel:
     """Return what a build's sources name: a factory's module, a checkpoint, or a model with random weights.
 
     Raises:
@@ -79,54 +79,56 @@ def module_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def split_subject(subject: Subject, progress: ProgressCallback = silent) -> Split:
-    """Split a subject by its named sides; the errors of ``graphs.split.split``."""
+def split_source_model(source_model: SourceModel, progress: ProgressCallback = silent) -> Split:
+    """Split a source_model by its named sides; the errors of ``graphs.split.split``."""
     progress(Progress("split", 0, 1))
-    halves = split(subject.module, subject.example, user=subject.user, item=subject.item)
-    progress(Progress("split", 1, 1, f"{halves.reusable_share:.0%} of the FLOPs are saved per candidate"))
-    return halves
+    subgraphs = split(source_model.module, source_model.example, user=source_model.user, item=source_model.item)
+    progress(Progress("split", 1, 1, f"{subgraphs.reusable_share:.0%} of the FLOPs are saved per candidate"))
+    return subgraphs
 
 
 def fresh_feeds(
-    subject: Subject, halves: Split, users: int, candidates: int, seed: int
+    source_model: SourceModel, subgraphs: Split, users: int, candidates: int, seed: int
 ) -> dict[GraphSide, dict[str, Tensor]]:
     """Return fresh random feeds of the three graphs that describe the same request.
 
     Args:
-        subject: where rows come from.
-        halves: its split.
+        source_model: where rows come from.
+        subgraphs: its split.
         users: rows of the user graph.
         candidates: rows of the item and the full graph.
         seed: of the rows and of the candidates' users.
     """
     generator = torch.Generator().manual_seed(seed)
-    example = dict(zip(halves.traced.inputs, halves.traced.example, strict=True))
-    rows = subject.rows_like(example, users, generator)
-    items = subject.rows_like(example, candidates, generator)
+    example = dict(zip(subgraphs.traced.inputs, subgraphs.traced.example, strict=True))
+    rows = source_model.rows_like(example, users, generator)
+    items = source_model.rows_like(example, candidates, generator)
     index = torch.randint(0, users, (candidates,), generator=generator)
-    everything = {n: rows[n][index] if n in subject.user else items[n] for n in example}
-    given = {**everything, **halves.user({n: rows[n] for n in halves.user.inputs}), USER_INDEX: index}
+    everything = {n: rows[n][index] if n in source_model.user else items[n] for n in example}
+    given = {**everything, **subgraphs.user({n: rows[n] for n in subgraphs.user.inputs}), USER_INDEX: index}
     return {
-        "full": {n: everything[n] for n in halves.full.inputs},
-        "user": {n: rows[n] for n in halves.user.inputs},
-        "item": {n: given[n] for n in halves.item.inputs},
+        "full": {n: everything[n] for n in subgraphs.full.inputs},
+        "user": {n: rows[n] for n in subgraphs.user.inputs},
+        "item": {n: given[n] for n in subgraphs.item.inputs},
     }
 
 
-def synthetic_requests(subject: Subject, halves: Split, requests: int, candidates: int, seed: int) -> list[Request]:
-    """Return random requests without labels, rows drawn as the subject says; for trials, not for calibration."""
+def synthetic_requests(
+    source_model: SourceModel, subgraphs: Split, requests: int, candidates: int, seed: int
+) -> list[Request]:
+    """Return random requests without labels, rows drawn as the source_model says; for trials, not for calibration."""
     generator = torch.Generator().manual_seed(seed)
-    example = dict(zip(halves.traced.inputs, halves.traced.example, strict=True))
-    engine_only = {*halves.user.outputs, USER_INDEX}
+    example = dict(zip(subgraphs.traced.inputs, subgraphs.traced.example, strict=True))
+    engine_only = {*subgraphs.user.outputs, USER_INDEX}
     made = []
     for identity in range(requests):
-        user = subject.rows_like(example, 1, generator)
-        item = subject.rows_like(example, candidates, generator)
+        user = source_model.rows_like(example, 1, generator)
+        item = source_model.rows_like(example, candidates, generator)
         made.append(
             Request(
                 identity,
-                {n: np.ascontiguousarray(user[n]) for n in halves.user.inputs},
-                {n: np.ascontiguousarray(item[n]) for n in halves.item.inputs if n not in engine_only},
+                {n: np.ascontiguousarray(user[n]) for n in subgraphs.user.inputs},
+                {n: np.ascontiguousarray(item[n]) for n in subgraphs.item.inputs if n not in engine_only},
             )
         )
     return made

@@ -22,7 +22,7 @@ from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.checkpoint.checkpoint import weightless_model
 from graphs.checkpoint.files import fingerprint, stored_weights
 from graphs.models.ranking_model import RankingModel
-from graphs.split.split import Half, Split, split_traced
+from graphs.split.split import Split, Subgraph, split_traced
 from graphs.trace.trace import trace
 from quant.policy import policy_from
 from quant.schemes.schemes import Absmax, SchemeConfig
@@ -88,11 +88,11 @@ def weightless_graphs(
     names = {side: [f.name for f in of_side(features, side)] for side in ("user", "item")}
     traced = trace(folded, {"features": _rows(features, TRACE_CANDIDATES)})
     with recorder:
-        halves = split_traced(traced, names["user"], names["item"])
-    progress(Progress("split", 1, 1, f"{halves.reusable_share:.0%} of the FLOPs once per request"))
-    feeds = _feeds(folded, halves)
-    state = {s.name for s in halves.state}
-    sides: dict[GraphSide, Half] = {"user": halves.user, "item": halves.item}
+        subgraphs = split_traced(traced, names["user"], names["item"])
+    progress(Progress("split", 1, 1, f"{subgraphs.reusable_share:.0%} of the FLOPs once per request"))
+    feeds = _feeds(folded, subgraphs)
+    state = {s.name for s in subgraphs.state}
+    sides: dict[GraphSide, Subgraph] = {"user": subgraphs.user, "item": subgraphs.item}
     for done, (side, half) in enumerate(sides.items()):
         progress(Progress("export", done, len(sides), side))
         rows = {n: "users" if side == "user" or n in state else "candidates" for n in half.inputs}
@@ -107,10 +107,10 @@ def _rows(features: tuple[Feature, ...], count: int) -> dict[str, torch.Tensor]:
     return {name: value.to("meta") for name, value in rows.items()}
 
 
-def _feeds(model: RankingModel, halves: Split) -> dict[str, torch.Tensor]:
+def _feeds(model: RankingModel, subgraphs: Split) -> dict[str, torch.Tensor]:
     """Return inputs of the user graph with TRACE_USERS rows, of the item graph with TRACE_CANDIDATES."""
     rows = _rows(of_side(model.config.features, "user"), TRACE_USERS)
     items = _rows(of_side(model.config.features, "item"), TRACE_CANDIDATES)
-    state = halves.user({n: rows[n] for n in halves.user.inputs})
+    state = subgraphs.user({n: rows[n] for n in subgraphs.user.inputs})
     index = torch.zeros(TRACE_CANDIDATES, dtype=torch.int64, device="meta")
     return {**rows, **items, **state, USER_INDEX: index}

@@ -15,12 +15,16 @@ from graphs.base.progress import show_progress
 
 @click.command("bench")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--peers", default="all", show_default=True, help="all, none, or names separated by commas.")
+@click.option("--baselines", default="all", show_default=True, help="all, none, or names separated by commas.")
 @click.option("--candidates", default="1,16,64,256,1024", show_default=True, help="Request sizes N.")
 @click.option("--threads", default="1,2", show_default=True, help="Thread counts; each is a run of its own.")
 @click.option("--rounds", default=20, show_default=True, help="Timed calls per contender and size.")
-@click.option("--budget", default=60.0, show_default=True, help="Seconds a peer may take at one size; else left out.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="The bundle's checkpoint, for the PyTorch peers.")
+@click.option(
+    "--budget", default=60.0, show_default=True, help="Seconds a baseline may take at one size; else left out."
+)
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="The bundle's checkpoint, for the PyTorch baselines."
+)
 @click.option("--random", "random_weights", is_flag=True, help="Draw the PyTorch weights again, for --init random.")
 @click.option("--seed", default=0, show_default=True, help="Seed the random bundle was built with.")
 @click.option("--features", type=click.Path(path_type=Path), help="features.json the random bundle was built with.")
@@ -34,7 +38,7 @@ from graphs.base.progress import show_progress
 @click.option("--json", "as_json", is_flag=True, help="Print bench.json to stdout.")
 def bench_command(
     bundle: Path,
-    peers: str,
+    baselines: str,
     candidates: str,
     threads: str,
     rounds: int,
@@ -52,7 +56,7 @@ def bench_command(
 ) -> None:
     """Time BUNDLE against the ways people serve such a model today, in one interleaved run."""
     from engines.bench.baselines.contract import Weights
-    from engines.bench.baselines.table import choose_peers
+    from engines.bench.baselines.table import choose_baselines
     from engines.bench.page import HTML, write_markdown, write_result
     from engines.bench.result import document, run_bench
     from engines.bench.run import Settings
@@ -62,7 +66,7 @@ def bench_command(
         raise UgsepError("--random and --checkpoint exclude each other; give one")
     model = Weights(checkpoint, features, seed) if checkpoint or random_weights else None
     settings = Settings(_counts("--candidates", candidates), _counts("--threads", threads), rounds, memory, budget)
-    chosen = choose_peers(peers)
+    chosen = choose_baselines(baselines)
     folder = out or bundle.with_name(f"{bundle.name}.bench")
     command = shlex.join(["ugsep", *sys.argv[1:]])
     with show_progress() as progress:

@@ -123,9 +123,9 @@ def _show(found: dict[str, Any]) -> None:
             console.print(f"  profile: {profile['name']}")
         for note in e["notes"]:
             console.print(f"  note: {note}")
-    weights = Table("engine", "weight", "fate", "by", "SQNR dB")
+    weights = Table("engine", "weight", "status", "by", "SQNR dB")
     for e in found["engines"]:
         for w in e["weights"]:
             sqnr = "" if w["sqnr_db"] is None else f"{w['sqnr_db']:.1f}"
-            weights.add_row(f"{e['backend']} {e['side']}.{e['precision']}", w["name"], w["fate"], w["detail"], sqnr)
+            weights.add_row(f"{e['backend']} {e['side']}.{e['precision']}", w["name"], w["status"], w["detail"], sqnr)
     console.print(weights)

@@ -25,14 +25,14 @@ from engines.recipes.recipe import Recipe, load_recipe
 from engines.render.json_text import json_text
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import show_progress
-from quant.telemetry import keep_private
+from quant.telemetry import disable_telemetry
 
 
 @click.group(cls=CommandGroup)
 @click.version_option(package_name="ugsep")
 def main() -> None:
     """Compute the user once, the items many times: from a PyTorch ranking model to user and item engines."""
-    keep_private()
+    disable_telemetry()
 
 
 main.add_command(bench_command)

@@ -131,10 +131,19 @@ def _compare(
             recipe, EnginePlan("full", "onnxruntime", "fp32"), onnx["full"], whole, None, progress
         )
         runner = load_built(engine, whole)
-        truth = full_scores(runner, rows, progress)
+        reference = full_scores(runner, rows, progress)
         runner.close()
         return compare_schemes(
-            manifest.model, recipe, onnx, plans, seen, rows, truth, Path(scratch), schemes=schemes, progress=progress
+            manifest.model,
+            recipe,
+            onnx,
+            plans,
+            seen,
+            rows,
+            reference,
+            Path(scratch),
+            schemes=schemes,
+            progress=progress,
         )
 
 

@@ -38,7 +38,7 @@ def split_command(
     hoisting: bool,
     as_json: bool,
 ) -> None:
-    """Split the model that FACTORY (path/to/file.py:function) returns, and prove the halves on fresh rows.
+    """Split the model that FACTORY (path/to/file.py:function) returns, and prove the subgraphs on fresh rows.
 
     The function takes no arguments and returns (module, example_inputs); every example tensor is batch first.
     """
@@ -54,11 +54,11 @@ def split_command(
 
     with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
         model, example = load_factory(factory)
-        halves = split(model, example, user=_names(user), item=_names(item), hoisting=hoisting)
-        proof = prove(halves)
-    told = explain(halves, candidates)
+        subgraphs = split(model, example, user=_names(user), item=_names(item), hoisting=hoisting)
+        proof = prove(subgraphs)
+    told = explain(subgraphs, candidates)
     if graph is not None:
-        graph.write_text(draw(halves, factory, candidates), encoding="utf-8")
+        graph.write_text(draw(subgraphs, factory, candidates), encoding="utf-8")
     if as_json:
         click.echo(json.dumps({"proof": dataclasses.asdict(proof), "split": to_json(told)}, indent=2, sort_keys=True))
         return

@@ -15,7 +15,7 @@ from engines.verify.agreement import Agreement, agreement
 from engines.verify.latency import RequestLatency
 from engines.verify.routing import Routing
 from graphs.base.progress import Progress, ProgressCallback, silent
-from graphs.split.split import Half
+from graphs.split.split import Subgraph
 from quant.requests.readers import Request
 from quant.search.metrics import auc
 
@@ -25,7 +25,7 @@ FP32_TIE = 1e-5
 
 
 @dataclass(frozen=True)
-class Target:
+class Check:
     """One bound and whether it held; ``relation`` says how value and bound must relate."""
 
     name: str
@@ -49,7 +49,7 @@ class Target:
 
 
 def reference_scores(
-    full: Half, requests: Sequence[Request], threads: int, progress: ProgressCallback = silent
+    full: Subgraph, requests: Sequence[Request], threads: int, progress: ProgressCallback = silent
 ) -> Scores:
     """Return the FP32 logits of the whole PyTorch model for every request, one dict of [N] arrays each.
 
@@ -70,7 +70,7 @@ def reference_scores(
     return scores
 
 
-def _run_whole(full: Half, batch: Sequence[Request]) -> Scores:
+def _run_whole(full: Subgraph, batch: Sequence[Request]) -> Scores:
     columns: dict[str, list[Array]] = {name: [] for name in full.inputs}
     for request in batch:
         for name, value in request.user.items():
@@ -155,58 +155,56 @@ def split_errors(reference: Scores, split: Scores, routing: Routing | None) -> d
 
 def parity_targets(
     gates: Gates, split: Mapping[str, float], quantized: dict[str, Agreement], invariance: Invariance
-) -> list[Target]:
+) -> list[Check]:
     """Return the parity targets of a build, per task where there are several; ``split`` as ``split_errors`` says."""
-    targets: list[Target] = []
+    targets: list[Check] = []
     for task in split:
         suffix = f"[{task}]" if len(split) > 1 else ""
-        targets.append(Target(f"split max |score difference|{suffix}", split[task], gates.split_max_abs))
+        targets.append(Check(f"split max |score difference|{suffix}", split[task], gates.split_max_abs))
         targets += quant_targets(gates, quantized[task], suffix)
-    targets.append(Target("identical candidates, max |difference|", invariance.duplicates, gates.invariance))
-    targets.append(Target("permuted candidates, max |difference|", invariance.permutation, gates.invariance))
+    targets.append(Check("identical candidates, max |difference|", invariance.duplicates, gates.invariance))
+    targets.append(Check("permuted candidates, max |difference|", invariance.permutation, gates.invariance))
     return targets
 
 
-def quant_targets(gates: Gates, quantized: Agreement, suffix: str = "") -> list[Target]:
+def quant_targets(gates: Gates, quantized: Agreement, suffix: str = "") -> list[Check]:
     """Return the targets that quantized logits must keep."""
     return [
-        Target(f"quantized SQNR dB{suffix}", quantized.sqnr_db, gates.sqnr_db, ">="),
-        Target(f"quantized Kendall tau{suffix}", quantized.kendall_tau, gates.kendall_tau, ">="),
-        Target(f"quantized max |probability difference|{suffix}", quantized.max_probability, gates.max_probability),
+        Check(f"quantized SQNR dB{suffix}", quantized.sqnr_db, gates.sqnr_db, ">="),
+        Check(f"quantized Kendall tau{suffix}", quantized.kendall_tau, gates.kendall_tau, ">="),
+        Check(f"quantized max |probability difference|{suffix}", quantized.max_probability, gates.max_probability),
     ]
 
 
-def routing_targets(gates: Gates, routing: Routing) -> list[Target]:
+def routing_targets(gates: Gates, routing: Routing) -> list[Check]:
     """Return the targets of top-k routers: how far rows with the same experts move, and how many get others."""
     same = routing.error[~routing.flipped]
     return [
-        Target(
+        Check(
             "quantized max |probability difference|, rows with the experts of FP32",
             float(same.max()) if same.size else 0.0,
             gates.same_experts_probability,
         ),
-        Target("share of rows with other experts than in FP32", float(routing.flipped.mean()), gates.rerouted_rows),
+        Check("share of rows with other experts than in FP32", float(routing.flipped.mean()), gates.rerouted_rows),
     ]
 
 
-def auc_targets(gates: Gates, reference: dict[str, float], actual: dict[str, float]) -> list[Target]:
+def auc_targets(gates: Gates, reference: dict[str, float], actual: dict[str, float]) -> list[Check]:
     """Return one target per labelled task: the AUC change against FP32."""
     return [
-        Target(f"AUC change [{task}]", abs(actual[task] - value), gates.auc_change)
+        Check(f"AUC change [{task}]", abs(actual[task] - value), gates.auc_change)
         for task, value in reference.items()
     ]
 
 
-def latency_targets(gates: Gates, latency: RequestLatency) -> list[Target]:
+def latency_targets(gates: Gates, latency: RequestLatency) -> list[Check]:
     """Return the latency targets a recipe sets; a bound of 0 sets none."""
     targets = []
     size = f"N = {latency.candidates}"
     if gates.fraction_of_limit:
         targets.append(
-            Target(
-                f"fraction of the speed-up limit, {size}", latency.fraction_of_limit, gates.fraction_of_limit, ">="
-            )
+            Check(f"fraction of the speed-up limit, {size}", latency.fraction_of_limit, gates.fraction_of_limit, ">=")
         )
     if gates.request_p99_ms:
-        targets.append(Target(f"request p99 ms, {size}", latency.request.p99, gates.request_p99_ms))
+        targets.append(Check(f"request p99 ms, {size}", latency.request.p99, gates.request_p99_ms))
     return targets

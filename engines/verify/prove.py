@@ -19,11 +19,11 @@ from engines.verify import checks
 from engines.verify.agreement import Agreement
 from engines.verify.latency import RequestLatency, measure
 from engines.verify.routing import routing_of
-from engines.verify.weight_checks import int8_targets
+from engines.verify.weight_checks import int8_checks
 from export.metadata import GraphSide
 from graphs.base.errors import GateFailed
 from graphs.base.progress import Progress, ProgressCallback, silent
-from graphs.split.split import Half
+from graphs.split.split import Subgraph
 from quant.requests.readers import Request
 
 SIDES: tuple[GraphSide, ...] = ("full", "user", "item")
@@ -39,7 +39,7 @@ class Proof:
     quant: Mapping[str, Agreement]
     auc: Mapping[str, Mapping[str, float]]
     latency: Sequence[RequestLatency]
-    targets: Sequence[checks.Target]
+    targets: Sequence[checks.Check]
     errors: Mapping[str, Array]
 
     @property
@@ -112,7 +112,7 @@ def prove(
         checks.check_invariance(ranker, largest),
     )
     targets += checks.routing_targets(recipe.gates, routing) if routing is not None else []
-    targets += int8_targets(engine_for(manifest, side).built for side in ("user", "item"))
+    targets += int8_checks(engine_for(manifest, side).built for side in ("user", "item"))
     targets += checks.auc_targets(recipe.gates, auc["fp32"], auc["quantized"])
     latency = measure(runners["full"], ranker, largest, limits, progress)
     # A busy neighbour only ever adds time, and unevenly: a bound that is really missed is missed again.
@@ -129,7 +129,7 @@ def prove(
 
 
 def check_export(
-    side: GraphSide, half: Half, runner: Runner, feeds: Callable[[int, int], Mapping[str, torch.Tensor]]
+    side: GraphSide, half: Subgraph, runner: Runner, feeds: Callable[[int, int], Mapping[str, torch.Tensor]]
 ) -> None:
     """Run one exported FP32 graph at 1, 2 and 257 rows against PyTorch on fresh random rows.
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engines.backends.contract import BuiltEngine, Fate
-from engines.verify.checks import Target
+from engines.backends.contract import BuiltEngine, WeightStatus
+from engines.verify.checks import Check
 
 #: Precisions that promise int8 weights in the GEMMs as they run; ``w8a32`` promises exact FP32 GEMMs instead.
 INT8_AT_RUN = frozenset({"w8a16", "w8a8-dynamic"})
-BROKEN: frozenset[Fate] = frozenset({"folded-to-float", "missing"})
+BROKEN: frozenset[WeightStatus] = frozenset({"folded-to-float", "missing"})
 
 
-def int8_targets(engines: Iterable[BuiltEngine]) -> list[Target]:
+def int8_checks(engines: Iterable[BuiltEngine]) -> list[Check]:
     """Return one target per engine that promises int8: no weight may have become float; names those that did."""
     targets = []
     for engine in engines:
         if engine.precision not in INT8_AT_RUN:
             continue
-        lost = [f"{w.name} ({w.fate})" for w in engine.weights if w.fate in BROKEN]
+        lost = [f"{w.name} ({w.status})" for w in engine.weights if w.status in BROKEN]
         listed = f": {', '.join(lost)}" if lost else ""
-        targets.append(Target(f"{engine.side} int8 weights that {engine.backend} lost{listed}", len(lost), 0))
+        targets.append(Check(f"{engine.side} int8 weights that {engine.backend} lost{listed}", len(lost), 0))
     return targets

@@ -57,7 +57,7 @@ def declare(users: int, items: int) -> tuple[Feature, ...]:
         Feature("quality", "item", "dense", width=5, group="quality"),
         Feature("affinity", "item", "dense", width=6, group="affinity"),
         Feature("era", "item", "dense", width=3, group="affinity"),
-        Feature("peers", "item", "dense", width=6, group="peers"),
+        Feature("baselines", "item", "dense", width=6, group="baselines"),
         Feature("neighbours", "item", "dense", width=3, group="neighbours"),
     )
 
@@ -106,7 +106,7 @@ def compute(ratings: Ratings, requests: Requests, users: Users, items: Items) ->
         "quality": _quality(moment),
         "affinity": _affinity(items.genres[ratings.item], taste, share, history),
         "era": _era(moment, items, residual),
-        "peers": _peers(moment, users, rate, residual),
+        "baselines": _baselines(moment, users, rate, residual),
         "neighbours": neighbour_scores(ratings, moment.liked, requests),
     }
     for name, column in columns.items():
@@ -241,7 +241,7 @@ def _era(moment: Moment, items: Items, residual: Floats) -> Floats:
     )
 
 
-def _peers(moment: Moment, users: Users, rate: Floats, residual: Floats) -> Floats:
+def _baselines(moment: Moment, users: Users, rate: Floats, residual: Floats) -> Floats:
     """What people of the same gender, age and occupation thought of the candidate beyond its rate; [R, 6]."""
     user = moment.ratings.user
     columns = []

@@ -164,10 +164,10 @@ def evaluate(model: RankingModel, rows: RequestRows, requests: np.ndarray[Any, A
                 logits[task].append(out[task])
     chosen = rows.rows(requests)
     scored = {task: torch.cat(parts).numpy() for task, parts in logits.items()}
-    truth = {task: label[chosen].numpy() for task, label in rows.labels.items()}
+    reference = {task: label[chosen].numpy() for task, label in rows.labels.items()}
     return Score(
-        auc={task: auc(truth[task], scored[task]) for task in scored},
-        log_loss={task: log_loss(truth[task], scored[task]) for task in scored},
+        auc={task: auc(reference[task], scored[task]) for task in scored},
+        log_loss={task: log_loss(reference[task], scored[task]) for task in scored},
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def no_collection() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Hold the collector of reference cycles back, for work that mostly makes objects that stay.
 
     A collector that was off before stays off.

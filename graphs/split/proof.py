@@ -1,4 +1,4 @@
-"""Prove a split on fresh random rows: the two halves score as the whole model does, and rows do not mix."""
+"""Prove a split on fresh random rows: the two subgraphs score as the whole model does, and rows do not mix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from graphs.base.errors import GateFailed
 from graphs.base.names import USER_INDEX
-from graphs.split.split import Half, Split
+from graphs.split.split import Split, Subgraph
 from graphs.trace.trace import Traced
 
 CANDIDATES = (1, 2, 257)
@@ -115,7 +115,7 @@ def prove(
 
 
 def rows_influence(
-    full: Half, traced: Traced, generator: torch.Generator, rows_like: RowSource = fresh_rows, rows: int = 5
+    full: Subgraph, traced: Traced, generator: torch.Generator, rows_like: RowSource = fresh_rows, rows: int = 5
 ) -> float:
     """Return how much a row's outputs change, relative to max |output|, when one other row is replaced at a time."""
     example = dict(zip(traced.inputs, traced.example, strict=True))

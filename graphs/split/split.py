@@ -17,7 +17,7 @@ from graphs.rows.sides import NodeSide, assign_sides
 from graphs.split.cut import Cut, choose_state
 from graphs.split.hoist import Hoisted, hoist
 from graphs.split.independence import check_rows_independent
-from graphs.split.subgraphs import ancestors, build_item_half, build_user_half, state_row_shape
+from graphs.split.subgraphs import ancestors, build_item_subgraph, build_user_subgraph, state_row_shape
 from graphs.trace.trace import Example, Traced, trace
 
 
@@ -32,7 +32,7 @@ class StateTensor:
 
 
 @dataclass(frozen=True)
-class Half:
+class Subgraph:
     """One flat graph with named positional inputs (batch first) and named outputs."""
 
     module: fx.GraphModule
@@ -56,9 +56,9 @@ class Split:
     crosses and what runs again.
     """
 
-    full: Half
-    user: Half
-    item: Half
+    full: Subgraph
+    user: Subgraph
+    item: Subgraph
     state: tuple[StateTensor, ...]
     user_cost: SideCost
     item_cost: SideCost
@@ -133,8 +133,8 @@ def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str], hoist
     _check_both_sides(traced, sides, user, item)
     graph = traced.module.graph
     cut = choose_state(graph, sides)
-    user_module, state_names = build_user_half(traced, sides, cut, rows)
-    item_module = build_item_half(traced, sides, cut, rows, state_names)
+    user_module, state_names = build_user_subgraph(traced, sides, cut, rows)
+    item_module = build_item_subgraph(traced, sides, cut, rows, state_names)
     used_user = tuple(n for p, n in placeholders.items() if n in user and p in _placeholders(user_module))
     used_item = tuple(n for p, n in placeholders.items() if n in item and p in _placeholders(item_module))
     state = tuple(_state_tensor(name, node, rows[node]) for name, node in zip(state_names, cut.state, strict=True))
@@ -143,9 +143,9 @@ def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str], hoist
     user_nodes = [n for n in graph.nodes if n in once and sides[n] == "user" and n.op == "call_function"]
     item_nodes = [n for n in graph.nodes if (sides[n] == "item" or n in recomputed) and n.op == "call_function"]
     return Split(
-        full=Half(whole.module, whole.inputs, traced.outputs),
-        user=Half(user_module, used_user, state_names),
-        item=Half(item_module, (*used_item, *state_names, USER_INDEX), traced.outputs),
+        full=Subgraph(whole.module, whole.inputs, traced.outputs),
+        user=Subgraph(user_module, used_user, state_names),
+        item=Subgraph(item_module, (*used_item, *state_names, USER_INDEX), traced.outputs),
         state=state,
         user_cost=side_cost(user_nodes),
         item_cost=side_cost(item_nodes),

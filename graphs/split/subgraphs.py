@@ -113,7 +113,7 @@ class Copier:
         return fx.GraphModule(self.traced.module, self.graph)
 
 
-def build_user_half(
+def build_user_subgraph(
     traced: Traced, sides: Mapping[fx.Node, NodeSide], cut: Cut, rows: Mapping[fx.Node, Rows]
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """Return the user half, state tensors batch first [U, ...], and their names."""
@@ -130,7 +130,7 @@ def build_user_half(
     return copier.finish(tuple(outputs)), state_names(cut.state, traced.inputs)
 
 
-def build_item_half(
+def build_item_subgraph(
     traced: Traced, sides: Mapping[fx.Node, NodeSide], cut: Cut, rows: Mapping[fx.Node, Rows], names: tuple[str, ...]
 ) -> fx.GraphModule:
     """Return the item half: item inputs [N, ...], state [U, ...], user_index [N] -> the model's outputs [N, ...]."""

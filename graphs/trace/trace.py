@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from graphs.base.errors import UgsepError
-from graphs.base.gc_paused import no_collection
+from graphs.base.gc_paused import gc_paused
 from graphs.rows.rules import has_rule
 from graphs.trace.trace_errors import NO_DATA_IN_CONTROL, check_any_number_of_rows, quiet, readable
 
@@ -76,7 +76,7 @@ def trace(module: nn.Module, example: Example) -> Traced:
     # that come from the model are found below.
     shapes = pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, (args, kwargs))
     try:
-        with torch.no_grad(), quiet(), no_collection():
+        with torch.no_grad(), quiet(), gc_paused():
             exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes[1] or shapes[0], strict=False)
             if not _is_plain(exported.graph):  # costs as much as the export again
                 exported = exported.run_decompositions(_unfamiliar(exported.graph))

@@ -1,6 +1,6 @@
 """A tiny engine record for manifest and bundle tests."""
 
-from engines.backends.contract import BuiltEngine, Profile, Rows, TensorSpec, WeightFate
+from engines.backends.contract import BuiltEngine, EngineWeight, Profile, Rows, TensorSpec
 from engines.bundle.manifest import Engine
 
 
@@ -19,7 +19,7 @@ def tiny_engine(directory: str, file: str) -> Engine:
             requires={"isa": "zen4"},
             tools={"onnxruntime": "1.31.1"},
             profiles=(Profile(Rows(1, 1, 4), Rows(1, 64, 256)),),
-            weights=(WeightFate("w", "folded-to-float", "MatMul"),),
+            weights=(EngineWeight("w", "folded-to-float", "MatMul"),),
             figures={"build_seconds": 1.0},
             notes=("a note",),
         ),

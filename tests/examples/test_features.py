@@ -52,7 +52,7 @@ def test_the_future_does_not_reach_a_feature(tables: Tables) -> None:
     for name, column in columns.items():
         assert np.array_equal(column[past_rows], changed[name][past_rows]), name
     different = {name for name in columns if not np.array_equal(columns[name], changed[name])}
-    assert {"activity", "taste", "quality", "affinity", "peers", "neighbours", "recent_likes"} <= different
+    assert {"activity", "taste", "quality", "affinity", "baselines", "neighbours", "recent_likes"} <= different
     assert 0 < label.mean() < 1
 
 

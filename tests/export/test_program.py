@@ -14,8 +14,8 @@ from torch import nn
 
 from export import onnx_file
 from export.metadata import Stamp
-from export.onnx_file import export_half
-from graphs.split.split import Half, split
+from export.onnx_file import export_subgraph
+from graphs.split.split import Subgraph, split
 
 
 class Parts(nn.Module):
@@ -35,32 +35,34 @@ class Parts(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def halves() -> dict[str, Half]:
+def subgraphs() -> dict[str, Subgraph]:
     torch.manual_seed(0)
     found = split(Parts().eval(), (torch.randn(3, 6), torch.randn(3, 6)), user=["u"], item=["i"])
     return {"user": found.user, "full": found.full}
 
 
-def _feeds(half: Half, rows: int) -> dict[str, torch.Tensor]:
+def _feeds(half: Subgraph, rows: int) -> dict[str, torch.Tensor]:
     return {name: torch.randn(rows, 6) for name in half.inputs}
 
 
-def _axes(half: Half) -> dict[str, str]:
+def _axes(half: Subgraph) -> dict[str, str]:
     return dict.fromkeys(half.inputs, "candidates")
 
 
 @pytest.mark.parametrize("side", ["user", "full"])
 def test_a_half_is_written_without_tracing_it_again(
-    halves: dict[str, Half], side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    subgraphs: dict[str, Subgraph], side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half = halves[side]
+    half = subgraphs[side]
 
     def again(*_: object, **__: object) -> None:
         raise AssertionError("traced again")
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.export, "export", again)
-        file = export_half(half, _feeds(half, 3), _axes(half), tmp_path / "a.onnx", Stamp("m", "full", "fp32", ()))
+        file = export_subgraph(
+            half, _feeds(half, 3), _axes(half), tmp_path / "a.onnx", Stamp("m", "full", "fp32", ())
+        )
     session = ort.InferenceSession(str(file.path), providers=["CPUExecutionProvider"])
     assert all(i.shape[0] == "candidates" for i in session.get_inputs())
     for rows in (1, 2, 5):
@@ -72,21 +74,21 @@ def test_a_half_is_written_without_tracing_it_again(
 
 @pytest.mark.parametrize("side", ["user", "full"])
 def test_the_graph_is_the_one_that_tracing_again_gives(
-    halves: dict[str, Half],
+    subgraphs: dict[str, Subgraph],
     side: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    half, stamp = halves[side], Stamp("m", "full", "fp32", ())
-    short = export_half(half, _feeds(half, 3), _axes(half), tmp_path / "short.onnx", stamp)
+    half, stamp = subgraphs[side], Stamp("m", "full", "fp32", ())
+    short = export_subgraph(half, _feeds(half, 3), _axes(half), tmp_path / "short.onnx", stamp)
 
     def refused(*_: object) -> None:
         raise ValueError("an op that does not go the short way")
 
     monkeypatch.setattr(onnx_file, "program_of", refused)
     with caplog.at_level(logging.INFO, "export.onnx_file"):
-        long = export_half(half, _feeds(half, 3), _axes(half), tmp_path / "long.onnx", stamp)
+        long = export_subgraph(half, _feeds(half, 3), _axes(half), tmp_path / "long.onnx", stamp)
     assert "does not go the short way" in caplog.text
     ops = [[n.op_type for n in onnx.load(f.path).graph.node] for f in (short, long)]
     assert sorted(ops[0]) == sorted(ops[1])

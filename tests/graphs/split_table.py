@@ -1,7 +1,7 @@
 """Measure what splitting is worth on foreign models and on ours: ``python -m tests.graphs.split_table``.
 
 Prints a Markdown table: share of the FLOPs that runs once per request, FLOP limit and measured speed-up at 256
-candidates (ONNX Runtime, one thread, the same CPU lowering for the whole model and the halves, medians of
+candidates (ONNX Runtime, one thread, the same CPU lowering for the whole model and the subgraphs, medians of
 interleaved runs), state bytes per user, with and without hoisting, and the largest score difference.
 """
 
@@ -23,13 +23,13 @@ from torch import Tensor
 
 from export.lowering.passes import lower_for_cpu, lower_for_one_user
 from export.metadata import Stamp
-from export.onnx_file import export_half
+from export.onnx_file import export_subgraph
 from graphs.base.errors import UgsepError
 from graphs.base.features import random_rows
 from graphs.base.names import USER_INDEX
 from graphs.models.table import model_class
 from graphs.split.proof import fresh_rows, prove
-from graphs.split.split import Half, Split, split
+from graphs.split.split import Split, Subgraph, split
 from tests.graphs.model_laws import FEATURES
 from tests.graphs.third_party_models import FOREIGN, Foreign, make
 
@@ -69,13 +69,13 @@ def models() -> Iterator[tuple[str, Callable[[], Foreign]]]:
 Runner = Callable[[], Any]
 
 
-def session(half: Half, feeds: dict[str, Tensor], state: tuple[str, ...], folder: Path, name: str) -> Runner:
+def session(half: Subgraph, feeds: dict[str, Tensor], state: tuple[str, ...], folder: Path, name: str) -> Runner:
     """Export a half, lower it for the CPU (the item half for one user), and return a function that runs it."""
     stamp = Stamp("table", "full", "fp32", ())
     two = {n: torch.cat([feeds[n], feeds[n]])[: max(2, len(feeds[n]))] for n in half.inputs}
     rows = {n: "users" if n in state else "candidates" for n in half.inputs}
     path = folder / f"{name}.onnx"
-    export_half(half, two, rows, folder / f"{name}.source.onnx", stamp)
+    export_subgraph(half, two, rows, folder / f"{name}.source.onnx", stamp)
     lower_for_cpu(folder / f"{name}.source.onnx", path)
     if name == "item":
         source, path = path, folder / "item.one_user.onnx"
@@ -89,20 +89,20 @@ def session(half: Half, feeds: dict[str, Tensor], state: tuple[str, ...], folder
     return lambda: loaded.run(None, arrays)
 
 
-def measure(halves: Split) -> tuple[float, float, float]:
+def measure(subgraphs: Split) -> tuple[float, float, float]:
     """Return the median milliseconds of the whole model, the user half and the item half, interleaved."""
-    example = dict(zip(halves.traced.inputs, halves.traced.example, strict=True))
+    example = dict(zip(subgraphs.traced.inputs, subgraphs.traced.example, strict=True))
     drawn = fresh_rows(example, CANDIDATES, torch.Generator().manual_seed(1))
-    of_user = {n: drawn[n][:1] for n in halves.user_inputs}
-    of_items = {n: drawn[n] for n in halves.item_inputs}
+    of_user = {n: drawn[n][:1] for n in subgraphs.user_inputs}
+    of_items = {n: drawn[n] for n in subgraphs.item_inputs}
     repeated = {n: v.repeat(CANDIDATES, *[1] * (v.dim() - 1)) for n, v in of_user.items()}
-    state, index = halves.user(of_user), torch.zeros(CANDIDATES, dtype=torch.int64)
+    state, index = subgraphs.user(of_user), torch.zeros(CANDIDATES, dtype=torch.int64)
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         runs = [
-            session(halves.full, {**repeated, **of_items}, (), folder, "full"),
-            session(halves.user, of_user, (), folder, "user"),
-            session(halves.item, {**of_items, **state, USER_INDEX: index}, tuple(state), folder, "item"),
+            session(subgraphs.full, {**repeated, **of_items}, (), folder, "full"),
+            session(subgraphs.user, of_user, (), folder, "user"),
+            session(subgraphs.item, {**of_items, **state, USER_INDEX: index}, tuple(state), folder, "item"),
         ]
         scores = np.concatenate([s.ravel() for s in runs[0]()])
         apart = np.concatenate([s.ravel() for s in runs[2]()])
@@ -127,19 +127,19 @@ def row(name: str, model: Foreign) -> str:
     exact = 0.0
     for hoisting in (False, True):
         try:
-            halves = split(model.module, model.example, user=model.user, item=model.item, hoisting=hoisting)
+            subgraphs = split(model.module, model.example, user=model.user, item=model.item, hoisting=hoisting)
         except UgsepError as error:
             if "nothing to reuse" not in str(error):
                 raise
             cells += ["0 %", "1.00x", "-", "-"]
             continue
-        exact = max(exact, prove(halves).max_abs)
-        full, user, item = measure(halves)
+        exact = max(exact, prove(subgraphs).max_abs)
+        full, user, item = measure(subgraphs)
         cells += [
-            f"{halves.reusable_share:.0%}".replace("%", " %"),
-            f"{halves.speedup_limit(CANDIDATES):.2f}x",
+            f"{subgraphs.reusable_share:.0%}".replace("%", " %"),
+            f"{subgraphs.speedup_limit(CANDIDATES):.2f}x",
             f"{full / (user + item):.2f}x",
-            f"{halves.state_bytes}",
+            f"{subgraphs.state_bytes}",
         ]
     return f"| {' | '.join([*cells, f'{exact:.1e}'])} |"
 

@@ -16,11 +16,11 @@ from engines.backends.contract import (
     Availability,
     BuildSpec,
     BuiltEngine,
+    EngineWeight,
     Option,
     Progress,
     Runner,
     TensorSpec,
-    WeightFate,
     check_feeds,
     check_options,
     usual_rows,
@@ -40,7 +40,7 @@ from engines.backends.onnxruntime.variants import (
     row_axis,
     with_both_forms,
 )
-from engines.backends.onnxruntime.weight_status import check_fates, weight_fates
+from engines.backends.onnxruntime.weight_status import check_weight_statuses, weight_statuses
 from engines.backends.tensors import check_loaded
 from export.lowering.passes import Int8Gemms, LoweredGraph, lower_for_cpu, lower_for_one_user
 from graphs.base.errors import UgsepError
@@ -110,7 +110,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         few_rows = usual_rows(spec) < _ROWS_THAT_PAY
         lowered = lower_for_cpu(spec.onnx, file, "keep", _SMALL_TOKEN_WEIGHT if few_rows else 0)
     progress(f"onnxruntime: reading back the optimised {spec.side} graph")
-    loaded, fates, nodes = _read_back(ort, spec, original, lowered, session)
+    loaded, statuses, nodes = _read_back(ort, spec, original, lowered, session)
     inputs, outputs = graph_io(read_graph(file))
     measured: list[RowForms | UserForms] = []
     graphs, profiles = [file.name], spec.profiles
@@ -129,7 +129,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         if rows.few_up_to >= usual_rows(spec):
             _remove(file)
             lowered = lower_for_cpu(spec.onnx, file, _FEW_ROWS_GEMMS)
-            loaded, fates, nodes = _read_back(ort, spec, original, lowered, session)
+            loaded, statuses, nodes = _read_back(ort, spec, original, lowered, session)
     one_user = _add_one_user_form(ort, file, loaded, inputs, spec, session)
     if one_user is not None:
         measured.append(one_user)
@@ -152,7 +152,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         requires=requires,
         tools={"onnxruntime": ort.__version__, "onnx": onnx.__version__},
         profiles=profiles,
-        weights=fates,
+        weights=statuses,
         figures={
             "build_seconds": time.perf_counter() - started,
             "nodes": float(nodes),
@@ -165,7 +165,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
 
 def _read_back(
     ort: Any, spec: BuildSpec, original: onnx.ModelProto, lowered: LoweredGraph, session: Mapping[str, Option]
-) -> tuple[Any, tuple[WeightFate, ...], int]:
+) -> tuple[Any, tuple[EngineWeight, ...], int]:
     """Load a lowered graph; return the session, what became of each weight, and how many nodes were left.
 
     Raises:
@@ -175,9 +175,9 @@ def _read_back(
         optimised = Path(scratch) / lowered.path.name
         loaded = start_session(ort, lowered.path, session, optimised)
         compiled = onnx.load(optimised, load_external_data=False)
-    fates = weight_fates(original, read_graph(lowered.path), compiled, lowered)
-    check_fates(spec, fates)
-    return loaded, fates, len(compiled.graph.node)
+    statuses = weight_statuses(original, read_graph(lowered.path), compiled, lowered)
+    check_weight_statuses(spec, statuses)
+    return loaded, statuses, len(compiled.graph.node)
 
 
 def _remove(graph: Path) -> None:

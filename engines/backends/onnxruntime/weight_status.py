@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import onnx
 from onnx import numpy_helper
 
-from engines.backends.contract import Array, BuildSpec, Fate, WeightFate
+from engines.backends.contract import Array, BuildSpec, EngineWeight, WeightStatus
 from export.lowering.passes import LoweredGraph
 from graphs.base.errors import UgsepError
 
-#: The fates each precision allows for a weight that is a matrix operand.
-WANTED: dict[str, frozenset[Fate]] = {
+#: The statuses each precision allows for a weight that is a matrix operand.
+WANTED: dict[str, frozenset[WeightStatus]] = {
     "fp32": frozenset({"float"}),
     "fp16": frozenset({"float"}),
     "w8a32": frozenset({"folded-to-float", "gathered-int8", "float"}),
@@ -28,13 +28,13 @@ _AS_UINT8 = "_s8_2_u8"
 _MERGED_ELEMENTS = 8
 
 
-def weight_fates(
+def weight_statuses(
     original: onnx.ModelProto, lowered: onnx.ModelProto, compiled: onnx.ModelProto, record: LoweredGraph
-) -> tuple[WeightFate, ...]:
-    """Return one fate per int8 weight and per float MatMul weight of the original graph.
+) -> tuple[EngineWeight, ...]:
+    """Return one status per int8 weight and per float MatMul weight of the original graph.
 
     ``original`` is the canonical graph, ``lowered`` the one we gave the runtime (``record`` says how it was
-    made), ``compiled`` the one the runtime optimised it to. A weight cut by token has the worst of its fates.
+    made), ``compiled`` the one the runtime optimised it to. A weight cut by token has the worst of its statuses.
     """
     dequantized = {node.input[0]: node.output[0] for node in lowered.graph.node if node.op_type == "DequantizeLinear"}
     at_run = {name for node in compiled.graph.node if node.op_type == "DequantizeLinear" for name in node.input}
@@ -42,10 +42,10 @@ def weight_fates(
     for equal in _merged(lowered):
         if kept := [users[name] for name in equal if name in users]:
             users |= dict.fromkeys(equal, kept[0])
-    fates: list[WeightFate] = []
+    statuses: list[EngineWeight] = []
     for name, is_int8 in _weights(original):
         parts = record.parts.get(name, (name,))
-        found: set[tuple[Fate, str]] = set()
+        found: set[tuple[WeightStatus, str]] = set()
         for part in parts:
             if name in record.gathered:
                 found.add(("gathered-int8", "Gather"))
@@ -61,7 +61,7 @@ def weight_fates(
                 found.add(("float", users[part]))
             else:
                 found.add(("missing", "in no GEMM of the optimised graph"))
-        order: list[Fate] = [
+        order: list[WeightStatus] = [
             "missing",
             "dequantized-each-run",
             "folded-to-float",
@@ -69,9 +69,9 @@ def weight_fates(
             "fused-int8",
             "float",
         ]
-        fate, node = min(found, key=lambda item: order.index(item[0]))
-        fates.append(WeightFate(name, fate, f"{len(parts)} x {node}" if len(parts) > 1 else node))
-    return tuple(fates)
+        status, node = min(found, key=lambda item: order.index(item[0]))
+        statuses.append(EngineWeight(name, status, f"{len(parts)} x {node}" if len(parts) > 1 else node))
+    return tuple(statuses)
 
 
 def _merged(graph: onnx.ModelProto) -> Iterator[tuple[str, ...]]:
@@ -98,15 +98,15 @@ def _dequantized(node: onnx.NodeProto, values: Array, scale: Array) -> Array:
     return values * scale
 
 
-def check_fates(spec: BuildSpec, fates: tuple[WeightFate, ...]) -> None:
+def check_weight_statuses(spec: BuildSpec, statuses: tuple[EngineWeight, ...]) -> None:
     """Refuse an engine whose weights do not run as its precision is named.
 
     Raises:
-        UgsepError: names up to three of them, with their fates.
+        UgsepError: names up to three of them, with their statuses.
     """
-    wrong = [f for f in fates if f.fate not in WANTED[spec.precision]]
+    wrong = [f for f in statuses if f.status not in WANTED[spec.precision]]
     if wrong:
-        listed = ", ".join(f"{f.name} ({f.fate})" for f in wrong[:3])
+        listed = ", ".join(f"{f.name} ({f.status})" for f in wrong[:3])
         raise UgsepError(
             f"{spec.onnx}: {len(wrong)} weights do not run as {spec.precision}: {listed}; "
             "quantize the graph again in the canonical form, or choose another precision"

@@ -20,16 +20,16 @@ from engines.backends.contract import (
     Availability,
     BuildSpec,
     BuiltEngine,
+    EngineWeight,
     Option,
     Profile,
     Progress,
     TensorSpec,
-    WeightFate,
     check_options,
 )
 from engines.backends.graph_io import graph_io, read_graph
 from engines.backends.onnxruntime.build import FOLD_INT8, session_io, start_session
-from engines.backends.onnxruntime.weight_status import check_fates, weight_fates
+from engines.backends.onnxruntime.weight_status import check_weight_statuses, weight_statuses
 from engines.backends.onnxruntime_gpu.runner import BoundRunner
 from engines.backends.tensors import check_loaded
 from engines.backends.trt.plan import row_counts
@@ -77,7 +77,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     """Write ``<side>.onnx`` for the GPU, start it there once, and read back what became of each weight.
 
     With the tensorrt provider the compiled engine is embedded in ``<side>.context.onnx``; it does not tell which of
-    its layers reads which weight, so no fates are listed.
+    its layers reads which weight, so no statuses are listed.
 
     Raises:
         UgsepError: the GPU package, a driver or a GPU is missing, an option is unknown, or a weight does not run as
@@ -97,7 +97,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     session = session_settings(options)
     files = [file.name, *(data.name for data in [file.with_name(f"{file.name}.data")] if data.exists())]
     progress(f"{NAME}: starting {spec.side} with the {name}")
-    fates: tuple[WeightFate, ...] = ()
+    statuses: tuple[EngineWeight, ...] = ()
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".optimised-") as scratch:
         optimised = Path(scratch) / "optimised.onnx"
         if name == _TENSORRT:
@@ -110,8 +110,8 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         else:
             _check_provider(start_session(ort, file, session, optimised, _providers(session)), name)
             compiled = onnx.load(optimised, load_external_data=False)
-            fates = weight_fates(read_graph(spec.onnx), read_graph(file), compiled, record)
-            check_fates(spec, fates)
+            statuses = weight_statuses(read_graph(spec.onnx), read_graph(file), compiled, record)
+            check_weight_statuses(spec, statuses)
     return BuiltEngine(
         backend=NAME,
         side=spec.side,
@@ -124,7 +124,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         requires={"gpu": target()} if name == _TENSORRT else {},
         tools={"onnxruntime": ort.__version__, "onnx": onnx.__version__},
         profiles=spec.profiles,
-        weights=fates,
+        weights=statuses,
         figures={"build_seconds": time.perf_counter() - started},
     )
 

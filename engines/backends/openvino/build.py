@@ -19,11 +19,11 @@ from engines.backends.contract import (
     Availability,
     BuildSpec,
     BuiltEngine,
-    Fate,
+    EngineWeight,
     Option,
     Progress,
     TensorSpec,
-    WeightFate,
+    WeightStatus,
     check_feeds,
     check_options,
 )
@@ -82,7 +82,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         compiled = _compile(ov, source, file, session)
     _check_precision(spec, compiled)
     nodes = _compiled_nodes(compiled)
-    fates = _fates(spec, graph, parts, nodes)
+    statuses = _statuses(spec, graph, parts, nodes)
     files = (file.name, file.with_suffix(".bin").name)
     return BuiltEngine(
         backend=NAME,
@@ -95,7 +95,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         session=session,
         tools={"openvino": str(ov.__version__), "onnx": onnx.__version__},
         profiles=spec.profiles,
-        weights=fates,
+        weights=statuses,
         figures={"build_seconds": time.perf_counter() - started, "nodes": float(len(nodes))},
     )
 
@@ -237,9 +237,9 @@ def _compiled_nodes(compiled: Any) -> tuple[_Node, ...]:
     return tuple(nodes)
 
 
-def _fates(
+def _statuses(
     spec: BuildSpec, graph: onnx.ModelProto, parts: Mapping[str, tuple[str, ...]], nodes: tuple[_Node, ...]
-) -> tuple[WeightFate, ...]:
+) -> tuple[EngineWeight, ...]:
     """Return what became of each int8 weight.
 
     A dequantization that was not fused keeps its name in the compiled graph. A fused one is gone, and a fully
@@ -256,13 +256,15 @@ def _fates(
     if wanted and not compressed:
         raise UgsepError(f"{spec.onnx}: OpenVINO runs none of its int8 weights as int8; build fp32 instead")
     whole = {part: name for name, names in parts.items() for part in names}
-    found: dict[str, list[Fate]] = defaultdict(list)
+    found: dict[str, list[WeightStatus]] = defaultdict(list)
     for name, out in dequantized.items():
         shape = tuple(sorted(shapes[name]))
-        fate: Fate = "fused-int8" if compressed[shape] >= wanted[shape] else "folded-to-float"
-        found[whole.get(name, name)].append("dequantized-each-run" if out in left else fate)
-    order: list[Fate] = ["dequantized-each-run", "folded-to-float", "fused-int8"]
+        status: WeightStatus = "fused-int8" if compressed[shape] >= wanted[shape] else "folded-to-float"
+        found[whole.get(name, name)].append("dequantized-each-run" if out in left else status)
+    order: list[WeightStatus] = ["dequantized-each-run", "folded-to-float", "fused-int8"]
     return tuple(
-        WeightFate(name, min(fates, key=order.index), f"{fates.count('fused-int8')} of {len(fates)} read int8")
-        for name, fates in found.items()
+        EngineWeight(
+            name, min(statuses, key=order.index), f"{statuses.count('fused-int8')} of {len(statuses)} read int8"
+        )
+        for name, statuses in found.items()
     )

@@ -12,17 +12,17 @@ from engines.backends.contract import (
     Availability,
     BuildSpec,
     BuiltEngine,
+    EngineWeight,
     Option,
     Profile,
     Progress,
     Rows,
     Runner,
     TensorSpec,
-    WeightFate,
     check_options,
 )
 from engines.backends.graph_io import graph_io, read_graph
-from engines.backends.trt.plan import Plan, build_plan, int8_fates, profile_shapes, write_layers
+from engines.backends.trt.plan import Plan, build_plan, int8_statuses, profile_shapes, write_layers
 from engines.backends.trt.runner import gpu, load_plan
 from engines.backends.trt.worker import Job, Settings
 from export.lowering.tensorrt import Weights, lower_for_tensorrt
@@ -91,14 +91,14 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     started = time.perf_counter()
     progress(f"tensorrt: compiling {spec.side} {spec.precision} for compute capability {capability}")
     timing = None if spec.scratch is None else spec.scratch / f"tensorrt-{trt.__version__}-sm{capability}.timing"
-    plan, inputs, outputs, fates = _compile(spec, out_dir, options, timing)
-    folded = frozenset(fate.name for fate in fates if fate.fate == "folded-to-float")
+    plan, inputs, outputs, statuses = _compile(spec, out_dir, options, timing)
+    folded = frozenset(status.name for status in statuses if status.status == "folded-to-float")
     notes: tuple[str, ...] = ()
     if folded and options["int8_plugin"]:
         progress(f"tensorrt: {len(folded)} int8 weights were folded to FP16; compiling again with the int8 plugin")
         notes = (f"int8 plugin runs {', '.join(sorted(folded))}",)
-        plan, inputs, outputs, fates = _compile(spec, out_dir, options, timing, folded, capability)
-        folded = frozenset(fate.name for fate in fates if fate.fate == "folded-to-float")
+        plan, inputs, outputs, statuses = _compile(spec, out_dir, options, timing, folded, capability)
+        folded = frozenset(status.name for status in statuses if status.status == "folded-to-float")
     if folded:
         raise UgsepError(
             f"{spec.onnx}: TensorRT folded {len(folded)} int8 weights to FP16 ({', '.join(sorted(folded)[:3])}), so "
@@ -120,7 +120,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         },
         tools={NAME: str(trt.__version__)},
         profiles=spec.profiles,
-        weights=fates,
+        weights=statuses,
         figures={
             "build_seconds": time.perf_counter() - started,
             "engine_bytes": float(plan.bytes),
@@ -139,7 +139,7 @@ def _compile(
     timing: Path | None,
     plugin: frozenset[str] = frozenset(),
     capability: str | None = None,
-) -> tuple[Plan, tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[WeightFate, ...]]:
+) -> tuple[Plan, tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[EngineWeight, ...]]:
     """Compile once to ``<side>.engine``; the int8 weights of ``plugin`` run in our own kernel for ``capability``.
 
     Returns the plan, the engine's inputs and outputs, and what became of each int8 weight.
@@ -163,7 +163,7 @@ def _compile(
     if spec.precision != "w8a16":
         return plan, inputs, outputs, ()
     names = [n.input[0] for n in read_graph(spec.onnx).graph.node if n.op_type == "DequantizeLinear"]
-    return plan, inputs, outputs, int8_fates(plan.layers, {n: lowered.merged.get(n, n) for n in names}, plugin)
+    return plan, inputs, outputs, int8_statuses(plan.layers, {n: lowered.merged.get(n, n) for n in names}, plugin)
 
 
 def load(

@@ -11,14 +11,14 @@ from engines.backends.contract import (
     Availability,
     BuildSpec,
     BuiltEngine,
+    EngineWeight,
     Option,
     Progress,
     Runner,
-    WeightFate,
     check_options,
 )
 from engines.backends.graph_io import graph_io, read_graph
-from engines.backends.trt.plan import Plan, build_plan, int8_fates, profile_shapes, write_layers
+from engines.backends.trt.plan import Plan, build_plan, int8_statuses, profile_shapes, write_layers
 from engines.backends.trt.runner import load_plan
 from engines.backends.trt.worker import Job, Settings
 from export.lowering.tensorrt import Weights, lower_for_tensorrt
@@ -100,10 +100,10 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         seconds = time.perf_counter() - started
         figures = {"build_seconds": seconds, "layers": float(len(plan.layers)), **_sizes(plan, "")}
         figures["device_memory_bytes"] = float(plan.device_bytes)
-        fates: tuple[WeightFate, ...] = ()
+        statuses: tuple[EngineWeight, ...] = ()
         if spec.precision == "w8a16":
             names = [n.input[0] for n in read_graph(spec.onnx).graph.node if n.op_type == "DequantizeLinear"]
-            fates = int8_fates(plan.layers, {name: lowered.merged.get(name, name) for name in names})
+            statuses = int8_statuses(plan.layers, {name: lowered.merged.get(name, name) for name in names})
             if options["twin"]:
                 progress(f"tensorrt-rtx: compiling the FP16 twin of {spec.side} to compare sizes")
                 lower_for_tensorrt(spec.onnx, scratch, "folded")
@@ -126,9 +126,9 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         requires={"compute_capability": ",".join(capabilities)},
         tools={"tensorrt-rtx": str(trt.__version__)},
         profiles=spec.profiles,
-        weights=fates,
+        weights=statuses,
         figures=figures,
-        notes=_notes(spec, fates),
+        notes=_notes(spec, statuses),
     )
 
 
@@ -211,12 +211,12 @@ def _sizes(plan: Plan, prefix: str) -> dict[str, float]:
     return {f"{prefix}engine_bytes": float(plan.bytes), f"{prefix}weight_bytes": float(plan.weight_bytes)}
 
 
-def _notes(spec: BuildSpec, fates: tuple[WeightFate, ...]) -> tuple[str, ...]:
-    folded = [fate.name for fate in fates if fate.fate == "folded-to-float"]
+def _notes(spec: BuildSpec, statuses: tuple[EngineWeight, ...]) -> tuple[str, ...]:
+    folded = [status.name for status in statuses if status.status == "folded-to-float"]
     if folded:
         raise UgsepError(
             f"{spec.onnx}: TensorRT-RTX folded {len(folded)} int8 weights to FP16 ({', '.join(folded[:3])}), so this "
             "is no w8a16 engine; quantize the graph again in the canonical form"
         )
-    slow = [fate.name for fate in fates if fate.fate == "dequantized-each-run"]
+    slow = [status.name for status in statuses if status.status == "dequantized-each-run"]
     return (f"{len(slow)} int8 weights are dequantized by a kernel of their own: {', '.join(slow)}",) if slow else ()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.backends.contract import Fate, Profile, TensorSpec, WeightFate
+from engines.backends.contract import EngineWeight, Profile, TensorSpec, WeightStatus
 from engines.backends.trt.worker import Job, Outcome, Shapes
 from graphs.base.errors import UgsepError
 
@@ -128,20 +128,20 @@ def write_layers(path: Path, layers: tuple[Layer, ...]) -> Path:
     return path
 
 
-def int8_fates(
+def int8_statuses(
     layers: tuple[Layer, ...], weights: Mapping[str, str], plugin: frozenset[str] = frozenset()
-) -> tuple[WeightFate, ...]:
+) -> tuple[EngineWeight, ...]:
     """Return what became of each int8 weight (``weights``: name -> name of the constant that holds it now).
 
     Weights named in ``plugin`` were handed to our own kernel, which reads int8. Fused: the layer that reads the int8
     constant contains the GEMM. Dequantized each run: another layer dequantizes it first. Folded: no layer
     dequantizes it and no int8 constant is left.
     """
-    fates = []
+    statuses = []
     for name, held in weights.items():
         own = [layer for layer in layers if name in plugin and f"gemm:{held}" in layer.nodes]
         if own:
-            fates.append(WeightFate(name, "fused-int8", f"{own[0].name} plugin"))
+            statuses.append(EngineWeight(name, "fused-int8", f"{own[0].name} plugin"))
             continue
         readers = [
             layer
@@ -150,13 +150,13 @@ def int8_fates(
         ]
         gathers = [layer for layer in readers if "Gath" in layer.name]
         fused = [layer for layer in readers if f"gemm:{held}" in layer.nodes]
-        fate: Fate = "folded-to-float"
+        status: WeightStatus = "folded-to-float"
         if fused:
-            fate = "fused-int8"
+            status = "fused-int8"
         elif gathers:
-            fate = "gathered-int8"
+            status = "gathered-int8"
         elif readers:
-            fate = "dequantized-each-run"
+            status = "dequantized-each-run"
         found = (fused or gathers or readers or [Layer("no int8 constant is left", "", (), ())])[0]
-        fates.append(WeightFate(name, fate, f"{found.name} {found.kind}".strip()))
-    return tuple(fates)
+        statuses.append(EngineWeight(name, status, f"{found.name} {found.kind}".strip()))
+    return tuple(statuses)

@@ -1,4 +1,4 @@
-"""What a peer is: a function that loads the whole model and returns how to run it on fixed inputs."""
+"""What a baseline is: a function that loads the whole model and returns how to run it on fixed inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engines.backends.contract import Array
 from engines.recipes.recipe import Recipe
 from graphs.base.errors import UgsepError
 
-if TYPE_CHECKING:  # torch comes in only where a peer runs the PyTorch model
+if TYPE_CHECKING:  # torch comes in only where a baseline runs the PyTorch model
     from graphs.models.ranking_model import RankingModel
 
 #: Score the inputs it was bound to; logits [N] by task.
@@ -30,10 +30,10 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class PeerSource:
-    """What a peer starts from.
+class BaselineSource:
+    """What a baseline starts from.
 
-    ``onnx`` is the whole FP32 graph as exported, ``folder`` takes files the peer makes for itself (found again by
+    ``onnx`` is the whole FP32 graph as exported, ``folder`` takes files the baseline makes for itself (found again by
     another process), ``model`` says where the PyTorch weights come from, None where they are not at hand.
     """
 
@@ -57,12 +57,12 @@ class PeerSource:
 
 
 @dataclass(frozen=True)
-class Peer:
-    """One peer: the precision its scores are held to, how it is configured, and the function that loads it.
+class Baseline:
+    """One baseline: the precision its scores are held to, how it is configured, and the function that loads it.
 
-    ``load(source, threads)`` raises UgsepError where this machine cannot run the peer.
+    ``load(source, threads)`` raises UgsepError where this machine cannot run the baseline.
     """
 
     precision: str
     detail: str
-    load: Callable[[PeerSource, int], Bind]
+    load: Callable[[BaselineSource, int], Bind]

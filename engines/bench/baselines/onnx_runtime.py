@@ -7,23 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engines.backends.contract import Array
-from engines.bench.baselines.contract import Bind, PeerSource, Run
+from engines.bench.baselines.contract import BaselineSource, Bind, Run
 from graphs.base.errors import UgsepError
 
 _ONE_MESSAGE_BYTES = 1 << 30  # a protobuf message ends at 2 GiB; beyond this, weights go beside the graph
 
 
-def exported(source: PeerSource, threads: int) -> Bind:
+def exported(source: BaselineSource, threads: int) -> Bind:
     """Run the exported FP32 graph with every optimisation of the runtime."""
     return _session(source.onnx, threads)
 
 
-def lowered(source: PeerSource, threads: int) -> Bind:
+def lowered(source: BaselineSource, threads: int) -> Bind:
     """Run the FP32 graph lowered to one GEMM per token, which our own engines gain from too."""
     return _session(_lowered(source), threads)
 
 
-def dynamic_int8(source: PeerSource, threads: int) -> Bind:
+def dynamic_int8(source: BaselineSource, threads: int) -> Bind:
     """Run ``quantize_dynamic`` of the exported graph: int8 weights, activations quantized while running.
 
     Scales are per channel, except that one scale serves a whole weight in graphs with stacked per-token weights
@@ -32,7 +32,7 @@ def dynamic_int8(source: PeerSource, threads: int) -> Bind:
     return _session(_quantized(source, source.onnx, "full.int8.onnx", not _has_stacked_weights(source.onnx)), threads)
 
 
-def lowered_dynamic_int8(source: PeerSource, threads: int) -> Bind:
+def lowered_dynamic_int8(source: BaselineSource, threads: int) -> Bind:
     """Run ``quantize_dynamic`` of the graph with one GEMM per token, scales per channel."""
     return _session(_quantized(source, _lowered(source), "full.lowered.int8.onnx", True), threads)
 
@@ -60,7 +60,7 @@ def _session(path: Path, threads: int) -> Bind:
     return bind
 
 
-def _lowered(source: PeerSource) -> Path:
+def _lowered(source: BaselineSource) -> Path:
     file = source.folder / "full.lowered.onnx"
     if not file.exists():
         from export.lowering.passes import lower_for_cpu
@@ -69,7 +69,7 @@ def _lowered(source: PeerSource) -> Path:
     return file
 
 
-def _quantized(source: PeerSource, graph: Path, name: str, per_channel: bool) -> Path:
+def _quantized(source: BaselineSource, graph: Path, name: str, per_channel: bool) -> Path:
     file = source.folder / name
     if not file.exists():
         try:

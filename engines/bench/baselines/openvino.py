@@ -9,11 +9,11 @@ import numpy as np
 
 from engines.backends.contract import Array
 from engines.backends.graph_io import graph_io, read_graph
-from engines.bench.baselines.contract import Bind, PeerSource, Run
+from engines.bench.baselines.contract import BaselineSource, Bind, Run
 from graphs.base.errors import UgsepError
 
 
-def hinted(precision: str, source: PeerSource, threads: int) -> Bind:
+def hinted(precision: str, source: BaselineSource, threads: int) -> Bind:
     """Run the exported FP32 graph with a precision hint: f32, bf16 or f16.
 
     Raises:
@@ -22,7 +22,7 @@ def hinted(precision: str, source: PeerSource, threads: int) -> Bind:
     return _compiled(source.onnx, threads, precision)
 
 
-def compressed_int8(source: PeerSource, threads: int) -> Bind:
+def compressed_int8(source: BaselineSource, threads: int) -> Bind:
     """Run the graph with int8 weights, one scale per channel, kept compressed as a weight compressor leaves them.
 
     The weights are rounded by this tool's ``absmax`` (the rule of OpenVINO's INT8_SYM mode); activations are then

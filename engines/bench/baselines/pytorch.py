@@ -7,13 +7,13 @@ import sys
 from collections.abc import Mapping
 
 from engines.backends.contract import Array
-from engines.bench.baselines.contract import Bind, PeerSource, Run
+from engines.bench.baselines.contract import BaselineSource, Bind, Run
 from graphs.base.errors import UgsepError
 
 _SIZES = 64  # request sizes compiled for before Dynamo would fall back to eager
 
 
-def eager(source: PeerSource, threads: int) -> Bind:
+def eager(source: BaselineSource, threads: int) -> Bind:
     """Run the model as it is, in inference mode."""
     import torch
 
@@ -32,7 +32,7 @@ def eager(source: PeerSource, threads: int) -> Bind:
     return bind
 
 
-def compiled(source: PeerSource, threads: int) -> Bind:
+def compiled(source: BaselineSource, threads: int) -> Bind:
     """Compile the model for every request size by itself, weights frozen so that they are packed ahead.
 
     Raises:

@@ -19,10 +19,10 @@ from graphs.base.progress import show_progress
 from quant.calibration import calibrate as calibration_run
 from quant.calibration.statistics import load_calibration, save_calibration
 from quant.calibration.statistics import merge as merge_calibrations
-from quant.inspect import engine_fates, inspect_graph
+from quant.inspect import engine_statuses, inspect_graph
 from quant.policy import Policy, read_policy
 from quant.schemes.schemes import CONFIGS, scheme_from
-from quant.telemetry import keep_private
+from quant.telemetry import disable_telemetry
 from quant.weights import quantize_side
 
 CHECKPOINT_REQUESTS = 256  # what an interrupted calibration loses at most
@@ -31,7 +31,7 @@ CHECKPOINT_REQUESTS = 256  # what an interrupted calibration loses at most
 @click.group(cls=CommandGroup)
 def main() -> None:
     """Weight-only int8 for exported ranking models, chosen on real requests."""
-    keep_private()
+    disable_telemetry()
 
 
 main.add_command(sensitivity)
@@ -162,19 +162,19 @@ def inspect(source: Path, as_json: bool) -> None:
     For a bundle also what each engine really does with them, read from the graph its runtime optimised.
     """
     rows = [row for path in _graphs(source) for row in inspect_graph(path)]
-    fates = engine_fates(source)
+    statuses = engine_statuses(source)
     if as_json:
-        done: dict[tuple[str, str], dict[str, str]] = {(f.side, f.weight): {} for f in fates}
-        for f in fates:
-            done[f.side, f.weight][f.engine] = f.fate
-        documents = [{**r.to_json(), "fates": done.get((r.graph, r.weight), {})} for r in rows]
+        done: dict[tuple[str, str], dict[str, str]] = {(f.side, f.weight): {} for f in statuses}
+        for f in statuses:
+            done[f.side, f.weight][f.engine] = f.status
+        documents = [{**r.to_json(), "statuses": done.get((r.graph, r.weight), {})} for r in rows]
         click.echo(json.dumps(documents, indent=1))
         return
     show_rows(rows)
-    if fates:
+    if statuses:
         table = Table("engine", "weight", "asked for", "what it does", "by")
-        for f in fates:
-            table.add_row(f.engine, f.weight, f.precision, f.fate, f.detail)
+        for f in statuses:
+            table.add_row(f.engine, f.weight, f.precision, f.status, f.detail)
         print_table(table)
 
 

@@ -19,7 +19,7 @@ from graphs.base.progress import show_progress
 from quant.graph.files import write_whole
 from quant.policy import Policy
 from quant.schemes.schemes import CONFIGS, scheme_from
-from quant.search.gemm_latency import stopwatch
+from quant.search.gemm_latency import gemm_timer
 from quant.search.search import Goal, policy_yaml
 from quant.search.search import search as run_search
 from quant.search.sensitivity import check_plot, plot_sensitivity
@@ -116,7 +116,7 @@ def search(
     as_json: bool,
 ) -> None:
     """Find the fastest precision of each weight of SOURCE that keeps the scores, and write it as a policy."""
-    measure = stopwatch(backend, shared["threads"])
+    measure = gemm_timer(backend, shared["threads"])
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     with show_progress() as progress:

@@ -30,21 +30,21 @@ def _rows(rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kind", ["gelu", "swiglu"])
 @pytest.mark.parametrize(
-    ("precision", "fate", "bound"),
+    ("precision", "status", "bound"),
     # Exact numerics differ by summation order only; int8 activations by about 1/254 per GEMM and row.
     [("fp32", "float", 2e-5), ("w8a32", "folded-to-float", 2e-5), ("w8a8-dynamic", "fused-int8", 0.2)],
 )
 def test_every_weight_runs_as_the_precision_says(
-    tmp_path: Path, rng: np.random.Generator, kind: str, precision: str, fate: str, bound: float
+    tmp_path: Path, rng: np.random.Generator, kind: str, precision: str, status: str, bound: float
 ) -> None:
     source = ffn(tmp_path / "onnx" / "full.onnx", rng, precision != "fp32", kind)
     built = backend.build(BuildSpec("full", source, precision), tmp_path, _silent)
-    fates = {weight.name: weight.fate for weight in built.weights}
-    assert fates.pop("head.weight") == "float"
-    assert set(fates) == {"up.weight", "down.weight", "dense.weight"} | (
+    statuses = {weight.name: weight.status for weight in built.weights}
+    assert statuses.pop("head.weight") == "float"
+    assert set(statuses) == {"up.weight", "down.weight", "dense.weight"} | (
         {"gate.weight"} if kind == "swiglu" else set()
     )
-    assert set(fates.values()) == {fate}
+    assert set(statuses.values()) == {status}
     runner = backend.load(tmp_path, built)
     for rows in (1, 2, 257):
         feeds = _rows(rng, rows)
@@ -72,7 +72,7 @@ def test_a_single_row_keeps_small_weights_in_one_gemm(tmp_path: Path, rng: np.ra
         (tmp_path / f"out{users}").mkdir()
         spec = BuildSpec("user", source, "w8a32", (Profile(Rows(1, users, 8)),))
         built = backend.build(spec, tmp_path / f"out{users}", _silent)
-        assert {w.fate for w in built.weights} == {"folded-to-float", "float"}
+        assert {w.status for w in built.weights} == {"folded-to-float", "float"}
         details[users] = next(w.detail for w in built.weights if w.name == "up.weight")
     assert (details[1], details[8]) == ("FusedMatMul", "3 x Gemm")  # the first with the Transpose in it
 
@@ -120,7 +120,7 @@ def test_item_side(tmp_path: Path, rng: np.random.Generator) -> None:
     source = item(tmp_path / "onnx" / "item.onnx", rng, True)
     (tmp_path / "out").mkdir()
     built = backend.build(BuildSpec("item", source, "w8a32"), tmp_path / "out", _silent)
-    assert {w.name: w.fate for w in built.weights} == {"table": "gathered-int8", "mix.weight": "folded-to-float"}
+    assert {w.name: w.status for w in built.weights} == {"table": "gathered-int8", "mix.weight": "folded-to-float"}
     feeds = {
         "ids": rng.integers(0, 50, 9),
         "user_index": rng.integers(0, 2, 9),
@@ -213,9 +213,9 @@ def test_probe_says_what_runs() -> None:
     assert "onnxruntime" in here.reason
 
 
-@pytest.mark.parametrize(("precision", "fate"), [("fp32", "float"), ("w8a32", "folded-to-float")])
+@pytest.mark.parametrize(("precision", "status"), [("fp32", "float"), ("w8a32", "folded-to-float")])
 def test_equal_tiny_weights_that_the_runtime_merges_are_not_missing(
-    tmp_path: Path, precision: str, fate: str
+    tmp_path: Path, precision: str, status: str
 ) -> None:
     # one input per weight: its int8 values are all 127, and equal scales make the weights equal
     graph = Graph(np.random.default_rng(), precision != "fp32")
@@ -233,4 +233,4 @@ def test_equal_tiny_weights_that_the_runtime_merges_are_not_missing(
         {name: ["candidates", 4] for name in outputs},
     )
     built = backend.build(BuildSpec("full", source, precision), tmp_path, _silent)
-    assert {w.name: w.fate for w in built.weights} == dict.fromkeys(("a.weight", "b.weight", "c.weight"), fate)
+    assert {w.name: w.status for w in built.weights} == dict.fromkeys(("a.weight", "b.weight", "c.weight"), status)

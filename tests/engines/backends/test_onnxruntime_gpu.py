@@ -14,7 +14,7 @@ import pytest
 from engines.backends.contract import BuildSpec, BuiltEngine, DeviceRunner, Profile, Rows, TensorSpec
 from engines.backends.graph_io import graph_io, read_graph
 from engines.backends.onnxruntime.build import start_session
-from engines.backends.onnxruntime.weight_status import check_fates, weight_fates
+from engines.backends.onnxruntime.weight_status import check_weight_statuses, weight_statuses
 from engines.backends.onnxruntime_gpu import build as backend
 from engines.backends.onnxruntime_gpu.runner import BoundRunner, OrtArray
 from engines.serve.ranker import Ranker
@@ -37,14 +37,14 @@ def _on_host(source: Path, folder: Path, side: Any, precision: str) -> tuple[Bou
     optimised = folder / "optimised.onnx"
     session = start_session(ort, file, settings, optimised)
     compiled = onnx.load(optimised, load_external_data=False)
-    fates = ()
+    statuses = ()
     if precision in ("fp32", "w8a32"):  # in FP16 the CPU puts casts around every GEMM, which hide its weights
-        fates = weight_fates(read_graph(source), read_graph(file), compiled, record)
-        check_fates(spec, fates)
+        statuses = weight_statuses(read_graph(source), read_graph(file), compiled, record)
+        check_weight_statuses(spec, statuses)
     assert "DequantizeLinear" not in {node.op_type for node in compiled.graph.node}
     inputs, outputs = graph_io(read_graph(file))
     built = BuiltEngine(
-        backend.NAME, side, precision, (), 0, inputs, outputs, settings, profiles=(Profile(),), weights=fates
+        backend.NAME, side, precision, (), 0, inputs, outputs, settings, profiles=(Profile(),), weights=statuses
     )
     return BoundRunner(session, built, "cpu", 0), built
 
@@ -59,11 +59,11 @@ def test_weights_run_as_named_and_scores_are_right(tmp_path: Path, precision: st
     f32 = ffn(tmp_path / "f32.onnx", rng, precision.startswith("w8"), "swiglu")
     source = to_half(f32, tmp_path / "f16.onnx") if precision == "w8a16" else f32
     runner, built = _on_host(source, tmp_path / "out", "full", precision)
-    fates = {w.name: w.fate for w in built.weights}
+    statuses = {w.name: w.status for w in built.weights}
     wanted = "folded-to-float" if precision.startswith("w8") else "float"
     for name in ("up.weight", "gate.weight", "down.weight", "dense.weight"):
-        assert fates.get(name, wanted) == wanted
-    assert bool(fates) == precision.endswith("32")
+        assert statuses.get(name, wanted) == wanted
+    assert bool(statuses) == precision.endswith("32")
     for rows in (1, 2, 65):
         x = rng.standard_normal((rows, 3, 24)).astype(np.float32)
         got = runner.infer({"x": x})["click"].astype(np.float32)
@@ -91,7 +91,7 @@ def pair(tmp_path: Path) -> tuple[Any, Any, Path, Path]:
 
 def test_state_goes_from_engine_to_engine_as_device_values(pair: Any) -> None:
     (user_runner, user_built), (item_runner, item_built), user_file, item_file = pair
-    assert {w.name: w.fate for w in item_built.weights}["table"] == "gathered-int8"
+    assert {w.name: w.status for w in item_built.weights}["table"] == "gathered-int8"
     assert isinstance(user_runner, DeviceRunner)
     rng = np.random.default_rng()
     ranker = Ranker(user_runner, item_runner, user_built, item_built)

@@ -47,7 +47,7 @@ def test_scores(tmp_path: Path, rng: np.random.Generator, kind: str, precision: 
         assert np.abs(runner.infer(feeds)["click"] - reference(source, feeds)["click"]).max() < bound
     names = {"up.weight", "down.weight", "dense.weight"} | ({"gate.weight"} if kind == "swiglu" else set())
     assert {w.name for w in built.weights} == (set() if precision == "fp32" else names)
-    assert {w.fate for w in built.weights} <= {"fused-int8"}
+    assert {w.status for w in built.weights} <= {"fused-int8"}
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["full.bin", "full.xml"]
     assert built.bytes == sum(p.stat().st_size for p in (tmp_path / "out").iterdir())
     runner.close()
@@ -74,7 +74,7 @@ def test_a_precision_the_cpu_lacks_is_refused_and_one_it_has_is_what_runs(
 def test_item_side_with_an_int8_table(tmp_path: Path, rng: np.random.Generator) -> None:
     source = item(tmp_path / "item.onnx", rng, True)
     built = _build(tmp_path, source, "w8a32", "item")
-    assert {w.name: w.fate for w in built.weights} == {"mix.weight": "fused-int8"}
+    assert {w.name: w.status for w in built.weights} == {"mix.weight": "fused-int8"}
     feeds = {
         "ids": rng.integers(0, 50, 9),
         "user_index": rng.integers(0, 2, 9),

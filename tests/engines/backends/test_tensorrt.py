@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engines.backends.contract import BuildSpec, BuiltEngine, Profile, Rows
 from engines.backends.graph_io import graph_io, read_graph
 from engines.backends.tensorrt import build as backend
-from engines.backends.trt.plan import Layer, Plan, build_plan, int8_fates, profile_shapes, row_counts
+from engines.backends.trt.plan import Layer, Plan, build_plan, int8_statuses, profile_shapes, row_counts
 from engines.backends.trt.runner import accepts, gpu, padded_candidates
 from engines.backends.trt.w8a16_plugin import problem_size
 from engines.backends.trt.worker import Job, Settings
@@ -75,8 +75,8 @@ def test_options_reach_the_library(tmp_path: Path) -> None:
     assert plan.settings["workspace_bytes"] == 64 << 20
     assert plan.settings["profiles"] == len(PROFILES)
     assert plan.bytes == (tmp_path / "full.engine").stat().st_size
-    fates = int8_fates(plan.layers, {"down.weight": "down.weight", "gone": "gone"})
-    assert [f.fate for f in fates] == ["fused-int8", "folded-to-float"]
+    statuses = int8_statuses(plan.layers, {"down.weight": "down.weight", "gone": "gone"})
+    assert [f.status for f in statuses] == ["fused-int8", "folded-to-float"]
 
 
 _FLAGS = """
@@ -167,10 +167,10 @@ def test_capabilities(wanted: str, capability: str, runs: bool) -> None:
 
 def test_a_weight_in_the_plugin_is_read_as_int8() -> None:
     layer = Layer("w8a16_gemm_0", "PluginV3", (("w_constant", "Int8"),), ("gemm:w",))
-    (inside,) = int8_fates((layer,), {"w": "w"}, frozenset({"w"}))
-    assert (inside.fate, inside.detail) == ("fused-int8", "w8a16_gemm_0 plugin")
-    (lost,) = int8_fates((), {"w": "w"}, frozenset({"w"}))  # the plugin is not in the engine
-    assert lost.fate == "folded-to-float"
+    (inside,) = int8_statuses((layer,), {"w": "w"}, frozenset({"w"}))
+    assert (inside.status, inside.detail) == ("fused-int8", "w8a16_gemm_0 plugin")
+    (lost,) = int8_statuses((), {"w": "w"}, frozenset({"w"}))  # the plugin is not in the engine
+    assert lost.status == "folded-to-float"
 
 
 @given(st.integers(1, 2048), st.data())
@@ -219,14 +219,14 @@ def test_the_plugin_on_a_gpu(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     trt = backend._import()
     plugin = frozenset({"down.weight", "dense.weight"})
-    plan, inputs, outputs, fates = backend._compile(
+    plan, inputs, outputs, statuses = backend._compile(
         spec, tmp_path / "out", backend.OPTIONS, None, plugin, str(gpu()[0])
     )
     assert plan.bytes > 0
-    assert {f.name for f in fates if "plugin" in f.detail} == plugin
+    assert {f.name for f in statuses if "plugin" in f.detail} == plugin
     needs = {"compute_capability": str(gpu()[0])}
     built = BuiltEngine(
-        backend.NAME, "full", "w8a16", (), 0, inputs, outputs, requires=needs, profiles=PROFILES, weights=fates
+        backend.NAME, "full", "w8a16", (), 0, inputs, outputs, requires=needs, profiles=PROFILES, weights=statuses
     )
     runner = load_plan(trt, backend.NAME, tmp_path / "out", built)
     for rows in (1, 2, 71, 257):  # the last two are padded

@@ -43,7 +43,7 @@ def test_every_int8_weight_is_read_by_the_kernel_of_its_gemm(
     built = _build(tmp_path, source)
     names = {"up.weight", "down.weight", "dense.weight"} | ({"gate.weight"} if kind == "swiglu" else set())
     assert {w.name for w in built.weights} == names
-    assert {w.fate for w in built.weights} == {"fused-int8"}, built.weights
+    assert {w.status for w in built.weights} == {"fused-int8"}, built.weights
     assert built.notes == ()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["full.engine", "full.layers.json"]
     assert built.bytes == sum(p.stat().st_size for p in (tmp_path / "out").iterdir())
@@ -62,7 +62,7 @@ def test_a_large_int8_engine_is_about_half_its_fp16_twin(tmp_path: Path, rng: np
         tmp_path / "f32.onnx", {"x": (onnx.TensorProto.FLOAT, ["candidates", 1024])}, {"y": ["candidates", 512]}
     )
     built = _build(tmp_path, to_half(f32, tmp_path / "full.onnx"), compute_capabilities="8.9")
-    assert {w.fate for w in built.weights} == {"fused-int8"}
+    assert {w.status for w in built.weights} == {"fused-int8"}
     assert built.figures["engine_ratio"] < 0.6
     # int8 plus one FP16 scale per column, against FP16.
     assert built.figures["weight_ratio"] == pytest.approx(0.5, abs=0.02)
@@ -72,9 +72,9 @@ def test_a_large_int8_engine_is_about_half_its_fp16_twin(tmp_path: Path, rng: np
 def test_item_side_with_an_int8_table(tmp_path: Path, rng: np.random.Generator) -> None:
     source = to_half(item(tmp_path / "f32.onnx", rng, True), tmp_path / "item.onnx")
     built = _build(tmp_path, source, side="item", compute_capabilities="8.6,12.0", twin=False)
-    fates = {w.name: w.fate for w in built.weights}
-    assert fates["mix.weight"] == "fused-int8"
-    assert fates["table"] in ("gathered-int8", "dequantized-each-run")
+    statuses = {w.name: w.status for w in built.weights}
+    assert statuses["mix.weight"] == "fused-int8"
+    assert statuses["table"] in ("gathered-int8", "dequantized-each-run")
     assert {i.name: i.dtype for i in built.inputs} == {"ids": "int64", "user_index": "int64", "state": "float16"}
 
 

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from engines.bench import findings, page
-from engines.bench.baselines.contract import PeerSource, Weights
-from engines.bench.baselines.table import PEERS, choose_peers
+from engines.bench.baselines.contract import BaselineSource, Weights
+from engines.bench.baselines.table import BASELINES, choose_baselines
 from engines.bench.ceiling import Gemm, constant_gemms, gemms_alone
-from engines.bench.contender import our_contender, peer_contenders
+from engines.bench.contender import baseline_contenders, our_contender
 from engines.bench.correctness import FLOORS_DB, compare
 from engines.bench.costs import BITS, Costs
 from engines.bench.memory import resident_bytes
@@ -37,14 +37,21 @@ COSTS = Costs(user_flops=900, item_flops=100, user_weight_bytes=4000, item_weigh
 QUICK = Settings(candidates=(1, 9), threads=(1,), rounds=2, memory=False)
 
 
-def size(candidates: int, ours: float, peer: float) -> findings.Size:
-    return findings.Size(1, candidates, 2.0, ours, ours / 2, ours / 2, "ugsep", ours, ours / 2, "other", peer)
+def size(candidates: int, ours: float, baseline: float) -> findings.Size:
+    return findings.Size(1, candidates, 2.0, ours, ours / 2, ours / 2, "ugsep", ours, ours / 2, "other", baseline)
 
 
 @pytest.fixture(scope="module")
 def result(built_bundle: Path, tiny_sources) -> BenchResult:
-    peers = ("pytorch", "onnxruntime", "onnxruntime-int8-lowered", "openvino-fp32", "openvino-fp16", "openvino-int8")
-    return run_bench(built_bundle, peers, QUICK, Weights(tiny_sources.checkpoint), command="ugsep bench tiny")
+    baselines = (
+        "pytorch",
+        "onnxruntime",
+        "onnxruntime-int8-lowered",
+        "openvino-fp32",
+        "openvino-fp16",
+        "openvino-int8",
+    )
+    return run_bench(built_bundle, baselines, QUICK, Weights(tiny_sources.checkpoint), command="ugsep bench tiny")
 
 
 def test_everybody_is_timed_at_every_size_or_left_out_with_a_reason(result: BenchResult) -> None:
@@ -65,7 +72,7 @@ def test_everybody_is_timed_at_every_size_or_left_out_with_a_reason(result: Benc
 def test_scores_reach_their_floor_and_quantized_ones_are_not_exact(result: BenchResult) -> None:
     quality = {s.name: s.quality for s in result.measured.standings}
     assert all(q.holds for q in quality.values())
-    # FP32 in another order of summation; an int8 peer that were exact would be the FP32 graph under another name.
+    # FP32 in another order of summation; an int8 baseline that were exact would be the FP32 graph under another name.
     assert 100 < quality["pytorch"].sqnr_db < 400
     assert 20 < quality["onnxruntime-int8-lowered"].sqnr_db < 60
 
@@ -101,12 +108,12 @@ def test_a_peer_with_wrong_scores_is_left_out_and_our_wrong_engine_fails(
             tensor.CopyFrom(numpy_helper.from_array(-3 * numpy_helper.to_array(tensor), tensor.name))
     onnx.save(model, other)
     recipe = load_recipe(str(built_bundle / "recipe.yaml"))
-    source = PeerSource(other, tmp_path, recipe, Weights(tiny_sources.checkpoint))
+    source = BaselineSource(other, tmp_path, recipe, Weights(tiny_sources.checkpoint))
     request = random_request(built_bundle, 9)
     pair = bundle_pairs(built_bundle, read_manifest(built_bundle))[0][0]
-    peers = peer_contenders(["onnxruntime", "pytorch"], source)
+    baselines = baseline_contenders(["onnxruntime", "pytorch"], source)
     fixed = MachinePeak(1, 100.0, "none", 20.0)
-    found = measure(peers, source, request, COSTS, QUICK, peak=lambda _: fixed)
+    found = measure(baselines, source, request, COSTS, QUICK, peak=lambda _: fixed)
     assert "scores are not the bundle's (SQNR" in found.left_out["pytorch"]
     assert [s.name for s in found.standings] == ["onnxruntime"]
     with pytest.raises(GateFailed, match=r"SQNR .* dB against FP32 < 20 dB; find the tensor with 'ugsep bisect'"):
@@ -116,19 +123,19 @@ def test_a_peer_with_wrong_scores_is_left_out_and_our_wrong_engine_fails(
 def test_pytorch_peers_without_weights_are_left_out(built_bundle: Path) -> None:
     found = run_bench(built_bundle, ("pytorch",), dataclasses.replace(QUICK, candidates=(3,)))
     assert "pass --checkpoint DIR, or --random" in found.measured.left_out["pytorch"]
-    # Without a peer there is nothing to be faster than; the page is still whole and the JSON still JSON.
+    # Without a baseline there is nothing to be faster than; the page is still whole and the JSON still JSON.
     assert math.isnan(found.sizes[0].speedup)
     assert document(found)["sizes"][0]["speedup"] is None
     assert "<svg" in page.page(found)
 
 
 def test_comparing_counts_missing_tasks_and_nan_as_wrong() -> None:
-    truth = {"like": np.array([0.5, -1.0, 2.0], np.float32)}
-    assert compare(truth, {"like": truth["like"] * 1.0001}, "bf16").holds
-    assert not compare(truth, {"like": truth["like"] * 1.5}, "bf16").holds
-    assert not compare(truth, {}, "bf16").holds
-    assert not compare(truth, {"like": truth["like"][:2]}, "bf16").holds
-    assert not compare(truth, {"like": np.array([0.5, np.nan, 2.0], np.float32)}, "bf16").holds
+    reference = {"like": np.array([0.5, -1.0, 2.0], np.float32)}
+    assert compare(reference, {"like": reference["like"] * 1.0001}, "bf16").holds
+    assert not compare(reference, {"like": reference["like"] * 1.5}, "bf16").holds
+    assert not compare(reference, {}, "bf16").holds
+    assert not compare(reference, {"like": reference["like"][:2]}, "bf16").holds
+    assert not compare(reference, {"like": np.array([0.5, np.nan, 2.0], np.float32)}, "bf16").holds
 
 
 @pytest.mark.parametrize(
@@ -148,13 +155,13 @@ def test_break_even(ratios: list[float], expected: float | None) -> None:
 def test_the_words_name_a_peer_that_wins(result: BenchResult) -> None:
     sizes = [size(1, 4.0, 1.0), size(256, 10.0, 20.0)]
     words = " ".join(findings.sentences(dataclasses.replace(result.measured, ceilings=()), sizes))
-    assert "A peer wins at N = 1, 1 thread: other takes 1 ms, the bundle 4 ms (4.00 times as long)" in words
+    assert "A baseline wins at N = 1, 1 thread: other takes 1 ms, the bundle 4 ms (4.00 times as long)" in words
     assert "2.00 times as fast" in words
-    assert "No peer wins" not in words
+    assert "No baseline wins" not in words
     # 0.25 at N = 1 and 2 at N = 256: 1 is crossed after two thirds of the way, 256 ** (2 / 3) = 40.3.
     assert "The split pays from about N = 40 on" in words
     words = " ".join(findings.sentences(dataclasses.replace(result.measured, ceilings=()), sizes[1:]))
-    assert "No peer wins at any measured size" in words
+    assert "No baseline wins at any measured size" in words
 
 
 def test_the_page_needs_nothing_from_outside_and_shows_everybody(result: BenchResult, tmp_path: Path) -> None:
@@ -205,9 +212,9 @@ def test_interleaving_visits_everybody_in_every_round() -> None:
 
 def test_a_slow_peer_is_left_out_where_its_rounds_do_not_fit_the_budget(built_bundle: Path, tmp_path: Path) -> None:
     recipe = load_recipe(str(built_bundle / "recipe.yaml"))
-    source = PeerSource(built_bundle / "onnx" / "full.onnx", tmp_path, recipe)
+    source = BaselineSource(built_bundle / "onnx" / "full.onnx", tmp_path, recipe)
     pair = bundle_pairs(built_bundle, read_manifest(built_bundle))[0][0]
-    contenders = [*peer_contenders(["onnxruntime"], source), our_contender(pair, chosen=True)]
+    contenders = [*baseline_contenders(["onnxruntime"], source), our_contender(pair, chosen=True)]
     settings = dataclasses.replace(QUICK, candidates=(9,), budget_s=1e-9)
     fixed = MachinePeak(1, 100.0, "none", 20.0)
     found = measure(contenders, source, random_request(built_bundle, 9), COSTS, settings, peak=lambda _: fixed)
@@ -217,14 +224,14 @@ def test_a_slow_peer_is_left_out_where_its_rounds_do_not_fit_the_budget(built_bu
         Settings(budget_s=0)
 
 
-def test_every_pair_of_ours_stands_against_the_fastest_peer(result: BenchResult) -> None:
+def test_every_pair_of_ours_stands_against_the_fastest_baseline(result: BenchResult) -> None:
     (at,) = findings.headline(result.sizes)
     found = findings.standoffs(result.measured, at)
     assert [o.ms for o in found] == sorted(o.ms for o in found)
     assert {o.name for o in found} == {s.name for s in result.measured.standings if s.ours}
     assert [o.role for o in found if "bundle" in o.role] != []
     for o in found:
-        assert o.speedup == pytest.approx(at.peer_ms / o.ms)
+        assert o.speedup == pytest.approx(at.baseline_ms / o.ms)
         assert f"| {o.name} | {o.role} |" in page.markdown_section(result)
 
 
@@ -255,8 +262,8 @@ def test_the_ceiling_counts_every_constant_gemm(result: BenchResult, built_bundl
 @pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own(built_bundle: Path, tiny_sources, tmp_path: Path) -> None:
     recipe = load_recipe(str(built_bundle / "recipe.yaml"))
-    source = PeerSource(built_bundle / "onnx" / "full.onnx", tmp_path, recipe, Weights(tiny_sources.checkpoint))
-    ort, torch = peer_contenders(["onnxruntime", "pytorch"], source)
+    source = BaselineSource(built_bundle / "onnx" / "full.onnx", tmp_path, recipe, Weights(tiny_sources.checkpoint))
+    ort, torch = baseline_contenders(["onnxruntime", "pytorch"], source)
     request = random_request(built_bundle, 9)
     small, large = resident_bytes(ort, request), resident_bytes(torch, request)
     assert small is not None
@@ -273,7 +280,7 @@ def test_the_split_is_timed_over_the_ratio(tmp_path: Path) -> None:
     points = measure_ratios((), settings, tmp_path, fixed, ratios=((3, 4), (4, 3)), width=28)
     assert [(p.user_tokens, p.item_tokens, p.candidates) for p in points] == [(3, 4, 40), (4, 3, 40)]
     assert 1 < points[0].limit < points[1].limit
-    assert all(p.peer == "onnxruntime-lowered" and p.split_ms > 0 for p in points)
+    assert all(p.baseline == "onnxruntime-lowered" and p.split_ms > 0 for p in points)
 
 
 def test_every_ratio_is_a_model(built_bundle: Path) -> None:
@@ -289,11 +296,11 @@ def test_every_ratio_is_a_model(built_bundle: Path) -> None:
 
 
 def test_peers_are_named() -> None:
-    assert choose_peers("all") == tuple(PEERS)
-    assert choose_peers("none") == ()
-    assert choose_peers("pytorch, onnxruntime") == ("pytorch", "onnxruntime")
-    with pytest.raises(UgsepError, match="unknown peer 'onnxruntme', did you mean 'onnxruntime'"):
-        choose_peers("onnxruntme")
+    assert choose_baselines("all") == tuple(BASELINES)
+    assert choose_baselines("none") == ()
+    assert choose_baselines("pytorch, onnxruntime") == ("pytorch", "onnxruntime")
+    with pytest.raises(UgsepError, match="unknown baseline 'onnxruntme', did you mean 'onnxruntime'"):
+        choose_baselines("onnxruntme")
 
 
 @pytest.mark.parametrize(
@@ -303,9 +310,9 @@ def test_peers_are_named() -> None:
         (["--candidates", "0,4"], "--candidates holds 0"),
         (["--threads", "0"], "--threads holds 0"),
         (["--rounds", "0"], "rounds 0: give at least 1"),
-        (["--peers", "tensorflow"], "unknown peer 'tensorflow'"),
+        (["--baselines", "tensorflow"], "unknown baseline 'tensorflow'"),
         (["--random", "--checkpoint", "somewhere"], "exclude each other"),
-        (["--candidates", "65", "--peers", "none"], "N = 65 is beyond the 64 candidates"),
+        (["--candidates", "65", "--baselines", "none"], "N = 65 is beyond the 64 candidates"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(built_bundle: Path, arguments: list[str], message: str) -> None:
@@ -319,7 +326,7 @@ def test_bad_input_is_one_line_and_exit_2(built_bundle: Path, arguments: list[st
 def test_the_command_writes_its_files_and_prints_json(built_bundle: Path, tmp_path: Path) -> None:
     outcome = CliRunner().invoke(
         main,
-        ["bench", str(built_bundle), "--peers", "onnxruntime", "--candidates", "2", "--threads", "1", "--rounds", "2",
+        ["bench", str(built_bundle), "--baselines", "onnxruntime", "--candidates", "2", "--threads", "1", "--rounds", "2",
          "--no-memory", "--out", str(tmp_path / "out"), "--markdown", str(tmp_path / "b.md"), "--json"],
     )  # fmt: skip
     assert outcome.exit_code == 0, outcome.stderr

@@ -1,4 +1,4 @@
-"""The stopwatch of ``quant search``, found by its entry point: any backend that runs here, and a reason where not."""
+"""The gemm_timer of ``quant search``, found by its entry point: any backend that runs here, and a reason where not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from export.lowering.passes import lower_for_cpu
 from graphs.base.errors import UgsepError
 from quant.policy import Policy
 from quant.schemes.schemes import Absmax
-from quant.search.gemm_latency import stopwatch
+from quant.search.gemm_latency import gemm_timer
 from quant.weights import quantize_side
 
 
@@ -29,7 +29,7 @@ def test_every_precision_of_a_gemm_is_timed(
         pytest.skip(f"{backend} is not installed")
     monkeypatch.setattr(gemm_latency, "_SECONDS", 0.01)
     monkeypatch.setattr(gemm_latency, "_COLD_BYTES", 1 << 14)
-    found = stopwatch(backend, 1)(shape, 5)
+    found = gemm_timer(backend, 1)(shape, 5)
     assert set(found) == {"int8", "fp16", "fp32"}
     # 300k multiplications: microseconds to a few milliseconds on any machine
     assert all(1e-5 < ms < 1e3 for ms in found.values() if math.isfinite(ms))
@@ -44,7 +44,7 @@ def test_fp16_is_no_faster_where_the_runtime_widens_it(
     """ONNX Runtime runs the very kernels of FP32, so that a measured difference would be noise."""
     monkeypatch.setattr(gemm_latency, "_SECONDS", 0.01)
     monkeypatch.setattr(gemm_latency, "_COLD_BYTES", 1 << 14)
-    found = stopwatch("onnxruntime", 1)(shape, 5)
+    found = gemm_timer("onnxruntime", 1)(shape, 5)
     assert found["fp16"] == found["fp32"]
     source, kernels = tmp_path / "item.onnx", []
     gemm_latency._write_gemms(shape, 2, source)
@@ -60,7 +60,7 @@ def test_fp16_is_no_faster_where_the_runtime_widens_it(
 
 def test_a_large_weight_is_faster_in_int8_at_one_row() -> None:
     # four times fewer bytes to read, 2.4 to 3 times faster where measured; 16 MB of float32 exceed a core's caches
-    found = stopwatch("onnxruntime", 1)((2048, 2048), 1)
+    found = gemm_timer("onnxruntime", 1)((2048, 2048), 1)
     assert found["int8"] < 0.8 * found["fp32"]
 
 
@@ -72,8 +72,8 @@ def test_a_backend_that_cannot_run_here_says_why_and_who_can() -> None:
         with pytest.raises(
             UgsepError, match=f"backend '{name}' cannot run here, so nothing can be measured"
         ) as error:
-            stopwatch(name, 1)
+            gemm_timer(name, 1)
         assert here.reason in str(error.value)
         assert "onnxruntime" in str(error.value)
     with pytest.raises(UgsepError, match="unknown backend 'onnxruntim', did you mean 'onnxruntime'"):
-        stopwatch("onnxruntim", 1)
+        gemm_timer("onnxruntim", 1)

@@ -88,7 +88,7 @@ ENTRY = {"bytes": 7, "sha256": "0" * 64}
         (("tools",), None, "unknown or missing fields: tools"),
         (("surprise",), 1, "unknown or missing fields: surprise"),
         (("engines", 0, "built", "side"), "both", "side is 'both', not one of user, item, full"),
-        (("engines", 0, "built", "weights", 0, "fate"), "lost", "fate is 'lost'"),
+        (("engines", 0, "built", "weights", 0, "status"), "lost", "status is 'lost'"),
         (("engines", 0, "built", "inputs", 0, "shape"), ["n", 1.5], "not int or str"),
         (("engines", 0, "built", "inputs", 0, "shape"), ["n", -1], "absurd shape"),
         (("engines", 0, "built", "inputs", 0, "shape"), ["n", 1 << 40], "absurd shape"),

@@ -26,12 +26,14 @@ def test_everything_the_manifest_holds_is_told(built_bundle: Path) -> None:
         assert told["session"] == dict(engine.built.session)
         assert told["session"]["intra_op_num_threads"] == 1
         assert told["runs_here"] is True
-        assert [(w["name"], w["fate"]) for w in told["weights"]] == [(w.name, w.fate) for w in engine.built.weights]
-        int8 = [w for w in told["weights"] if w["fate"] != "float"]
+        assert [(w["name"], w["status"]) for w in told["weights"]] == [
+            (w.name, w.status) for w in engine.built.weights
+        ]
+        int8 = [w for w in told["weights"] if w["status"] != "float"]
         assert len(int8) >= 3
         # Per-channel int8 keeps about 40 dB; 20 and 80 tell a mix-up of weights or a wrong unit.
         assert all(20 < w["sqnr_db"] < 80 for w in int8)
-        assert all(w["sqnr_db"] is None for w in told["weights"] if w["fate"] == "float")
+        assert all(w["sqnr_db"] is None for w in told["weights"] if w["status"] == "float")
 
 
 def test_the_command_prints_tables_or_json(built_bundle: Path) -> None:

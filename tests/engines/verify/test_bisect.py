@@ -116,11 +116,11 @@ def test_an_engine_that_cannot_be_looked_into_is_refused(bundle: Path) -> None:
 
 
 def test_relative_error() -> None:
-    truth = np.array([3.0, -4.0], np.float32)
-    assert relative_error(truth, truth) == 0
-    assert relative_error(truth, truth * np.float32(1.5)) == pytest.approx(0.5)
-    assert relative_error(truth, np.array([3.0, np.nan], np.float32)) == float("inf")
-    assert relative_error(np.zeros(2, np.float32), truth) == float("inf")
+    reference = np.array([3.0, -4.0], np.float32)
+    assert relative_error(reference, reference) == 0
+    assert relative_error(reference, reference * np.float32(1.5)) == pytest.approx(0.5)
+    assert relative_error(reference, np.array([3.0, np.nan], np.float32)) == float("inf")
+    assert relative_error(np.zeros(2, np.float32), reference) == float("inf")
 
 
 def test_the_command_names_node_weight_and_error(bundle: Path) -> None:

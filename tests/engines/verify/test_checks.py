@@ -14,7 +14,7 @@ from engines.backends.contract import Array
 from engines.recipes.recipe import Gates
 from engines.serve.ranker import Ranker
 from engines.verify.agreement import EXACT_DB, agreement
-from engines.verify.checks import Target, auc_targets, check_invariance, latency_targets, score_errors
+from engines.verify.checks import Check, auc_targets, check_invariance, latency_targets, score_errors
 from engines.verify.latency import Percentiles, RequestLatency
 from quant.requests.readers import Request
 
@@ -25,7 +25,7 @@ from quant.requests.readers import Request
      (float("nan"), 1.0, "<=", False), (float("nan"), 1.0, ">=", False)],
 )  # fmt: skip
 def test_a_target_holds_or_not(value: float, bound: float, relation: str, passed: bool) -> None:
-    assert Target("t", value, bound, relation).passed is passed
+    assert Check("t", value, bound, relation).passed is passed
 
 
 @settings(deadline=None)  # the first call imports scipy
@@ -64,8 +64,8 @@ def test_a_constant_answer_ranks_nothing() -> None:
 
 def test_nan_makes_every_figure_fail() -> None:
     found = agreement([np.array([1.0, 2.0])], [np.array([1.0, np.nan])])
-    assert not Target("max", found.max_abs, 1e9).passed
-    assert not Target("sqnr", found.sqnr_db, -1e9, ">=").passed
+    assert not Check("max", found.max_abs, 1e9).passed
+    assert not Check("sqnr", found.sqnr_db, -1e9, ">=").passed
 
 
 class _SecondTaskTurnsNaN:
@@ -80,7 +80,7 @@ def test_nan_of_a_later_task_is_no_invariance() -> None:
     request = Request(0, {}, {"x": np.array([1.0, 2.0, 3.0], np.float32)})
     found = check_invariance(cast(Ranker, _SecondTaskTurnsNaN()), request)
     assert np.isnan(found.duplicates)
-    assert not Target("identical", found.duplicates, 1e9).passed
+    assert not Check("identical", found.duplicates, 1e9).passed
 
 
 def test_auc_and_latency_targets() -> None:
@@ -95,6 +95,6 @@ def test_auc_and_latency_targets() -> None:
 
 
 def test_score_errors_joins_all_tasks_and_rows() -> None:
-    truth = [{"a": np.array([1.0, 2.0]), "b": np.array([0.0, 0.0])}]
+    reference = [{"a": np.array([1.0, 2.0]), "b": np.array([0.0, 0.0])}]
     moved = [{"a": np.array([1.5, 2.0]), "b": np.array([0.0, -1.0])}]
-    assert sorted(score_errors(truth, moved)) == [-1.0, 0.0, 0.0, 0.5]
+    assert sorted(score_errors(reference, moved)) == [-1.0, 0.0, 0.0, 0.5]

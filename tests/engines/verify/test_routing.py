@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from engines.build.pipeline import export_all
-from engines.build.source_model import of_model, split_subject
+from engines.build.source_model import of_model, split_source_model
 from engines.cli.main import main
 from engines.recipes.recipe import Gates
 from engines.verify.checks import routing_targets, split_errors
@@ -73,8 +73,8 @@ def model(request: pytest.FixtureRequest) -> RankingModel:
 
 @pytest.fixture(scope="module")
 def graphs(model: RankingModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    subject = of_model(model)
-    files = export_all("m", subject, split_subject(subject), tmp_path_factory.mktemp("routing"))
+    source_model = of_model(model)
+    files = export_all("m", source_model, split_source_model(source_model), tmp_path_factory.mktemp("routing"))
     return {"user": files["user"], "item": files["item"]}
 
 
@@ -122,12 +122,12 @@ def test_rows_with_other_experts_are_found(model: RankingModel, graphs: dict[str
 def test_a_row_tied_in_fp32_does_not_fail_the_split() -> None:
     nothing = np.zeros(3, bool)
     routing = Routing(np.zeros(3), nothing, nothing, np.full(3, np.nan), np.array([1.0, 1e-7, 0.5]), 0.5, 1)
-    truth, split = (
+    reference, split = (
         [{"like": np.zeros(1)}, {"like": np.zeros(2)}],
         [{"like": np.zeros(1)}, {"like": np.array([0.2, 0.1])}],
     )
-    assert split_errors(truth, split, None) == {"like": 0.2}
-    assert split_errors(truth, split, routing) == {"like": 0.1}  # the last row is no tie
+    assert split_errors(reference, split, None) == {"like": 0.2}
+    assert split_errors(reference, split, routing) == {"like": 0.1}  # the last row is no tie
 
 
 def test_the_same_graphs_differ_nowhere(graphs: dict[str, Path]) -> None:

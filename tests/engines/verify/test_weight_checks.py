@@ -8,30 +8,30 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engines.backends.contract import BuiltEngine, Fate, WeightFate
+from engines.backends.contract import BuiltEngine, EngineWeight, WeightStatus
 from engines.cli.quant.main import main
-from engines.verify.weight_checks import int8_targets
-from quant.inspect import engine_fates
+from engines.verify.weight_checks import int8_checks
+from quant.inspect import engine_statuses
 
 
-def _engine(precision: str, **fates: Fate) -> BuiltEngine:
-    weights = tuple(WeightFate(name, fate, "MatMul") for name, fate in fates.items())
+def _engine(precision: str, **statuses: WeightStatus) -> BuiltEngine:
+    weights = tuple(EngineWeight(name, status, "MatMul") for name, status in statuses.items())
     return BuiltEngine("tensorrt", "item", precision, (), 0, (), (), weights=weights)
 
 
 @pytest.mark.parametrize("precision", ["w8a16", "w8a8-dynamic"])
 def test_every_weight_that_became_float_is_named(precision: str) -> None:
     lost = _engine(precision, a="fused-int8", b="folded-to-float", c="missing", d="float", e="gathered-int8")
-    (target,) = int8_targets([lost])
+    (target,) = int8_checks([lost])
     assert not target.passed
     assert target.value == 2
     assert "b (folded-to-float), c (missing)" in target.name
-    (kept,) = int8_targets([_engine(precision, a="fused-int8", d="float")])
+    (kept,) = int8_checks([_engine(precision, a="fused-int8", d="float")])
     assert kept.passed
 
 
 def test_precisions_that_promise_float_products_are_not_judged() -> None:
-    assert not int8_targets([_engine("w8a32", a="folded-to-float"), _engine("fp32", a="float")])
+    assert not int8_checks([_engine("w8a32", a="folded-to-float"), _engine("fp32", a="float")])
 
 
 def test_quant_inspect_shows_what_the_engines_of_a_bundle_did(bundle: Path) -> None:
@@ -40,9 +40,9 @@ def test_quant_inspect_shows_what_the_engines_of_a_bundle_did(bundle: Path) -> N
     assert "fused-int8" in shown.output
     assert "folded-to-float" in shown.output
     rows = json.loads(CliRunner().invoke(main, ["inspect", str(bundle), "--json"]).stdout)
-    fates = {fate for row in rows for fate in row["fates"].values()}
-    assert {"fused-int8", "folded-to-float"} <= fates
-    assert {f.side for f in engine_fates(bundle)} == {"user", "item"}
+    statuses = {status for row in rows for status in row["statuses"].values()}
+    assert {"fused-int8", "folded-to-float"} <= statuses
+    assert {f.side for f in engine_statuses(bundle)} == {"user", "item"}
 
 
 def test_a_broken_manifest_is_one_line(bundle: Path) -> None:

@@ -11,10 +11,10 @@ import onnxruntime as ort
 import pytest
 
 from engines.build.pipeline import export_all
-from engines.build.source_model import fresh_feeds, of_model, split_subject
+from engines.build.source_model import fresh_feeds, of_model, split_source_model
 from export.lowering.passes import LoweredGraph, lower_for_cpu
 from export.metadata import GraphSide
-from graphs.split.split import Half
+from graphs.split.split import Subgraph
 from tests.graphs.model_laws import make_config, make_model
 
 SIDES: tuple[GraphSide, ...] = ("user", "item")
@@ -37,13 +37,13 @@ def elements(file: Path) -> dict[str, int]:
 @pytest.mark.parametrize("variant", ["rankmixer-moe", "tokenmixer-large-moe", "zenith-pp"])
 def test_a_sparse_model_routed(variant: str, tmp_path: Path) -> None:
     model = make_model(make_config(variant, "2:1", layers=1))
-    subject = of_model(model)
-    halves = split_subject(subject)
-    onnx_files = export_all(variant, subject, halves, tmp_path)
-    feeds = fresh_feeds(subject, halves, users=3, candidates=17, seed=5)
+    source_model = of_model(model)
+    subgraphs = split_source_model(source_model)
+    onnx_files = export_all(variant, source_model, subgraphs, tmp_path)
+    feeds = fresh_feeds(source_model, subgraphs, users=3, candidates=17, seed=5)
     routed = {s: lower_for_cpu(onnx_files[s], tmp_path / f"{s}.routed.onnx", min_expert_elements=0) for s in SIDES}
     for side in SIDES:
-        half: Half = getattr(halves, side)
+        half: Subgraph = getattr(subgraphs, side)
         session = ort.InferenceSession(str(routed[side].path), providers=["CPUExecutionProvider"])
         got = session.run(list(half.outputs), {k: v.numpy() for k, v in feeds[side].items()})
         for value, wanted in zip(got, half(feeds[side]).values(), strict=True):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from engines.build.pipeline import export_all
-from engines.build.source_model import Subject, fresh_feeds, of_model, of_module, split_subject
+from engines.build.source_model import SourceModel, fresh_feeds, of_model, of_module, split_source_model
 from export.lowering.passes import lower_for_cpu, lower_for_one_user
 from graphs.base.names import USER_INDEX
 from graphs.split.split import Split
@@ -25,17 +25,17 @@ from tests.graphs.model_laws import make_config, make_model
 from tests.graphs.small_models import WORKS, D, Keywords, N, layers
 
 
-def both_forms(subject: Subject, folder: Path, view: str) -> tuple[Split, Path, Path]:
+def both_forms(source_model: SourceModel, folder: Path, view: str) -> tuple[Split, Path, Path]:
     """Export, quantize and lower; returns the split, the gathering item file and that for one user."""
-    halves = split_subject(subject)
-    source = export_all("m", subject, halves, folder / "onnx")["item"]
+    subgraphs = split_source_model(source_model)
+    source = export_all("m", source_model, subgraphs, folder / "onnx")["item"]
     if view != "fp32":
         quantize_side(source, folder / "onnx", scheme=scheme_from("absmax"))
         source = source.with_name("item.w8a32.onnx")
     path, one = folder / "item.onnx", folder / "one.onnx"
     lower_for_cpu(source, path, "matmul-nbits" if view == "w8a8" else "keep")
     assert lower_for_one_user(path, one)
-    return halves, path, one
+    return subgraphs, path, one
 
 
 def session(path: Path) -> ort.InferenceSession:
@@ -45,21 +45,21 @@ def session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def check_equal(subject: Subject, folder: Path, view: str, tolerance: float) -> Path:
-    halves, path, one = both_forms(subject, folder, view)
+def check_equal(source_model: SourceModel, folder: Path, view: str, tolerance: float) -> Path:
+    subgraphs, path, one = both_forms(source_model, folder, view)
     gathering, broadcasting = session(path), session(one)
     varied = False
     for candidates in (1, 2, 257):
-        drawn = fresh_feeds(subject, halves, 1, candidates, seed=candidates)["item"]
+        drawn = fresh_feeds(source_model, subgraphs, 1, candidates, seed=candidates)["item"]
         feeds = {k: v.numpy() for k, v in drawn.items()}
         fewer = {k: v for k, v in feeds.items() if k != USER_INDEX}
-        pairs = zip(halves.item.outputs, broadcasting.run(None, fewer), gathering.run(None, feeds), strict=True)
+        pairs = zip(subgraphs.item.outputs, broadcasting.run(None, fewer), gathering.run(None, feeds), strict=True)
         for name, value, expected in pairs:
             assert value.shape == expected.shape, name
             scale = max(1.0, float(np.abs(expected).max()))
             np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance * scale)
             varied |= bool(np.ptp(expected) > 0)  # an output of the user's alone is the same for all candidates
-        for name, expected in halves.item(drawn).items() if view == "fp32" else ():
+        for name, expected in subgraphs.item(drawn).items() if view == "fp32" else ():
             value = broadcasting.run([name], fewer)[0]
             np.testing.assert_allclose(
                 value, expected.numpy(), rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max()))
@@ -119,8 +119,8 @@ def test_ids_flags_and_sequences_of_the_user(tmp_path: Path) -> None:
     example = {n: torch.randint(0, 11, shape) for n, shape in (("history", (N, 5)), ("last", (N,)), ("item", (N,)))}
     example["history"][:, 0] = 1  # never a row of padding only
     example["history"].clamp_(min=1)
-    subject = of_module(Attends().eval(), example, ("history", "last"), ("item",))
-    check_equal(subject, tmp_path, "fp32", 1e-5)
+    source_model = of_module(Attends().eval(), example, ("history", "last"), ("item",))
+    check_equal(source_model, tmp_path, "fp32", 1e-5)
 
 
 @settings(max_examples=40, deadline=None)

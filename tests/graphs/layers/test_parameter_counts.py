@@ -1,4 +1,4 @@
-"""The formulas against the modules they count (their FLOPs are held against the traced halves elsewhere)."""
+"""The formulas against the modules they count (their FLOPs are held against the traced subgraphs elsewhere)."""
 
 from __future__ import annotations
 

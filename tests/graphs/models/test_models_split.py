@@ -1,4 +1,4 @@
-"""Every model cut in two: the halves give the whole model's scores, and cost what the formulas say."""
+"""Every model cut in two: the subgraphs give the whole model's scores, and cost what the formulas say."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def check_halves(variant: str, ratio: str, **changes: Any) -> Split:
     config = make_config(variant, ratio, **changes)
     model = make_model(config)
     traced = trace(model.for_inference(), (make_rows(3, 0),))
-    plain, halves = (split_traced(traced, USERS, ITEMS, hoisting) for hoisting in (False, True))
+    plain, subgraphs = (split_traced(traced, USERS, ITEMS, hoisting) for hoisting in (False, True))
     for users, candidates in ((1, 1), (1, 2), (3, 17)):
         one, rows = make_rows(users, 1), make_rows(candidates, 2)
         index = torch.arange(candidates) % users
         whole = {f.name: one[f.name][index] if f.side == "user" else rows[f.name] for f in FEATURES}
-        state = halves.user({name: one[name] for name in halves.user.inputs})
-        scores = halves.item({**rows, **state, "user_index": index})
+        state = subgraphs.user({name: one[name] for name in subgraphs.user.inputs})
+        scores = subgraphs.item({**rows, **state, "user_index": index})
         with torch.no_grad():
             expected = model(whole)
         assert list(scores) == list(expected)
@@ -35,16 +35,16 @@ def check_halves(variant: str, ratio: str, **changes: Any) -> Split:
     counts = config.counts()
     assert plain.user_cost.gemm_flops == counts.user.flops
     assert plain.item_cost.gemm_flops == counts.item.flops
-    assert halves.item_cost.gemm_flops <= counts.item.flops
-    return halves
+    assert subgraphs.item_cost.gemm_flops <= counts.item.flops
+    return subgraphs
 
 
 @pytest.mark.parametrize(("variant", "ratio"), [(v, list(RATIOS)[i % 5]) for i, v in enumerate(VARIANTS)])
 def test_halves_equal_the_whole(variant: str, ratio: str) -> None:
-    halves = check_halves(variant, ratio)
+    subgraphs = check_halves(variant, ratio)
     n, m = RATIOS[ratio]
     # Most of the U tokens' share of the work is done once; cross terms and heads stay with the candidate.
-    assert halves.reusable_share > 0.5 * n / (n + m)
+    assert subgraphs.reusable_share > 0.5 * n / (n + m)
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_halves_equal_the_whole_everywhere(variant: str, ratio: str, compensatio
 
 def test_unmasked_models_reuse_no_layer() -> None:
     config = make_config("rankmixer", "3:1", ug_sep=False)
-    halves = split(make_model(config), (make_rows(3, 0),), user=USERS, item=ITEMS)
+    subgraphs = split(make_model(config), (make_rows(3, 0),), user=USERS, item=ITEMS)
     tokens = config.counts().user.flops  # what makes the U tokens is all that is left to reuse
-    assert halves.user_cost.gemm_flops == tokens
-    assert halves.reusable_share < 0.2
+    assert subgraphs.user_cost.gemm_flops == tokens
+    assert subgraphs.reusable_share < 0.2

@@ -146,10 +146,10 @@ def test_slices_share_the_parameters_memory() -> None:
 def test_a_weight_that_is_still_read_whole_keeps_its_name() -> None:
     torch.manual_seed(0)
     model = Model(lambda m, u, g: m.dense(flat(u, g)) + m.dense(flat(g.repeat(1, 2, 1)[:, :NU], g)))
-    halves = split(model, {"u": torch.randn(B, NU, D), "g": torch.randn(B, NI, D)}, user=["u"], item=["g"])
-    assert len(halves.hoisted) == 1
-    assert {"dense.weight", "dense.weight_item"} <= set(dict(halves.item.module.named_parameters()))
-    assert prove(halves).max_rel <= 1e-6
+    subgraphs = split(model, {"u": torch.randn(B, NU, D), "g": torch.randn(B, NI, D)}, user=["u"], item=["g"])
+    assert len(subgraphs.hoisted) == 1
+    assert {"dense.weight", "dense.weight_item"} <= set(dict(subgraphs.item.module.named_parameters()))
+    assert prove(subgraphs).max_rel <= 1e-6
 
 
 def test_dead_columns_are_not_computed() -> None:
@@ -165,10 +165,10 @@ def test_dead_columns_are_not_computed() -> None:
         def forward(self, u: Tensor, g: Tensor) -> Tensor:
             return self.inner(u, g) + torch.exp(u).sum((1, 2))
 
-    halves = split(Both(), example, user=["u"], item=["g"])
-    assert halves.item_cost.gemm_flops == 2 * 2 * NI * D * 10  # two products, 10 of 40 columns
-    assert halves.item.module.get_parameter("inner.shared.weight.columns30_40").shape == (10, D)
-    assert prove(halves).max_rel <= 1e-6
+    subgraphs = split(Both(), example, user=["u"], item=["g"])
+    assert subgraphs.item_cost.gemm_flops == 2 * 2 * NI * D * 10  # two products, 10 of 40 columns
+    assert subgraphs.item.module.get_parameter("inner.shared.weight.columns30_40").shape == (10, D)
+    assert prove(subgraphs).max_rel <= 1e-6
 
 
 @settings(max_examples=12, deadline=None)

@@ -185,23 +185,23 @@ def _written(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", KEEPS)
 def test_row_wise_models_split_and_prove(name: str) -> None:
     torch.manual_seed(3)
-    halves = split(Outer(KEEPS[name]).eval(), example(), user=["x", "ids"], item=["item"])
-    proof = prove(halves)
+    subgraphs = split(Outer(KEEPS[name]).eval(), example(), user=["x", "ids"], item=["item"])
+    proof = prove(subgraphs)
     # Same kernels on other batch sizes reorder sums of at most a few dozen FP32 terms of size ~1.
     assert proof.max_rel <= 1e-6
     assert proof.row_max_abs <= 1e-6
     assert proof.rows == 2 * (1 + 2 + 257)
-    assert halves.state
+    assert subgraphs.state
 
 
 def test_random_check_sees_what_it_is_told_to_miss() -> None:
     """The random check stands on its own: a hand-made mixing graph does not pass it."""
     from graphs.split.proof import rows_influence
-    from graphs.split.split import Half
+    from graphs.split.split import Subgraph
 
     traced = trace(Outer(lambda m, x, i: x - x.mean(0)).eval(), example())
     moved = rows_influence(
-        Half(traced.module, traced.inputs, traced.outputs), traced, torch.Generator().manual_seed(0)
+        Subgraph(traced.module, traced.inputs, traced.outputs), traced, torch.Generator().manual_seed(0)
     )
     assert moved > 1e-2
     assert math.isfinite(moved)

@@ -52,23 +52,23 @@ def nested_example() -> dict[str, Any]:
 
 def test_nested_inputs_and_outputs() -> None:
     torch.manual_seed(0)
-    halves = split(
+    subgraphs = split(
         Nested().eval(), nested_example(), user=["history", "length", "tags"], item=["context.0", "context.1", "flag"]
     )
-    assert halves.user.inputs == ("history", "length", "tags")
-    assert halves.full.outputs == ("output.tasks.click", "output.tasks.buy", "output.extra.0")
-    assert prove(halves).max_rel <= 1e-6
-    assert halves.item.outputs == halves.full.outputs
+    assert subgraphs.user.inputs == ("history", "length", "tags")
+    assert subgraphs.full.outputs == ("output.tasks.click", "output.tasks.buy", "output.extra.0")
+    assert prove(subgraphs).max_rel <= 1e-6
+    assert subgraphs.item.outputs == subgraphs.full.outputs
 
 
 @pytest.mark.parametrize("name", WORKS)
 def test_splits_exactly(name: str) -> None:
-    halves = small(name)
-    proof = prove(halves)  # 1, 2 and 257 candidates, 1 and 3 users
+    subgraphs = small(name)
+    proof = prove(subgraphs)  # 1, 2 and 257 candidates, 1 and 3 users
     assert proof.max_rel <= 1e-6
-    assert halves.state
-    assert all(s.bytes_per_user > 0 for s in halves.state)
-    for stated, found in zip(halves.state, halves.user({"u": torch.randn(3, D)}).values(), strict=True):
+    assert subgraphs.state
+    assert all(s.bytes_per_user > 0 for s in subgraphs.state)
+    for stated, found in zip(subgraphs.state, subgraphs.user({"u": torch.randn(3, D)}).values(), strict=True):
         assert found.shape == (3, *stated.row_shape)
         assert found.dtype == stated.dtype
 
@@ -79,22 +79,22 @@ def test_positional_example_and_awkward_names() -> None:
             return (input.exp() * type * id).sum(-1)
 
     rows = tuple(torch.randn(N, 3) for _ in range(3))
-    halves = split(Awkward(), rows, user=["input"], item=["type", "id"])
-    assert prove(halves).max_rel <= 1e-6
+    subgraphs = split(Awkward(), rows, user=["input"], item=["type", "id"])
+    assert prove(subgraphs).max_rel <= 1e-6
 
     class Keys(nn.Module):
         def forward(self, x: dict[str, Tensor]) -> Tensor:
             return (x["a.b"].exp() * x["a_b"] * x["class"] * x["1"] * x["state_a_b"]).sum(-1)
 
     example = {"x": {k: torch.randn(N, 3) for k in ("a.b", "a_b", "class", "1", "state_a_b")}}
-    halves = split(Keys(), example, user=["a.b"], item=["a_b", "class", "1", "state_a_b"])
-    assert prove(halves).max_rel <= 1e-6
+    subgraphs = split(Keys(), example, user=["a.b"], item=["a_b", "class", "1", "state_a_b"])
+    assert prove(subgraphs).max_rel <= 1e-6
 
 
 def test_weights_are_shared_not_copied() -> None:
     model = Keywords(WORKS["tied weights"], a=nn.Linear(D, D))
-    halves = split(model, {"u": torch.randn(N, D), "i": torch.randn(N, D)}, user=["u"], item=["i"])
-    for half in (halves.full, halves.user, halves.item):
+    subgraphs = split(model, {"u": torch.randn(N, D), "i": torch.randn(N, D)}, user=["u"], item=["i"])
+    for half in (subgraphs.full, subgraphs.user, subgraphs.item):
         held = list(half.module.parameters())
         assert held
         assert {p.data_ptr() for p in held} <= {p.data_ptr() for p in model.parameters()}
@@ -103,7 +103,7 @@ def test_weights_are_shared_not_copied() -> None:
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), steps=st.integers(2, 8))
 def test_random_graphs(seed: int, steps: int) -> None:
-    """A random expression over user, item and parameters: the halves always equal the whole."""
+    """A random expression over user, item and parameters: the subgraphs always equal the whole."""
 
     class Random(nn.Module):
         def __init__(self) -> None:
@@ -133,21 +133,21 @@ def test_random_graphs(seed: int, steps: int) -> None:
 
     torch.manual_seed(seed)
     example = {"u": torch.randn(3, D, dtype=torch.float64), "i": torch.randn(3, D, dtype=torch.float64)}
-    halves = split(Random().double().eval(), example, user=["u"], item=["i"])
-    assert prove(halves, candidates=(1, 5)).max_rel <= 1e-12
+    subgraphs = split(Random().double().eval(), example, user=["u"], item=["i"])
+    assert prove(subgraphs, candidates=(1, 5)).max_rel <= 1e-12
 
 
 _TWICE = """
 import hashlib, sys, torch
 sys.path.insert(0, {root!r})
-from tests.graphs.test_split import fingerprint, small
+from tests.graphs.split.test_split import fingerprint, small
 print(fingerprint(small("tied weights")), fingerprint(small("heads")))
 """
 
 
-def fingerprint(halves: Split) -> str:
-    text = "".join(h.module.code + repr(h.inputs) for h in (halves.full, halves.user, halves.item))
-    return hashlib.sha256((text + repr(halves.state)).encode()).hexdigest()
+def fingerprint(subgraphs: Split) -> str:
+    text = "".join(h.module.code + repr(h.inputs) for h in (subgraphs.full, subgraphs.user, subgraphs.item))
+    return hashlib.sha256((text + repr(subgraphs.state)).encode()).hexdigest()
 
 
 def test_two_processes_make_the_same_graphs(pytestconfig: pytest.Config) -> None:
@@ -259,11 +259,11 @@ def test_a_billion_parameters_split_without_a_copy() -> None:
     model.to_empty(device="cpu")  # pages nobody touches cost no memory
     assert sum(p.numel() for p in model.parameters()) > 1e9
     sides = {side: [f.name for f in FEATURES if f.side == side] for side in ("user", "item")}
-    halves = split(
+    subgraphs = split(
         model, {"features": random_rows(FEATURES, 4, torch.Generator())}, user=sides["user"], item=sides["item"]
     )
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    held = [p for h in (halves.user, halves.item) for p in h.module.parameters()]
+    held = [p for h in (subgraphs.user, subgraphs.item) for p in h.module.parameters()]
     copied = sum(p.nbytes for p in held if p.untyped_storage().data_ptr() not in own)
     assert copied == 0
-    assert halves.hoisted
+    assert subgraphs.hoisted

@@ -42,10 +42,10 @@ def rows(*names: str) -> dict[str, Any]:
 def test_an_input_of_any_name_on_either_side(name: str) -> None:
     for user, item in ((name, "other"), ("other", name)):
         torch.manual_seed(0)
-        halves = split(Dictionary(user, item), {"features": rows(user, item)}, user=[user], item=[item])
-        assert prove(halves).max_rel <= 1e-6
-        assert halves.user.inputs == (user,)
-        assert item in halves.item.inputs
+        subgraphs = split(Dictionary(user, item), {"features": rows(user, item)}, user=[user], item=[item])
+        assert prove(subgraphs).max_rel <= 1e-6
+        assert subgraphs.user.inputs == (user,)
+        assert item in subgraphs.item.inputs
 
 
 def test_arguments_named_like_what_generated_code_reads() -> None:
@@ -54,9 +54,9 @@ def test_arguments_named_like_what_generated_code_reads() -> None:
             place = torch.arange(D, device=device.device)
             return (device.exp() * inf * (torch_ + place).masked_fill(inf > 9, float("nan"))).sum(-1)
 
-    halves = split(Arguments(), rows("device", "torch_", "inf"), user=["device"], item=["torch_", "inf"])
-    assert prove(halves).max_rel <= 1e-6
-    assert halves.user.inputs == ("device",)
+    subgraphs = split(Arguments(), rows("device", "torch_", "inf"), user=["device"], item=["torch_", "inf"])
+    assert prove(subgraphs).max_rel <= 1e-6
+    assert subgraphs.user.inputs == ("device",)
 
 
 def test_names_that_become_the_same_identifier() -> None:
@@ -65,8 +65,8 @@ def test_names_that_become_the_same_identifier() -> None:
             return (x["a.b"].exp() * x["a_b"].cos() * x["a b"] * x["input_class"] * x["class"]).sum(-1)
 
     example = {"x": rows("a.b", "a_b", "a b", "input_class", "class")}
-    halves = split(Alike(), example, user=["a.b", "a_b"], item=["a b", "input_class", "class"])
-    assert prove(halves).max_rel <= 1e-6
+    subgraphs = split(Alike(), example, user=["a.b", "a_b"], item=["a b", "input_class", "class"])
+    assert prove(subgraphs).max_rel <= 1e-6
 
 
 def test_identifiers_shadow_nothing() -> None:

@@ -38,7 +38,7 @@ def faster(shape, rows):
     return {"int8": 1.0, "fp16": 2.0, "fp32": 2.0}
 
 
-def halves(shape, rows):
+def subgraphs(shape, rows):
     """A machine with fast FP16 GEMMs, and without int8."""
     return {"int8": float("inf"), "fp16": 1.0, "fp32": 2.0}
 
@@ -173,12 +173,12 @@ def test_search_fits_bytes_or_says_what_is_impossible(graphs, requests, calibrat
 
 def test_search_takes_fp16_where_it_is_fastest_or_costs_no_time_for_bytes(graphs, requests, calibration) -> None:
     kinds = {"scheme": Mse(), "calibration": calibration}
-    found = search(*graphs, requests, measure=halves, goal=Goal(1.0, 40.0), **kinds)
+    found = search(*graphs, requests, measure=subgraphs, goal=Goal(1.0, 40.0), **kinds)
     assert {c.precision for c in found.choices} == {"fp16"}
     assert "int8 does not run" in found.choices[0].reason
     assert json.loads(json.dumps(found.choices[0].to_json()))["ms"] == {"int8": None, "fp16": 1.0, "fp32": 2.0}
     assert found.effect.sqnr_db > 50  # eleven bits of mantissa and four weights
-    exact = search(*graphs, requests, measure=halves, goal=Goal(1.0, 1000.0), **kinds)
+    exact = search(*graphs, requests, measure=subgraphs, goal=Goal(1.0, 1000.0), **kinds)
     assert {c.precision for c in exact.choices} == {"fp32"}
     half = sum(c.sizes["fp16"] for c in found.choices)
     # int8 is faster here but misses 1000 dB; FP16 comes back for it where the bytes allow no more

@@ -109,7 +109,7 @@ def test_what_cannot_be_written_shows_before_the_work(bundle, monkeypatch) -> No
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_policy_that_cannot_be_written_is_printed(bundle, monkeypatch) -> None:
     monkeypatch.setattr(
-        "engines.cli.quant.scored.stopwatch",
+        "engines.cli.quant.scored.gemm_timer",
         lambda *_: lambda shape, rows: dict.fromkeys(("int8", "fp16", "fp32"), 1.0),
     )
     out = bundle / "full" / "policy.yaml"
