@@ -85,10 +85,11 @@ test: $(READY) ## run the tests, all but the slow ones
 test-slow: $(READY) ## run the slow tests: every recipe, models x ratios, graphs over 2 GB, streaming; TESTS=path narrows
 	@$(BIN)/python -m pytest -n 2 -m slow $(TESTS)
 
-lint: $(STUBS) ## ruff and mypy
+lint: $(STUBS) ## ruff, mypy and the import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 
 $(STUBS): $(READY) tests/binding_stubs.py
 	@$(BIN)/python -m tests.binding_stubs build/stubs
