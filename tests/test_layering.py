@@ -6,13 +6,11 @@ import ast
 from pathlib import Path
 
 import networkx as nx
-import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("graphs", "export", "quant", "engines")
 SHIPPED = [f for package in PACKAGES for f in sorted((ROOT / package).rglob("*.py"))]
 OURS = [*SHIPPED, *sorted((ROOT / "benchmarks").rglob("*.py")), *sorted((ROOT / "examples").rglob("*.py"))]
-FOLDERS = sorted({f.parent for f in OURS})
 MOST_LINES = 400
 MOST_FILES = 15
 
@@ -51,31 +49,42 @@ def test_an_import_circle_is_noticed(tmp_path: Path) -> None:
     assert circles(sorted(tmp_path.glob("*.py")), tmp_path) == [["a", "b"]]
 
 
-@pytest.mark.parametrize("file", OURS, ids=lambda f: str(f.relative_to(ROOT)))
-def test_files_stay_small(file: Path) -> None:
-    assert len(file.read_text().splitlines()) <= MOST_LINES
+def test_files_stay_small() -> None:
+    lines = {str(f.relative_to(ROOT)): len(f.read_text().splitlines()) for f in OURS}
+    assert {f: n for f, n in lines.items() if n > MOST_LINES} == {}
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: str(f.relative_to(ROOT)))
-def test_folders_stay_small_and_have_a_face(folder: Path) -> None:
+def face_problems(folder: Path) -> list[str]:
+    """Return what is wrong with a folder's size and ``__init__.py``."""
     files = [f for f in folder.iterdir() if f.is_file() and f.suffix in (".py", ".yaml", ".html")]
-    assert len(files) <= MOST_FILES
     face = ast.parse((folder / "__init__.py").read_text())
-    docstring = ast.get_docstring(face)
-    assert docstring is not None
-    assert len(docstring.splitlines()) == 1
-    names = {
-        t.id for node in face.body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)
+    docstring = ast.get_docstring(face) or ""
+    targets = [t for node in face.body if isinstance(node, ast.Assign) for t in node.targets]
+    targets += [node.target for node in face.body if isinstance(node, ast.AnnAssign)]
+    wrong = {
+        f"{len(files)} files": len(files) > MOST_FILES,
+        "no docstring of one line": len(docstring.splitlines()) != 1,
+        "no __all__": "__all__" not in {t.id for t in targets if isinstance(t, ast.Name)},
     }
-    names |= {n.target.id for n in face.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
-    assert "__all__" in names
+    return [what for what, found in wrong.items() if found]
 
 
-@pytest.mark.parametrize("file", OURS, ids=lambda f: str(f.relative_to(ROOT)))
-def test_no_private_module_of_another_folder_is_imported(file: Path) -> None:
-    for name in imported_modules(file, {module_name(f) for f in OURS}):
-        parent, _, base = name.rpartition(".")
-        assert not base.startswith("_") or parent == module_name(file.parent / "__init__.py"), name
+def test_folders_stay_small_and_have_a_face() -> None:
+    folders = sorted({f.parent for f in OURS})
+    found = {str(folder.relative_to(ROOT)): face_problems(folder) for folder in folders}
+    assert {f: wrong for f, wrong in found.items() if wrong} == {}
+
+
+def test_no_private_module_of_another_folder_is_imported() -> None:
+    known = {module_name(f) for f in OURS}
+    taken = {
+        (module_name(f), name)
+        for f in OURS
+        for name in imported_modules(f, known)
+        if name.rpartition(".")[2].startswith("_")
+        and name.rpartition(".")[0] != module_name(f.parent / "__init__.py")
+    }
+    assert taken == set()
 
 
 def test_tests_mirror_the_tree() -> None:
