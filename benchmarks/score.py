@@ -16,8 +16,8 @@ import click
 import numpy as np
 
 from engines.backends.contract import Array
+from engines.bundle.bundle import open_bundle
 from engines.bundle.manifest import engine_for
-from engines.bundle.publish import open_bundle
 from engines.cli.group import CommandGroup
 from engines.serve.ranker import Ranker
 from engines.verify.checks import Check

@@ -14,62 +14,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from benchmarks.streaming_result import Measured
 from engines.cli.group import CommandGroup
-from engines.verify.checks import Check
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.checkpoint.files import stored_weights, weight_files
 
 MODELS = {"7b": "tokenmixer-large-7b", "500m": "tokenmixer-large-500m", "20m": "tokenmixer-large-20m"}
-PEAK_BYTES = 3 * 1024**3
-OUTPUT_RATIO, READ_RATIO = 1.05, 3.0
-LARGE_BYTES = 10**9  # below that the size is that of what stays float
-HUGE_BYTES = 10**10  # below that the time is that of starting Python and tracing the model, whatever the disk does
-#: What quantizing may add to the memory of the traced graph: buffers of the pieces, and the largest weight once.
-PIECE_BYTES = 256 << 20
 _SAMPLE_SECONDS = 0.05
 _READ_BYTES = 8 << 20
 _STEP = re.compile(r"(split|export|quantize user|quantize item) \d+/")  # "quantize user 3/29 name"
-_CLI = [sys.executable, "-c", "from engines.cli import main; main()"]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One run: bytes and seconds; ``curve`` is (seconds, resident bytes), ``steps`` when each step began."""
-
-    model: str
-    checkpoint_bytes: int
-    largest_bytes: int
-    int8_bytes: int
-    output_bytes: int
-    peak_bytes: int
-    traced_bytes: int
-    read_seconds: float
-    stream_seconds: float
-    curve: tuple[tuple[float, int], ...]
-    steps: Mapping[str, float]
-
-    def targets(self) -> list[Check]:
-        """Return the bounds: memory, memory added to the traced graph, size where large, time where huge."""
-        found = [
-            Check("peak memory, GiB", self.peak_bytes / 2**30, PEAK_BYTES / 2**30),
-            Check(
-                "memory added while quantizing, MiB",
-                (self.peak_bytes - self.traced_bytes) / 2**20,
-                (PIECE_BYTES + self.largest_bytes) / 2**20,
-            ),
-        ]
-        if self.checkpoint_bytes >= LARGE_BYTES:
-            found.append(Check("output over int8 bytes", self.output_bytes / self.int8_bytes, OUTPUT_RATIO))
-        if self.checkpoint_bytes >= HUGE_BYTES:
-            found.append(Check("time over one cold read", self.stream_seconds / self.read_seconds, READ_RATIO))
-        return found
+_CLI = [sys.executable, "-c", "from engines.cli.main import main; main()"]
 
 
 def measure(model: str, checkpoint: Path, out: Path) -> Measured:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from benchmarks.streaming_result import Measured
 from engines.build.report_plots import COLOURS, to_svg
 from engines.verify.checks import Check
-
-if TYPE_CHECKING:
-    from benchmarks.streaming import Measured
 
 
 def page(found: Measured, targets: Sequence[Check]) -> str:

@@ -1,1 +1,3 @@
 """Models, UG-Sep, the splitter and its costs; knows neither ONNX nor runtimes."""
+
+__all__: list[str] = []

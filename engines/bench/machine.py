@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 
 from engines.backends.onnxruntime.build import host_isa
-from engines.build.sources import tool_versions
+from engines.bundle.provenance import tool_versions
 
 
 @dataclass(frozen=True)

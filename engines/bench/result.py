@@ -17,8 +17,7 @@ from engines.bench.machine import Machine, this_machine
 from engines.bench.pairs import bundle_pairs, extra_pairs
 from engines.bench.ratios import RatioPoint, measure_ratios
 from engines.bench.run import PLAIN_PAIR, Measured, Settings, measure
-from engines.build.report import read_report
-from engines.bundle.publish import open_bundle
+from engines.bundle.bundle import open_bundle, read_report
 from engines.recipes.recipe import load_recipe
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent

@@ -17,7 +17,7 @@ from engines.bench.costs import Costs
 from engines.bench.memory import resident_bytes
 from engines.measure.interleave import interleaved
 from engines.measure.peak import MachinePeak, measure_peak
-from engines.verify.latency import Percentiles
+from engines.measure.percentiles import Percentiles
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.requests.readers import Request

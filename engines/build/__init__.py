@@ -1,1 +1,3 @@
 """From a model to a proven bundle."""
+
+__all__: list[str] = []

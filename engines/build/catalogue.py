@@ -6,13 +6,10 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from engines.build.report import read_report
+from engines.bundle.bundle import read_report
 from engines.recipes.recipe import Recipe, load_recipe
-
-if TYPE_CHECKING:
-    from engines.cli.models import ModelRow
 
 BEGIN, END = "<!-- begin models -->", "<!-- end models -->"
 _HEADS = (
@@ -158,3 +155,36 @@ def speedups(rows: Sequence[tuple[ModelRow, Measured | None]]) -> str:
     if built:
         axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
     return to_svg(figure)
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One recipe: dense parameters (no embedding tables), FLOPs per user and per candidate, and the reusable share.
+
+    ``limit`` is the speed-up limit by FLOPs at 256 candidates.
+    """
+
+    name: str
+    architecture: str
+    parameters: int
+    user_flops: int
+    candidate_flops: int
+    ratio: str
+    reusable_share: float
+    limit: float
+
+
+def model_row(name: str, recipe: Recipe, features: Path) -> ModelRow:
+    """Return the row of a recipe, from formulas; nothing is built.
+
+    Raises:
+        UgsepError: the recipe declares no features and ``features`` does not exist.
+    """
+    from engines.build.sources import random_config  # imports torch, which other commands need not wait for
+
+    config = random_config(recipe, features)
+    counts = config.counts()
+    user, item = counts.user.active_flops, counts.item.active_flops
+    limit = 256 * (user + item) / (user + 256 * item)
+    ratio = f"{config.user_tokens}:{config.item_tokens}" if config.ug_sep else f"0:{config.tokens}"
+    return ModelRow(name, recipe.model, counts.parameters, user, item, ratio, counts.reusable_share, limit)

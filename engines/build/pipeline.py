@@ -26,9 +26,11 @@ from engines.build.source_model import (
     split_source_model,
     synthetic_requests,
 )
-from engines.build.sources import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS, Sources, content_key, tool_versions
+from engines.build.sources import Sources, content_key
+from engines.bundle.bundle import open_bundle, read_report
 from engines.bundle.manifest import WHY, Manifest, read_manifest, write_manifest
-from engines.bundle.publish import open_bundle, publish
+from engines.bundle.provenance import tool_versions
+from engines.bundle.publish import publish
 from engines.compile.compile import build_engines, serving_plans
 from engines.recipes.recipe import AUTO, Recipe, dump_recipe
 from engines.serve.vocabularies import table_sizes
@@ -45,6 +47,7 @@ from quant.calibration.calibrate import calibrate
 from quant.calibration.statistics import Calibration, save_calibration, without_grams
 from quant.policy import policy_from
 from quant.requests.readers import Request, read_requests, request_spec
+from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
 from quant.schemes.schemes import scheme_from
 from quant.weights import QuantTable, quantize_side
 
@@ -87,7 +90,7 @@ def build(
     digest = module_sha256(made.module) if made is not None else ""
     key = content_key(name, recipe, sources, recipe.serving.backend, digest)
     if not force and _is_current(out, key):
-        return Outcome(out, True, report.read_report(out))
+        return Outcome(out, True, read_report(out))
     if recipe.serving.backend != AUTO:
         # Refuse what cannot be built before any work; first what is missing, which no setting mends.
         here = find_backend(recipe.serving.backend).probe()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,6 @@ from engines.render.byte_sizes import readable_bytes
 from engines.render.json_text import json_text
 from engines.verify.agreement import Agreement
 from engines.verify.prove import Proof
-from graphs.base.errors import UgsepError
 from graphs.split.proof import SplitProof
 from graphs.split.split import Split
 from quant.weights import QuantTable
@@ -135,19 +133,3 @@ def write_report(folder: Path, document: Mapping[str, Any], found: Findings) -> 
         report=document, targets=found.proof.targets, drawings=drawings, rows=rows, latency=found.proof.latency
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
-
-
-def read_report(bundle: Path) -> dict[str, Any]:
-    """Return a bundle's ``report.json``.
-
-    Raises:
-        UgsepError: it is missing or not JSON.
-    """
-    path = bundle / "report.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UgsepError(f"{path}: no readable report ({error}); build the bundle again") from error
-    if not isinstance(document, dict):
-        raise UgsepError(f"{path}: not a JSON object; build the bundle again")
-    return document

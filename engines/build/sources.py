@@ -5,30 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import engines
-import export
-import graphs
-import quant
-from engines.bundle.manifest import hash_file
+from engines.bundle.files import hash_file
+from engines.bundle.provenance import BUNDLE_CODE, code_sha256, tool_versions
 from engines.recipes.recipe import Recipe, dump_recipe
 from graphs.base import config
 from graphs.base.errors import UgsepError
-from graphs.checkpoint import checkpoint
 from graphs.checkpoint.files import weight_files
+from graphs.models.pretrained import load_checkpoint, read_config
 from graphs.models.ranking_model import ModelConfig, RankingModel, initialise
 from graphs.models.table import model_class
 from quant.requests.readers import request_files
-
-TOOLS = (
-    "ugsep", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "polygraphy",
-    "tensorrt-rtx-cu13", "tensorrt-cu13", "numpy",
-)  # fmt: skip
-SYNTHETIC_REQUESTS = 24
-SYNTHETIC_CANDIDATES = 32
 
 
 @dataclass(frozen=True)
@@ -55,17 +44,6 @@ class Sources:
         return made_up or not self.calibration or not self.requests
 
 
-def tool_versions() -> dict[str, str]:
-    """Return the installed versions of every tool that shapes a build; absent ones are left out."""
-    found: dict[str, str] = {}
-    for name in TOOLS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def load_model(recipe: Recipe, sources: Sources) -> RankingModel:
     """Return the model in eval mode: the checkpoint's, or random weights from the recipe's config.
 
@@ -74,7 +52,7 @@ def load_model(recipe: Recipe, sources: Sources) -> RankingModel:
     """
     if sources.checkpoint is not None:
         check_architecture(recipe, sources.checkpoint)
-        return checkpoint.load_checkpoint(sources.checkpoint)
+        return load_checkpoint(sources.checkpoint)
     model = model_class(recipe.model)(random_config(recipe, sources.features))
     initialise(model, sources.seed)
     return model.eval()
@@ -86,7 +64,7 @@ def check_architecture(recipe: Recipe, folder: Path) -> None:
     Raises:
         UgsepError: it is of another, or not a checkpoint.
     """
-    found = checkpoint.read_config(folder).get("architecture")
+    found = read_config(folder).get("architecture")
     if found != recipe.model:
         raise UgsepError(f"{folder} holds a '{found}', the recipe is for '{recipe.model}'; pass the other")
 
@@ -122,11 +100,11 @@ def content_key(name: str, recipe: Recipe, sources: Sources, backend: str, modul
         "recipe": dump_recipe(recipe),
         "backend": backend,
         "tools": tool_versions(),
-        "code": code_sha256(),
+        "code": code_sha256(BUNDLE_CODE),
         "seed": sources.seed,
     }
     if sources.checkpoint is not None:
-        checkpoint.read_config(sources.checkpoint)
+        read_config(sources.checkpoint)
         files = [sources.checkpoint / "config.json", *weight_files(sources.checkpoint)]
         parts["checkpoint"] = [hash_file(file).sha256 for file in files]
     if sources.factory:
@@ -137,14 +115,3 @@ def content_key(name: str, recipe: Recipe, sources: Sources, backend: str, modul
         paths: tuple[Path, ...] = getattr(sources, role)
         parts[role] = [hash_file(p).sha256 for p in request_files(paths)] if paths else []
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def code_sha256() -> str:
-    """Return the sha256 of this tool's own source files, so that no build survives a change of the tool."""
-    digest = hashlib.sha256()
-    for package in (graphs, export, quant, engines):
-        root = Path(str(package.__file__)).parent
-        for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".html")):
-            digest.update(f"{root.name}/{path.relative_to(root).as_posix()}\n".encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()

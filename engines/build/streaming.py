@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from engines.build.pipeline import TRACE_CANDIDATES, TRACE_USERS
-from engines.build.sources import check_architecture, tool_versions
+from engines.build.sources import check_architecture
+from engines.bundle.provenance import tool_versions
 from engines.recipes.recipe import Recipe
 from export.metadata import GraphSide, Stamp
 from export.streamed import StreamedGraph, export_streamed
@@ -19,8 +20,8 @@ from export.weights.lazy_weights import Recorder, Weights, open_weights
 from graphs.base.features import Feature, of_side, random_rows
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
-from graphs.checkpoint.checkpoint import weightless_model
 from graphs.checkpoint.files import fingerprint, stored_weights
+from graphs.models.pretrained import weightless_model
 from graphs.models.ranking_model import RankingModel
 from graphs.split.split import Split, Subgraph, split_traced
 from graphs.trace.trace import trace

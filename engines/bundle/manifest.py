@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import stat
 import types
@@ -15,9 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engines.backends.contract import BuiltEngine, Option, Profile, TensorSpec
+from engines.bundle.files import MANIFEST, FileEntry, _reason, hash_file
 from graphs.base.errors import UgsepError
 
-MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 WHY = "why"  # with a side after it, the key in ``extra`` that says why its engine was chosen, where it was measured
 _MAX_MANIFEST_BYTES = 64 << 20
@@ -26,15 +25,6 @@ _MAX_RANK = 8
 _MAX_DIM = 1 << 31
 _MAX_SETTING = 4096  # threads, streams, sizes of a group
 _MAX_NUMBER = 1e300  # beyond every size, count and time, and below what overflows
-_CHUNK = 1 << 22
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of the bundle: size in bytes and sha256 in hex."""
-
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -92,17 +82,6 @@ def engine_for(manifest: Manifest, side: str, backend: str | None = None, precis
     )
 
 
-def hash_file(path: Path) -> FileEntry:
-    """Return size and sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    size = 0
-    with path.open("rb") as stream:
-        while piece := stream.read(_CHUNK):
-            digest.update(piece)
-            size += len(piece)
-    return FileEntry(size, digest.hexdigest())
-
-
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     """Hash every file under ``directory`` into the manifest, write it, and return it complete."""
     found = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
@@ -147,51 +126,6 @@ def read_manifest(directory: Path) -> Manifest:
     assert isinstance(manifest, Manifest)
     _check_sane(path, manifest)
     return manifest
-
-
-def verify_files(directory: Path, manifest: Manifest) -> None:
-    """Check size and sha256 of every file before any is loaded.
-
-    Raises:
-        UgsepError: a file is missing, leaves the bundle through a link, cannot be read, or differs; both values are
-            printed.
-    """
-    root = directory.resolve()
-    for name, entry in manifest.files.items():
-        path = directory / name
-        try:
-            problem = _file_problem(path, root, entry)
-        except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-            problem = f"cannot read it ({_reason(error)})"
-        if problem:
-            again = f"; rebuild: {manifest.rebuild}" if manifest.rebuild else ""  # a cached engine has no command
-            raise UgsepError(f"{path}: {problem}{again}")
-
-
-def unlisted_files(directory: Path, manifest: Manifest) -> list[str]:
-    """Return the files and links of a bundle that its manifest does not list, sorted."""
-    known = {MANIFEST, *manifest.files}
-    found = (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted({path.relative_to(directory).as_posix() for path in found} - known)
-
-
-def _file_problem(path: Path, root: Path, entry: FileEntry) -> str:
-    """Say what is wrong with one file of a bundle, empty where nothing is."""
-    if not path.resolve().is_relative_to(root):
-        return "a link leads out of the bundle"
-    if not path.is_file():
-        return "missing from the bundle"
-    size = path.stat().st_size
-    if size != entry.bytes:
-        return f"{size} bytes but the manifest says {entry.bytes}"
-    digest = hash_file(path).sha256
-    if digest != entry.sha256:
-        return f"sha256 {digest[:16]} but the manifest says {entry.sha256[:16]}"
-    return ""
-
-
-def _reason(error: OSError | RuntimeError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import glob
-import hashlib
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from engines.backends.contract import Runner
-from engines.backends.table import find_backend
-from engines.bundle.manifest import MANIFEST, Engine, Manifest, read_manifest, verify_files
+from engines.bundle.files import MANIFEST
 from graphs.base.errors import UgsepError
 
 _BUILDING = ".building-"
@@ -72,73 +69,6 @@ def publish(destination: Path, timeout: float = 0.0) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
     finally:
         lock.release()
-
-
-def open_bundle(directory: Path) -> Manifest:
-    """Read the manifest of a bundle and check every file against it; nothing is loaded.
-
-    Raises:
-        UgsepError: see ``read_manifest`` and ``verify_files``.
-    """
-    manifest = read_manifest(directory)
-    verify_files(directory, manifest)
-    return manifest
-
-
-def load_engine(
-    directory: Path,
-    manifest: Manifest,
-    engine: Engine,
-    threads: int | None = None,
-    runtime_cache: Path | None = None,
-) -> Runner:
-    """Load one engine of a verified bundle; ``runtime_cache`` is a folder for kernels compiled while serving.
-
-    Raises:
-        UgsepError: the backend is unknown or cannot run here; what the engine needs and what this machine has
-            are both printed, with the command that rebuilds it.
-    """
-    built = engine.built
-    backend = find_backend(built.backend)
-    here = backend.probe()
-    if not here.can_run:
-        needs = ", ".join(f"{k} {v}" for k, v in sorted(built.requires.items())) or built.backend
-        raise UgsepError(
-            f"{built.side} engine needs {needs}, this machine: {here.reason}; rebuild: {manifest.rebuild}"
-        )
-    try:
-        kernels = runtime_cache / _runtime_cache_name(manifest, engine) if runtime_cache is not None else None
-        return backend.load(directory / engine.directory, built, threads, kernels)
-    except UgsepError as error:
-        raise UgsepError(f"{error}{_other_versions(manifest)}; rebuild: {manifest.rebuild}") from error
-    except (TypeError, ValueError) as error:  # a setting of a type that the runtime does not take
-        refused = f"{built.backend} refuses its settings ({str(error).strip().splitlines()[0]})"
-        raise UgsepError(
-            f"{directory / engine.directory}: {refused}{_other_versions(manifest)}; rebuild: {manifest.rebuild}"
-        ) from error
-
-
-def _other_versions(manifest: Manifest) -> str:
-    """Say which tools differ from those that built a bundle, for the end of an error; empty where none does."""
-    from engines.build.sources import tool_versions  # it imports PyTorch, which serving does without
-
-    differ = compare_versions(manifest.tools, tool_versions())
-    return f" ({', '.join(differ)})" if differ else ""
-
-
-def _runtime_cache_name(manifest: Manifest, engine: Engine) -> str:
-    """Return a file name that is the same for the same engine, wherever the bundle stands."""
-    hashes = "".join(manifest.files[f"{engine.directory}/{name}"].sha256 for name in engine.built.files)
-    return f"{hashlib.sha256(hashes.encode()).hexdigest()[:32]}.kernels"
-
-
-def compare_versions(built_with: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
-    """Return one line per tool whose version differs: ``onnxruntime 1.30.0 (bundle) != 1.31.1 (here)``."""
-    return [
-        f"{tool} {version} (bundle) != {here[tool]} (here)"
-        for tool, version in sorted(built_with.items())
-        if tool in here and here[tool] != version
-    ]
 
 
 @contextmanager

@@ -15,9 +15,10 @@ from rich.table import Table
 from engines.backends.contract import Availability
 from engines.backends.onnxruntime.build import host_isa
 from engines.backends.table import find_backend
-from engines.build.sources import tool_versions
+from engines.bundle.bundle import open_bundle
+from engines.bundle.load import compare_versions
 from engines.bundle.manifest import WHY, Engine, Manifest
-from engines.bundle.publish import compare_versions, open_bundle
+from engines.bundle.provenance import tool_versions
 from engines.render.byte_sizes import readable_bytes
 from engines.render.json_text import json_text
 from graphs.base.errors import UgsepError

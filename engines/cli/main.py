@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from engines.bundle.manifest import unlisted_files
-from engines.bundle.publish import open_bundle
+from engines.bundle.bundle import open_bundle
+from engines.bundle.files import unlisted_files
 from engines.cli.bench import bench_command
 from engines.cli.bisect import bisect_command
 from engines.cli.cache import cache_command
@@ -183,7 +183,7 @@ def validate_command(
 def verify_command(bundle: Path) -> None:
     """Check every file of BUNDLE against its manifest; a file that it does not list is refused too."""
     manifest = open_bundle(bundle)
-    if strange := unlisted_files(bundle, manifest):
+    if strange := unlisted_files(bundle, manifest.files):
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         raise UgsepError(
             f"{bundle}: {ascii(strange[0])[1:-1]}{more} not in the manifest; remove it or build it again"

@@ -4,54 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from engines.recipes.recipe import Recipe, load_recipe, recipe_names
+from engines.build.catalogue import Measured, ModelRow, model_row
+from engines.recipes.recipe import load_recipe, recipe_names
 from graphs.base.errors import UgsepError
 
-if TYPE_CHECKING:
-    from engines.build.catalogue import Measured
-
 FEATURES = Path("build/data/movielens/features.json")
-
-
-@dataclass(frozen=True)
-class ModelRow:
-    """One recipe: dense parameters (no embedding tables), FLOPs per user and per candidate, and the reusable share.
-
-    ``limit`` is the speed-up limit by FLOPs at 256 candidates.
-    """
-
-    name: str
-    architecture: str
-    parameters: int
-    user_flops: int
-    candidate_flops: int
-    ratio: str
-    reusable_share: float
-    limit: float
-
-
-def model_row(name: str, recipe: Recipe, features: Path) -> ModelRow:
-    """Return the row of a recipe, from formulas; nothing is built.
-
-    Raises:
-        UgsepError: the recipe declares no features and ``features`` does not exist.
-    """
-    from engines.build.sources import random_config  # imports torch, which other commands need not wait for
-
-    config = random_config(recipe, features)
-    counts = config.counts()
-    user, item = counts.user.active_flops, counts.item.active_flops
-    limit = 256 * (user + item) / (user + 256 * item)
-    ratio = f"{config.user_tokens}:{config.item_tokens}" if config.ug_sep else f"0:{config.tokens}"
-    return ModelRow(name, recipe.model, counts.parameters, user, item, ratio, counts.reusable_share, limit)
 
 
 @click.command("models")

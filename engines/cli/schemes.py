@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.build.schemes import SIDES, SchemeTable, compare_schemes
+from engines.bundle.bundle import open_bundle
 from engines.bundle.manifest import engine_for, read_manifest
-from engines.bundle.publish import open_bundle
 from engines.compile.compile import EnginePlan, compile_engine, load_built, serving_plans
 from engines.recipes.recipe import AUTO, Recipe, load_recipe
 from engines.render.json_text import json_text

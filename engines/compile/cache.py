@@ -22,7 +22,8 @@ from onnx import external_data_helper
 
 from engines.backends.contract import BuildSpec, BuiltEngine
 from engines.backends.graph_io import read_graph
-from engines.bundle.manifest import MANIFEST, Engine, Manifest, read_manifest, verify_files, write_manifest
+from engines.bundle.files import MANIFEST, verify_files
+from engines.bundle.manifest import Engine, Manifest, read_manifest, write_manifest
 from graphs.base.errors import UgsepError
 
 #: Part of every key: raise it when a build's output changes for the same input.
@@ -163,7 +164,7 @@ def list_entries(root: Path, verify: bool = False) -> list[Entry]:
         try:
             manifest = read_manifest(path)
             if verify:
-                verify_files(path, manifest)
+                verify_files(path, manifest.files)
             built = manifest.engines[0].built
             entries.append(Entry(path.name, built.side, built.backend, built.precision, size, unused))
         except (UgsepError, IndexError) as error:
@@ -220,7 +221,7 @@ def _sound(entry: Path) -> Manifest | None:
         return None
     try:
         manifest = read_manifest(entry)
-        verify_files(entry, manifest)
+        verify_files(entry, manifest.files)
     except UgsepError:
         return None
     return manifest if [e.directory for e in manifest.engines] == [_ENGINE] else None

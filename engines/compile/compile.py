@@ -8,8 +8,8 @@ from pathlib import Path
 
 from engines.backends.contract import BuildSpec, BuiltEngine, Profile, Rows, Runner, check_precision
 from engines.backends.table import find_backend
-from engines.build.sources import code_sha256, tool_versions
 from engines.bundle.manifest import Engine
+from engines.bundle.provenance import ENGINE_CODE, code_sha256, tool_versions
 from engines.compile.cache import cached_build, engine_key
 from engines.recipes.recipe import Recipe
 from export.metadata import GraphSide
@@ -113,7 +113,7 @@ def compile_engine(
 
     if cache is None:
         return module.build(spec, folder, tell)
-    tools = {**tool_versions(), "code": code_sha256()}
+    tools = {**tool_versions(), "code": code_sha256(ENGINE_CODE)}
     key = engine_key(plan.backend, spec, tools, module.target())
     built, found = cached_build(cache, key, folder, lambda out: module.build(spec, out, tell), tell)
     if found:

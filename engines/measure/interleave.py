@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from engines.verify.latency import Percentiles
+from engines.measure.percentiles import Percentiles
 
 Key = TypeVar("Key")
 

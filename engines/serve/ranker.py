@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Self, cast
 import numpy as np
 
 from engines.backends.contract import Array, BuiltEngine, DeviceArray, DeviceRunner, Runner
-from engines.bundle.manifest import Engine, Manifest, engine_for, read_manifest, verify_files
-from engines.bundle.publish import load_engine
+from engines.bundle.files import verify_files
+from engines.bundle.load import load_engine
+from engines.bundle.manifest import Engine, Manifest, engine_for, read_manifest
 from engines.serve.state_cache import CacheInfo, State, StateCache
 from engines.serve.vocabularies import check_ids
 from graphs.base.errors import UgsepError, nearest
@@ -89,7 +89,7 @@ class Ranker:
         manifest = read_manifest(root)
         pair = [engine_for(manifest, side, backend, precision) for side in ("user", "item")]
         needed = {f"{e.directory}/{name}" for e in pair for name in e.built.files}
-        verify_files(root, dataclasses.replace(manifest, files={k: manifest.files[k] for k in sorted(needed)}))
+        verify_files(root, {k: manifest.files[k] for k in sorted(needed)}, manifest.rebuild)
         kernels = Path(runtime_cache) if runtime_cache is not None else None
         return cls.from_engines(root, manifest, pair[0], pair[1], threads, cache_bytes, kernels)
 

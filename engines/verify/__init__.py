@@ -1,1 +1,3 @@
 """What "proven" means: parity, gates, latency, and where scores part."""
+
+__all__: list[str] = []

@@ -13,8 +13,8 @@ import onnx
 
 from engines.backends.contract import Array, BuiltEngine
 from engines.backends.graph_io import read_graph
+from engines.bundle.bundle import open_bundle
 from engines.bundle.manifest import Engine, engine_for
-from engines.bundle.publish import open_bundle
 from engines.recipes.recipe import load_recipe
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX

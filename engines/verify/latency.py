@@ -9,21 +9,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from engines.backends.contract import Array, Runner
+from engines.measure.percentiles import Percentiles
 from engines.serve.ranker import Ranker
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.requests.readers import Request
 
 ROUNDS = 30
 WARM_UP = 3
-
-
-@dataclass(frozen=True)
-class Percentiles:
-    """Milliseconds at the 50th, 90th and 99th percentile."""
-
-    p50: float
-    p90: float
-    p99: float
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy as np
 
 from engines.backends.contract import Array
 from engines.backends.graph_io import read_graph
+from engines.bundle.bundle import open_bundle
 from engines.bundle.manifest import Manifest, engine_for
-from engines.bundle.publish import open_bundle
 from engines.verify.agreement import probability
 from engines.verify.bisect import read_onnxruntime
 from graphs.base.errors import UgsepError

@@ -8,9 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from engines.backends.contract import Runner
-from engines.build.report import read_report
-from engines.build.sources import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
-from engines.bundle.publish import open_bundle
+from engines.bundle.bundle import open_bundle, read_report
 from engines.recipes.recipe import load_recipe
 from engines.verify import prove
 from engines.verify.checks import Scores
@@ -18,6 +16,7 @@ from engines.verify.failing_rows import save_worst_rows
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import ProgressCallback, silent
 from quant.requests.readers import read_requests, request_spec, synthetic_requests, table_rows
+from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
 
 
 def validate(

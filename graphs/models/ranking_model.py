@@ -162,7 +162,7 @@ class RankingModel(nn.Module, ModelHubMixin):
         return result
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        from graphs.checkpoint.checkpoint import save_weights
+        from graphs.checkpoint.weights import save_weights
 
         save_weights(self, save_directory / "model.safetensors")
         mapping = {"architecture": self.architecture(), **config_file.to_mapping(self.config)}
@@ -170,7 +170,7 @@ class RankingModel(nn.Module, ModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, config: ModelConfig | dict[str, Any] | None = None, **_: Any) -> Self:
-        from graphs.checkpoint.checkpoint import load_weights
+        from graphs.checkpoint.weights import load_weights
 
         if config is None:
             raise UgsepError(f"{model_id}/config.json is missing; save the model with save_pretrained")

@@ -1,1 +1,6 @@
 """The splitter: one traced model becomes a user graph and an item graph."""
+
+from graphs.split.proof import SplitProof, prove
+from graphs.split.split import Split, StateTensor, Subgraph
+
+__all__ = ["Split", "SplitProof", "StateTensor", "Subgraph", "prove"]

@@ -1,1 +1,5 @@
 """Requests on disk: what a file must hold, and how it is read."""
+
+from quant.requests.readers import Request, read_requests, request_spec
+
+__all__ = ["Request", "read_requests", "request_spec"]

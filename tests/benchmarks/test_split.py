@@ -9,8 +9,9 @@ from click.testing import CliRunner
 
 from benchmarks.split import CASES, Measured, bench, main, split_only
 from engines.backends.onnxruntime import autotune
+from engines.measure.percentiles import Percentiles
 from engines.recipes.recipe import Recipe
-from engines.verify.latency import Percentiles, RequestLatency
+from engines.verify.latency import RequestLatency
 from tests import tiny
 
 RECIPE = Recipe(

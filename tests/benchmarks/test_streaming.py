@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.streaming import Measured
+from benchmarks.streaming_result import Measured
 
 
 @pytest.mark.parametrize(("size", "bounds"), [(4 * 10**7, 2), (10**9, 3), (14 * 10**9, 4)])

@@ -17,7 +17,7 @@ from examples.movielens.tables import Items, Ratings, Users
 from examples.movielens.train import checkpoint, fixed_threads, forget_some, make_optimizer, schedule
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress
-from graphs.checkpoint.checkpoint import load_checkpoint
+from graphs.models.pretrained import load_checkpoint
 from graphs.models.table import model_class
 
 SMALL = Recipe(

@@ -1,1 +1,3 @@
 """ONNX Runtime on CPUs."""
+
+__all__: list[str] = []

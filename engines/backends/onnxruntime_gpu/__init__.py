@@ -1,1 +1,3 @@
 """ONNX Runtime on NVIDIA GPUs."""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """OpenVINO on CPUs."""
+
+__all__: list[str] = []

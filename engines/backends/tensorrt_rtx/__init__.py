@@ -1,1 +1,3 @@
 """TensorRT for RTX GPUs."""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """The commands of `quant`."""
+
+__all__: list[str] = []

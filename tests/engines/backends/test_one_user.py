@@ -15,8 +15,8 @@ from engines.backends.onnxruntime import autotune, variants
 from engines.backends.onnxruntime import build as ort_build
 from engines.build.pipeline import build
 from engines.build.sources import Sources
+from engines.bundle.bundle import open_bundle
 from engines.bundle.manifest import engine_for
-from engines.bundle.publish import open_bundle
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 from tests import tiny

@@ -32,8 +32,8 @@ from export.weights.lazy_weights import open_weights
 from graphs.base.errors import UgsepError
 from graphs.base.features import of_side, random_rows
 from graphs.base.progress import Progress
-from graphs.checkpoint.checkpoint import load_checkpoint, weightless_model
 from graphs.checkpoint.files import stored_weights
+from graphs.models.pretrained import load_checkpoint, weightless_model
 from quant.graph.gemms import read_tensor
 from quant.policy import policy_from
 from quant.schemes.schemes import Absmax, Mse

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 
 from engines import Ranker
 from engines.build.sources import Sources
-from engines.bundle.manifest import MANIFEST, read_manifest, write_manifest
+from engines.bundle.files import MANIFEST
+from engines.bundle.manifest import read_manifest, write_manifest
 from engines.cli.main import main
 from graphs.base.errors import UgsepError
 from tests import tiny

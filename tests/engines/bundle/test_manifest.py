@@ -6,16 +6,8 @@ from typing import Any
 
 import pytest
 
-from engines.bundle.manifest import (
-    FileEntry,
-    Manifest,
-    engine_for,
-    hash_file,
-    read_manifest,
-    unlisted_files,
-    verify_files,
-    write_manifest,
-)
+from engines.bundle.files import FileEntry, hash_file, unlisted_files, verify_files
+from engines.bundle.manifest import Manifest, engine_for, read_manifest, write_manifest
 from graphs.base.errors import UgsepError
 from tests.engines.engine_records import tiny_engine
 
@@ -165,18 +157,18 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(bundle: Path) -> None
     engine.unlink()
     _link_to_itself(engine)
     with pytest.raises(UgsepError, match=r"a.bin: cannot read it .*rebuild: make engines"):
-        verify_files(bundle, manifest)
+        verify_files(bundle, manifest.files)
     too_long = dataclasses.replace(manifest, files={"x" * 5000: FileEntry(1, "0" * 64)})
     with pytest.raises(UgsepError, match="cannot read it"):
-        verify_files(bundle, too_long)
+        verify_files(bundle, too_long.files)
 
 
 def test_files_beside_those_of_the_manifest_are_found(bundle: Path) -> None:
     manifest = read_manifest(bundle)
-    assert unlisted_files(bundle, manifest) == []
+    assert unlisted_files(bundle, manifest.files) == []
     (bundle / "engines" / "b.so").write_text("x")
     (bundle / "out").symlink_to("/")
-    assert unlisted_files(bundle, manifest) == ["engines/b.so", "out"]
+    assert unlisted_files(bundle, manifest.files) == ["engines/b.so", "out"]
 
 
 def test_engines_are_found_by_side_backend_and_precision(bundle: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 
 from engines.backends.contract import Availability, BuiltEngine
 from engines.bundle import publish as publishing
+from engines.bundle.bundle import open_bundle
+from engines.bundle.load import compare_versions, load_engine
 from engines.bundle.manifest import Manifest, read_manifest, write_manifest
-from engines.bundle.publish import compare_versions, load_engine, open_bundle, publish
+from engines.bundle.publish import publish
 from graphs.base.errors import UgsepError
 from tests.engines.engine_records import tiny_engine
 

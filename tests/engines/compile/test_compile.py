@@ -118,7 +118,7 @@ def test_changed_tools_code_or_machine_miss(tmp_path: Path, source: Path, monkey
     tools = compiling.tool_versions()
     for name, value in {
         "tool_versions": lambda: tools | {"onnxruntime": "0.0.1"},
-        "code_sha256": lambda: "of an edited file",
+        "code_sha256": lambda _: "of an edited file",
     }.items():
         with monkeypatch.context() as patch:
             patch.setattr(compiling, name, value)

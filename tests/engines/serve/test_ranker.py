@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engines import Ranker
-from engines.bundle.publish import open_bundle
+from engines.bundle.bundle import open_bundle
 from graphs.base.errors import UgsepError
 from tests import tiny
 

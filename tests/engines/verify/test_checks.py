@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.backends.contract import Array
+from engines.measure.percentiles import Percentiles
 from engines.recipes.recipe import Gates
 from engines.serve.ranker import Ranker
 from engines.verify.agreement import EXACT_DB, agreement
 from engines.verify.checks import Check, auc_targets, check_invariance, latency_targets, score_errors
-from engines.verify.latency import Percentiles, RequestLatency
+from engines.verify.latency import RequestLatency
 from quant.requests.readers import Request
 
 

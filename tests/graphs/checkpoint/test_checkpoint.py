@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from graphs.base.errors import UgsepError
-from graphs.checkpoint.checkpoint import load_checkpoint
+from graphs.models.pretrained import load_checkpoint
 from tests.graphs.model_laws import VARIANTS, make_config, make_model, make_rows
 
 

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 
 from graphs.base.errors import UgsepError
-from graphs.checkpoint.checkpoint import load_checkpoint, weightless_model
 from graphs.checkpoint.files import INDEX, SINGLE, stored_weights, weight_files
+from graphs.models.pretrained import load_checkpoint, weightless_model
 from tests.graphs.model_laws import make_config, make_model, make_rows
 
 SPREAD = "layers.1.compensation.spread"

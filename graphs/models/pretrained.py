@@ -1,4 +1,4 @@
-"""Checkpoints: a folder with ``config.json`` and weights in safetensors, one file or shards; pickles are refused."""
+"""Load a checkpoint as the model that its config names."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import nn
 
 from graphs.base.errors import UgsepError
-from graphs.checkpoint.files import PICKLES, check_finite, check_weights, stored_weights, weight_files
+from graphs.checkpoint.files import PICKLES, check_weights, stored_weights, weight_files
 from graphs.models.ranking_model import RankingModel
 from graphs.models.table import model_class
 
@@ -63,24 +60,3 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UgsepError(f"{path} holds a {type(config).__name__}, not a mapping; save the checkpoint again")
     return config
-
-
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Fill every parameter and buffer of ``model`` from a checkpoint folder; the errors of ``load_checkpoint``.
-
-    One file or shards; weights are converted to the model's own dtypes, one at a time.
-    """
-    where = weight_files(folder)[0]
-    stored, expected = stored_weights(folder), model.state_dict()
-    check_weights(expected, stored, where)
-    for file in sorted({s.file for s in stored.values()}):
-        with safetensors.safe_open(file, framework="pt") as opened, torch.no_grad():
-            for name in opened.keys():
-                value = opened.get_tensor(name)
-                check_finite(name, value, file)
-                expected[name].copy_(value)
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the parameters and buffers of ``model`` to one safetensors file."""
-    safetensors.torch.save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, path)

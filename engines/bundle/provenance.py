@@ -1,0 +1,51 @@
+"""What made a bundle: tool versions, and hashes of the code that shaped it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+__all__ = ["BUNDLE_CODE", "ENGINE_CODE", "code_sha256", "tool_versions"]
+
+#: The code that turns an ONNX file into an engine: an edit elsewhere leaves every cached engine valid.
+ENGINE_CODE = ("export/lowering", "export/names.py", "engines/backends", "engines/measure")
+#: The code that shapes a bundle: everything but the commands, the benchmark and the serving runtime.
+BUNDLE_CODE = (
+    "graphs", "export", "quant", "engines/backends", "engines/build", "engines/bundle", "engines/compile",
+    "engines/measure", "engines/recipes", "engines/render", "engines/verify",
+)  # fmt: skip
+_ROOT = Path(__file__).parents[2]
+
+TOOLS = (
+    "ugsep", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "polygraphy",
+    "tensorrt-rtx-cu13", "tensorrt-cu13", "numpy",
+)  # fmt: skip
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the installed versions of every tool that shapes a build; absent ones are left out."""
+    found: dict[str, str] = {}
+    for name in TOOLS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def code_sha256(places: Sequence[str], root: Path = _ROOT) -> str:
+    """Return the sha256 of source files and templates, so that no result outlives a change of the code that made it.
+
+    Args:
+        places: files and folders below ``root``; a file that does not exist counts as empty.
+        root: the folder of the four packages.
+    """
+    digest = hashlib.sha256()
+    for place in places:
+        found = (root / place).rglob("*") if (root / place).is_dir() else [root / place]
+        for path in sorted(p for p in found if p.is_file() and p.suffix in (".py", ".html")):
+            digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,33 @@
+"""Read and write the weights of a module as safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from graphs.checkpoint.files import check_finite, check_weights, stored_weights, weight_files
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Fill every parameter and buffer of ``model`` from a checkpoint folder; the errors of ``load_checkpoint``.
+
+    One file or shards; weights are converted to the model's own dtypes, one at a time.
+    """
+    where = weight_files(folder)[0]
+    stored, expected = stored_weights(folder), model.state_dict()
+    check_weights(expected, stored, where)
+    for file in sorted({s.file for s in stored.values()}):
+        with safetensors.safe_open(file, framework="pt") as opened, torch.no_grad():
+            for name in opened.keys():
+                value = opened.get_tensor(name)
+                check_finite(name, value, file)
+                expected[name].copy_(value)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the parameters and buffers of ``model`` to one safetensors file."""
+    safetensors.torch.save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, path)
