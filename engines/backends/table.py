@@ -11,33 +11,33 @@ __all__ = ["backend_names", "find_backend"]
 
 
 def _onnxruntime() -> Backend:
-    from engines.backends.onnxruntime import build
+    from engines.backends.onnxruntime import backend
 
-    return build
+    return backend
 
 
 def _onnxruntime_gpu() -> Backend:
-    from engines.backends.onnxruntime_gpu import build
+    from engines.backends.onnxruntime_gpu import backend
 
-    return build
+    return backend
 
 
 def _openvino() -> Backend:
-    from engines.backends.openvino import build
+    from engines.backends.openvino import backend
 
-    return build
+    return backend
 
 
 def _tensorrt() -> Backend:
-    from engines.backends.tensorrt import build
+    from engines.backends.tensorrt import backend
 
-    return build
+    return backend
 
 
 def _tensorrt_rtx() -> Backend:
-    from engines.backends.tensorrt_rtx import build
+    from engines.backends.tensorrt_rtx import backend
 
-    return build
+    return backend
 
 
 #: A function per backend, so that a module is imported only if it is used, and mypy checks it against the protocol.

@@ -6,7 +6,7 @@ import os
 import platform
 from dataclasses import dataclass
 
-from engines.backends.onnxruntime.build import host_isa
+from engines.backends.host import host_isa
 from engines.bundle.provenance import tool_versions
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from engines.backends.contract import Option, Runner
-from engines.backends.onnxruntime.build import host_isa
+from engines.backends.host import host_isa
 from engines.backends.table import find_backend
 from engines.build import report
 from engines.build.autoselect import Trial, choose_engines

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.backends.contract import Availability
-from engines.backends.onnxruntime.build import host_isa
+from engines.backends.host import host_isa
 from engines.backends.table import find_backend
 from engines.bundle.bundle import open_bundle
 from engines.bundle.load import compare_versions

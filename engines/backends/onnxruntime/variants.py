@@ -13,20 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.backends.contract import Array, BuiltEngine, Profile, Rows, Runner, TensorSpec
-from export.metadata import GraphSide
+from engines.backends.contract import Array, BuiltEngine, Profile, Rows, Runner, Side, TensorSpec
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX, USER_ROWS
 
 ONE_USER, FEW_ROWS, ANY = "one_user", "few_rows", "any"
 
 
-def form_file(side: GraphSide, form: str) -> str:
+def form_file(side: Side, form: str) -> str:
     """Return the file name of a form's graph."""
     return f"{side}.onnx" if form == ANY else f"{side}.{form}.onnx"
 
 
-def row_axis(side: GraphSide) -> str:
+def row_axis(side: Side) -> str:
     """Return the name of the axis whose length is a request's size."""
     return "users" if side == "user" else "candidates"
 
@@ -59,7 +58,7 @@ def _with_index(built: BuiltEngine, change: Callable[[TensorSpec], tuple[TensorS
     return dataclasses.replace(built, inputs=tuple(spec for kept in inputs for spec in kept))
 
 
-def cut_profiles(side: GraphSide, profiles: Sequence[Profile], most: int) -> tuple[Profile, ...]:
+def cut_profiles(side: Side, profiles: Sequence[Profile], most: int) -> tuple[Profile, ...]:
     """Return the profiles with those rows apart, up to ``most``, that the form for few rows takes."""
     field = row_axis(side)
     first = dataclasses.replace(profiles[0], **{field: Rows(1, 1, most)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -11,52 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from engines.backends.contract import (
-    Array,
-    Availability,
     BuildSpec,
     BuiltEngine,
     EngineWeight,
     Option,
     Progress,
-    TensorSpec,
     WeightStatus,
-    check_feeds,
     check_options,
 )
 from engines.backends.graph_io import graph_io, read_graph
-from engines.backends.onnxruntime.build import host_isa
-from engines.backends.tensors import check_loaded
+from engines.backends.openvino.library import NAME, ONNX_VARIANT, OPTIONS, RUNS_AS, import_openvino, runs_as
+from engines.backends.openvino.runner import first_line
 from export.lowering.passes import lower_for_cpu
 from graphs.base.errors import UgsepError
 
-NAME = "openvino"
-ONNX_VARIANT = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp32", "w8a32": "w8a32", "w8a8-dynamic": "w8a32"}
-#: ``threads``: inference threads. ``streams``: parallel requests the CPU is divided for; 1 is best for latency.
-OPTIONS: dict[str, Option] = {"threads": 1, "streams": 1}
-
 _HINT = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "w8a32": "f32", "w8a8-dynamic": "f32"}
-#: What OpenVINO calls the precision it really computes in, for each of ours.
-_RUNS_AS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "w8a32": "float32", "w8a8-dynamic": "float32"}
-_INSTALL = "pip install 'ugsep[openvino]'"
-
-
-def probe() -> Availability:
-    """Can OpenVINO be imported here, and what can its CPU plugin compute in."""
-    try:
-        ov = _import()
-    except UgsepError as error:
-        return Availability(False, False, str(error))
-    capabilities = ", ".join(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-    return Availability(True, True, f"openvino {ov.__version__}, CPU ({capabilities})")
-
-
-def target() -> str:
-    """Return this CPU's microarchitecture: which precisions there are, and what was read back, depends on it."""
-    return host_isa()
 
 
 def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
@@ -66,7 +37,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         UgsepError: openvino is missing, an option is wrong, the graph does not compile, this CPU has no GEMMs of
             the precision, or int8 weights do not stay int8.
     """
-    ov = _import()
+    ov = import_openvino()
     options = check_options(NAME, spec.options, OPTIONS)
     session = _settings(spec.precision, options)
     started = time.perf_counter()
@@ -100,69 +71,6 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     )
 
 
-def load(
-    directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
-) -> OpenVinoRunner:
-    """Compile the IR with the pinned settings.
-
-    Raises:
-        UgsepError: openvino is missing, a file is missing or broken, this CPU has no GEMMs of the precision, or the
-            tensors are not those the manifest names.
-    """
-    ov = _import()
-    session = dict(built.session)
-    if threads is not None:
-        session["INFERENCE_NUM_THREADS"] = threads
-    file = directory / f"{built.side}.xml"
-    try:
-        compiled = ov.Core().compile_model(str(file), "CPU", session)
-    except Exception as error:  # openvino raises RuntimeError and classes of its own alike
-        raise UgsepError(f"{file}: OpenVINO cannot load it ({_first(error)}); build the bundle again") from error
-    runs_as = _runs_as(compiled)
-    if runs_as != _RUNS_AS[built.precision]:
-        raise UgsepError(
-            f"{file}: built for {built.precision} ({_RUNS_AS[built.precision]}), this CPU would run {runs_as}; "
-            "build the bundle again here"
-        )
-    check_loaded(file, built, _ports(built.inputs, compiled.inputs), _ports(built.outputs, compiled.outputs))
-    return OpenVinoRunner(compiled, built)
-
-
-class OpenVinoRunner:
-    """One compiled model and one inference request per thread that calls ``infer``."""
-
-    def __init__(self, compiled: Any, built: BuiltEngine) -> None:
-        self._compiled, self._built = compiled, built
-        self._local = threading.local()
-
-    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; raises UgsepError for wrong feeds or after ``close``."""
-        if self._compiled is None:
-            raise UgsepError("the engine is closed; load it again")
-        checked = check_feeds(self._built.inputs, feeds)
-        request = getattr(self._local, "request", None)
-        if request is None:
-            request = self._local.request = self._compiled.create_infer_request()
-        try:
-            results = request.infer(checked, share_inputs=True)
-        except Exception as error:  # openvino raises RuntimeError and classes of its own alike
-            raise UgsepError(f"the {self._built.side} engine refused these inputs ({_first(error)})") from error
-        # Copies: the request's own output buffers are overwritten by its next run.
-        return {spec.name: np.array(results[i]) for i, spec in enumerate(self._built.outputs)}
-
-    def close(self) -> None:
-        """Release the compiled model."""
-        self._compiled, self._local = None, threading.local()
-
-
-def _import() -> Any:
-    try:
-        import openvino as ov
-    except ImportError as error:
-        raise UgsepError(f"backend 'openvino' needs openvino; {_INSTALL}") from error
-    return ov
-
-
 def _settings(precision: str, options: Mapping[str, Option]) -> dict[str, Option]:
     return {
         "PERFORMANCE_HINT": "LATENCY",
@@ -174,36 +82,12 @@ def _settings(precision: str, options: Mapping[str, Option]) -> dict[str, Option
     }
 
 
-def _ports(listed: tuple[TensorSpec, ...], ports: Any) -> tuple[TensorSpec, ...]:
-    """Return inputs or outputs of a compiled model; a port may have several names, one of them is the graph's."""
-    hoped = [spec.name for spec in listed] if len(listed) == len(ports) else [""] * len(ports)
-    return tuple(
-        TensorSpec(
-            name if name in port.get_names() else str(port.get_any_name()),
-            str(port.get_element_type().to_dtype().name),
-            tuple(d.get_length() if d.is_static else "?" for d in port.get_partial_shape()),
-        )
-        for name, port in zip(hoped, ports, strict=True)
-    )
-
-
-def _first(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
-def _runs_as(compiled: Any) -> str:
-    """Return the precision the plugin settled on; it may be another than the hint asked for."""
-    name = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
-    return {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(name, name)
-
-
 def _check_precision(spec: BuildSpec, compiled: Any) -> None:
-    runs_as = _runs_as(compiled)
-    if runs_as != _RUNS_AS[spec.precision]:
+    computes_in = runs_as(compiled)
+    if computes_in != RUNS_AS[spec.precision]:
         raise UgsepError(
-            f"this CPU runs {runs_as} where {spec.precision} was asked; choose a precision it has (fp32"
-            f"{', bf16' if runs_as == 'bfloat16' else ''})"
+            f"this CPU runs {computes_in} where {spec.precision} was asked; choose a precision it has (fp32"
+            f"{', bf16' if computes_in == 'bfloat16' else ''})"
         )
 
 
@@ -213,7 +97,7 @@ def _compile(ov: Any, source: Path, file: Path, session: Mapping[str, Option]) -
         ov.save_model(ov.convert_model(str(source)), str(file), compress_to_fp16=False)
         return ov.Core().compile_model(str(file), "CPU", dict(session))
     except Exception as error:  # openvino raises RuntimeError and classes of its own alike
-        raise UgsepError(f"{source}: OpenVINO cannot compile it ({_first(error)}); export it again") from error
+        raise UgsepError(f"{source}: OpenVINO cannot compile it ({first_line(error)}); export it again") from error
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,8 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from engines.backends.contract import (
-    Availability,
     BuildSpec,
     BuiltEngine,
     EngineWeight,
@@ -17,58 +15,19 @@ from engines.backends.contract import (
     Profile,
     Progress,
     Rows,
-    Runner,
     TensorSpec,
     check_options,
 )
 from engines.backends.graph_io import graph_io, read_graph
+from engines.backends.tensorrt.library import NAME, OPTIONS, import_tensorrt
 from engines.backends.trt.plan import Plan, build_plan, int8_statuses, profile_shapes, write_layers
-from engines.backends.trt.runner import gpu, load_plan
+from engines.backends.trt.runner import gpu
 from engines.backends.trt.worker import Job, Settings
 from export.lowering.tensorrt import Weights, lower_for_tensorrt
 from graphs.base.errors import UgsepError, nearest
 
-NAME = "tensorrt"
-ONNX_VARIANT = {"w8a16": "w8a16", "fp16": "fp32"}
-#: ``optimization_level``: 0 (fast build) to 5 (fast engine). ``version_compatible``: loads in later versions.
-#: ``hardware_compatible``: none (this GPU), same-capability, ampere-plus. ``refit``: weights can be replaced.
-#: ``workspace_mb``: scratch memory a kernel may use while running, 0 for all there is. ``int8_plugin``: where
-#: TensorRT folds int8 weights to FP16, run them in our own kernel (needs Triton to build, not to run). ``buckets``:
-#: tune kernels for several request sizes instead of one; every bucket adds to the engine and to the memory it takes.
-OPTIONS: dict[str, Option] = {
-    "optimization_level": 3,
-    "version_compatible": False,
-    "hardware_compatible": "none",
-    "refit": False,
-    "workspace_mb": 0,
-    "int8_plugin": True,
-    "buckets": True,
-}
-
 _HARDWARE = {"none": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
 _WEIGHTS: dict[str, Weights] = {"w8a16": "int8", "fp16": "fp16"}
-
-
-def probe() -> Availability:
-    """Are the TensorRT libraries here, and a GPU: without one it can neither build nor run."""
-    try:
-        trt = _import()
-    except UgsepError as error:
-        return Availability(False, False, str(error))
-    capability, reason = gpu()
-    if capability is None:
-        return Availability(
-            False, False, f"tensorrt {trt.__version__} builds only on the GPU it builds for: {reason}"
-        )
-    return Availability(True, True, f"tensorrt {trt.__version__}, compute capability {capability}")
-
-
-def target() -> str:
-    """Return this machine's GPU, for which kernels are timed and chosen."""
-    import torch
-
-    capability, reason = gpu()
-    return reason if capability is None else f"{torch.cuda.get_device_name()}, compute capability {capability}"
 
 
 def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
@@ -80,7 +39,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         UgsepError: TensorRT's libraries or a GPU are missing, an option is wrong, the graph does not compile, or an
             int8 weight was folded to FP16.
     """
-    trt = _import()
+    trt = import_tensorrt()
     options = check_options(NAME, spec.options, OPTIONS)
     check_values(options)
     capability, reason = gpu()
@@ -166,17 +125,6 @@ def _compile(
     return plan, inputs, outputs, int8_statuses(plan.layers, {n: lowered.merged.get(n, n) for n in names}, plugin)
 
 
-def load(
-    directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
-) -> Runner:
-    """Load an engine on this machine's GPU.
-
-    Raises:
-        UgsepError: the libraries, a driver or a GPU that the engine was built for are missing; both are named.
-    """
-    return load_plan(_import(), NAME, directory, built)
-
-
 def settings_of(options: Mapping[str, Option]) -> Settings:
     """Return the options of this backend as its compiling process takes them. Networks are always strongly typed."""
     return Settings(
@@ -210,15 +158,3 @@ def check_values(options: Mapping[str, Option]) -> None:
         raise UgsepError(f"backend 'tensorrt': hardware_compatible '{hardware}'{nearest(hardware, _HARDWARE)}")
     if int(options["workspace_mb"]) < 0:
         raise UgsepError(f"backend 'tensorrt': workspace_mb is {options['workspace_mb']}; give 0 or more")
-
-
-def _import() -> Any:
-    try:
-        import tensorrt as trt
-    except (ImportError, OSError) as error:
-        # The bindings install from the package index, the libraries only from the vendor's.
-        raise UgsepError(
-            f"backend 'tensorrt' needs TensorRT 11 and its libraries ({error}); pip install 'ugsep[tensorrt]', the "
-            "libraries come from NVIDIA's own package index"
-        ) from error
-    return trt

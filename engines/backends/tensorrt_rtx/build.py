@@ -8,62 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends.contract import (
-    Availability,
     BuildSpec,
     BuiltEngine,
     EngineWeight,
-    Option,
     Progress,
-    Runner,
     check_options,
 )
 from engines.backends.graph_io import graph_io, read_graph
+from engines.backends.tensorrt_rtx.library import NAME, OPTIONS, capability_names, import_tensorrt_rtx, specialization
 from engines.backends.trt.plan import Plan, build_plan, int8_statuses, profile_shapes, write_layers
-from engines.backends.trt.runner import load_plan
 from engines.backends.trt.worker import Job, Settings
 from export.lowering.tensorrt import Weights, lower_for_tensorrt
 from graphs.base.errors import UgsepError, nearest
 
-NAME = "tensorrt-rtx"
-ONNX_VARIANT = {"w8a16": "w8a16", "fp16": "fp32"}
-#: ``compute_capabilities``: GPU generations in one engine. ``twin``: also compile the FP16 twin of a w8a16 graph
-#: (sizes are compared, nothing is kept). ``specialization``: when kernels for the request's own shapes are made while
-#: serving: lazy (in the background, general ones until then), eager (before the first answer), none.
-OPTIONS: dict[str, Option] = {
-    "compute_capabilities": "8.0,8.6,8.9,12.0",
-    "twin": True,
-    "specialization": "lazy",
-}
-
-_INSTALL = "pip install 'ugsep[tensorrt-rtx]'"
 _WEIGHTS: dict[str, Weights] = {"w8a16": "int8", "fp16": "fp16"}
-
-
-def probe() -> Availability:
-    """Can TensorRT-RTX compile here, and is there a GPU to run on."""
-    try:
-        trt = _import()
-    except UgsepError as error:
-        return Availability(False, False, str(error))
-    from engines.backends.trt.runner import gpu
-
-    capability, reason = gpu()
-    names = _capability_names(trt)
-    if capability is None:
-        return Availability(True, False, f"tensorrt-rtx {trt.__version__} compiles here but cannot run: {reason}")
-    if capability not in names:
-        return Availability(
-            True,
-            False,
-            f"tensorrt-rtx {trt.__version__} compiles here but does not support this GPU, compute capability "
-            f"{capability}; it supports {', '.join(names)}",
-        )
-    return Availability(True, True, f"tensorrt-rtx {trt.__version__}, compute capability {capability}")
-
-
-def target() -> str:
-    """Return ``any machine``: the compute capabilities are options, and compiling needs no GPU."""
-    return "any machine"
 
 
 def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
@@ -76,7 +34,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         UgsepError: tensorrt-rtx is missing, an option is wrong, the graph does not compile, or an int8 weight
             was folded to FP16.
     """
-    trt = _import()
+    trt = import_tensorrt_rtx()
     options = check_options(NAME, spec.options, OPTIONS)
     capabilities = _capabilities(trt, str(options["compute_capabilities"]))
     specialization(trt, str(options["specialization"]))
@@ -132,72 +90,8 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     )
 
 
-def load(
-    directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
-) -> Runner:
-    """Load an engine on this machine's GPU.
-
-    ``runtime_cache``: a file for the kernels the library compiles while serving, read now and written when the
-    runner is closed, so that the next process need not compile them again; never inside the bundle.
-
-    Raises:
-        UgsepError: tensorrt-rtx, a driver or a GPU of a capability the engine has is missing; both are named.
-    """
-    trt = _import()
-    caches: list[Any] = []
-
-    def make_context(engine: Any) -> Any:
-        config = engine.create_runtime_config()
-        config.dynamic_shapes_kernel_specialization_strategy = specialization(
-            trt, str(built.session.get("specialization", OPTIONS["specialization"]))
-        )
-        if not caches:  # one for all profiles
-            caches.append(config.create_runtime_cache())
-            if runtime_cache is not None and runtime_cache.is_file():
-                caches[0].deserialize(runtime_cache.read_bytes())  # one of another version is ignored by the library
-        config.set_runtime_cache(caches[0])
-        return engine.create_execution_context(config)
-
-    def keep_kernels() -> None:
-        if runtime_cache is not None and caches:
-            runtime_cache.parent.mkdir(parents=True, exist_ok=True)
-            part = runtime_cache.with_name(f".{runtime_cache.name}.part")
-            part.write_bytes(memoryview(caches[0].serialize()))
-            part.replace(runtime_cache)
-
-    return load_plan(trt, NAME, directory, built, make_context, keep_kernels)
-
-
-def specialization(trt: Any, option: str) -> Any:
-    """Return the library's strategy for an option.
-
-    Raises:
-        UgsepError: none of lazy, eager, none.
-    """
-    strategies = trt.DynamicShapesKernelSpecializationStrategy
-    known = {"lazy": strategies.LAZY, "eager": strategies.EAGER, "none": strategies.NONE}
-    if option not in known:
-        raise UgsepError(f"backend 'tensorrt-rtx': specialization '{option}'{nearest(option, known)}")
-    return known[option]
-
-
-def _import() -> Any:
-    try:
-        import tensorrt_rtx as trt
-    except ImportError as error:
-        raise UgsepError(f"backend 'tensorrt-rtx' needs tensorrt-rtx ({error}); {_INSTALL}") from error
-    return trt
-
-
-def _capability_names(trt: Any) -> dict[str, Any]:
-    """Return ``{"8.9": ComputeCapability.SM89, ...}`` for what the installed library can compile for."""
-    members = {name: getattr(trt.ComputeCapability, name) for name in dir(trt.ComputeCapability)}
-    digits = {name[2:]: value for name, value in members.items() if name.startswith("SM")}
-    return {f"{d[:-1]}.{d[-1]}": digits[d] for d in sorted(digits, key=int)}
-
-
 def _capabilities(trt: Any, asked: str) -> list[str]:
-    known = _capability_names(trt)
+    known = capability_names(trt)
     names = [name.strip() for name in asked.split(",") if name.strip()]
     for name in names:
         if name not in known:

@@ -12,7 +12,7 @@ import pytest
 from engines import Ranker
 from engines.backends.contract import BuildSpec, BuiltEngine
 from engines.backends.onnxruntime import autotune, variants
-from engines.backends.onnxruntime import build as ort_build
+from engines.backends.onnxruntime import backend as ort_backend
 from engines.build.pipeline import build
 from engines.build.sources import Sources
 from engines.bundle.bundle import open_bundle
@@ -33,7 +33,7 @@ def silent(_: str) -> None:
 def build_item(folder: Path, precision: str) -> tuple[Path, BuiltEngine]:
     source = item(folder / "onnx" / "item.onnx", np.random.default_rng(3), precision != "fp32")
     (folder / "out").mkdir()
-    return source, ort_build.build(BuildSpec("item", source, precision), folder / "out", silent)
+    return source, ort_backend.build(BuildSpec("item", source, precision), folder / "out", silent)
 
 
 def requests(candidates: int, users: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -53,7 +53,7 @@ def test_both_forms_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     source, built = build_item(tmp_path, precision)
     assert ONE_USER_FILE in built.files
     assert {s.name: s.shape for s in built.inputs}[USER_INDEX] == ("user_rows",)
-    runner = ort_build.load(tmp_path / "out", built)
+    runner = ort_backend.load(tmp_path / "out", built)
     assert isinstance(runner, variants.FormRunner)
     for candidates in (1, 2, 257):
         feeds = requests(candidates, 1, candidates)
@@ -107,7 +107,7 @@ def test_forms_that_differ_fail_the_build() -> None:
 def test_bad_feeds_are_told_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "LEAST_GAIN", ALWAYS)
     _, built = build_item(tmp_path, "fp32")
-    runner = ort_build.load(tmp_path / "out", built)
+    runner = ort_backend.load(tmp_path / "out", built)
     good = {**requests(4, 1), USER_INDEX: np.zeros(1, np.int64)}
     for wrong, message in (
         ({**good, "ids": np.full(4, 50)}, "check that ids lie within their vocabularies"),
@@ -124,7 +124,7 @@ def test_bad_feeds_are_told_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_second_form_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "LEAST_GAIN", ALWAYS)
     source, built = build_item(tmp_path, "fp32")
-    runner = ort_build.load(tmp_path / "out", built)
+    runner = ort_backend.load(tmp_path / "out", built)
     assert isinstance(runner, variants.FormRunner)
     loads: list[int] = []
     load = runner._load[variants.ANY]
@@ -148,7 +148,7 @@ def test_a_replaced_bundle_is_not_mixed_with_the_loaded_one(tmp_path: Path, monk
     _, built = build_item(tmp_path, "fp32")
     file = tmp_path / "out" / "item.onnx"
     for change in (lambda: file.write_bytes(file.read_bytes()), file.unlink):
-        runner = ort_build.load(tmp_path / "out", built)
+        runner = ort_backend.load(tmp_path / "out", built)
         change()
         with pytest.raises(UgsepError, match=r"replaced since it was loaded.*; load the bundle again"):
             runner.infer(requests(4, 3))

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from engines.backends.contract import BuildSpec, Profile, Rows, check_precision
-from engines.backends.onnxruntime import build as backend
+from engines.backends.onnxruntime import backend
 from engines.backends.table import backend_names, find_backend
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import FFN_SHAPE, Graph, ffn, item, reference

@@ -13,10 +13,12 @@ import pytest
 
 from engines.backends.contract import BuildSpec, BuiltEngine, DeviceRunner, Profile, Rows, TensorSpec
 from engines.backends.graph_io import graph_io, read_graph
-from engines.backends.onnxruntime.build import start_session
+from engines.backends.onnxruntime.session import start_session
 from engines.backends.onnxruntime.weight_status import check_weight_statuses, weight_statuses
-from engines.backends.onnxruntime_gpu import build as backend
-from engines.backends.onnxruntime_gpu.runner import BoundRunner, OrtArray
+from engines.backends.onnxruntime_gpu import backend
+from engines.backends.onnxruntime_gpu import build as building
+from engines.backends.onnxruntime_gpu import session as gpu_session
+from engines.backends.onnxruntime_gpu.bound import BoundRunner, OrtArray
 from engines.serve.ranker import Ranker
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import Graph, ffn, item, reference, to_half
@@ -32,8 +34,8 @@ def _on_host(source: Path, folder: Path, side: Any, precision: str) -> tuple[Bou
     """Lower a graph as for a GPU, check its weights, and bind it on host memory."""
     folder.mkdir()
     spec = BuildSpec(side, source, precision)
-    file, record = backend.lower(spec, folder)
-    settings = backend.session_settings(backend.OPTIONS)
+    file, record = building.lower(spec, folder)
+    settings = gpu_session.session_settings(backend.OPTIONS)
     optimised = folder / "optimised.onnx"
     session = start_session(ort, file, settings, optimised)
     compiled = onnx.load(optimised, load_external_data=False)
@@ -153,7 +155,7 @@ def test_bindings_from_several_threads(pair: Any) -> None:
 
 def test_profiles_become_options_of_the_tensorrt_provider() -> None:
     inputs = (TensorSpec("x", "float32", ("candidates", 3)), TensorSpec("s", "float32", ("users", 2, 5)))
-    found = backend._profile_shapes(inputs, (Profile(Rows(1, 1, 4), Rows(1, 16, 64)),))
+    found = building._profile_shapes(inputs, (Profile(Rows(1, 1, 4), Rows(1, 16, 64)),))
     assert found == {
         "trt_profile_min_shapes": "x:1x3,s:1x2x5",
         "trt_profile_opt_shapes": "x:16x3,s:1x2x5",
@@ -181,16 +183,16 @@ def test_without_a_gpu_it_says_what_is_missing(tmp_path: Path) -> None:
         backend.build(BuildSpec("full", source, "fp32"), tmp_path / "out", _silent)
     assert "\n" not in str(error.value)
     assert list((tmp_path / "out").iterdir()) == []
-    built = BuiltEngine(backend.NAME, "full", "fp32", (), 0, (), (), backend.session_settings(backend.OPTIONS))
+    built = BuiltEngine(backend.NAME, "full", "fp32", (), 0, (), (), gpu_session.session_settings(backend.OPTIONS))
     with pytest.raises(UgsepError, match="full engine needs an NVIDIA GPU: onnxruntime"):
         backend.load(tmp_path, built)
 
 
 def test_a_session_that_fell_back_to_the_cpu_is_refused(tmp_path: Path) -> None:
     source = ffn(tmp_path / "f32.onnx", np.random.default_rng(), False, "gelu")
-    session = start_session(ort, source, backend.session_settings(backend.OPTIONS))
+    session = start_session(ort, source, gpu_session.session_settings(backend.OPTIONS))
     with pytest.raises(UgsepError, match="on CPUExecutionProvider instead of CUDAExecutionProvider"):
-        backend._check_provider(session, "CUDAExecutionProvider")
+        gpu_session.check_provider(session, "CUDAExecutionProvider")
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engines.backends.contract import BuildSpec
-from engines.backends.openvino import build as backend
+from engines.backends.openvino import backend
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import FFN_SHAPE, ffn, item, reference
 

@@ -10,6 +10,7 @@ import pytest
 
 from engines.backends.contract import BuildSpec, BuiltEngine, Profile, Rows, Runner
 from engines.backends.onnxruntime import autotune
+from engines.backends.onnxruntime import backend as ort_backend
 from engines.backends.onnxruntime import build as ort_build
 from engines.backends.onnxruntime.autotune import RowForms, UserForms, measure_row_forms
 from engines.backends.onnxruntime.variants import ANY, FEW_ROWS, ONE_USER, FormRunner, cut_profiles, form_file
@@ -75,7 +76,7 @@ def test_each_request_runs_on_the_form_for_its_rows(
     assert "MatMulIntegerToFloat" in operators(out, "item.onnx")
     assert [p.candidates for p in built.profiles] == [Rows(1, 1, 4), Rows(5, 16, 64)]
     assert [p.users.max for p in built.profiles] == [4, 4]
-    runner = ort_build.load(out, built)
+    runner = ort_backend.load(out, built)
     assert isinstance(runner, FormRunner)
     first = ONE_USER if broadcasts else ANY
     assert errs(source, runner, requests(5, 1), broadcasts) < BOUND
@@ -102,7 +103,7 @@ def test_one_form_is_shipped_where_the_other_never_pays(
     assert FEW_FILE not in built.files
     assert {w.name: w.detail for w in built.weights}["mix.weight"].endswith(gemm)
     assert [p.candidates for p in built.profiles] == [Rows(1, 16, 64)]
-    runner = ort_build.load(tmp_path / "out", built)
+    runner = ort_backend.load(tmp_path / "out", built)
     assert not isinstance(runner, FormRunner)
     assert errs(source, runner, requests(7, 2), False) < BOUND
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from engines.backends.contract import BuildSpec, BuiltEngine, Profile, Rows
 from engines.backends.graph_io import graph_io, read_graph
-from engines.backends.tensorrt import build as backend
+from engines.backends.tensorrt import backend, library
+from engines.backends.tensorrt import build as building
 from engines.backends.trt.plan import Layer, Plan, build_plan, int8_statuses, profile_shapes, row_counts
 from engines.backends.trt.runner import accepts, gpu, padded_candidates
 from engines.backends.trt.w8a16_plugin import problem_size
@@ -51,7 +52,7 @@ def test_it_says_what_is_missing(tmp_path: Path) -> None:
 )
 def test_values_are_checked(option: dict[str, Any], says: str) -> None:
     with pytest.raises(UgsepError, match=says):
-        backend.check_values({**backend.OPTIONS, **option})
+        building.check_values({**backend.OPTIONS, **option})
 
 
 def _compile_for_89(tmp_path: Path, profiles: tuple[Profile, ...] = PROFILES, **options: Any) -> Plan:
@@ -61,7 +62,7 @@ def _compile_for_89(tmp_path: Path, profiles: tuple[Profile, ...] = PROFILES, **
     lowered = lower_for_tensorrt(source, tmp_path / "lowered.onnx")
     inputs, _ = graph_io(read_graph(lowered.path))
     settings = dataclasses.replace(
-        backend.settings_of({**backend.OPTIONS, **options}),
+        building.settings_of({**backend.OPTIONS, **options}),
         compute_capabilities=((8, 9),),
         timing_cache=str(tmp_path / "kernels.timing"),
     )
@@ -89,7 +90,7 @@ print(json.dumps(settings_held(config, trt)["flags"]))
 
 
 def _flags(**options: Any) -> set[str]:
-    settings = dataclasses.asdict(backend.settings_of({**backend.OPTIONS, **options}))
+    settings = dataclasses.asdict(building.settings_of({**backend.OPTIONS, **options}))
     environment = {**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"}
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", _FLAGS]
@@ -113,7 +114,7 @@ def test_flags_reach_the_library() -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'ugsep[tensorrt-rtx]'")
     assert not _flags() & {"REFIT", "VERSION_COMPATIBLE"}
     assert {"REFIT", "VERSION_COMPATIBLE"} <= _flags(refit=True, version_compatible=True)
-    assert backend.settings_of({**backend.OPTIONS, "hardware_compatible": "ampere-plus"}).hardware_compatibility == (
+    assert building.settings_of({**backend.OPTIONS, "hardware_compatible": "ampere-plus"}).hardware_compatibility == (
         "AMPERE_PLUS"
     )
 
@@ -193,7 +194,7 @@ def test_candidates_are_padded_to_few_sizes(most: int, data: st.DataObject) -> N
     ],
 )
 def test_buckets_cover_every_size_once(rows: Rows, cut: list[tuple[int, int]]) -> None:
-    made = backend.buckets(Profile(Rows(1, 1, 4), rows))
+    made = building.buckets(Profile(Rows(1, 1, 4), rows))
     assert [(p.candidates.min, p.candidates.max) for p in made] == cut
     assert all(p.candidates.opt == p.candidates.max and p.users.max == 4 for p in made)
     sizes = sorted(n for low, high in cut for n in range(low, high + 1))
@@ -217,9 +218,9 @@ def test_the_plugin_on_a_gpu(tmp_path: Path) -> None:
     f32 = ffn(tmp_path / "f32.onnx", rng, True, "swiglu")
     spec = BuildSpec("full", to_half(f32, tmp_path / "full.onnx"), "w8a16", PROFILES)
     (tmp_path / "out").mkdir()
-    trt = backend._import()
+    trt = library.import_tensorrt()
     plugin = frozenset({"down.weight", "dense.weight"})
-    plan, inputs, outputs, statuses = backend._compile(
+    plan, inputs, outputs, statuses = building._compile(
         spec, tmp_path / "out", backend.OPTIONS, None, plugin, str(gpu()[0])
     )
     assert plan.bytes > 0

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from engines.backends.contract import BuildSpec, Profile, Rows
-from engines.backends.tensorrt_rtx import build as backend
+from engines.backends.tensorrt_rtx import backend, library
 from engines.backends.trt import runner
 from engines.backends.trt.plan import parse_layers
 from engines.backends.trt.runner import choose_profile, gpu
@@ -209,9 +209,9 @@ def test_specialization_is_pinned_and_checked(tmp_path: Path, rng: np.random.Gen
     source = to_half(ffn(tmp_path / "f32.onnx", rng, True, "gelu"), tmp_path / "full.onnx")
     built = _build(tmp_path, source, twin=False, compute_capabilities="8.9", specialization="eager")
     assert built.session == {"specialization": "eager"}
-    assert backend.specialization(trt, "none").name == "NONE"
+    assert library.specialization(trt, "none").name == "NONE"
     with pytest.raises(UgsepError, match="specialization 'lazyy', did you mean 'lazy'"):
-        backend.specialization(trt, "lazyy")
+        library.specialization(trt, "lazyy")
 
 
 def test_state_on_the_device_is_taken_as_it_is() -> None:

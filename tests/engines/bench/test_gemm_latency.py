@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from engines.backends.onnxruntime.build import start_session
+from engines.backends.onnxruntime.session import start_session
 from engines.backends.table import find_backend
 from engines.bench import gemm_latency
 from export.lowering.passes import lower_for_cpu

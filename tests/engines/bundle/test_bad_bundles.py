@@ -115,9 +115,9 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_it_is_refused_in_one_line(bundle: Path, built_bundle: Path, case: str) -> None:
     damage, says = BAD[case]
     if case == "another machine class":
-        from engines.backends.tensorrt_rtx import build
+        from engines.backends.tensorrt_rtx import backend
 
-        if build.probe().can_run:
+        if backend.probe().can_run:
             pytest.skip("this machine runs such engines")
     damage(bundle)
     with pytest.raises(UgsepError, match=says) as caught:

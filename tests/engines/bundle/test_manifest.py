@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(bundle: Path) -> None
     engine.unlink()
     _link_to_itself(engine)
     with pytest.raises(UgsepError, match=r"a.bin: cannot read it .*rebuild: make engines"):
-        verify_files(bundle, manifest.files)
+        verify_files(bundle, manifest.files, manifest.rebuild)
     too_long = dataclasses.replace(manifest, files={"x" * 5000: FileEntry(1, "0" * 64)})
     with pytest.raises(UgsepError, match="cannot read it"):
         verify_files(bundle, too_long.files)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from engines.backends.contract import Availability, BuiltEngine
+from engines.bundle import load as loading
 from engines.bundle import publish as publishing
 from engines.bundle.bundle import open_bundle
 from engines.bundle.load import compare_versions, load_engine
@@ -224,7 +225,7 @@ def test_kernels_compiled_while_serving_are_kept_by_the_engine_s_contents(
         given.append(runtime_cache)
 
     recorder = SimpleNamespace(probe=lambda: Availability(True, True), load=load)
-    monkeypatch.setattr(publishing, "find_backend", lambda name: recorder)
+    monkeypatch.setattr(loading, "find_backend", lambda name: recorder)
     for place, text in (("one", "old"), ("two", "old"), ("three", "new")):
         _write(tmp_path / place, text)
         manifest = read_manifest(tmp_path / place)

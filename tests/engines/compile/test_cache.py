@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from engines.backends.contract import BuildSpec, BuiltEngine, Profile, Rows
-from engines.backends.onnxruntime import build as ort_backend
+from engines.backends.onnxruntime import backend as ort_backend
 from engines.compile.cache import cached_build, collect, default_root, engine_key, graph_digest, list_entries
 from graphs.base.errors import UgsepError
 from tests.engines.engine_records import tiny_engine

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.backends.onnxruntime import build as ort_backend
-from engines.backends.tensorrt import build as trt_backend
-from engines.backends.tensorrt_rtx import build as rtx_backend
+from engines.backends.onnxruntime import backend as ort_backend
+from engines.backends.tensorrt import backend as trt_backend
+from engines.backends.tensorrt_rtx import backend as rtx_backend
 from engines.compile import compile as compiling
 from engines.compile.cache import list_entries
 from engines.compile.compile import EnginePlan, compile_engine, serving_plans

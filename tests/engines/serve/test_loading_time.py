@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from engines.backends.contract import BuildSpec
-from engines.backends.onnxruntime import build as backend
+from engines.backends.onnxruntime import backend
 from engines.bundle.manifest import Engine, Manifest, write_manifest
 from engines.serve.ranker import Ranker
 from graphs.base.errors import UgsepError

@@ -1,0 +1,107 @@
+"""Load and run an engine on ONNX Runtime; imports no ONNX tooling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engines.backends.contract import (
+    Array,
+    BuiltEngine,
+    Option,
+    Runner,
+    check_feeds,
+)
+from engines.backends.host import host_isa
+from engines.backends.onnxruntime.session import (
+    EXACT_INT8,
+    failed_run,
+    import_onnxruntime,
+    int8_settings,
+    session_io,
+    start_session,
+)
+from engines.backends.onnxruntime.variants import (
+    ANY,
+    FEW_ROWS,
+    ONE_USER,
+    FormRunner,
+    broadcasting_form,
+    form_file,
+    gathering_form,
+    has_both_forms,
+)
+from engines.backends.tensors import check_loaded
+from graphs.base.errors import UgsepError
+
+
+def load(
+    directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
+) -> Runner:
+    """Start a session with the pinned options; of several forms, that for one user and the usual number of rows.
+
+    The graph optimised at build time is used where the bundle has one and this CPU is the one it was made on;
+    else the portable graph, which is always there.
+
+    Raises:
+        UgsepError: onnxruntime is missing, a file is missing or broken, or the engine's inputs are not those
+            the manifest names.
+    """
+    ort = import_onnxruntime()
+    session = {k: v for k, v in built.session.items() if k != EXACT_INT8} | int8_settings()
+    if threads is not None:
+        session["intra_op_num_threads"] = threads
+    both = has_both_forms(built)
+    forms: dict[str, Callable[[], Runner]] = {
+        ANY: partial(_load_whole, ort, directory, gathering_form(built) if both else built, session)
+    }
+    for form in (ONE_USER, FEW_ROWS):
+        name = form_file(built.side, form)
+        if name in built.files:
+            takes = broadcasting_form(built) if both else built
+            forms[form] = partial(_started, ort, directory / name, takes, session)
+    if len(forms) == 1:
+        return forms[ANY]()
+    return FormRunner(forms, ONE_USER if both else ANY, built, [directory / name for name in built.files])
+
+
+def _load_whole(ort: Any, directory: Path, built: BuiltEngine, session: Mapping[str, Option]) -> CpuRunner:
+    portable = directory / f"{built.side}.onnx"
+    optimised = directory / f"{built.side}.optimised.onnx"
+    same_host = built.requires.get("isa") == host_isa() and built.tools.get("onnxruntime") == ort.__version__
+    if optimised.name in built.files and same_host:
+        return _started(ort, optimised, built, {**session, "graph_optimization_level": "disabled"})
+    return _started(ort, portable, built, session)
+
+
+def _started(ort: Any, file: Path, built: BuiltEngine, session: Mapping[str, Option]) -> CpuRunner:
+    loaded = start_session(ort, file, session)
+    check_loaded(file, built, *session_io(loaded))
+    return CpuRunner(loaded, built)
+
+
+class CpuRunner:
+    """One ONNX Runtime session; ``infer`` may be called from several threads."""
+
+    def __init__(self, session: Any, built: BuiltEngine) -> None:
+        self._session, self._side = session, built.side
+        self._inputs = built.inputs
+        self._outputs = [spec.name for spec in built.outputs]
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; raises UgsepError for wrong feeds, an id outside its table, or after ``close``."""
+        session = self._session
+        if session is None:
+            raise UgsepError("the engine is closed; load it again")
+        checked = check_feeds(self._inputs, feeds)
+        try:
+            results = session.run(self._outputs, checked)
+        except Exception as error:  # onnxruntime raises a class of its own per status code
+            raise failed_run(self._side, error) from error
+        return dict(zip(self._outputs, results, strict=True))
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session = None

@@ -1,0 +1,26 @@
+"""The backend onnxruntime-gpu: ONNX Runtime on NVIDIA GPUs, with CUDA or TensorRT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engines.backends.contract import BuildSpec, BuiltEngine, Progress, Runner
+from engines.backends.onnxruntime_gpu.session import NAME, ONNX_VARIANT, OPTIONS, probe, target
+
+__all__ = ["NAME", "ONNX_VARIANT", "OPTIONS", "build", "load", "probe", "target"]
+
+
+def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
+    """Build an engine; see ``engines.backends.onnxruntime_gpu.build``, which imports the ONNX tooling."""
+    from engines.backends.onnxruntime_gpu.build import build as build_engine
+
+    return build_engine(spec, out_dir, progress)
+
+
+def load(
+    directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
+) -> Runner:
+    """Load a built engine; see ``engines.backends.onnxruntime_gpu.runner``."""
+    from engines.backends.onnxruntime_gpu.runner import load as load_engine
+
+    return load_engine(directory, built, threads, runtime_cache)

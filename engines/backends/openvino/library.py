@@ -1,0 +1,57 @@
+"""The OpenVINO library: imported lazily, and the precision it really computes in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engines.backends.contract import (
+    Availability,
+    Option,
+)
+from engines.backends.host import host_isa
+from graphs.base.errors import UgsepError
+
+NAME = "openvino"
+
+
+INSTALL = "pip install 'ugsep[openvino]'"
+
+
+def import_openvino() -> Any:
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise UgsepError(f"backend 'openvino' needs openvino; {INSTALL}") from error
+    return ov
+
+
+#: What OpenVINO calls the precision it really computes in, for each of ours.
+RUNS_AS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "w8a32": "float32", "w8a8-dynamic": "float32"}
+
+
+def runs_as(compiled: Any) -> str:
+    """Return the precision the plugin settled on; it may be another than the hint asked for."""
+    name = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+    return {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(name, name)
+
+
+ONNX_VARIANT = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp32", "w8a32": "w8a32", "w8a8-dynamic": "w8a32"}
+
+
+#: ``threads``: inference threads. ``streams``: parallel requests the CPU is divided for; 1 is best for latency.
+OPTIONS: dict[str, Option] = {"threads": 1, "streams": 1}
+
+
+def probe() -> Availability:
+    """Can OpenVINO be imported here, and what can its CPU plugin compute in."""
+    try:
+        ov = import_openvino()
+    except UgsepError as error:
+        return Availability(False, False, str(error))
+    capabilities = ", ".join(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return Availability(True, True, f"openvino {ov.__version__}, CPU ({capabilities})")
+
+
+def target() -> str:
+    """Return this CPU's microarchitecture: which precisions there are, and what was read back, depends on it."""
+    return host_isa()

@@ -1,0 +1,93 @@
+"""Load and run an engine on OpenVINO; imports no ONNX tooling."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.backends.contract import (
+    Array,
+    BuiltEngine,
+    TensorSpec,
+    check_feeds,
+)
+from engines.backends.openvino.library import RUNS_AS, import_openvino, runs_as
+from engines.backends.tensors import check_loaded
+from graphs.base.errors import UgsepError
+
+
+def load(
+    directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
+) -> OpenVinoRunner:
+    """Compile the IR with the pinned settings.
+
+    Raises:
+        UgsepError: openvino is missing, a file is missing or broken, this CPU has no GEMMs of the precision, or the
+            tensors are not those the manifest names.
+    """
+    ov = import_openvino()
+    session = dict(built.session)
+    if threads is not None:
+        session["INFERENCE_NUM_THREADS"] = threads
+    file = directory / f"{built.side}.xml"
+    try:
+        compiled = ov.Core().compile_model(str(file), "CPU", session)
+    except Exception as error:  # openvino raises RuntimeError and classes of its own alike
+        raise UgsepError(f"{file}: OpenVINO cannot load it ({first_line(error)}); build the bundle again") from error
+    computes_in = runs_as(compiled)
+    if computes_in != RUNS_AS[built.precision]:
+        raise UgsepError(
+            f"{file}: built for {built.precision} ({RUNS_AS[built.precision]}), this CPU would run {computes_in}; "
+            "build the bundle again here"
+        )
+    check_loaded(file, built, ports(built.inputs, compiled.inputs), ports(built.outputs, compiled.outputs))
+    return OpenVinoRunner(compiled, built)
+
+
+class OpenVinoRunner:
+    """One compiled model and one inference request per thread that calls ``infer``."""
+
+    def __init__(self, compiled: Any, built: BuiltEngine) -> None:
+        self._compiled, self._built = compiled, built
+        self._local = threading.local()
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; raises UgsepError for wrong feeds or after ``close``."""
+        if self._compiled is None:
+            raise UgsepError("the engine is closed; load it again")
+        checked = check_feeds(self._built.inputs, feeds)
+        request = getattr(self._local, "request", None)
+        if request is None:
+            request = self._local.request = self._compiled.create_infer_request()
+        try:
+            results = request.infer(checked, share_inputs=True)
+        except Exception as error:  # openvino raises RuntimeError and classes of its own alike
+            raise UgsepError(f"the {self._built.side} engine refused these inputs ({first_line(error)})") from error
+        # Copies: the request's own output buffers are overwritten by its next run.
+        return {spec.name: np.array(results[i]) for i, spec in enumerate(self._built.outputs)}
+
+    def close(self) -> None:
+        """Release the compiled model."""
+        self._compiled, self._local = None, threading.local()
+
+
+def ports(listed: tuple[TensorSpec, ...], ports: Any) -> tuple[TensorSpec, ...]:
+    """Return inputs or outputs of a compiled model; a port may have several names, one of them is the graph's."""
+    hoped = [spec.name for spec in listed] if len(listed) == len(ports) else [""] * len(ports)
+    return tuple(
+        TensorSpec(
+            name if name in port.get_names() else str(port.get_any_name()),
+            str(port.get_element_type().to_dtype().name),
+            tuple(d.get_length() if d.is_static else "?" for d in port.get_partial_shape()),
+        )
+        for name, port in zip(hoped, ports, strict=True)
+    )
+
+
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
