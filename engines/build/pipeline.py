@@ -17,6 +17,7 @@ from engines.backends.host import host_isa
 from engines.backends.table import find_backend
 from engines.build import report
 from engines.build.autoselect import Trial, choose_engines
+from engines.build.id_ranges import table_sizes
 from engines.build.schemes import compare_schemes
 from engines.build.source_model import (
     SourceModel,
@@ -33,7 +34,6 @@ from engines.bundle.provenance import tool_versions
 from engines.bundle.publish import publish
 from engines.compile.compile import build_engines, serving_plans
 from engines.recipes.recipe import AUTO, Recipe, dump_recipe
-from engines.serve.vocabularies import table_sizes
 from engines.verify import checks, prove
 from engines.verify.failing_rows import save_worst_rows
 from engines.verify.validate import how_to_reproduce

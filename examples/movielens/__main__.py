@@ -77,7 +77,8 @@ def quality_command(
     models: tuple[str, ...], seeds: tuple[int, ...], threads: int, page: Path, out: Path, data: Path
 ) -> None:
     """Train unmasked, masked and compensated models and write docs/quality.md; goes on where it was stopped."""
-    from examples.movielens import quality, quality_page
+    from examples.movielens.quality import page as quality_page
+    from examples.movielens.quality import run as quality
 
     with show_progress() as progress:
         prepared = prepare(data, progress)

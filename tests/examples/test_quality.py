@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from examples.movielens import quality, quality_page
 from examples.movielens.prepare import build, write
-from examples.movielens.quality_page import BASE, COMPENSATED, MASKED, QUANTIZED, Result, change, findings
+from examples.movielens.quality import page as quality_page
+from examples.movielens.quality import run as quality
+from examples.movielens.quality.page import BASE, COMPENSATED, MASKED, QUANTIZED, Result, change, findings
 from examples.movielens.tables import Items, Ratings, Users
 
 

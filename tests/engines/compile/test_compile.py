@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ import onnx
 import pytest
 
 from engines.backends.onnxruntime import backend as ort_backend
+from engines.backends.onnxruntime import session as ort_session
 from engines.backends.tensorrt import backend as trt_backend
 from engines.backends.tensorrt_rtx import backend as rtx_backend
+from engines.backends.trt.runner import gpu
+from engines.bundle.provenance import ENGINE_CODE, code_sha256
 from engines.compile import compile as compiling
 from engines.compile.cache import list_entries
 from engines.compile.compile import EnginePlan, compile_engine, serving_plans
@@ -23,6 +28,8 @@ from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress
 from tests import tiny
 from tests.export.lowering_graphs import item
+
+ROOT = Path(__file__).parents[3]
 
 PLAN = EnginePlan("item", "onnxruntime", "fp32")
 RECIPE = dataclasses.replace(tiny.RECIPE, serving=dataclasses.replace(tiny.RECIPE.serving, threads=1))
@@ -124,15 +131,58 @@ def test_changed_tools_code_or_machine_miss(tmp_path: Path, source: Path, monkey
             patch.setattr(compiling, name, value)
             assert not was_cached(tmp_path, source), name
     with monkeypatch.context() as patch:
-        patch.setattr(ort_backend, "host_isa", lambda: "another-cpu")
+        patch.setattr(ort_session, "host_isa", lambda: "another-cpu")
         assert not was_cached(tmp_path, source)
     assert was_cached(tmp_path, source)
 
 
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the sources, whose files a test may edit, in place of ours in engine keys."""
+    copy = tmp_path / "tree"
+    for package in ("graphs", "export", "quant", "engines"):
+        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(compiling, "code_sha256", partial(code_sha256, root=copy))
+    return copy
+
+
+def edit(file: Path) -> None:
+    assert file.is_file()
+    file.write_text(file.read_text() + "\n# edited\n")
+
+
+def test_pages_and_benchmarks_are_no_part_of_an_engine_s_key(tmp_path: Path, source: Path, tree: Path) -> None:
+    assert not was_cached(tmp_path, source)
+    edit(tree / "engines/render/templates/report.html")
+    bench = tree / "engines/bench/findings.py"
+    bench.write_text(bench.read_text().replace('"""', '"""Edited. ', 1))
+    edit(tree / "engines/cli/main.py")
+    assert was_cached(tmp_path, source)
+    edit(tree / "export/lowering/matmul_nbits.py")
+    assert not was_cached(tmp_path, source)
+    edit(tree / "engines/backends/onnxruntime/build.py")
+    assert not was_cached(tmp_path, source)
+
+
+def test_the_code_in_an_engine_s_key_imports_nothing_else_of_ours() -> None:
+    """Else an edit of what it imports would change engines and leave their keys as they are."""
+    places = [ROOT / place for place in ENGINE_CODE]
+    files = [f for place in places for f in ([place] if place.is_file() else place.rglob("*.py"))]
+    ours = {"graphs", "export", "quant", "engines"}
+    allowed = {"graphs.base.names", "graphs.base.errors"}  # errors: messages, no part of an engine
+    taken = {
+        node.module
+        for f in files
+        for node in ast.walk(ast.parse(f.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ours
+    }
+    assert {m for m in taken if not m.startswith(("export.lowering", "engines.backends"))} <= allowed
+
+
 def test_every_backend_names_what_its_engines_are_tied_to() -> None:
-    assert ort_backend.target() == ort_backend.host_isa() != ""
+    assert ort_backend.target() == ort_session.host_isa() != ""
     assert rtx_backend.target() == "any machine"
-    capability, reason = trt_backend.gpu()
+    capability, reason = gpu()
     assert (reason if capability is None else capability) in trt_backend.target()
 
 

@@ -10,9 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from engines.build.id_ranges import table_sizes
 from engines.bundle.manifest import read_manifest
 from engines.serve.ranker import Ranker
-from engines.serve.vocabularies import check_ids, table_sizes
+from engines.serve.vocabularies import check_ids
 from graphs.base.errors import UgsepError
 from tests import tiny
 

@@ -11,7 +11,7 @@ from typing import Any
 from engines.build import pipeline
 from engines.build.sources import Sources
 from engines.recipes.recipe import Gates, load_recipe
-from examples.movielens.quality_page import BASE, COMPENSATED, MASKED, QUANTIZED, WIDTH, Result
+from examples.movielens.quality.page import BASE, COMPENSATED, MASKED, QUANTIZED, WIDTH, Result
 from examples.movielens.recipe import Recipe, Training
 from examples.movielens.train import checkpoint
 from graphs.base.config import parse
