@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 
+from graphs.base.config import parse
 from graphs.base.errors import UgsepError, nearest
 from quant.graph.gemms import load_graph, side_of, weights_of
 
@@ -54,6 +55,17 @@ class Policy:
         return self.default, ""
 
 
+@dataclass(frozen=True)
+class _Document:
+    """A policy as it is written down."""
+
+    weights: tuple[Rule, ...] = ()
+    default: Precision = "int8"
+    block: int = 0
+    tables: bool = False
+    keep_fp32_ops: tuple[str, ...] = NORMS
+
+
 def check_policy(policy: Policy, graphs: Iterable[Path]) -> None:
     """Refuse a policy with a rule that matches no weight of any of the graphs.
 
@@ -85,35 +97,10 @@ def policy_from(document: Mapping[str, Any], where: str = "policy") -> Policy:
     Raises:
         UgsepError: an unknown key, precision or type.
     """
-    known = ("default", "block", "tables", "keep_fp32_ops", "weights")
-    _only(document, known, where)
-    rules = []
-    for number, entry in enumerate(_list(document, "weights", where)):
-        if not isinstance(entry, Mapping):
-            raise UgsepError(f"{where}: weights[{number}] is not a mapping; write glob, precision and reason")
-        _only(entry, ("glob", "precision", "reason"), f"{where}: weights[{number}]")
-        if not isinstance(entry.get("glob"), str):
-            raise UgsepError(f"{where}: weights[{number}] has no glob; name the weights it is about")
-        precision = _precision(entry.get("precision"), f"{where}: weights[{number}]")
-        rules.append(Rule(entry["glob"], precision, str(entry.get("reason", ""))))
-    block = document.get("block", 0)
-    if not isinstance(block, int) or isinstance(block, bool) or block < 0:
-        raise UgsepError(f"{where}: block is {block!r}; give a number of rows, 0 for one scale per channel")
-    default = _precision(document.get("default", "int8"), where)
-    keep = tuple(str(op) for op in _list(document, "keep_fp32_ops", where, NORMS))
-    tables = document.get("tables", False)
-    if not isinstance(tables, bool):
-        raise UgsepError(f"{where}: tables is {tables!r}; write true or false")
-    return Policy(tuple(rules), default, block, tables, keep)
-
-
-def _list(document: Mapping[str, Any], key: str, where: str, default: Iterable[str] = ()) -> Iterable[Any]:
-    found = document.get(key)
-    if found is None:
-        return default
-    if not isinstance(found, list | tuple):
-        raise UgsepError(f"{where}: {key} is {found!r}; write a list")
-    return found
+    read = parse(_Document, document, where)
+    if read.block < 0:
+        raise UgsepError(f"{where}: block is {read.block}; give a number of rows, 0 for one scale per channel")
+    return Policy(read.weights, read.default, read.block, read.tables, read.keep_fp32_ops)
 
 
 def read_policy(path: Path) -> Policy:
@@ -142,17 +129,3 @@ def policy_document(policy: Policy) -> dict[str, Any]:
         "keep_fp32_ops": list(policy.keep_fp32_ops),
         "weights": [{"glob": r.glob, "precision": r.precision, "reason": r.reason} for r in policy.rules],
     }
-
-
-def _precision(value: Any, where: str) -> Precision:
-    for known in get_args(Precision):
-        if value == known:
-            precision: Precision = known
-            return precision
-    raise UgsepError(f"{where}: precision is {value!r}; use {', '.join(get_args(Precision))}")
-
-
-def _only(document: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in document:
-        if key not in known:
-            raise UgsepError(f"{where}: unknown key '{key}'{nearest(str(key), known)}")

@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import stat
-import types
-import typing
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,6 +12,7 @@ from typing import Any
 
 from engines.backends.contract import BuiltEngine, Option, Profile, TensorSpec
 from engines.bundle.files import MANIFEST, FileEntry, _reason, hash_file
+from graphs.base.config import check_plain, parse, unique_names
 from graphs.base.errors import UgsepError
 
 FORMAT_VERSION = 1
@@ -24,7 +22,6 @@ _MAX_FILE_BYTES = 1 << 42  # 4 TiB: beyond any model, below what breaks arithmet
 _MAX_RANK = 8
 _MAX_DIM = 1 << 31
 _MAX_SETTING = 4096  # threads, streams, sizes of a group
-_MAX_NUMBER = 1e300  # beyond every size, count and time, and below what overflows
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def read_manifest(directory: Path) -> Manifest:
         if found.st_size > _MAX_MANIFEST_BYTES:
             raise UgsepError(f"{path}: {found.st_size} bytes is no manifest; build the bundle again")
         text = path.read_text(encoding="utf-8")
-        raw = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        raw = json.loads(text, object_pairs_hook=unique_names, parse_constant=_no_constant)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UgsepError(f"{directory}: no {MANIFEST}, so no bundle; build one with 'ugsep build'") from error
     except (ValueError, RecursionError) as error:
@@ -120,26 +117,16 @@ def read_manifest(directory: Path) -> Manifest:
         raise UgsepError(f"{path}: not a JSON object; build the bundle again")
     _check_version(path, raw)
     try:
-        manifest = _typed(Manifest, raw, "manifest")
-    except _Malformed as error:
+        check_plain(raw, "manifest")
+        manifest = parse(Manifest, raw, "manifest", complete=True)
+    except UgsepError as error:
         raise UgsepError(f"{path}: {error}; build the bundle again") from error
-    assert isinstance(manifest, Manifest)
     _check_sane(path, manifest)
     return manifest
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object; of a name given twice, readers disagree on which value counts."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"'{twice:.60}' is given twice")
-    return made
-
-
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _check_version(path: Path, raw: Mapping[str, Any]) -> None:
@@ -151,61 +138,6 @@ def _check_version(path: Path, raw: Mapping[str, Any]) -> None:
             f"{path}: manifest version {version} is newer than {FORMAT_VERSION}, the newest this ugsep reads; "
             "upgrade: pip install -U ugsep"
         )
-
-
-class _Malformed(Exception):
-    """A value of the manifest has the wrong type; the message names field and value."""
-
-
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    """Return a JSON value as the given type, or raise; never converts one type into another."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise _Malformed(f"{where} is {value!r:.60}, not a list")
-        return tuple(_typed(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is Mapping:
-        if not isinstance(value, dict):
-            raise _Malformed(f"{where} is {value!r:.60}, not an object")
-        for key in value:
-            _check_text(key, f"a name in {where}")
-        return {key: _typed(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise _Malformed(f"{where} is {value!r:.60}, not one of {', '.join(map(str, arguments))}")
-        return value
-    allowed = arguments if origin in (types.UnionType, typing.Union) else (kind,)
-    if type(value) is int and float in allowed and int not in allowed and abs(value) < _MAX_NUMBER:
-        return float(value)
-    if type(value) not in allowed:
-        raise _Malformed(f"{where} is {value!r:.60}, not {' or '.join(t.__name__ for t in allowed)}")
-    if type(value) in (int, float) and not abs(value) < _MAX_NUMBER:
-        raise _Malformed(f"{where} is {value!r:.60}, which is absurd")
-    if type(value) is str:
-        _check_text(value, where)
-    return value
-
-
-def _check_text(value: str, where: str) -> None:
-    """Refuse what cannot be printed: a lone surrogate is no text, an escape would drive the reader's terminal."""
-    if not value.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
-        raise _Malformed(f"{where} is {value!a:.60}, which holds characters that cannot be printed")
-
-
-def _dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise _Malformed(f"{where} is {value!r:.60}, not an object")
-    hints = typing.get_type_hints(kind)
-    names = {f.name for f in dataclasses.fields(kind)}
-    if set(value) != names:
-        odd = sorted(set(value) ^ names)
-        raise _Malformed(f"{where} has unknown or missing fields: {ascii(', '.join(odd))[1:-1]:.120}")
-    try:
-        return kind(**{name: _typed(hints[name], value[name], f"{where}.{name}") for name in names})
-    except UgsepError as error:
-        raise _Malformed(f"{where}: {error}") from error
 
 
 def _check_sane(path: Path, manifest: Manifest) -> None:

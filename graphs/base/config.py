@@ -1,54 +1,81 @@
-"""Strict reading of configuration mappings into frozen dataclasses."""
+"""Strict reading of JSON and YAML mappings into frozen dataclasses: recipes, model configs, policies, manifests."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+import re
+import types
+import unicodedata
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import dacite
+import msgspec
 
 from graphs.base.errors import UgsepError, nearest
 
+__all__ = ["check_plain", "parse", "to_mapping", "unique_names"]
+
 T = TypeVar("T")
+_MAX_NUMBER = 1e300  # beyond every size, count and time, and below what overflows
+_STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 
 
-def parse(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Build the dataclass ``cls`` from ``values``; ``where`` names the file or field in errors.
+def parse(cls: type[T], values: Any, location: str, *, complete: bool = False) -> T:
+    """Build the dataclass ``cls`` from ``values``; ``location`` names the file or the document in errors.
 
-    Lists become tuples and integers are accepted for floats, as YAML and JSON write them.
+    Lists become tuples and integers are accepted for floats, as YAML and JSON write them; nothing else is converted.
+    ``complete``: fields with a default must be given too.
 
     Raises:
-        UgsepError: unknown key (with the nearest known one), missing key, or a value of the wrong type.
+        UgsepError: an unknown field (with the nearest name), a missing one, or a value of the wrong type; the path of
+            the field is named.
     """
     if not isinstance(values, Mapping):
-        raise UgsepError(f"{where}: expected a mapping of settings, got {type(values).__name__}")
-    _check_names(cls, values, where)
-    settings = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _as_float})
+        raise UgsepError(f"{location}: expected a mapping of settings, got {type(values).__name__}")
+    for path, problem in _wrong_names(cls, values, (), complete):
+        raise UgsepError(f"{_named(location, path)}{problem}")
     try:
-        return dacite.from_dict(cls, dict(values), settings)
-    except dacite.WrongTypeError as error:
-        if get_origin(error.field_type) is not Literal:
-            raise UgsepError(f"{where}: {str(error).rstrip('.')}; correct the value") from error
-        choices = ", ".join(map(str, get_args(error.field_type)))
-        raise UgsepError(f"{where}: {error.field_path} is '{error.value}'; give one of {choices}") from error
-    except dacite.DaciteError as error:
-        raise UgsepError(f"{where}: {str(error).rstrip('.')}; correct the value") from error
+        return msgspec.convert(values, cls, strict=True)
+    except msgspec.ValidationError as error:
+        path = _path_of(error, cls, values)
+    found, kind = _value_at(values, path), _type_at(cls, path)
+    raise UgsepError(f"{_named(location, path)} is {found!a:.60}, not {_wanted(kind)}; correct the value")
 
 
-def _check_names(cls: Any, values: Mapping[str, Any], where: str) -> None:
-    """Refuse an unknown setting, also one of a section inside, with the nearest name there."""
-    hints = get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
-    for key, value in values.items():
-        if key not in known:
-            raise UgsepError(f"{where}: unknown setting '{key}'{nearest(str(key), known)}")
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
-            _check_names(hints[key], value, f"{where}: {key}")
+def check_plain(value: Any, location: str) -> None:
+    """Refuse numbers and texts that no document of ours holds, at any depth.
+
+    Raises:
+        UgsepError: a number beyond 1e300, or a text or name with a control character or a lone surrogate, which would
+            drive the reader's terminal.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            check_plain(key, f"a name in {location}")
+            check_plain(item, f"{location}.{ascii(key)[1:-1]:.60}")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            check_plain(item, f"{location}[{i}]")
+    elif type(value) in (int, float) and not abs(value) < _MAX_NUMBER:
+        raise UgsepError(f"{location} is {value!r:.60}, which is out of range")
+    elif isinstance(value, str) and not value.isprintable():
+        if any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
+            raise UgsepError(f"{location} is {value!a:.60}, which holds characters that cannot be printed")
 
 
-def _as_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object, as ``object_pairs_hook``: readers disagree on which value of a repeated name counts.
+
+    Raises:
+        ValueError: a name is given twice.
+    """
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{twice:.60}' is given twice")
+    return made
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -63,3 +90,100 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return value
+
+
+Path = tuple[str | int, ...]
+
+
+def _fields(cls: Any) -> Mapping[str, tuple[Any, bool]]:
+    """Return the type of every field of a dataclass, and whether it must be given."""
+    hints = _hints(cls)
+    missing = dataclasses.MISSING
+    return {
+        f.name: (hints[f.name], f.default is missing and f.default_factory is missing)
+        for f in dataclasses.fields(cls)
+    }
+
+
+_hints = cache(get_type_hints)
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (types.UnionType, Union) else (kind,)
+
+
+def _wrong_names(kind: Any, value: Any, path: Path, complete: bool) -> Iterator[tuple[Path, str]]:
+    """Yield where a field is unknown or missing, and what is wrong."""
+    for member in _members(kind):
+        if dataclasses.is_dataclass(member) and isinstance(value, Mapping):
+            fields = _fields(member)
+            for key in value:
+                if key not in fields:
+                    yield path, f": unknown setting '{ascii(str(key))[1:-1]:.60}'{nearest(str(key), fields)}"
+            for name, (inner, required) in fields.items():
+                if name in value:
+                    yield from _wrong_names(inner, value[name], (*path, name), complete)
+                elif required or complete:
+                    yield path, f": '{name}' is missing; add it"
+        elif get_origin(member) is tuple and isinstance(value, list | tuple):
+            for i, item in enumerate(value):
+                yield from _wrong_names(get_args(member)[0], item, (*path, i), complete)
+        elif get_origin(member) is Mapping and isinstance(value, Mapping):
+            for name, item in value.items():
+                yield from _wrong_names(get_args(member)[1], item, (*path, str(name)), complete)
+
+
+def _path_of(error: msgspec.ValidationError, cls: Any, values: Any) -> Path:
+    """Return the path of the value that was refused; of a mapping msgspec does not say which key, so each is tried."""
+    path: Path = ()
+    for name, index in _STEP.findall(str(error).rpartition(" - at `$")[2]):
+        if index != "...":
+            path += (int(index) if index else name,)
+            continue
+        inside, kind = _value_at(values, path), _type_at(cls, path)
+        for key, item in inside.items():
+            try:
+                msgspec.convert(item, get_args(kind)[1], strict=True)
+            except msgspec.ValidationError:
+                path += (key,)
+                break
+    return path
+
+
+def _value_at(values: Any, path: Path) -> Any:
+    for step in path:
+        values = values[step]
+    return values
+
+
+def _type_at(kind: Any, path: Path) -> Any:
+    for step in path:
+        kind = next(
+            m for m in _members(kind) if dataclasses.is_dataclass(m) or get_origin(m) in (tuple, Mapping, dict)
+        )
+        if dataclasses.is_dataclass(kind):
+            kind = _fields(kind)[str(step)][0]
+        else:
+            kind = get_args(kind)[0 if get_origin(kind) is tuple else 1]
+    return kind
+
+
+def _wanted(kind: Any) -> str:
+    """Say what a type takes, in the words of JSON."""
+    words = []
+    for member in _members(kind):
+        if get_origin(member) is Literal:
+            words.append(f"one of {', '.join(map(str, get_args(member)))}")
+        elif get_origin(member) is tuple:
+            words.append("a list")
+        elif dataclasses.is_dataclass(member) or get_origin(member) in (Mapping, dict):
+            words.append("an object")
+        else:
+            words.append("null" if member is type(None) else getattr(member, "__name__", str(member)))
+    return " or ".join(words)
+
+
+def _named(location: str, path: Path) -> str:
+    """Name a field: ``recipe: serving.threads``, ``manifest: engines[0].built``."""
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{ascii(step)[1:-1]:.60}" for step in path)
+    return f"{location}: {text.lstrip('.')}" if text else location

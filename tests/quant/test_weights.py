@@ -372,15 +372,15 @@ def test_policies_read_back_and_name_their_mistakes(tmp_path) -> None:
     assert policy.precision_of("item", "a.x") == ("int8", "")
     assert policy.precision_of("item", "b") == ("fp32", "policy 'b'")
     for document, message in (
-        ({"weigths": []}, "unknown key 'weigths', did you mean 'weights'"),
+        ({"weigths": []}, "unknown setting 'weigths', did you mean 'weights'"),
         ({"weights": [{"glob": "a", "precision": "int4"}]}, r"weights\[0\]: precision is 'int4'"),
         ({"weights": ["a"]}, r"weights\[0\] is not a mapping"),
         ({"weights": [{"precision": "int8"}]}, r"weights\[0\] has no glob"),
-        ({"weights": {"glob": "a"}}, "weights is {'glob': 'a'}; write a list"),
-        ({"keep_fp32_ops": 3}, "keep_fp32_ops is 3; write a list"),
-        ({"tables": "no"}, "tables is 'no'; write true or false"),
+        ({"weights": {"glob": "a"}}, "weights is {'glob': 'a'}, not a list"),
+        ({"keep_fp32_ops": 3}, "keep_fp32_ops is 3, not a list"),
+        ({"tables": "no"}, "tables is 'no', not bool"),
         ({"block": -1}, "block is -1"),
-        ({"default": "fp8"}, "precision is 'fp8'"),
+        ({"default": "fp8"}, "default is 'fp8', not one of int8"),
     ):
         with pytest.raises(UgsepError, match=message):
             policy_from(document)

@@ -104,7 +104,7 @@ def test_bad_changes_are_one_line(change: str, message: str) -> None:
     [
         ("model: zenith\nservng: {}", "unknown setting 'servng', did you mean 'serving'"),
         ("model: zenith\ngates: {sqnr: 3}", "sqnr"),
-        ("config: {}", "missing value for field"),
+        ("config: {}", "'model' is missing; add it"),
         ("model: [", "is not YAML"),
         ("- 1", "expected a mapping"),
     ],

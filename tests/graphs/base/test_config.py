@@ -48,7 +48,7 @@ def test_strict_reading(values: Any, message: str) -> None:
 
 def test_a_choice_of_words_lists_them() -> None:
     config = make_config("tokenmixer-large", "1:1")
-    with pytest.raises(UgsepError, match="recipe: global_token is 'both'; give one of item, split"):
+    with pytest.raises(UgsepError, match="recipe: global_token is 'both', not one of item, split"):
         parse(type(config), {**to_mapping(config), "global_token": "both"}, "recipe")
 
 
