@@ -373,9 +373,9 @@ def test_policies_read_back_and_name_their_mistakes(tmp_path) -> None:
     assert policy.precision_of("item", "b") == ("fp32", "policy 'b'")
     for document, message in (
         ({"weigths": []}, "unknown setting 'weigths', did you mean 'weights'"),
-        ({"weights": [{"glob": "a", "precision": "int4"}]}, r"weights\[0\]: precision is 'int4'"),
-        ({"weights": ["a"]}, r"weights\[0\] is not a mapping"),
-        ({"weights": [{"precision": "int8"}]}, r"weights\[0\] has no glob"),
+        ({"weights": [{"glob": "a", "precision": "int4"}]}, r"weights\[0\].precision is .int4., not one of"),
+        ({"weights": ["a"]}, r"weights\[0\] is .a., not an object"),
+        ({"weights": [{"precision": "int8"}]}, r"weights\[0\]: .glob. is missing"),
         ({"weights": {"glob": "a"}}, "weights is {'glob': 'a'}, not a list"),
         ({"keep_fp32_ops": 3}, "keep_fp32_ops is 3, not a list"),
         ({"tables": "no"}, "tables is 'no', not bool"),
