@@ -18,7 +18,7 @@ USER_INPUTS ?=
 ITEM_INPUTS ?=
 DATA       := build/data/movielens
 SIZE       ?= 20m
-# ONNX Runtime would report what it runs; 0 lets it.
+# ONNX Runtime sends usage events; 0 allows them.
 export ORT_DISABLE_TELEMETRY ?= 1
 EXTRAS     ?= cpu,tensorrt-rtx,openvino,triton,foreign,dev
 
@@ -28,12 +28,12 @@ REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parque
 .DEFAULT_GOAL := help
 .PHONY: help setup data checkpoint engines parity bench bench-streaming quality test test-slow lint clean
 
-help: ## show this list
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 	@echo "  variables: MODEL=zenith CHECKPOINT=dir INIT=random BACKEND=onnxruntime OUT=dir SEED=0 FLAGS='--force'"
 	@echo "  your own module: MODEL=path/to/file.py:factory USER_INPUTS=a,b ITEM_INPUTS=c,d"
 
-setup: $(READY) ## make the virtual environment with everything pinned by constraints.txt
+setup: $(READY) ## create the virtual environment, with versions pinned by constraints.txt
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; pass PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -41,10 +41,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $(READY)
 
-data: $(READY) ## fetch MovieLens-100K and write its requests to build/data/movielens
+data: $(READY) ## download MovieLens-100K and write its requests to build/data/movielens
 	@$(BIN)/python -m examples.movielens data
 
-# The two steps before an engine build are needed only for the default checkpoint.
+# An engine build needs the two steps above it only for the default checkpoint.
 ifneq ($(findstring .py:,$(MODEL)),)
 PREPARED := $(READY)
 else ifeq ($(INIT)$(CHECKPOINT),checkpointbuild/checkpoints/$(NAME))
@@ -55,10 +55,10 @@ else
 PREPARED := data
 endif
 
-checkpoint: data ## train MODEL on MovieLens-100K (zenith: 1.5 minutes on 2 cores, the others 1 to 4)
+checkpoint: data ## train MODEL on MovieLens-100K (1 to 4 minutes on 2 cores)
 	@$(BIN)/python -m examples.movielens checkpoint --model $(MODEL)
 
-engines: $(PREPARED) ## build, prove and report the bundle of MODEL in OUT
+engines: $(PREPARED) ## build and prove the bundle of MODEL in OUT, with a report
 ifneq ($(findstring .py:,$(MODEL)),)
 	@$(BUILD) --user '$(USER_INPUTS)' --item '$(ITEM_INPUTS)'
 else ifeq ($(INIT),random)
@@ -67,22 +67,22 @@ else
 	@$(BUILD) --checkpoint $(CHECKPOINT) $(REAL)
 endif
 
-parity: $(READY) ## check the bundle in OUT again: hashes, parity, AUC and latency gates
+parity: $(READY) ## check the bundle in OUT again: hashes, parity, AUC and latency
 	@$(BIN)/ugsep validate $(OUT) $(if $(filter random,$(INIT)),--synthetic,--requests $(DATA)/test.parquet)
 
-bench: $(READY) ## measure the bundle in OUT against the whole model
+bench: $(READY) ## benchmark the bundle in OUT against other ways to serve the model
 	@$(BIN)/ugsep bench $(OUT) $(if $(filter random,$(INIT)),--random --seed $(SEED),--checkpoint $(CHECKPOINT))
 
-quality: $(READY) ## train all variants and write docs/quality.md (long; goes on where it was stopped)
+quality: $(READY) ## train all variants and write docs/quality.md (about an hour on 2 cores; resumes an interrupted run)
 	@$(BIN)/python -m examples.movielens quality
 
 bench-streaming: $(READY) ## quantize a model larger than memory; SIZE=7b|500m|20m (7b needs 25 GB of disk)
 	@$(BIN)/python -m benchmarks.streaming --size $(SIZE)
 
-test: $(READY) ## run the tests, all but the slow ones
+test: $(READY) ## run all tests but the slow ones
 	@$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test-slow: $(READY) ## run the slow tests: every recipe, models x ratios, graphs over 2 GB, streaming; TESTS=path narrows
+test-slow: $(READY) ## run the slow tests: every recipe, models x ratios, graphs over 2 GB, streaming; TESTS=path limits them
 	@$(BIN)/python -m pytest -n 2 -m slow $(TESTS)
 
 lint: $(STUBS) ## ruff, mypy and the import contracts
@@ -95,5 +95,5 @@ $(STUBS): $(READY) tests/binding_stubs.py
 	@$(BIN)/python -m tests.binding_stubs build/stubs
 	@touch $(STUBS)
 
-clean: ## remove build/ (the environment stays; remove .venv by hand)
+clean: ## remove build/, but not the environment in .venv
 	rm -rf build

@@ -111,7 +111,7 @@ def roofline(result: BenchResult, threads: int) -> str:
 def speedup_over_ratio(points: Sequence[RatioPoint]) -> str:
     """Draw the speed-up over the ratio of user to item tokens, with its FLOP limit."""
     first = points[0]
-    figure, axes = _axes(f"Speed-up over U:G, N = {first.candidates} (RankMixer, user computed)", 6.4, 4.0)
+    figure, axes = _axes(f"Speed-up over user:item, N = {first.candidates} (RankMixer, user computed)", 6.4, 4.0)
     x = np.arange(len(points))
     axes.plot(x, [p.limit for p in points], "--", color=LIMIT, linewidth=1.2, label="FLOP limit")
     axes.plot(
@@ -130,7 +130,7 @@ def speedup_over_ratio(points: Sequence[RatioPoint]) -> str:
 
 
 def ratio_label(point: RatioPoint) -> str:
-    """Return U:G in lowest terms, with the token counts."""
+    """Return user:item in lowest terms, with the token counts."""
     shared = math.gcd(point.user_tokens, point.item_tokens)
     ratio = f"{point.user_tokens // shared}:{point.item_tokens // shared}"
     return f"{ratio}\n({point.user_tokens} + {point.item_tokens})"

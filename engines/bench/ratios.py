@@ -44,7 +44,7 @@ _SAME_ENGINE = "onnxruntime-lowered"
 
 @dataclass(frozen=True)
 class RatioPoint:
-    """One U:G ratio. Times are p50 in milliseconds, of a request whose user is computed.
+    """One user:item ratio. Times are p50 in milliseconds, of a request whose user is computed.
 
     ``whole_ms`` is the whole model in the same engine as ``split_ms`` (ONNX Runtime FP32, lowered), so that only the
     split differs; ``baseline`` and ``best`` are the fastest whole model and the fastest of our pairs.
@@ -112,7 +112,7 @@ def measure_ratios(
     once = Settings((candidates,), settings.threads[:1], settings.rounds, memory=False)
     points = []
     for done, (user_tokens, item_tokens) in enumerate(ratios):
-        progress(Progress("ratios", done, len(ratios), f"U:G {user_tokens}:{item_tokens}"))
+        progress(Progress("ratios", done, len(ratios), f"user:item {user_tokens}:{item_tokens}"))
         recipe = ratio_recipe(user_tokens, item_tokens, candidates, width)
         work = folder / f"{user_tokens}-{item_tokens}"
         points.append(_point(recipe, baselines, once, work, peak))

@@ -13,7 +13,7 @@ from engines.recipes.recipe import Recipe, load_recipe
 
 BEGIN, END = "<!-- begin models -->", "<!-- end models -->"
 _HEADS = (
-    "recipe", "parameters", "MFLOP per candidate", "U:G", "reusable", "limit", "speed-up at N", "of the limit",
+    "recipe", "parameters", "MFLOP per candidate", "user:item", "reusable", "limit", "speed-up at N", "of the limit",
     "request ms", "weights MB", "AUC FP32", "AUC change int8",
 )  # fmt: skip
 NOTE = (

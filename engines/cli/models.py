@@ -69,7 +69,7 @@ def _print(rows: Sequence[tuple[ModelRow, Measured | None]]) -> None:
         "parameters",
         "MFLOP per user",
         "MFLOP per candidate",
-        "U:G",
+        "user:item",
         "reusable",
         "limit",
     ]

@@ -1,4 +1,4 @@
-"""Command line of the example: ``python -m examples.movielens data`` and ``... checkpoint --model NAME``."""
+"""Command line of the example: ``python -m examples.movielens data``, ``checkpoint --model NAME`` and ``quality``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import click
 
 from engines.cli.group import CommandGroup
 from engines.recipes.recipe import load_recipe
-from examples.movielens.prepare import prepare
-from examples.movielens.recipe import Recipe, Training
-from examples.movielens.train import checkpoint
+from examples.movielens.data.prepare import prepare
+from examples.movielens.training.recipe import Recipe, Training
+from examples.movielens.training.train import checkpoint
 from graphs.base.config import parse
 from graphs.base.progress import show_progress
 from graphs.models.table import model_class
@@ -23,7 +23,7 @@ data_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     default=DATA,
     show_default=True,
-    help="Folder of the downloaded and prepared data.",
+    help="Folder for the downloaded and prepared data.",
 )
 
 
@@ -35,7 +35,7 @@ def main() -> None:
 @main.command("data")
 @data_option
 def data_command(data: Path) -> None:
-    """Fetch the ratings and write train, calibration and test requests."""
+    """Download the ratings and write train, calibration and test requests."""
     with show_progress() as progress:
         out = prepare(data, progress)
     click.echo(f"requests: {out}")
@@ -46,13 +46,13 @@ def data_command(data: Path) -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help=f"Where the checkpoint goes.  [default: {CHECKPOINTS}/MODEL]",
+    help=f"Folder for the checkpoint.  [default: {CHECKPOINTS}/MODEL]",
 )
 @data_option
 def checkpoint_command(model: str, out: Path | None, data: Path) -> None:
-    """Train a model and print AUC and log-loss on the held-out days."""
+    """Train a model and print its AUC and log-loss on the held-out days."""
     shipped = load_recipe(model)
-    model_class(shipped.model)  # refuse an unknown name before anything is fetched
+    model_class(shipped.model)  # reject an unknown name before anything is downloaded
     recipe = Recipe(dict(shipped.config), parse(Training, shipped.training, f"recipe '{model}': training"))
     folder = out if out is not None else CHECKPOINTS / Path(model).stem
     with show_progress() as progress:
@@ -69,20 +69,20 @@ def checkpoint_command(model: str, out: Path | None, data: Path) -> None:
     "--model", "models", multiple=True, help="Recipes to train  [default: rankmixer, zenith, tokenmixer-large]"
 )
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
-@click.option("--threads", default=1, show_default=True, help="Threads per training; part of what a run is known by.")
+@click.option("--threads", default=1, show_default=True, help="Threads per training; a new number trains anew.")
 @click.option("--page", type=click.Path(path_type=Path), default=Path("docs/quality.md"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/quality"), show_default=True)
 @data_option
 def quality_command(
     models: tuple[str, ...], seeds: tuple[int, ...], threads: int, page: Path, out: Path, data: Path
 ) -> None:
-    """Train unmasked, masked and compensated models and write docs/quality.md; goes on where it was stopped."""
+    """Train unmasked, masked and compensated models and write docs/quality.md; resumes an interrupted run."""
+    from examples.movielens.quality import measure
     from examples.movielens.quality import page as quality_page
-    from examples.movielens.quality import run as quality
 
     with show_progress() as progress:
         prepared = prepare(data, progress)
-        results = quality.measure(prepared, out, models or quality.MODELS, seeds, threads, progress)
+        results = measure.measure(prepared, out, models or measure.MODELS, seeds, threads, progress)
     quality_page.write(results, seeds, page)
     click.echo(f"quality: {page}")
 

@@ -1,4 +1,4 @@
-"""Replace a folder as a whole, and know which source files made it."""
+"""Replace a folder atomically, and hash the source files that made it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("graphs", "examples")
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``out`` that takes its place on success; a killed run leaves the old one or none.
+    """Yield an empty sibling of ``out`` that replaces it on success; a killed run leaves the old folder or none.
 
     Raises:
         UgsepError: the folder cannot be written.
@@ -32,7 +32,7 @@ def replacing(out: Path) -> Iterator[Path]:
             out.rename(old)
         fresh.rename(out)
     except OSError as error:
-        raise UgsepError(f"cannot write {out}: {error.strerror or error}; make room or make it writable") from error
+        raise UgsepError(f"cannot write {out}: {error.strerror or error}; free space or make it writable") from error
     finally:
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -41,15 +41,15 @@ def replacing(out: Path) -> Iterator[Path]:
 def source_hash(*modules: str) -> str:
     """Return one SHA-256 over the sources of the modules and of all they import from this repository."""
     files: dict[str, bytes] = {}
-    left = list(modules)
-    while left:
-        name = left.pop()
+    queue = list(modules)
+    while queue:
+        name = queue.pop()
         if name in files:
             continue
         file = _source_file(name)
         if file is not None:
             files[name] = file.read_bytes()
-            left += _imports(files[name])
+            queue += _imports(files[name])
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(f"{name} {len(files[name])}\n".encode() + files[name])
@@ -57,12 +57,12 @@ def source_hash(*modules: str) -> str:
 
 
 def _source_file(module: str) -> Path | None:
-    """The file of a module, None where the name is something inside a module instead."""
+    """Return the file of a module, None if the name is an attribute of a module instead."""
     spec = importlib.util.find_spec(module.split(".")[0])
     if spec is None or spec.origin is None:
         return None
-    place = Path(spec.origin).parent.parent.joinpath(*module.split("."))
-    candidates = (place.with_name(f"{place.name}.py"), place / "__init__.py")
+    stem = Path(spec.origin).parent.parent.joinpath(*module.split("."))
+    candidates = (stem.with_name(f"{stem.name}.py"), stem / "__init__.py")
     return next((file for file in candidates if file.is_file()), None)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.movielens.download import MEMBER
-from examples.movielens.tables import GENRES, Items, Ratings, Users, read_items, read_ratings, read_users
+from examples.movielens.data.download import MEMBER
+from examples.movielens.data.tables import GENRES, Items, Ratings, Users, read_items, read_ratings, read_users
 
 USERS, ITEMS, DAYS, FIRST_SECOND = 12, 30, 20, 875_000_000
 

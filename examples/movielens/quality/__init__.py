@@ -1,3 +1,3 @@
-"""What UG-Sep costs in quality: trainings, their table and its page."""
+"""What UG-Sep and int8 cost in quality: the training runs, and the page about them."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The page of the quality runs: a table with paired changes, what they say beside the paper's figures, and a plot."""
+"""The page of the quality runs: a table with paired changes, findings compared with the paper, and a plot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAPER = {
     (COMPENSATED, "3:1"): (-0.02, -0.02),
 }
 
-#: Everything up to here is written by ``write``; what follows is written by hand.
+#: ``write`` replaces everything up to this line; the text below it is written by hand.
 END = "<!-- end quality -->"
 
 
@@ -58,7 +58,7 @@ class Change:
 
     @property
     def is_noise(self) -> bool:
-        """Whether the change is within two standard errors of none; always so for a single seed."""
+        """Whether the change is within two standard errors of zero; always true for a single seed."""
         return not abs(self.mean) > 2 * self.error
 
     def __str__(self) -> str:
@@ -69,8 +69,8 @@ class Change:
 def change(before: Result, after: Result) -> Change:
     """Return the change from one variant to another, paired by seed.
 
-    All variants are scored on the same rows, so most of the sampling error of an AUC cancels in the difference; what
-    is left is the spread over the seeds.
+    All variants are scored on the same rows, so most of the sampling error of an AUC cancels in the difference and
+    the spread over the seeds remains.
     """
     each = [100 * (b / a - 1) for a, b in zip(before.auc, after.auc, strict=True)]
     error = statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else math.inf
@@ -78,7 +78,7 @@ def change(before: Result, after: Result) -> Change:
 
 
 def findings(results: Sequence[Result]) -> list[str]:
-    """Say in words what the runs found, per model and ratio, and where that differs from the paper."""
+    """Return the findings in words, one line per model and ratio, compared with the paper."""
     by_key: Mapping[tuple[str, str, str], Result] = {(r.model, r.ratio, r.variant): r for r in results}
     lines = []
     for (model, ratio, variant), masked in by_key.items():
@@ -89,7 +89,7 @@ def findings(results: Sequence[Result]) -> list[str]:
         parts = [
             _said("the mask", change(base, masked)),
             _said("compensation on top of it", change(masked, full)),
-            _said("both", change(base, full)) + _beside_paper(change(base, full), ratio),
+            _said("both", change(base, full)) + _against_paper(change(base, full), ratio),
         ]
         if (model, ratio, QUANTIZED) in by_key:
             parts.append(f"int8 weights: {change(full, by_key[model, ratio, QUANTIZED])}")
@@ -101,7 +101,7 @@ def _said(what: str, found: Change) -> str:
     return f"{what}: {found}{' (noise)' if found.is_noise else ''}"
 
 
-def _beside_paper(found: Change, ratio: str) -> str:
+def _against_paper(found: Change, ratio: str) -> str:
     low, high = PAPER[COMPENSATED, ratio]
     if low - 2 * found.error <= found.mean <= high + 2 * found.error:
         return ", in agreement with the paper"
@@ -109,7 +109,7 @@ def _beside_paper(found: Change, ratio: str) -> str:
 
 
 def markdown(results: Sequence[Result], seeds: Sequence[int], plot: str) -> str:
-    """Return the page: the table of AUC, spread and change against unmasked beside the paper's, then the findings."""
+    """Return the page: AUC, spread and change against unmasked, with the paper's figures, then the findings."""
     base = {(r.model, r.ratio): r for r in results if r.variant == BASE}
     lines = [
         "# Quality on MovieLens-100K",
@@ -117,11 +117,11 @@ def markdown(results: Sequence[Result], seeds: Sequence[int], plot: str) -> str:
         "What the UG-Sep mask, the information compensation and int8 weights cost in quality: test AUC of the last",
         f"22 days, seeds {', '.join(map(str, seeds))}, width {WIDTH}, by `make quality`. Changes are relative to",
         "the unmasked model with the same tokens and seed, ± their standard error over the seeds; all variants are",
-        "scored on the same 9,359 rows. The AUC of one model on so few rows has a standard error of about 0.005",
-        "itself, and 85 % of the rows are of users never seen in training: the paper's figures come from production",
-        "traffic, where a change of 0.01 % can be told apart.",
+        "scored on the same 9,359 rows. On that few rows, the AUC of one model has a standard error of about 0.005,",
+        "and 85 % of the rows are of users never seen in training; the paper's figures come from production",
+        "traffic, where a change of 0.01 % is significant.",
         "",
-        "| model | U:G | variant | AUC mean | spread | change | log-loss | paper |",
+        "| model | user:item | variant | AUC mean | spread | change | log-loss | paper |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
@@ -134,7 +134,7 @@ def markdown(results: Sequence[Result], seeds: Sequence[int], plot: str) -> str:
         )
     found = [
         "",
-        "What that says; a change within two standard errors of zero is called noise:",
+        "Findings; a change within two standard errors of zero is called noise:",
         "",
         *findings(results),
     ]
@@ -155,7 +155,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
 
 
 def write(results: Sequence[Result], seeds: Sequence[int], page: Path) -> None:
-    """Write the page, the plot beside it, and the numbers as JSON; what stands below ``END`` in the page stays."""
+    """Write the page, its plot and the numbers as JSON; the text below ``END`` is kept."""
     page.parent.mkdir(parents=True, exist_ok=True)
     draw(results, page.with_suffix(".svg"))
     _, _, below = (page.read_text() if page.exists() else "").partition(f"{END}\n")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engines.recipes.recipe import load_recipe, recipe_names
-from examples.movielens.features import TASKS, declare
+from examples.movielens.data.features import TASKS, declare
 from graphs.base.config import parse
 from graphs.base.features import random_rows
 from graphs.models.ranking_model import ModelConfig, initialise

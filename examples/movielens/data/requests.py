@@ -1,4 +1,4 @@
-"""Group ratings into requests: what one user rated on one day, in pages of at most ``PAGE`` candidates."""
+"""Group ratings into requests: the ratings of one user on one day, in pages of at most ``PAGE`` candidates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.movielens.tables import Ratings
+from examples.movielens.data.tables import Ratings
 
 Ints = NDArray[np.int64]
 
@@ -19,8 +19,8 @@ PAGE = 64
 class Requests:
     """Requests over sorted ratings: request r owns the rows ``first[r]`` to ``first[r + 1]``.
 
-    ``user`` int64 [Q]; ``start`` int64 [Q], the time of the request's first rating: features know what came
-    strictly before; ``first`` int64 [Q + 1].
+    ``user`` int64 [Q]; ``start`` int64 [Q], the time of the request's first rating (features see only what is
+    strictly earlier); ``first`` int64 [Q + 1].
     """
 
     user: Ints
@@ -45,8 +45,8 @@ class Requests:
 def group(ratings: Ratings, page: int = PAGE) -> tuple[Ratings, Requests]:
     """Reorder ratings so that the rows of a request are contiguous, requests by start time, and index them.
 
-    Most people rate everything on one day; pages give the later candidates a history. Within a request the
-    rows are in item order: the order of clicks must not reach a model.
+    Most users rate everything on one day; pages give the later candidates a history. Rows of a request are in
+    item order, because the order of clicks must not reach a model.
     """
     day = ratings.time // DAY
     by_user = np.lexsort((ratings.item, ratings.time, ratings.user))
@@ -56,7 +56,7 @@ def group(ratings: Ratings, page: int = PAGE) -> tuple[Ratings, Requests]:
     new |= (np.arange(len(user)) - visit_first) % page == 0
     request = np.cumsum(new) - 1
     start = ratings.time[by_user][new]
-    rank = np.empty(len(start), np.int64)  # place of a request among all, by start
+    rank = np.empty(len(start), np.int64)  # rank of each request by start
     rank[np.lexsort((user[new], start))] = np.arange(len(start))
     order = by_user[np.lexsort((ratings.item[by_user], rank[request]))]
     sizes = np.bincount(rank[request], minlength=len(start))

@@ -9,12 +9,12 @@ import torch
 from click.testing import CliRunner
 
 from examples.movielens.__main__ import main
-from examples.movielens.batches import read_features, read_rows
-from examples.movielens.metrics import auc, log_loss
-from examples.movielens.prepare import build, write
-from examples.movielens.recipe import Recipe, Training, model_config
-from examples.movielens.tables import Items, Ratings, Users
-from examples.movielens.train import checkpoint, fixed_threads, forget_some, make_optimizer, schedule
+from examples.movielens.data.prepare import build, write
+from examples.movielens.data.tables import Items, Ratings, Users
+from examples.movielens.training.batches import read_features, read_rows
+from examples.movielens.training.metrics import auc, log_loss
+from examples.movielens.training.recipe import Recipe, Training, model_config
+from examples.movielens.training.train import checkpoint, fixed_threads, forget_some, make_optimizer, schedule
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress
 from graphs.models.pretrained import load_checkpoint

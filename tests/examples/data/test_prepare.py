@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from examples.movielens.__main__ import main
-from examples.movielens.batches import read_features, read_rows, request_batches
-from examples.movielens.download import WHEEL, sha256_of
+from examples.movielens.data.download import WHEEL, sha256_of
+from examples.movielens.data.prepare import build, is_current, prepare, read_stamp, validation_from, write
+from examples.movielens.data.tables import Items, Ratings, Users
 from examples.movielens.folders import replacing, source_hash
-from examples.movielens.prepare import build, is_current, prepare, read_stamp, validation_from, write
-from examples.movielens.tables import Items, Ratings, Users
+from examples.movielens.training.batches import read_features, read_rows, request_batches
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress
 
@@ -86,7 +86,7 @@ def test_an_empty_split_is_refused(tables: Tables, days: int) -> None:
 def test_a_rating_of_an_unknown_item_is_refused(tables: Tables) -> None:
     ratings, users, items = tables
     short = Items(items.year[:-1], items.genres[:-1])
-    with pytest.raises(UgsepError, match="no row in its table"):
+    with pytest.raises(UgsepError, match="without a row in its table"):
         build(ratings, users, short, test_days=5)
 
 
@@ -154,11 +154,11 @@ def test_a_folder_under_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_source_hash_follows_imports(tmp_path: Path) -> None:
-    assert source_hash("examples.movielens.features") == source_hash("examples.movielens.features")
-    assert source_hash("examples.movielens.features") != source_hash("examples.movielens.past")
+    assert source_hash("examples.movielens.data.features") == source_hash("examples.movielens.data.features")
+    assert source_hash("examples.movielens.data.features") != source_hash("examples.movielens.data.past")
     # prepare imports features, so adding it by hand changes nothing
-    both = source_hash("examples.movielens.prepare", "examples.movielens.features")
-    assert both == source_hash("examples.movielens.prepare")
+    both = source_hash("examples.movielens.data.prepare", "examples.movielens.data.features")
+    assert both == source_hash("examples.movielens.data.prepare")
 
 
 def test_batches_hold_whole_requests_once(tmp_path: Path, tables: Tables) -> None:

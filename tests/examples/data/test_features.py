@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from examples.movielens.features import Columns, compute, declare
-from examples.movielens.past import index_events, latest_before, sums_before
-from examples.movielens.requests import DAY, group
-from examples.movielens.tables import Items, Ratings, Users, read_items, read_ratings, read_users
+from examples.movielens.data.features import Columns, compute, declare
+from examples.movielens.data.past import index_events, latest_before, sums_before
+from examples.movielens.data.requests import DAY, group
+from examples.movielens.data.tables import Items, Ratings, Users, read_items, read_ratings, read_users
 from graphs.base.errors import UgsepError
 from graphs.base.features import of_side
 
@@ -52,7 +52,7 @@ def test_the_future_does_not_reach_a_feature(tables: Tables) -> None:
     for name, column in columns.items():
         assert np.array_equal(column[past_rows], changed[name][past_rows]), name
     different = {name for name in columns if not np.array_equal(columns[name], changed[name])}
-    assert {"activity", "taste", "quality", "affinity", "baselines", "neighbours", "recent_likes"} <= different
+    assert {"activity", "taste", "quality", "affinity", "peers", "neighbours", "recent_likes"} <= different
     assert 0 < label.mean() < 1
 
 
@@ -134,7 +134,7 @@ def test_odd_values_are_unknown_not_wrong(tables: Tables) -> None:
     ("table", "find", "put", "message"),
     [
         ("inter", b"timestamp:float", b"time:float", "timestamp:float"),
-        ("inter", b"\t875", b"\tsoon", "column 'timestamp:float' holds something not a number"),
+        ("inter", b"\t875", b"\tsoon", "column 'timestamp:float' holds a value that is not a number"),
         ("inter", b"1\t1\t", b"0\t0\t", "a rating outside"),
         ("user", b"age:token", b"years:token", "age:token"),
         ("item", b"item_id:token", b"id:token", "item_id:token"),

@@ -61,7 +61,7 @@ def read_rows(path: Path, features: tuple[Feature, ...], tasks: tuple[str, ...])
     """Read one request file.
 
     Raises:
-        UgsepError: the file is missing or unreadable, a column is missing, has another width or is empty.
+        UgsepError: the file is missing, unreadable or empty, or a column is missing or has another width.
     """
     try:
         table = pq.read_table(path)
@@ -80,7 +80,7 @@ def read_rows(path: Path, features: tuple[Feature, ...], tasks: tuple[str, ...])
 
 
 def request_batches(rows: RequestRows, requests: NDArray[np.int64], at_most: int) -> Iterator[Tensor]:
-    """Yield row numbers of consecutive requests, whole requests only, ``at_most`` rows unless one is larger."""
+    """Yield row numbers of whole consecutive requests, at most ``at_most`` rows unless one request is larger."""
     batch: list[int] = []
     size = 0
     for request in requests:

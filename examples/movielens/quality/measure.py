@@ -1,4 +1,4 @@
-"""What UG-Sep costs in quality: train the variants, three seeds each, quantize the last, and write it down."""
+"""What UG-Sep costs in quality: train every variant with several seeds, and quantize the last one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from engines.build import pipeline
 from engines.build.sources import Sources
 from engines.recipes.recipe import Gates, load_recipe
 from examples.movielens.quality.page import BASE, COMPENSATED, MASKED, QUANTIZED, WIDTH, Result
-from examples.movielens.recipe import Recipe, Training
-from examples.movielens.train import checkpoint
+from examples.movielens.training.recipe import Recipe, Training
+from examples.movielens.training.train import checkpoint
 from graphs.base.config import parse
 from graphs.base.errors import GateFailed
 from graphs.base.progress import Progress, ProgressCallback, silent
 
 MODELS = ("rankmixer", "zenith", "tokenmixer-large")
 RATIOS = {"1:1": (8, 8), "3:1": (12, 4)}
-# Small enough that all runs of the table fit in about an hour on two cores; the recipes ship width 128.
+# Small enough for all runs of the table to finish in about an hour on two cores; the recipes ship width 128.
 SIZE: dict[str, Any] = {"width": WIDTH, "hidden": 2 * WIDTH, "tower": 32}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One column of the table: a name and the settings that make it."""
+    """One row of the table per model and ratio: a name and its settings."""
 
     name: str
     settings: dict[str, Any]
@@ -47,7 +47,7 @@ def measure(
     threads: int,
     progress: ProgressCallback = silent,
 ) -> list[Result]:
-    """Train every variant of every model (finished runs are kept, so a stopped command goes on), then W8 of the last.
+    """Train every variant of every model, then quantize the last one; finished runs are kept, so a rerun resumes.
 
     Args:
         data: prepared requests.
@@ -102,7 +102,7 @@ def _quantized_auc(data: Path, folder: Path, model: str) -> float:
     """Build the bundle of a checkpoint and return the AUC of its int8 engines on the test requests."""
     shipped = load_recipe(model)
     serving = dataclasses.replace(shipped.serving, compile_for=(), candidates=(64,))
-    # Quality is what is measured here, so no bound may stop it.
+    # This measures quality, so no gate may stop it.
     gates = Gates(
         split_max_abs=1.0, sqnr_db=-400.0, kendall_tau=-1.0, max_probability=1.0, same_experts_probability=1.0,
         rerouted_rows=1.0, auc_change=1.0, invariance=1.0,

@@ -1,6 +1,6 @@
-"""The features of a request: declared for the models, and computed from nothing but its past.
+"""The features of a request: declared for the models, and computed only from what precedes it.
 
-Smoothing and scaling use constants, never statistics of the data, so no feature knows anything of its future.
+Smoothing and scaling use constants, never statistics of the data, so no feature leaks the future.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.movielens.neighbours import neighbour_scores
-from examples.movielens.past import index_events, latest_before, sums_before
-from examples.movielens.requests import DAY, Requests
-from examples.movielens.tables import GENRES, OCCUPATIONS, Items, Ratings, Users
+from examples.movielens.data.neighbours import neighbour_scores
+from examples.movielens.data.past import index_events, latest_before, sums_before
+from examples.movielens.data.requests import DAY, Requests
+from examples.movielens.data.tables import GENRES, OCCUPATIONS, Items, Ratings, Users
 from graphs.base.features import Feature
 
 Floats = NDArray[np.float64]
@@ -22,17 +22,17 @@ Ints = NDArray[np.int64]
 Columns = dict[str, NDArray[Any]]
 
 TASKS = ("like",)
-LIKE = 4  # a rating from here on is a like
+LIKE = 4  # ratings of 4 and 5 are likes
 RECENT = 20  # length of the history sequences
 MAX_GENRES = 6
 FIRST_YEAR, YEARS = 1920, 80
 AGES = 16  # five-year steps, 0 unknown
 GROUP_RATE = 0.5  # expected share of likes before anything is known
-STEP = 1024.0  # residuals are rounded to 1/STEP: their sums are then exact, in whatever order
+STEP = 1024.0  # residuals are rounded to 1/STEP, so their sums are exact in any order
 
 
 def declare(users: int, items: int) -> tuple[Feature, ...]:
-    """Return the features for ids 0..users and 0..items, id 0 being unknown; one token per ``group``.
+    """Return the features for ids 0..users and 0..items (0 is unknown); one token per ``group``.
 
     Eight user groups and eight item groups; the last three item groups are crosses with the user.
     """
@@ -57,14 +57,14 @@ def declare(users: int, items: int) -> tuple[Feature, ...]:
         Feature("quality", "item", "dense", width=5, group="quality"),
         Feature("affinity", "item", "dense", width=6, group="affinity"),
         Feature("era", "item", "dense", width=3, group="affinity"),
-        Feature("baselines", "item", "dense", width=6, group="baselines"),
+        Feature("peers", "item", "dense", width=6, group="peers"),
         Feature("neighbours", "item", "dense", width=3, group="neighbours"),
     )
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The ratings, who rated how, and for every row the time before which everything must lie."""
+    """The ratings in request order, and for every row the time that its inputs must precede."""
 
     ratings: Ratings
     requests: Requests
@@ -86,7 +86,7 @@ def compute(ratings: Ratings, requests: Requests, users: Users, items: Items) ->
     """Return one column per declared feature, and the label ``like`` float32 [R], for grouped ratings."""
     moment = Moment(ratings, requests, ratings.rating >= LIKE, requests.start[requests.of_row])
     rate = _item_rate(moment)
-    residual = np.round((moment.liked - rate) * STEP) / STEP  # how much kinder than others were so far
+    residual = np.round((moment.liked - rate) * STEP) / STEP  # how much kinder than earlier raters of the item
     taste, share, history = _taste(moment, items, residual)
     columns: Columns = {
         "user_id": ratings.user,
@@ -106,7 +106,7 @@ def compute(ratings: Ratings, requests: Requests, users: Users, items: Items) ->
         "quality": _quality(moment),
         "affinity": _affinity(items.genres[ratings.item], taste, share, history),
         "era": _era(moment, items, residual),
-        "baselines": _baselines(moment, users, rate, residual),
+        "peers": _peers(moment, users, rate, residual),
         "neighbours": neighbour_scores(ratings, moment.liked, requests),
     }
     for name, column in columns.items():
@@ -115,7 +115,7 @@ def compute(ratings: Ratings, requests: Requests, users: Users, items: Items) ->
 
 
 def _item_rate(moment: Moment) -> Floats:
-    """Share of likes of the candidate so far, [R]; 4 ratings at ``GROUP_RATE`` are assumed."""
+    """Share of likes of the candidate so far, [R], with a prior of 4 ratings at ``GROUP_RATE``."""
     count, likes = moment.before(moment.ratings.item, moment.counts[:, :2]).T
     return np.asarray((likes + 4 * GROUP_RATE) / (count + 4))
 
@@ -167,7 +167,7 @@ def _clock(start: Ints) -> Floats:
 
 
 def _taste(moment: Moment, items: Items, residual: Floats) -> tuple[Floats, Floats, Floats]:
-    """Per genre: how much kinder the user was than others, share of the history, number of ratings; [R, 18] each."""
+    """Return per genre the user's kindness relative to others, share of the history, number of ratings; [R, 18]."""
     genres = items.genres[moment.ratings.item].astype(np.float64)
     count = moment.before(moment.ratings.user, genres)
     kinder = moment.before(moment.ratings.user, genres * residual[:, None])
@@ -176,7 +176,7 @@ def _taste(moment: Moment, items: Items, residual: Floats) -> tuple[Floats, Floa
 
 
 def _genre_lists(items: Items) -> Ints:
-    """The first ``MAX_GENRES`` genres of each item, counted from 1, padded with 0; int64 [I + 1, MAX_GENRES]."""
+    """Return the first ``MAX_GENRES`` genres of each item, from 1, padded with 0; int64 [I + 1, MAX_GENRES]."""
     numbered = np.where(items.genres, np.arange(1, len(GENRES) + 1), len(GENRES) + 1)
     first = np.sort(numbered, axis=1)[:, :MAX_GENRES]
     return np.where(first > len(GENRES), 0, first).astype(np.int64)
@@ -209,7 +209,7 @@ def _quality(moment: Moment) -> Floats:
 
 
 def _affinity(genres: NDArray[np.bool_], taste: Floats, share: Floats, history: Floats) -> Floats:
-    """The user's genre statistics read at the candidate's genres; [R, 6]."""
+    """Return the user's genre statistics at the candidate's genres; [R, 6]."""
     many = np.maximum(genres.sum(axis=1), 1)
     none = ~genres.any(axis=1)
     top = np.where(none, 0.0, np.where(genres, taste, -np.inf).max(axis=1, initial=-np.inf))
@@ -228,7 +228,7 @@ def _affinity(genres: NDArray[np.bool_], taste: Floats, share: Floats, history: 
 
 
 def _era(moment: Moment, items: Items, residual: Floats) -> Floats:
-    """How kind the user was to films of the candidate's decade, how many were seen, distance to the mean year."""
+    """Return the user's kindness to the candidate's decade, films seen of it, distance to the mean year; [R, 3]."""
     year = items.year[moment.ratings.item]
     known = (year > 0).astype(np.float64)
     decade = np.where(year > 0, np.clip((year - FIRST_YEAR) // 10 + 1, 1, 8), 0)
@@ -241,8 +241,8 @@ def _era(moment: Moment, items: Items, residual: Floats) -> Floats:
     )
 
 
-def _baselines(moment: Moment, users: Users, rate: Floats, residual: Floats) -> Floats:
-    """What people of the same gender, age and occupation thought of the candidate beyond its rate; [R, 6]."""
+def _peers(moment: Moment, users: Users, rate: Floats, residual: Floats) -> Floats:
+    """Return how users of the same gender, age and occupation deviate from the candidate's rate; [R, 6]."""
     user = moment.ratings.user
     columns = []
     for attribute in (users.gender, np.clip(users.age // 10, 0, 9), users.occupation):

@@ -1,4 +1,4 @@
-"""What a checkpoint is made with: the model's settings and the training's."""
+"""The settings of a checkpoint: those of the model and those of its training."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FROM_DATA = ("features", "tasks")
 
 @dataclass(frozen=True)
 class Training:
-    """How to train.
+    """Settings of the training.
 
-    ``batch_rows`` rows at most per step; ``warmup`` is a share of all steps; ``patience`` in epochs; ``clip``
-    bounds the gradient's norm; ``forget`` is the share of requests per epoch whose id is hidden.
+    ``batch_rows``: most rows per step; ``warmup``: share of all steps; ``patience``: epochs; ``clip``: bound of the
+    gradient norm; ``forget``: share of requests per epoch whose id is hidden.
 
     Raises:
-        UgsepError: a count below 1, a rate that is not positive, a share outside [0, 1).
+        UgsepError: a count below 1, a non-positive rate, a share outside [0, 1).
     """
 
     seed: int = 0
@@ -40,14 +40,14 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("threads", "epochs", "patience", "batch_rows"):
             if getattr(self, name) < 1:
-                raise UgsepError(f"training.{name} is {getattr(self, name)}; give at least 1")
+                raise UgsepError(f"training.{name} is {getattr(self, name)}; must be an integer >= 1")
         for name in ("lr", "embedding_lr", "clip"):
             if not getattr(self, name) > 0:
-                raise UgsepError(f"training.{name} is {getattr(self, name)}; give a positive number")
+                raise UgsepError(f"training.{name} is {getattr(self, name)}; must be > 0")
         shares = {"warmup": self.warmup, **{f"forget.{k}": v for k, v in self.forget.items()}}
         for name, share in shares.items():
             if not 0 <= share < 1:
-                raise UgsepError(f"training.{name} is {share}; give a share from 0 up to below 1")
+                raise UgsepError(f"training.{name} is {share}; must be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def model_config(
     """Return the architecture's config for the data's features and tasks.
 
     Raises:
-        UgsepError: unknown or wrong setting, features or tasks given by hand, an unknown id to forget.
+        UgsepError: an unknown or invalid setting, features or tasks set by hand, an unknown id to forget.
     """
     for name in FROM_DATA:
         if name in recipe.model:

@@ -1,6 +1,6 @@
-"""Agreement between items: do people who liked (or disliked) what this user knows feel alike about the candidate?
+"""Agreement between items: did users who rated the items of this user's history rate the candidate alike?
 
-The item-to-item counts are those of the days before a request; the user's own history goes up to its start.
+Item-to-item counts end on the day before a request, the user's own history at its start.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.movielens.past import index_events, window
-from examples.movielens.requests import DAY, Requests
-from examples.movielens.tables import Ratings
+from examples.movielens.data.past import index_events, window
+from examples.movielens.data.requests import DAY, Requests
+from examples.movielens.data.tables import Ratings
 
 Floats = NDArray[np.float64]
 
-# Pairs of items seen together rarely tell little: their agreement is divided by (count + SHRINK).
+# Rare pairs of items carry little evidence: their agreement is divided by (count + SHRINK).
 SHRINK = 10.0
 
 
@@ -27,7 +27,7 @@ def neighbour_scores(ratings: Ratings, liked: NDArray[np.bool_], requests: Reque
     users, items = int(ratings.user.max()) + 1, int(ratings.item.max()) + 1
     sign = np.where(liked, 1.0, -1.0)
     seen = np.zeros((users, items), np.float32)  # +1 liked, -1 not, 0 unrated
-    agree = np.zeros((items, items), np.float32)  # whole numbers: exact in float32, whatever the summation order
+    agree = np.zeros((items, items), np.float32)  # integers, exact in float32 in any summation order
     both = np.zeros((items, items), np.float32)
     by_user = index_events(ratings.user, ratings.time)
     first, last = window(by_user, requests.user, requests.start)

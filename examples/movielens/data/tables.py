@@ -1,4 +1,4 @@
-"""The raw tables as arrays: ratings, users and items, their ids counted from 1."""
+"""The raw tables as arrays: ratings, users and items, with ids from 1."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Ratings:
 
 @dataclass(frozen=True)
 class Users:
-    """Row i is user i, row 0 is nobody; int64 [U + 1] each.
+    """Row i is user i, row 0 is unused; int64 [U + 1] each.
 
     ``age`` in years, ``gender`` 1 (M) or 2 (F), ``occupation`` from 1, ``zip_prefix`` 1..10 for the first
     digit, 11 for a letter. 0 is unknown.
@@ -60,14 +60,14 @@ class Users:
 
 @dataclass(frozen=True)
 class Items:
-    """Row i is item i, row 0 is nothing: ``year`` int64 [I + 1], 0 unknown; ``genres`` bool [I + 1, 18]."""
+    """Row i is item i, row 0 is unused: ``year`` int64 [I + 1], 0 unknown; ``genres`` bool [I + 1, 18]."""
 
     year: Ints
     genres: NDArray[np.bool_]
 
 
 def read_ratings(text: bytes) -> Ratings:
-    """Parse the ``.inter`` table; rows are sorted by (time, user, item), so file order does not matter.
+    """Parse the ``.inter`` table; rows are sorted by (time, user, item), so the order in the file does not matter.
 
     Raises:
         UgsepError: a column is missing, a value is not a number or out of range, the table is empty.
@@ -75,10 +75,10 @@ def read_ratings(text: bytes) -> Ratings:
     table = _parse("inter", text)
     user, item, rating, time = (_integers("inter", table, name) for name in COLUMNS["inter"])
     if len(user) == 0:
-        raise UgsepError("ml-100k.inter has no ratings; fetch the data again")
+        raise UgsepError("ml-100k.inter has no ratings; download the data again")
     if rating.min() < 1 or rating.max() > 5 or user.min() < 1 or item.min() < 1 or time.min() < 0:
         raise UgsepError(
-            "ml-100k.inter: a rating outside 1..5, an id below 1 or a negative time; fetch the data again"
+            "ml-100k.inter: a rating outside 1..5, an id below 1 or a negative time; download the data again"
         )
     order = np.lexsort((item, user, time))
     return Ratings(user, item, rating, time).take(order)
@@ -95,15 +95,15 @@ def read_users(text: bytes) -> Users:
     size = int(ids.max(initial=0)) + 1
     zip_code = [str(z)[:1] for z in table.column("zip_code:token").to_pylist()]
     return Users(
-        age=_place(size, ids, _integers("user", table, "age:token")),
-        gender=_place(size, ids, _codes(table, "gender:token", ("M", "F"))),
-        occupation=_place(size, ids, _codes(table, "occupation:token", OCCUPATIONS)),
-        zip_prefix=_place(size, ids, np.array([int(z) + 1 if z.isdigit() else 11 for z in zip_code], np.int64)),
+        age=_by_id(size, ids, _integers("user", table, "age:token")),
+        gender=_by_id(size, ids, _codes(table, "gender:token", ("M", "F"))),
+        occupation=_by_id(size, ids, _codes(table, "occupation:token", OCCUPATIONS)),
+        zip_prefix=_by_id(size, ids, np.array([int(z) + 1 if z.isdigit() else 11 for z in zip_code], np.int64)),
     )
 
 
 def read_items(text: bytes) -> Items:
-    """Parse the ``.item`` table; a year that is no number is 0, a genre outside ``GENRES`` is left out.
+    """Parse the ``.item`` table; a year that is not a number becomes 0, a genre outside ``GENRES`` is ignored.
 
     Raises:
         UgsepError: a column is missing or an id is not a number.
@@ -116,7 +116,7 @@ def read_items(text: bytes) -> Items:
     for row, names in zip(ids, table.column("class:token_seq").to_pylist(), strict=True):
         known = [GENRES.index(name) for name in str(names).split() if name in GENRES]
         genres[row, known] = True
-    return Items(_place(size, ids, np.array(years, np.int64)), genres)
+    return Items(_by_id(size, ids, np.array(years, np.int64)), genres)
 
 
 def _parse(name: str, text: bytes) -> pa.Table:
@@ -128,7 +128,7 @@ def _parse(name: str, text: bytes) -> pa.Table:
             convert_options=pc.ConvertOptions(column_types=types, include_columns=list(types)),
         )
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise UgsepError(f"ml-100k.{name}: {str(error).splitlines()[0]}; fetch the data again") from error
+        raise UgsepError(f"ml-100k.{name}: {str(error).splitlines()[0]}; download the data again") from error
 
 
 def _integers(name: str, table: pa.Table, column: str) -> Ints:
@@ -136,7 +136,7 @@ def _integers(name: str, table: pa.Table, column: str) -> Ints:
         return np.array(table.column(column).to_pylist(), np.float64).astype(np.int64)
     except (TypeError, ValueError) as error:
         raise UgsepError(
-            f"ml-100k.{name}: column '{column}' holds something not a number; fetch the data again"
+            f"ml-100k.{name}: column '{column}' holds a value that is not a number; download the data again"
         ) from error
 
 
@@ -145,7 +145,7 @@ def _codes(table: pa.Table, column: str, known: tuple[str, ...]) -> Ints:
     return np.array([code.get(value, 0) for value in table.column(column).to_pylist()], np.int64)
 
 
-def _place(size: int, ids: Ints, values: Ints) -> Ints:
+def _by_id(size: int, ids: Ints, values: Ints) -> Ints:
     out = np.zeros(size, np.int64)
     out[ids] = values
     return out

@@ -1,4 +1,4 @@
-"""How good scores are on held-out rows: AUC and log-loss."""
+"""Quality of scores on held-out rows: AUC and log-loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def auc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
     """Return the probability that a positive row scores above a negative one, ties counted half; [R] each.
 
     Raises:
-        UgsepError: the labels are all equal, so there is no such pair.
+        UgsepError: all labels are equal.
     """
     found = quant.search.metrics.auc(np.asarray(scores), np.asarray(labels))
     if found is None:

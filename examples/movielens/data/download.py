@@ -1,4 +1,4 @@
-"""Get the MovieLens-100K tables: they ship inside the wheel of recbole, which is read and never installed."""
+"""Get the MovieLens-100K tables from inside the wheel of recbole, which is read and never installed."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def sha256_of(path: Path) -> str:
 
 
 def fetch(folder: Path, sha256: str = WHEEL_SHA256, requirement: str = REQUIREMENT) -> Path:
-    """Return the wheel in ``folder``, downloading it with pip unless it is there with the right hash.
+    """Return the wheel in ``folder``; download it with pip unless it exists with the right hash.
 
-    The download lands in a temporary folder and is moved into place once its hash is right, so that an
-    interrupted run leaves nothing half-written.
+    The download goes to a temporary folder and is moved once its hash is verified, so an interrupted run
+    leaves nothing half-written.
 
     Raises:
-        UgsepError: the wheel in the folder or the downloaded one is another file, pip finds no registry,
-            the folder cannot be written.
+        UgsepError: the existing or the downloaded wheel has another hash, pip cannot reach an index, the folder
+            cannot be written.
     """
     wheel = folder / WHEEL
     if wheel.exists():
@@ -59,10 +59,10 @@ def fetch(folder: Path, sha256: str = WHEEL_SHA256, requirement: str = REQUIREME
 
 
 def read_member(wheel: Path, table: str) -> bytes:
-    """Return the bytes of one table, ``inter``, ``item`` or ``user``, straight from the wheel.
+    """Return the bytes of one table (``inter``, ``item`` or ``user``) inside the wheel.
 
     Raises:
-        UgsepError: the file is no wheel or lacks the table.
+        UgsepError: the file is not a wheel or lacks the table.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -86,5 +86,5 @@ def _pip_download(requirement: str, folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        why = lines[-1].removeprefix("ERROR: ") if lines else f"exit status {done.returncode}"
-        raise UgsepError(f"pip could not download {requirement} ({why}); check the network and the package index")
+        reason = lines[-1].removeprefix("ERROR: ") if lines else f"exit status {done.returncode}"
+        raise UgsepError(f"pip could not download {requirement} ({reason}); check the network and the package index")

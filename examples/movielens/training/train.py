@@ -1,4 +1,4 @@
-"""Train any registered model on the prepared requests and save it with its held-out metrics."""
+"""Train any shipped architecture on the prepared requests and save it with its held-out metrics."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from examples.movielens.batches import RequestRows, read_features, read_rows, request_batches
-from examples.movielens.download import sha256_of
+from examples.movielens.data.download import sha256_of
+from examples.movielens.data.prepare import validation_from
 from examples.movielens.folders import replacing, source_hash
-from examples.movielens.metrics import auc, log_loss
-from examples.movielens.prepare import validation_from
-from examples.movielens.recipe import Recipe, Training, model_config
+from examples.movielens.training.batches import RequestRows, read_features, read_rows, request_batches
+from examples.movielens.training.metrics import auc, log_loss
+from examples.movielens.training.recipe import Recipe, Training, model_config
 from graphs.base.config import to_mapping
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.models.ranking_model import RankingModel
@@ -48,12 +48,12 @@ class Score:
 def checkpoint(
     name: str, recipe: Recipe, data: Path, out: Path, progress: ProgressCallback = silent
 ) -> dict[str, Any]:
-    """Train the named architecture on ``data`` and return the metrics saved to ``out``; skip what is unchanged.
+    """Train the named architecture on ``data`` unless ``out`` is up to date, and return the metrics of ``out``.
 
-    ``out`` gets ``config.json``, ``model.safetensors`` and ``metrics.json`` as a whole or not at all.
+    ``config.json``, ``model.safetensors`` and ``metrics.json`` are written to ``out`` atomically.
 
     Raises:
-        UgsepError: unknown model, settings it refuses, data missing or malformed, ``out`` not writable.
+        UgsepError: unknown model, invalid settings, missing or malformed data, ``out`` not writable.
     """
     cls = model_class(name)
     features, tasks = read_features(data)
@@ -94,9 +94,9 @@ def checkpoint(
 def fit(
     model: RankingModel, rows: RequestRows, training: Training, progress: ProgressCallback = silent
 ) -> list[dict[str, float]]:
-    """Train ``model`` in place, leave it at its best validation log-loss, and return that log per evaluation.
+    """Train ``model`` in place, restore its best validation log-loss, and return the metrics of every epoch.
 
-    Batches are whole requests in a fresh order per epoch; the latest requests are kept back for validation.
+    Batches are whole requests, reshuffled per epoch; the latest requests are held back for validation.
     """
     order = np.random.default_rng(training.seed)
     cut = validation_from(rows.requests)
@@ -137,14 +137,14 @@ def fit(
 
 
 def batch_loss(model: RankingModel, inputs: dict[str, Tensor], labels: dict[str, Tensor], batch: Tensor) -> Tensor:
-    """Return the mean binary cross-entropy over tasks plus the model's own training-only loss; a scalar."""
+    """Return the mean binary cross-entropy over tasks plus the model's auxiliary loss; a scalar."""
     logits = model({name: value[batch] for name, value in inputs.items()})
     losses = [binary_cross_entropy_with_logits(logits[task], label[batch]) for task, label in labels.items()]
     return torch.stack(losses).mean() + model.auxiliary_loss({task: label[batch] for task, label in labels.items()})
 
 
 def forget_some(rows: RequestRows, shares: dict[str, float], order: np.random.Generator) -> dict[str, Tensor]:
-    """Return the inputs with some ids replaced by 0, request by request, so that "unknown" gets trained too."""
+    """Return the inputs with the ids of some requests replaced by 0, so that the "unknown" embedding is trained."""
     inputs = dict(rows.features)
     sizes = torch.from_numpy(np.diff(rows.first))
     for name in sorted(shares):
@@ -172,7 +172,7 @@ def evaluate(model: RankingModel, rows: RequestRows, requests: np.ndarray[Any, A
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
-    """AdamW in three groups: embedding tables, matrices, and vectors (biases, norms), which do not decay."""
+    """Return AdamW with three groups: embedding tables, matrices, and vectors (biases, norms) without decay."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     parameters = [p for p in model.parameters() if p.requires_grad]
     embeddings = [p for p in parameters if id(p) in tables]
@@ -187,7 +187,7 @@ def make_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
 
 
 def schedule(step: int, total: int, warmup: float) -> float:
-    """Return the learning rate's factor: linear up over the first ``warmup`` share, then a cosine down to 0."""
+    """Return the factor of the learning rate: linear warm-up over the share ``warmup``, then cosine decay to 0."""
     rise = max(1.0, warmup * total)
     if step < rise:
         return (step + 1) / rise
@@ -196,7 +196,7 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 @contextmanager
 def fixed_threads(threads: int) -> Iterator[None]:
-    """Run with this many torch threads: sums are split by thread, so weights repeat only for a fixed number."""
+    """Run with ``threads`` torch threads: sums are split by thread, so weights repeat only for a fixed number."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -214,7 +214,7 @@ def parameters_hash(model: nn.Module) -> str:
 
 
 def _saved(out: Path, key: dict[str, Any]) -> dict[str, Any] | None:
-    """Metrics of the checkpoint at ``out`` where it was made from the same key and its files are unchanged."""
+    """Return the metrics of the checkpoint at ``out`` if it has the same key and its files are unmodified."""
     try:
         metrics = json.loads((out / METRICS).read_text())
     except (OSError, ValueError):

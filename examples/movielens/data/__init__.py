@@ -1,0 +1,3 @@
+"""Raw tables to request files: download, features from the past only, train, calibration and test Parquet."""
+
+__all__: list[str] = []
