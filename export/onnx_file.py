@@ -18,7 +18,7 @@ from torch.onnx import ONNXProgram
 from export.canonical import canonicalize
 from export.metadata import IR_VERSION, OPSET, Stamp
 from export.program import program_of
-from graphs.base.errors import UgsepError
+from graphs.base.errors import UgsepError, first_line
 from graphs.base.gc_paused import gc_paused
 from graphs.split.split import Subgraph
 
@@ -71,7 +71,7 @@ def check_file(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UgsepError(f"{path} is not valid ONNX: {reason}; export the model again") from error
 
 

@@ -36,7 +36,7 @@ def export_streamed(
     recorder: Recorder,
     weights: Weights,
 ) -> StreamedGraph:
-    """Export ``half``, built on the meta device, to the graph that ``export_subgraph`` would write; nothing is written.
+    """Export a subgraph built on the meta device to what ``export_subgraph`` would write; nothing is written.
 
     Args:
         half: the graph.

@@ -1,51 +1,11 @@
-"""What is in a graph: every weight with precision, bytes and SQNR; in a bundle also what its engines made of it."""
+"""What is in a graph: every weight with precision, bytes and SQNR."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 
-from graphs.base.errors import UgsepError
 from quant.graph.gemms import keep_float_patterns, load_graph, matching, side_of, weights_of
 from quant.weights import QuantRow, table_of
-
-
-@dataclass(frozen=True)
-class EngineFate:
-    """What one engine of a bundle does with one weight: fused-int8, dequantized-each-run, folded-to-float, ...
-
-    ``precision`` is what the engine was asked for, ``detail`` names the node, kernel or layer of the optimised graph.
-    """
-
-    engine: str
-    side: str
-    precision: str
-    weight: str
-    status: str
-    detail: str
-
-
-def engine_statuses(bundle: Path) -> tuple[EngineFate, ...]:
-    """Return what the engines of a bundle did with their weights, from its manifest; () where there is none.
-
-    Raises:
-        UgsepError: the manifest cannot be read.
-    """
-    path = bundle / "manifest.json"
-    if not path.is_file():
-        return ()
-    try:
-        engines = json.loads(path.read_text())["engines"]
-        return tuple(
-            EngineFate(
-                e["directory"], e["built"]["side"], e["built"]["precision"], w["name"], w["status"], w["detail"]
-            )
-            for e in engines
-            for w in e["built"]["weights"]
-        )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise UgsepError(f"{path} is not a manifest ({error!r}); build the bundle again") from error
 
 
 def inspect_graph(path: Path) -> tuple[QuantRow, ...]:

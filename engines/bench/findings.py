@@ -81,7 +81,7 @@ def sizes(measured: Measured, costs: Costs, sqnr_db: float = 0.0) -> list[Size]:
 
 @dataclass(frozen=True)
 class Standoff:
-    """One of our pairs against the fastest baseline at one size, p50 in milliseconds; ``role``: the bundle's, fastest."""
+    """One of our pairs against the fastest baseline at one size; p50 in milliseconds; ``role``: bundle or fastest."""
 
     name: str
     role: str
@@ -130,7 +130,7 @@ def counted(threads: int) -> str:
 def break_even(sizes: Sequence[Size], speedup: str = "speedup") -> float | None:
     """Return the N from which on our request is faster than the fastest baseline, at every larger size measured.
 
-    Between two sizes the crossing is interpolated on logarithmic axes. None where a baseline wins at the largest size.
+    Between two sizes the crossing is interpolated on logarithmic axes. None if a baseline wins at the largest size.
     ``speedup`` names the property of ``Size`` to go by.
     """
     ordered = sorted(sizes, key=lambda s: s.candidates)
@@ -145,7 +145,7 @@ def break_even(sizes: Sequence[Size], speedup: str = "speedup") -> float | None:
 
 
 def sentences(measured: Measured, found: Sequence[Size]) -> list[str]:
-    """Return the result in words: headline, where a baseline wins, break-even, and what of our own is faster still."""
+    """Return the result in words: headline, where a baseline wins, break-even, and our faster pairs."""
     said: list[str] = []
     for threads in dict.fromkeys(s.threads for s in found):
         here = [s for s in found if s.threads == threads]
@@ -186,8 +186,8 @@ def _against_baselines(here: Sequence[Size], with_threads: str) -> list[str]:
         if s.speedup < 1.0:
             verdict = "no pair of ours is faster" if s.best_speedup < 1.0 else f"{s.best} would be faster"
             said.append(
-                f"A baseline wins at N = {s.candidates}, {with_threads}: {s.baseline} takes {s.baseline_ms:.3g} ms, the bundle "
-                f"{s.chosen_ms:.3g} ms ({1 / s.speedup:.2f} times as long); {verdict}."
+                f"A baseline wins at N = {s.candidates}, {with_threads}: {s.baseline} takes {s.baseline_ms:.3g} ms, "
+                f"the bundle {s.chosen_ms:.3g} ms ({1 / s.speedup:.2f} times as long); {verdict}."
             )
     if all(s.speedup >= 1.0 for s in here):
         said.append(f"No baseline wins at any measured size with {with_threads}.")

@@ -59,7 +59,7 @@ def page(result: BenchResult) -> str:
 
 
 def series(result: BenchResult, threads: int) -> list[tuple[Standing, str, list[Timing]]]:
-    """Return one row per contender and variant: the bundle's, our others, baselines; fastest at the largest N first."""
+    """Return one row per contender and variant: ours and the baselines, fastest at the largest N first."""
     rows = []
     for standing in sorted(
         result.measured.standings, key=lambda s: (not s.chosen, not s.ours, _largest(result, s, threads))
@@ -176,7 +176,8 @@ def _ratio_table(result: BenchResult) -> list[str]:
         "RankMixer, random weights, width 288, two layers, user computed. "
         "'Same engine' is ONNX Runtime FP32 whole over split, which the FLOP limit bounds.",
         "",
-        "| U + G tokens | limit | same engine | share of limit | fastest baseline | our fastest pair | baseline over ours |",
+        "| user + item tokens | limit | same engine | share of limit | fastest baseline | our fastest pair "
+        "| baseline over ours |",
         "|---|---:|---:|---:|---|---|---:|",
     ]
     for p in result.ratios:

@@ -9,7 +9,7 @@ from pathlib import Path
 from engines.backends.contract import Runner
 from engines.backends.table import find_backend
 from engines.bundle.manifest import Engine, Manifest
-from graphs.base.errors import UgsepError
+from graphs.base.errors import UgsepError, first_line
 
 
 def load_engine(
@@ -39,7 +39,7 @@ def load_engine(
     except UgsepError as error:
         raise UgsepError(f"{error}{_other_versions(manifest)}; rebuild: {manifest.rebuild}") from error
     except (TypeError, ValueError) as error:  # a setting of a type that the runtime does not take
-        refused = f"{built.backend} refuses its settings ({str(error).strip().splitlines()[0]})"
+        refused = f"{built.backend} refuses its settings ({first_line(error)})"
         raise UgsepError(
             f"{directory / engine.directory}: {refused}{_other_versions(manifest)}; rebuild: {manifest.rebuild}"
         ) from error

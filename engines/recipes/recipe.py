@@ -33,7 +33,7 @@ class Quantization:
 class Serving:
     """What is built and how it will run.
 
-    ``precision`` per side (``engines.backends.contract.PRECISIONS``) for the backend that serves; ``compile_for`` lists
+    ``precision`` per side (see ``PRECISIONS`` of the backends) for the backend that serves; ``compile_for`` lists
     further backends to compile the W8A16 graphs for where they can be; ``candidates`` are the request sizes that are
     measured, the last one is the reported one; ``threads`` is pinned in the engines. Engines are tuned for one user
     and take up to ``max_users`` and ``max_candidates`` in a call.

@@ -21,7 +21,7 @@ from export.lowering.matmul_integer import multiply_int8_rows
 from export.lowering.matmul_nbits import fuse_int8_gemms
 from export.lowering.moe import MIN_EXPERT_ELEMENTS, route_experts
 from export.lowering.users import broadcast_user
-from graphs.base.errors import UgsepError
+from graphs.base.errors import UgsepError, first_line
 
 #: What the CPU lowering does with int8 GEMM weights: leave DequantizeLinear + MatMul for the runtime to fold
 #: to float once, or also quantize the activations while running: inside com.microsoft.MatMulNBits (fastest for a few
@@ -138,5 +138,5 @@ def _save(model: ir.Model, destination: Path, data: str | None) -> None:
     try:
         onnx.checker.check_model(str(destination))
     except onnx.checker.ValidationError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UgsepError(f"{destination.name}: not a valid ONNX graph ({reason}); export the model again") from error

@@ -134,7 +134,7 @@ def _wrong_names(kind: Any, value: Any, path: Path, complete: bool) -> Iterator[
 
 
 def _path_of(error: msgspec.ValidationError, cls: Any, values: Any) -> Path:
-    """Return the path of the value that was refused; of a mapping msgspec does not say which key, so each is tried."""
+    """Return the path of the refused value; msgspec does not name the key of a mapping, so each is tried."""
     path: Path = ()
     for name, index in _STEP.findall(str(error).rpartition(" - at `$")[2]):
         if index != "...":

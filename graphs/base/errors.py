@@ -24,3 +24,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f", did you mean '{close[0]}'?"
     return f"; known: {', '.join(names) or 'none'}"
+
+
+def first_line(error: object) -> str:
+    """Return the first line of what an error of a library says, or the name of its class if it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

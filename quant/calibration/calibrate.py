@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from graphs.base.errors import UgsepError
+from graphs.base.errors import UgsepError, first_line
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.calibration.statistics import Calibration, InputStatistics, Samples, SideStatistics, combine, observe
@@ -197,17 +197,13 @@ def session(model: onnx.ModelProto, path: Path, threads: int) -> Run:
     try:
         loaded = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exception classes share no base but Exception
-        raise UgsepError(f"'{path}' does not load in onnxruntime ({_first_line(error)})") from error
+        raise UgsepError(f"'{path}' does not load in onnxruntime ({first_line(error)[:200]})") from error
 
     def run(names: list[str], values: dict[str, Array]) -> list[Array]:
         try:
             result: list[Any] = loaded.run(names, values)
         except Exception as error:  # see above
-            raise UgsepError(f"'{path}' does not run on these requests ({_first_line(error)})") from error
+            raise UgsepError(f"'{path}' does not run on these requests ({first_line(error)[:200]})") from error
         return result
 
     return run
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]

@@ -12,7 +12,7 @@ from engines.backends.contract import (
     TensorSpec,
 )
 from engines.backends.host import host_isa
-from graphs.base.errors import UgsepError
+from graphs.base.errors import UgsepError, first_line
 
 #: Folds DequantizeLinear(constant) to float when the session starts. Both are needed: the first lets constants
 #: fold through DequantizeLinear, the second keeps the runtime from fusing int8 GEMMs where it likes.
@@ -50,13 +50,18 @@ def _tensor(node: Any) -> TensorSpec:
 
 def failed_run(side: str, error: Exception) -> UgsepError:
     """Return what a session said when it refused to run, as one line; mostly an id beyond the end of its table."""
-    line = str(error).strip().splitlines()[0]
+    line = first_line(error)
     return UgsepError(
         f"the {side} engine refused these inputs ({line}); check that ids lie within their vocabularies"
     )
 
 
 def import_onnxruntime() -> Any:
+    """Return the onnxruntime module.
+
+    Raises:
+        UgsepError: it is not installed.
+    """
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -65,6 +70,7 @@ def import_onnxruntime() -> Any:
 
 
 def pinned_settings(options: Mapping[str, Option]) -> dict[str, Option]:
+    """Return the session settings that a build pins in the manifest."""
     return {
         "graph_optimization_level": "all",
         "intra_op_num_threads": options["threads"],
@@ -116,7 +122,7 @@ def start_session(
     try:
         return ort.InferenceSession(file, options, providers=list(providers), disabled_optimizers=disabled)
     except Exception as error:  # onnxruntime raises a class of its own per status code
-        line = str(error).strip().splitlines()[0]
+        line = first_line(error)
         raise UgsepError(f"{file}: onnxruntime cannot load it ({line}); build the bundle again") from error
 
 

@@ -13,7 +13,7 @@ from engines.backends.contract import (
     Option,
 )
 from engines.backends.onnxruntime.session import FOLD_INT8
-from graphs.base.errors import UgsepError, nearest
+from graphs.base.errors import UgsepError, first_line, nearest
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 PROVIDERS = {"cuda": CUDA, "tensorrt": TENSORRT}
@@ -44,6 +44,7 @@ def provider_name(option: str) -> str:
 def providers(
     session: Mapping[str, Option], tensorrt: Mapping[str, str] | None = None
 ) -> list[tuple[str, Mapping[str, str]]]:
+    """Return the execution providers of a session, with their options, in order of preference."""
     device = {"device_id": str(session["device"])}
     cuda = (CUDA, {**device, "use_tf32": str(session["use_tf32"])})
     if session["provider"] == "cuda":
@@ -71,10 +72,6 @@ def gpu_name(index: int) -> str | None:
         return None
     driver.cuDeviceGetName(name, len(name), device)
     return name.value.decode()
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 NAME = "onnxruntime-gpu"

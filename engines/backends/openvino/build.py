@@ -23,7 +23,7 @@ from engines.backends.contract import (
 )
 from engines.backends.graph_io import graph_io, read_graph
 from engines.backends.openvino.library import NAME, ONNX_VARIANT, OPTIONS, RUNS_AS, import_openvino, runs_as
-from engines.backends.openvino.runner import first_line
+from engines.backends.openvino.runner import last_line
 from export.lowering.passes import lower_for_cpu
 from graphs.base.errors import UgsepError
 
@@ -97,7 +97,7 @@ def _compile(ov: Any, source: Path, file: Path, session: Mapping[str, Option]) -
         ov.save_model(ov.convert_model(str(source)), str(file), compress_to_fp16=False)
         return ov.Core().compile_model(str(file), "CPU", dict(session))
     except Exception as error:  # openvino raises RuntimeError and classes of its own alike
-        raise UgsepError(f"{source}: OpenVINO cannot compile it ({first_line(error)}); export it again") from error
+        raise UgsepError(f"{source}: OpenVINO cannot compile it ({last_line(error)}); export it again") from error
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,11 @@ INSTALL = "pip install 'ugsep[openvino]'"
 
 
 def import_openvino() -> Any:
+    """Return the openvino module.
+
+    Raises:
+        UgsepError: it is not installed.
+    """
     try:
         import openvino as ov
     except ImportError as error:

@@ -37,7 +37,7 @@ def load(
     try:
         compiled = ov.Core().compile_model(str(file), "CPU", session)
     except Exception as error:  # openvino raises RuntimeError and classes of its own alike
-        raise UgsepError(f"{file}: OpenVINO cannot load it ({first_line(error)}); build the bundle again") from error
+        raise UgsepError(f"{file}: OpenVINO cannot load it ({last_line(error)}); build the bundle again") from error
     computes_in = runs_as(compiled)
     if computes_in != RUNS_AS[built.precision]:
         raise UgsepError(
@@ -66,7 +66,7 @@ class OpenVinoRunner:
         try:
             results = request.infer(checked, share_inputs=True)
         except Exception as error:  # openvino raises RuntimeError and classes of its own alike
-            raise UgsepError(f"the {self._built.side} engine refused these inputs ({first_line(error)})") from error
+            raise UgsepError(f"the {self._built.side} engine refused these inputs ({last_line(error)})") from error
         # Copies: the request's own output buffers are overwritten by its next run.
         return {spec.name: np.array(results[i]) for i, spec in enumerate(self._built.outputs)}
 
@@ -88,6 +88,7 @@ def ports(listed: tuple[TensorSpec, ...], ports: Any) -> tuple[TensorSpec, ...]:
     )
 
 
-def first_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """Return the last line of an OpenVINO error: the first ones name its own source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

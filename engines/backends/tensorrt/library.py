@@ -15,6 +15,11 @@ NAME = "tensorrt"
 
 
 def import_tensorrt() -> Any:
+    """Return the tensorrt module.
+
+    Raises:
+        UgsepError: it or its libraries are not installed.
+    """
     try:
         import tensorrt as trt
     except (ImportError, OSError) as error:

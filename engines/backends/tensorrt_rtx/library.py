@@ -40,6 +40,11 @@ def specialization(trt: Any, option: str) -> Any:
 
 
 def import_tensorrt_rtx() -> Any:
+    """Return the tensorrt_rtx module.
+
+    Raises:
+        UgsepError: it is not installed.
+    """
     try:
         import tensorrt_rtx as trt
     except ImportError as error:

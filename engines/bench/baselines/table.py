@@ -1,4 +1,4 @@
-"""All baselines by name. To add one, write a function ``(BaselineSource, threads) -> Bind`` and give it a line here."""
+"""All baselines by name: a new one is a function ``(BaselineSource, threads) -> Bind`` and one row here."""
 
 from __future__ import annotations
 

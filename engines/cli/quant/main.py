@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+from engines.bundle.weight_statuses import engine_statuses
 from engines.cli.group import CommandGroup
 from engines.cli.quant.scored import search, sensitivity
 from engines.cli.quant.sources import calibration_of, graph_pair, requests_of
@@ -19,7 +20,7 @@ from graphs.base.progress import show_progress
 from quant.calibration import calibrate as calibration_run
 from quant.calibration.statistics import load_calibration, save_calibration
 from quant.calibration.statistics import merge as merge_calibrations
-from quant.inspect import engine_statuses, inspect_graph
+from quant.inspect import inspect_graph
 from quant.policy import Policy, read_policy
 from quant.schemes.schemes import CONFIGS, scheme_from
 from quant.telemetry import disable_telemetry

@@ -12,6 +12,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from engines.bench.gemm_latency import gemm_timer
 from engines.cli.quant.sources import calibration_of, graph_pair, requests_of
 from engines.cli.quant.tables import print_table
 from graphs.base.errors import UgsepError
@@ -19,7 +20,6 @@ from graphs.base.progress import show_progress
 from quant.graph.files import write_whole
 from quant.policy import Policy
 from quant.schemes.schemes import CONFIGS, scheme_from
-from quant.search.gemm_latency import gemm_timer
 from quant.search.search import Goal, policy_yaml
 from quant.search.search import search as run_search
 from quant.search.sensitivity import check_plot, plot_sensitivity

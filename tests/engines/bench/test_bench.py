@@ -326,7 +326,8 @@ def test_bad_input_is_one_line_and_exit_2(built_bundle: Path, arguments: list[st
 def test_the_command_writes_its_files_and_prints_json(built_bundle: Path, tmp_path: Path) -> None:
     outcome = CliRunner().invoke(
         main,
-        ["bench", str(built_bundle), "--baselines", "onnxruntime", "--candidates", "2", "--threads", "1", "--rounds", "2",
+        ["bench", str(built_bundle), "--baselines", "onnxruntime", "--candidates", "2", "--threads", "1",
+         "--rounds", "2",
          "--no-memory", "--out", str(tmp_path / "out"), "--markdown", str(tmp_path / "b.md"), "--json"],
     )  # fmt: skip
     assert outcome.exit_code == 0, outcome.stderr

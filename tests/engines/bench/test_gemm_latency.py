@@ -1,4 +1,4 @@
-"""The gemm_timer of ``quant search``, found by its entry point: any backend that runs here, and a reason where not."""
+"""The GEMM timer of ``quant search``: any backend that runs here, and a reason if it does not."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from engines.backends.onnxruntime.session import start_session
 from engines.backends.table import find_backend
 from engines.bench import gemm_latency
+from engines.bench.gemm_latency import gemm_timer
 from export.lowering.passes import lower_for_cpu
 from graphs.base.errors import UgsepError
 from quant.policy import Policy
 from quant.schemes.schemes import Absmax
-from quant.search.gemm_latency import gemm_timer
 from quant.weights import quantize_side
 
 

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from engines.backends.contract import BuiltEngine, EngineWeight, WeightStatus
+from engines.bundle.weight_statuses import engine_statuses
 from engines.cli.quant.main import main
 from engines.verify.weight_checks import int8_checks
-from quant.inspect import engine_statuses
 
 
 def _engine(precision: str, **statuses: WeightStatus) -> BuiltEngine:

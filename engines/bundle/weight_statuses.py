@@ -1,0 +1,41 @@
+"""What every engine of a bundle does with every weight, from its manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.bundle.files import MANIFEST
+from engines.bundle.manifest import read_manifest
+
+__all__ = ["WeightStatusRow", "engine_statuses"]
+
+
+@dataclass(frozen=True)
+class WeightStatusRow:
+    """What one engine does with one weight: fused-int8, dequantized-each-run, folded-to-float, ...
+
+    ``precision`` is what the engine was asked for, ``detail`` names the node, kernel or layer of the optimised graph.
+    """
+
+    engine: str
+    side: str
+    precision: str
+    weight: str
+    status: str
+    detail: str
+
+
+def engine_statuses(bundle: Path) -> tuple[WeightStatusRow, ...]:
+    """Return the statuses of all engines; () if the folder is not a bundle.
+
+    Raises:
+        UgsepError: the manifest cannot be read.
+    """
+    if not (bundle / MANIFEST).is_file():
+        return ()
+    return tuple(
+        WeightStatusRow(e.directory, e.built.side, e.built.precision, w.name, w.status, w.detail)
+        for e in read_manifest(bundle).engines
+        for w in e.built.weights
+    )
