@@ -62,7 +62,7 @@ def publish(destination: Path, timeout: float = 0.0) -> Iterator[Path]:
         try:
             with _user_errors(destination):
                 yield work
-                work.chmod(0o755)
+                _share(work)
                 _sync(work)
                 _swap(work, destination)
         finally:
@@ -135,6 +135,20 @@ def _exchange(first: Path, second: Path) -> bool:
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     done: int = libc.renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange)
     return done == 0
+
+
+def _share(work: Path) -> None:
+    """Give every file the mode that a new file gets under the caller's umask: libraries write some as 0600.
+
+    Thus whoever may read one file of a published bundle may serve it.
+    """
+    probe = work / ".mode"
+    probe.touch()  # not os.umask, which would change it for other threads for a moment
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in (work, *work.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(mode | (mode & 0o444) >> 2 if path.is_dir() else mode)
 
 
 def _sync(directory: Path) -> None:

@@ -238,3 +238,19 @@ def test_kernels_compiled_while_serving_are_kept_by_the_engine_s_contents(
     assert moved_from.parent == tmp_path / "kernels"
     assert moved_to == moved_from, "the same engine finds its kernels wherever the bundle stands"
     assert rebuilt != moved_from
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_all_files_of_a_bundle_have_one_mode(tmp_path: Path, umask: int, file: int, folder: int) -> None:
+    before = os.umask(umask)
+    try:
+        with publish(tmp_path / "tiny") as work:
+            (work / "engines").mkdir(mode=0o700)
+            for name, mode in (("a.bin", 0o600), ("b.bin", 0o666)):
+                (work / "engines" / name).write_text("x")
+                (work / "engines" / name).chmod(mode)
+    finally:
+        os.umask(before)
+    paths = [tmp_path / "tiny", *(tmp_path / "tiny").rglob("*")]
+    assert {p.stat().st_mode & 0o777 for p in paths if p.is_file()} == {file}
+    assert {p.stat().st_mode & 0o777 for p in paths if p.is_dir()} == {folder}

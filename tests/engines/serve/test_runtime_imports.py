@@ -1,0 +1,75 @@
+"""Loading and scoring a bundle imports neither PyTorch nor ONNX tooling, on error paths neither."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import tiny
+
+HEAVY = (
+    "torch", "onnx", "onnx_ir", "onnxscript", "scipy", "matplotlib", "jinja2", "click", "rich", "yaml", "polygraphy",
+    "pandas", "pyarrow", "export", "quant",
+)  # fmt: skip
+ROOT = Path(__file__).parents[3]
+SCORE = """
+import json, sys
+import numpy as np
+from engines import Ranker
+from graphs.base.errors import UgsepError
+bundle, inputs, damaged = sys.argv[1:]
+given = np.load(inputs)
+user = {k[5:]: given[k] for k in given.files if k.startswith("user.")}
+items = {k[5:]: given[k] for k in given.files if k.startswith("item.")}
+ranker = Ranker.from_bundle(bundle)
+scores = {k: v.tolist() for k, v in ranker.score(user, items).items()}
+name = next(iter(items))
+refused = []
+for call in (
+    lambda: ranker.score(user, {}),
+    lambda: ranker.score(user, {**items, name: items[name].astype(np.float64)}),
+    lambda: ranker.score(user, {**items, name + "x": items[name]}),
+    lambda: Ranker.from_bundle(bundle, backend="onnxruntim"),
+    lambda: Ranker.from_bundle(bundle, threads=0),
+    lambda: Ranker.from_bundle(bundle + "-missing"),
+    lambda: Ranker.from_bundle(damaged),
+):
+    try:
+        call()
+    except UgsepError as error:
+        refused.append(str(error))
+print(json.dumps({"scores": scores, "refused": refused, "modules": sorted({m.split(".")[0] for m in sys.modules})}))
+"""
+
+
+def test_scoring_and_its_errors_import_nothing_heavy(bundle: Path, built_bundle: Path, tmp_path: Path) -> None:
+    user, items = tiny.user_and_items(5)
+    inputs = tmp_path / "inputs.npz"
+    np.savez(inputs, **{f"user.{k}": v for k, v in user.items()}, **{f"item.{k}": v for k, v in items.items()})
+    engine = next((bundle / "engines").rglob("item.onnx"))
+    engine.write_bytes(engine.read_bytes()[:-1] + b"x")
+    done = subprocess.run(
+        [sys.executable, "-c", SCORE, str(built_bundle), str(inputs), str(bundle)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert sorted(set(HEAVY) & set(found["modules"])) == []
+    assert len(found["refused"]) == 7
+    assert "sha256" in found["refused"][-1]
+    from engines import Ranker
+
+    expected = Ranker.from_bundle(built_bundle).score(user, items)
+    assert found["scores"] == {task: logits.tolist() for task, logits in expected.items()}
+
+
+@pytest.mark.parametrize("command", ["ugsep", "quant"])
+def test_a_command_without_the_build_packages_says_what_to_install(command: str) -> None:
+    code = f"import sys; sys.modules['click'] = None; from engines.cli.entry import {command}; {command}()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: this command needs the package 'click'; pip install 'ugsep[build]'\n"
