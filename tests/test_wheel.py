@@ -1,0 +1,97 @@
+"""The wheel as a server installs it: ``ugsep[cpu]`` alone in a clean environment scores a bundle."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines import Ranker
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+#: Bounds on what a server installs and pays: bytes of the environment, resident bytes.
+ENVIRONMENT_BYTES, RESIDENT_BYTES = 250e6, 130e6
+SCORE = """
+import json, sys, time
+started = time.perf_counter()
+from engines import Ranker
+ranker = Ranker.from_bundle(sys.argv[1])
+seconds = time.perf_counter() - started
+import numpy as np
+given = np.load(sys.argv[2])
+user = {k[5:]: given[k] for k in given.files if k.startswith("user.")}
+items = {k[5:]: given[k] for k in given.files if k.startswith("item.")}
+scores = {k: v.tolist() for k, v in ranker.score(user, items).items()}
+resident = next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmRSS")) * 1024
+file = sys.modules["engines"].__file__
+print(json.dumps({"scores": scores, "seconds": seconds, "resident": resident, "file": file}))
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, check=True)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
+    return next(folder.glob("ugsep-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the interpreter of a clean environment with ``ugsep[cpu]``."""
+    folder = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
+    found = folder / "bin" / "python"
+    command = [sys.executable, "-m", "pip", "--python", found, "install", "--quiet", "--no-compile"]
+    run(*command, "--constraint", ROOT / "constraints.txt", f"{wheel}[cpu]", cwd=folder)
+    return found
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_recipes_and_templates_and_no_benchmarks(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    shipped = {str(p.relative_to(ROOT)) for p in (ROOT / "engines" / "recipes").rglob("*.yaml")}
+    shipped |= {str(p.relative_to(ROOT)) for folder in ("graphs", "engines") for p in (ROOT / folder).rglob("*.html")}
+    assert shipped <= set(names)
+    assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"graphs", "export", "quant", "engines"}
+
+
+@pytest.mark.slow
+def test_a_server_s_environment_scores_a_bundle(python: Path, built_bundle: Path, tmp_path: Path) -> None:
+    user, items = tiny.user_and_items(9)
+    inputs = tmp_path / "inputs.npz"
+    np.savez(inputs, **{f"user.{k}": v for k, v in user.items()}, **{f"item.{k}": v for k, v in items.items()})
+    runs = [json.loads(run(python, "-c", SCORE, built_bundle, inputs, cwd=tmp_path).stdout) for _ in range(5)]
+    expected = Ranker.from_bundle(built_bundle).score(user, items)
+    for found in runs:
+        assert found["scores"] == {task: logits.tolist() for task, logits in expected.items()}
+        assert found["file"].startswith(str(python.parents[1]))
+    files = [p for p in python.parents[1].rglob("*") if p.is_file() and not p.is_symlink()]
+    size = sum(p.stat().st_size for p in files)
+    resident = min(r["resident"] for r in runs)
+    print(
+        f"environment {size / 1e6:.0f} MB, load {min(r['seconds'] for r in runs):.2f} s, resident {resident / 1e6:.0f} MB"
+    )
+    assert not any((python.parents[1]).rglob("torch"))
+    assert size < ENVIRONMENT_BYTES
+    assert resident < RESIDENT_BYTES
+
+
+@pytest.mark.slow
+def test_the_commands_of_a_server_s_environment_say_what_to_install(python: Path, tmp_path: Path) -> None:
+    for name in ("ugsep", "quant"):
+        done = subprocess.run(
+            [python.with_name(name), "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr.endswith("pip install 'ugsep[build]'\n")
+        assert done.stderr.count("\n") == 1
