@@ -17,7 +17,7 @@ from engines.backends.host import host_isa
 from engines.backends.table import find_backend
 from engines.bundle.bundle import open_bundle
 from engines.bundle.load import compare_versions
-from engines.bundle.manifest import WHY, Engine, Manifest
+from engines.bundle.manifest import Engine, Manifest
 from engines.bundle.provenance import tool_versions
 from engines.render.byte_sizes import readable_bytes
 from engines.render.json_text import json_text
@@ -63,7 +63,7 @@ def describe(bundle: Path) -> dict[str, Any]:
         "calibration_sha256": manifest.calibration,
         "synthetic": manifest.synthetic,
         "engines": engines,
-        "why": {s: manifest.extra[f"{WHY} {s}"] for s in ("user", "item") if f"{WHY} {s}" in manifest.extra},
+        "why": {side: manifest.reasons[side] for side in ("user", "item") if side in manifest.reasons},
     }
 
 

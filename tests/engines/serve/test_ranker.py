@@ -229,5 +229,5 @@ def test_a_bundle_may_move_and_be_read_only(bundle: Path, tmp_path: Path) -> Non
 
 
 def test_no_bundle_says_how_to_build_one(tmp_path: Path) -> None:
-    with pytest.raises(UgsepError, match="no bundle; build one"):
+    with pytest.raises(UgsepError, match="not a bundle; build one"):
         Ranker.from_bundle(tmp_path)
