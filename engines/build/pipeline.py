@@ -28,7 +28,7 @@ from engines.build.source_model import (
     synthetic_requests,
 )
 from engines.build.sources import Sources, content_key
-from engines.bundle.bundle import open_bundle, read_report
+from engines.bundle.bundle import RECIPE, Bundle, read_report
 from engines.bundle.manifest import Manifest, read_manifest, write_manifest
 from engines.bundle.provenance import tool_versions
 from engines.bundle.publish import publish
@@ -130,7 +130,7 @@ def _is_current(out: Path, key: str) -> bool:
     try:
         if read_manifest(out).content_key != key:
             return False
-        open_bundle(out)
+        Bundle.open(out)
     except UgsepError:
         return False  # a damaged or foreign bundle is simply built again
     return True
@@ -189,7 +189,7 @@ def _make(
                 name, recipe, onnx, plans, calibration, requests, reference, Path(scratch),
                 schemes=recipe.quantization.compare, cache=cache, progress=progress,
             )  # fmt: skip
-    (work / "recipe.yaml").write_text(dump_recipe(recipe))
+    (work / RECIPE).write_text(dump_recipe(recipe))
     sides: dict[GraphSide, Subgraph] = {"full": subgraphs.full, "user": subgraphs.user, "item": subgraphs.item}
     limits = {n: subgraphs.speedup_limit(n) for n in recipe.serving.candidates}
 

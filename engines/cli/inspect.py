@@ -15,7 +15,7 @@ from rich.table import Table
 from engines.backends.contract import Availability
 from engines.backends.host import host_isa
 from engines.backends.table import find_backend
-from engines.bundle.bundle import open_bundle
+from engines.bundle.bundle import Bundle
 from engines.bundle.load import compare_versions
 from engines.bundle.manifest import Engine, Manifest
 from engines.bundle.provenance import tool_versions
@@ -46,7 +46,7 @@ def describe(bundle: Path) -> dict[str, Any]:
     Raises:
         UgsepError: no bundle, a manifest that cannot be trusted, or a file that differs from it.
     """
-    manifest = open_bundle(bundle)
+    manifest = Bundle.open(bundle).manifest
     sqnr = {side: _weight_sqnr(bundle, manifest, side) for side in ("user", "item", "full")}
     engines = [_engine(engine, manifest, sqnr[engine.built.side]) for engine in manifest.engines]
     return {

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engines import Ranker
-from engines.bundle.bundle import open_bundle
+from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import Engine, Manifest, engine_for
 from engines.serve import ranker as ranking
 from graphs.base.errors import UgsepError
@@ -212,7 +212,7 @@ def test_a_user_index_out_of_range_is_refused(ranker: Ranker) -> None:
 
 
 def test_a_flipped_byte_is_found_before_loading(bundle: Path) -> None:
-    manifest = open_bundle(bundle)
+    manifest = Bundle.open(bundle).manifest
     engine = next(e for e in manifest.engines if e.built.side == "item")
     path = bundle / engine.directory / engine.built.files[-1]
     content = bytearray(path.read_bytes())
@@ -254,7 +254,7 @@ def test_a_ranker_is_a_context_manager_and_a_failed_load_leaves_nothing_loaded(
         assert ranker.cache_info().users == 0
     assert closed == ["user", "item"]
     closed.clear()
-    manifest = open_bundle(bundle)
+    manifest = Bundle.open(bundle).manifest
     user, item = (engine_for(manifest, side) for side in ("user", "item"))
     unknown = dataclasses.replace(item, built=dataclasses.replace(item.built, backend="onnxrantime"))
     with pytest.raises(UgsepError, match="did you mean 'onnxruntime'"):
