@@ -1,4 +1,4 @@
-"""Engine cache: builds are found again by what went into them, wherever and whenever they were made."""
+"""Engine cache: engines are found by a hash of everything that went into them."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def default_root(environ: Mapping[str, str]) -> Path:
 def engine_key(backend: str, spec: BuildSpec, tools: Mapping[str, str], target: str) -> str:
     """Return the sha256 of everything that decides a build's result.
 
-    That is: the graph and its weights (bytes, not file names), side, precision, profiles in order, every
-    option, tool versions, and ``target``, the ISA or GPU the engine is made for. Not: paths, times, the order
-    of options or tools, how a graph's weights are laid out in files.
+    That is: the graph and its weights (bytes, not file names), side, precision, profiles in order, every option, tool
+    versions, and ``target``, the ISA or GPU the engine is built for. Paths, times, the order of options or tools, and
+    how weights are stored in files do not count.
 
     Raises:
         UgsepError: the ONNX file or its external data is missing or broken.
@@ -89,7 +89,7 @@ def engine_key(backend: str, spec: BuildSpec, tools: Mapping[str, str], target: 
 
 
 def graph_digest(path: Path) -> str:
-    """Return a sha256 of an ONNX graph and its weights, the same wherever the weights are stored.
+    """Return a sha256 of an ONNX graph and its weights, whether weights are stored inline or as external data.
 
     Raises:
         UgsepError: the file or its external data is missing, broken or truncated.
@@ -165,7 +165,7 @@ def cached_build(
 
 
 def list_entries(root: Path, verify: bool = False) -> list[Entry]:
-    """Return what the cache holds, least recently used first; ``verify`` also checks every hash."""
+    """Return the entries of the cache, least recently used first; ``verify`` also checks every hash."""
     entries = []
     for path in sorted(root.glob("*") if root.is_dir() else ()):
         if not path.is_dir() or path.name.startswith("."):
@@ -185,9 +185,9 @@ def list_entries(root: Path, verify: bool = False) -> list[Entry]:
 
 
 def collect(root: Path, max_bytes: int) -> list[Entry]:
-    """Remove damaged entries, dead builds, and the least recently used engines beyond ``max_bytes``; return them.
+    """Remove damaged entries, abandoned builds and the least recently used engines beyond ``max_bytes``; return them.
 
-    An entry that another process is building or copying right now is left alone.
+    An entry that another process is building or copying is left alone.
     """
     entries = sorted(list_entries(root, verify=True), key=lambda entry: not entry.problem)  # damaged ones first
     total = sum(entry.bytes for entry in entries)

@@ -111,7 +111,7 @@ def test_a_directory_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None
     target.mkdir()
     (target / "thesis.txt").write_text("years of work")
     (target / "manifest.json").write_text("{}")  # of a web page
-    with pytest.raises(UgsepError, match="holds files but no bundle"), publish(target):
+    with pytest.raises(UgsepError, match="holds files but not a bundle"), publish(target):
         pytest.fail("the block must not run")
     assert (target / "thesis.txt").read_text() == "years of work"
     (target / "thesis.txt").unlink()
