@@ -144,10 +144,7 @@ def cached_build(
         UgsepError: what ``build`` raises (nothing is cached then), or a cache directory that cannot be used.
     """
     _open_root(root)
-    lock = FileLock(root / f".{key}.lock")
-    if wait is not None and not _free(lock):
-        wait(f"waiting for another process that builds {key[:12]}")
-    with lock:
+    with _locked(root, key, wait):
         entry = root / key
         record = _sound(entry)
         if record is not None:
@@ -195,11 +192,11 @@ def collect(root: Path, max_bytes: int) -> list[Entry]:
     for entry in entries:
         if not entry.problem and total <= max_bytes:
             continue
-        lock = FileLock(root / f".{entry.key}.lock")
-        if not _free(lock):
+        try:
+            with _lock(root, entry.key).acquire(timeout=0):
+                shutil.rmtree(root / entry.key, ignore_errors=True)
+        except TimeoutError:
             continue
-        with lock:
-            shutil.rmtree(root / entry.key, ignore_errors=True)
         total -= entry.bytes
         removed.append(entry)
     for scratch in root.glob(".*.building-*"):
@@ -217,14 +214,24 @@ def _open_root(root: Path) -> None:
         raise UgsepError(f"{root}: the engine cache is not writable; {_OTHER_CACHE}")
 
 
-def _free(lock: FileLock) -> bool:
-    """Whether no process holds the lock at this moment."""
+def _lock(root: Path, key: str) -> FileLock:
+    return FileLock(root / f".{key}.lock")
+
+
+@contextmanager
+def _locked(root: Path, key: str, wait: Callable[[str], None] | None) -> Iterator[None]:
+    """Hold the lock of a key; ``wait`` is told if another process holds it now."""
+    lock = _lock(root, key)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0)  # taken if free, not only looked at: another process could take it in between
     except TimeoutError:
-        return False
-    lock.release()
-    return True
+        if wait is not None:
+            wait(f"waiting for another process that builds {key[:12]}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _write_record(entry: Path, built: BuiltEngine) -> Record:
