@@ -16,13 +16,12 @@ import click
 import numpy as np
 
 from engines.backends.contract import Array
-from engines.bundle.bundle import open_bundle
+from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import engine_for
 from engines.cli.group import CommandGroup
 from engines.serve.ranker import Ranker
 from engines.verify.checks import Check
 from graphs.base.errors import GateFailed
-from quant.requests.readers import Request, request_spec, synthetic_requests, table_rows
 
 LOAD_SECONDS, ADDED_MICROSECONDS = 2.0, 100.0
 _USERS = 50
@@ -72,12 +71,13 @@ def measure(bundle: Path, candidates: int, rounds: int) -> ScoreCost:
     started = time.perf_counter()
     ranker = Ranker.from_bundle(bundle)
     seconds = time.perf_counter() - started
-    requests = _requests(bundle, candidates)
+    opened = Bundle.open(bundle)
+    requests = list(opened.synthetic_requests(_USERS, candidates))
     items = requests[0].items
     scores = ranker.score(requests[0].user, items)
     state = ranker.user_state(requests[0].user)
     ranker.close()
-    manifest = open_bundle(bundle)
+    manifest = opened.manifest
     user, item = engine_for(manifest, "user").built, engine_for(manifest, "item").built
     empty = Ranker(Repeats(state), Repeats(scores), user, item, vocabularies=manifest.vocabularies)
     times: dict[str, list[float]] = {"computed": [], "cached": []}
@@ -89,12 +89,6 @@ def measure(bundle: Path, candidates: int, rounds: int) -> ScoreCost:
                 empty.score(request.user, items)
                 times[kind].append((time.perf_counter() - began) * 1e6)
     return ScoreCost(candidates, seconds, float(np.median(times["cached"])), float(np.median(times["computed"])))
-
-
-def _requests(bundle: Path, candidates: int) -> list[Request]:
-    user, item = bundle / "onnx" / "user.onnx", bundle / "onnx" / "item.onnx"
-    vocabulary = max(table_rows(user, item), 1)
-    return list(synthetic_requests(request_spec(user, item), _USERS, candidates, vocabulary, seed=0))
 
 
 @click.group(cls=CommandGroup, invoke_without_command=True)

@@ -33,7 +33,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Policy:
-    """Precision of every weight: the first rule that matches decides, ``default`` where none does.
+    """Precision of every weight: the first rule that matches decides, else ``default``.
 
     ``block`` is the number of rows of K per scale, 0 for one scale per output channel. int8 is int8 in both typed
     views; fp16 is stored as FP16 in both (the FP32-typed view casts it); fp32 leaves the weight in the view's own
@@ -48,7 +48,7 @@ class Policy:
     keep_fp32_ops: tuple[str, ...] = NORMS
 
     def precision_of(self, side: str, weight: str) -> tuple[Precision, str]:
-        """Return the precision and the reason, "" where the default decides."""
+        """Return the precision and the reason, "" if the default decides."""
         for rule in self.rules:
             if rule.matches(side, weight):
                 return rule.precision, rule.reason or f"policy '{rule.glob}'"
@@ -88,8 +88,8 @@ def check_rules(policy: Policy, names: Iterable[tuple[str, str]]) -> None:
             raise UgsepError(f"policy '{rule.glob}' matches no weight{hint}")
 
 
-def policy_from(document: Mapping[str, Any], where: str = "policy") -> Policy:
-    """Read a policy from the ``policy`` mapping of a recipe.
+def policy_from(document: Mapping[str, Any], location: str = "policy") -> Policy:
+    """Read a policy from the ``policy`` mapping of a recipe; ``location`` names it in errors.
 
     Keys: ``default``, ``block``, ``tables``, ``keep_fp32_ops`` and ``weights``, a list of
     ``{glob, precision, reason}`` mappings.
@@ -97,9 +97,11 @@ def policy_from(document: Mapping[str, Any], where: str = "policy") -> Policy:
     Raises:
         UgsepError: an unknown key, precision or type.
     """
-    read = parse(_Document, document, where)
+    read = parse(_Document, document, location)
     if read.block < 0:
-        raise UgsepError(f"{where}: block is {read.block}; give a number of rows, 0 for one scale per channel")
+        raise UgsepError(
+            f"{location}: block is {read.block}; it must be a number of rows >= 0, 0 for one scale per channel"
+        )
     return Policy(read.weights, read.default, read.block, read.tables, read.keep_fp32_ops)
 
 

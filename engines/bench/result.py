@@ -17,11 +17,10 @@ from engines.bench.machine import Machine, this_machine
 from engines.bench.pairs import bundle_pairs, extra_pairs
 from engines.bench.ratios import RatioPoint, measure_ratios
 from engines.bench.run import PLAIN_PAIR, Measured, Settings, measure
-from engines.bundle.bundle import open_bundle, read_report
-from engines.recipes.recipe import load_recipe
+from engines.bundle.bundle import Bundle
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request, request_spec, synthetic_requests, table_rows
+from quant.requests.readers import Request
 
 _SEED = 3
 
@@ -75,8 +74,8 @@ def run_bench(
         GateFailed: engines whose scores are wrong.
     """
     machine = this_machine()
-    manifest = open_bundle(bundle)
-    recipe = load_recipe(str(bundle / "recipe.yaml"))
+    opened = Bundle.open(bundle)
+    manifest, recipe = opened.manifest, opened.recipe
     largest = max(settings.candidates)
     serving = dataclasses.replace(recipe.serving, max_candidates=max(largest, recipe.serving.max_candidates))
     recipe = dataclasses.replace(recipe, serving=serving)
@@ -85,14 +84,14 @@ def run_bench(
         raise UgsepError(
             f"N = {largest} is beyond the {min(held)} candidates {bundle} was built for; leave it out of --candidates"
         )
-    costs = costs_of_report(read_report(bundle))
-    request = random_request(bundle, largest)
+    costs = costs_of_report(opened.report)
+    request = random_request(opened, largest)
     with tempfile.TemporaryDirectory(prefix="ugsep-bench-") as scratch:
         folder = Path(scratch)
-        source = BaselineSource(bundle / "onnx" / "full.onnx", folder, recipe, model)
+        source = BaselineSource(opened.onnx("full"), folder, recipe, model)
         pairs, left_out = bundle_pairs(bundle, manifest)
         names = [pair.name for pair in pairs]
-        extra, not_built = extra_pairs(recipe, bundle / "onnx", folder / "pairs", names, progress=progress)
+        extra, not_built = extra_pairs(recipe, opened.onnx("full").parent, folder / "pairs", names, progress=progress)
         contenders = [
             *baseline_contenders(baselines, source),
             our_contender(pairs[0], chosen=True, sides_alone=True),
@@ -113,11 +112,9 @@ def run_bench(
     return BenchResult(manifest.model, command, machine, settings, costs, measured, sizes, tuple(points))
 
 
-def random_request(bundle: Path, candidates: int) -> Request:
+def random_request(bundle: Bundle, candidates: int) -> Request:
     """Return one random request of a bundle's inputs; times do not depend on what the rows hold."""
-    user, item = bundle / "onnx" / "user.onnx", bundle / "onnx" / "item.onnx"
-    vocabulary = max(table_rows(user, item), 1)
-    return next(iter(synthetic_requests(request_spec(user, item), 1, candidates, vocabulary, _SEED)))
+    return next(bundle.synthetic_requests(1, candidates, _SEED))
 
 
 def document(result: BenchResult) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.bundle.bundle import read_report
+from engines.bundle.bundle import RECIPE, REPORT, read_report
 from engines.recipes.recipe import Recipe, load_recipe
 
 BEGIN, END = "<!-- begin models -->", "<!-- end models -->"
@@ -45,9 +45,9 @@ def measured(bundle: Path, recipe: Recipe) -> Measured | None:
     Raises:
         UgsepError: the report or the recipe beside it cannot be read.
     """
-    if not (bundle / "report.json").is_file():
+    if not (bundle / REPORT).is_file():
         return None
-    built = load_recipe(str(bundle / "recipe.yaml"))
+    built = load_recipe(str(bundle / RECIPE))
     if (built.model, built.config) != (recipe.model, recipe.config):
         return None
     return from_report(read_report(bundle))

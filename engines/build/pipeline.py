@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from engines.backends.contract import Option, Runner
+from engines.backends.contract import Runner
 from engines.backends.host import host_isa
 from engines.backends.table import find_backend
 from engines.build import report
@@ -28,8 +28,8 @@ from engines.build.source_model import (
     synthetic_requests,
 )
 from engines.build.sources import Sources, content_key
-from engines.bundle.bundle import open_bundle, read_report
-from engines.bundle.manifest import WHY, Manifest, read_manifest, write_manifest
+from engines.bundle.bundle import RECIPE, Bundle, read_report
+from engines.bundle.manifest import Manifest, read_manifest, write_manifest
 from engines.bundle.provenance import tool_versions
 from engines.bundle.publish import publish
 from engines.compile.compile import build_engines, serving_plans
@@ -102,10 +102,8 @@ def build(
         manifest, found, requests = _make(name, recipe, sources, made, work, cache, progress)
         document = report.report_document(name, recipe, found)
         report.write_report(work, document, found)
-        stamped: dict[str, Option] = {"key": key, "passed": bool(document["passed"])}
-        again = rebuild_command(name, rebuild)
-        complete = dataclasses.replace(manifest, rebuild=again, extra={**manifest.extra, **stamped})
-        write_manifest(work, complete)
+        again, passed = rebuild_command(name, rebuild), bool(document["passed"])
+        write_manifest(work, dataclasses.replace(manifest, rebuild=again, content_key=key, passed=passed))
         broken = [str(t) for t in found.proof.targets if not t.passed]
         if broken:
             with publish(failed) as kept:
@@ -130,9 +128,9 @@ def _is_current(out: Path, key: str) -> bool:
     if not (out / "manifest.json").is_file():
         return False
     try:
-        if read_manifest(out).extra.get("key") != key:
+        if read_manifest(out).content_key != key:
             return False
-        open_bundle(out)
+        Bundle.open(out)
     except UgsepError:
         return False  # a damaged or foreign bundle is simply built again
     return True
@@ -162,12 +160,12 @@ def _make(
     tables = quantize_all(recipe, onnx, work / "onnx", calibration, progress)
     reference = checks.reference_scores(subgraphs.full, requests, recipe.serving.threads, progress)
     tried: tuple[Trial, ...] = ()
-    why: dict[str, Option] = {}
+    reasons: Mapping[str, str] = {}
     if recipe.serving.backend == AUTO:
         with tempfile.TemporaryDirectory(prefix="ugsep-choose-") as scratch:
             choice = choose_engines(recipe, onnx, Path(scratch), cache, requests, reference, progress)
         plans, tried = choice.plans, choice.tried
-        why = {f"{WHY} {side}": reason for side, reason in choice.reasons().items()}
+        reasons = choice.reasons()
     else:
         plans = serving_plans(recipe)
     engines, notes = build_engines(recipe, plans, onnx, work, cache, progress)
@@ -181,7 +179,7 @@ def _make(
         choice={plan.side: plan.directory for plan in plans},
         calibration=calibration.samples_sha256,
         synthetic=sources.synthetic,
-        extra=why,
+        reasons=reasons,
         vocabularies={**table_sizes(onnx["user"]), **table_sizes(onnx["item"])},
     )
     compared = None
@@ -191,7 +189,7 @@ def _make(
                 name, recipe, onnx, plans, calibration, requests, reference, Path(scratch),
                 schemes=recipe.quantization.compare, cache=cache, progress=progress,
             )  # fmt: skip
-    (work / "recipe.yaml").write_text(dump_recipe(recipe))
+    (work / RECIPE).write_text(dump_recipe(recipe))
     sides: dict[GraphSide, Subgraph] = {"full": subgraphs.full, "user": subgraphs.user, "item": subgraphs.item}
     limits = {n: subgraphs.speedup_limit(n) for n in recipe.serving.candidates}
 

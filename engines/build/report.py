@@ -13,6 +13,7 @@ import jinja2
 from engines.build import report_plots
 from engines.build.autoselect import Trial
 from engines.build.schemes import SchemeTable
+from engines.bundle.bundle import REPORT
 from engines.bundle.manifest import Engine
 from engines.recipes.recipe import Recipe
 from engines.render.byte_sizes import readable_bytes
@@ -117,7 +118,7 @@ def _engine(engine: Engine) -> dict[str, Any]:
 
 def write_report(folder: Path, document: Mapping[str, Any], found: Findings) -> None:
     """Write ``report.json`` and the self-contained ``report.html`` into ``folder``."""
-    (folder / "report.json").write_text(json_text(document, indent=1) + "\n", encoding="utf-8")
+    (folder / REPORT).write_text(json_text(document, indent=1) + "\n", encoding="utf-8")
     rows = [row for table in found.tables.values() for row in table.rows]
     drawings = {
         "errors": report_plots.error_distribution(found.proof.errors, 1e-5),

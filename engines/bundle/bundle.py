@@ -1,23 +1,126 @@
-"""A bundle on disk, opened."""
+"""A bundle on disk, opened: what it holds, and requests that fit it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from engines.bundle.files import verify_files
 from engines.bundle.manifest import Manifest, read_manifest
 from graphs.base.errors import UgsepError
+
+if TYPE_CHECKING:  # a server imports none of these
+    from engines.recipes.recipe import Recipe
+    from quant.requests.readers import Request, RequestSpec
+
+__all__ = ["RECIPE", "REPORT", "Bundle", "onnx_file", "read_report"]
+
+RECIPE, REPORT = "recipe.yaml", "report.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle directory and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read the manifest of a bundle and check every file against it; no engine is loaded.
+
+        Raises:
+            UgsepError: not a bundle, a manifest that cannot be trusted, or a file that differs from it.
+        """
+        manifest = read_manifest(path)
+        verify_files(path, manifest.files, manifest.rebuild)
+        return cls(path, manifest)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe it was built with, every default filled in.
+
+        Raises:
+            UgsepError: it cannot be read.
+        """
+        return self.changed_recipe(())
+
+    def changed_recipe(self, changes: Sequence[str]) -> Recipe:
+        """Return the recipe with some settings replaced; ``changes`` as ``load_recipe`` takes them.
+
+        Raises:
+            UgsepError: it cannot be read, or a change is not a valid setting.
+        """
+        from engines.recipes.recipe import load_recipe
+
+        return load_recipe(str(self.path / RECIPE), changes)
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """The document in ``report.json``.
+
+        Raises:
+            UgsepError: it cannot be read.
+        """
+        return read_report(self.path)
+
+    def onnx(self, side: str) -> Path:
+        """Return the FP32 ONNX file of one side; quantized variants lie beside it."""
+        return onnx_file(self.path, side)
+
+    def request_spec(self) -> RequestSpec:
+        """Return which columns a request needs, read from the graphs.
+
+        Raises:
+            UgsepError: a graph cannot be read.
+        """
+        from quant.requests.readers import request_spec
+
+        return request_spec(self.onnx("user"), self.onnx("item"))
+
+    def read_requests(self, files: Sequence[Path | str]) -> Iterator[Request]:
+        """Yield the requests of files, folders or globs.
+
+        Raises:
+            UgsepError: files that cannot be read or do not fit the graphs.
+        """
+        from quant.requests.readers import read_requests
+
+        return read_requests(files, self.request_spec())
+
+    def synthetic_requests(
+        self, requests: int | None = None, candidates: int | None = None, seed: int = 0
+    ) -> Iterator[Request]:
+        """Yield random requests whose ids lie in every embedding table; the number and size of a build by default.
+
+        Raises:
+            UgsepError: a graph cannot be read.
+        """
+        from quant.requests.readers import synthetic_requests, table_rows
+        from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
+
+        number = SYNTHETIC_REQUESTS if requests is None else requests
+        size = SYNTHETIC_CANDIDATES if candidates is None else candidates
+        vocabulary = max(table_rows(self.onnx("user"), self.onnx("item")), 1)
+        return synthetic_requests(self.request_spec(), number, size, vocabulary, seed)
+
+
+def onnx_file(folder: Path, side: str) -> Path:
+    """Return where the FP32 ONNX file of one side lies in a bundle or in a build's working folder."""
+    return folder / "onnx" / f"{side}.onnx"
 
 
 def read_report(bundle: Path) -> dict[str, Any]:
     """Return a bundle's ``report.json``.
 
     Raises:
-        UgsepError: it is missing or not JSON.
+        UgsepError: it is missing or not a JSON object.
     """
-    path = bundle / "report.json"
+    path = bundle / REPORT
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -25,14 +128,3 @@ def read_report(bundle: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UgsepError(f"{path}: not a JSON object; build the bundle again")
     return document
-
-
-def open_bundle(directory: Path) -> Manifest:
-    """Read the manifest of a bundle and check every file against it; nothing is loaded.
-
-    Raises:
-        UgsepError: see ``read_manifest`` and ``verify_files``.
-    """
-    manifest = read_manifest(directory)
-    verify_files(directory, manifest.files, manifest.rebuild)
-    return manifest

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from graphs.base.errors import UgsepError
 
+__all__ = ["MANIFEST", "FileEntry", "hash_file", "hash_files", "reason", "unlisted_files", "verify_files"]
+
 MANIFEST = "manifest.json"
-
-
 _CHUNK = 1 << 22
 
 
@@ -24,18 +24,26 @@ class FileEntry:
 
 
 def hash_file(path: Path) -> FileEntry:
-    """Return size and sha256 of a file, read in pieces."""
+    """Return size and sha256 of a file, read in chunks of 4 MiB."""
     digest = hashlib.sha256()
     size = 0
     with path.open("rb") as stream:
-        while piece := stream.read(_CHUNK):
-            digest.update(piece)
-            size += len(piece)
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
     return FileEntry(size, digest.hexdigest())
 
 
+def hash_files(directory: Path) -> dict[str, FileEntry]:
+    """Return the entry of every file under ``directory`` but the manifest, by its path there."""
+    found = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(directory).as_posix(): hash_file(path) for path in found}
+
+
 def verify_files(directory: Path, files: Mapping[str, FileEntry], rebuild: str = "") -> None:
-    """Check size and sha256 of files by their path in the bundle; ``rebuild`` is the command that makes it again.
+    """Check size and sha256 of files, given by their path in ``directory``.
+
+    ``rebuild`` is the command that builds the bundle again; empty for a cached engine, which needs none.
 
     Raises:
         UgsepError: a file is missing, leaves the bundle through a link, cannot be read, or differs; both values are
@@ -47,10 +55,9 @@ def verify_files(directory: Path, files: Mapping[str, FileEntry], rebuild: str =
         try:
             problem = _file_problem(path, root, entry)
         except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-            problem = f"cannot read it ({_reason(error)})"
+            problem = f"cannot read it ({reason(error)})"
         if problem:
-            again = f"; rebuild: {rebuild}" if rebuild else ""  # a cached engine has no command
-            raise UgsepError(f"{path}: {problem}{again}")
+            raise UgsepError(f"{path}: {problem}" + (f"; rebuild: {rebuild}" if rebuild else ""))
 
 
 def unlisted_files(directory: Path, files: Mapping[str, FileEntry]) -> list[str]:
@@ -61,7 +68,7 @@ def unlisted_files(directory: Path, files: Mapping[str, FileEntry]) -> list[str]
 
 
 def _file_problem(path: Path, root: Path, entry: FileEntry) -> str:
-    """Say what is wrong with one file of a bundle, empty where nothing is."""
+    """Say what is wrong with one file of a bundle, or return an empty string."""
     if not path.resolve().is_relative_to(root):
         return "a link leads out of the bundle"
     if not path.is_file():
@@ -75,5 +82,6 @@ def _file_problem(path: Path, root: Path, entry: FileEntry) -> str:
     return ""
 
 
-def _reason(error: OSError | RuntimeError) -> str:
+def reason(error: OSError | RuntimeError) -> str:
+    """Return what the system says of an error, without the path, which our messages name."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

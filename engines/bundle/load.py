@@ -11,6 +11,8 @@ from engines.backends.table import find_backend
 from engines.bundle.manifest import Engine, Manifest
 from graphs.base.errors import UgsepError, first_line
 
+__all__ = ["compare_versions", "load_engine"]
+
 
 def load_engine(
     directory: Path,
@@ -46,7 +48,7 @@ def load_engine(
 
 
 def _other_versions(manifest: Manifest) -> str:
-    """Say which tools differ from those that built a bundle, for the end of an error; empty where none does."""
+    """Return which tools differ from those that built a bundle, as the end of an error; empty if none does."""
     from engines.bundle.provenance import tool_versions
 
     differ = compare_versions(manifest.tools, tool_versions())
@@ -54,7 +56,7 @@ def _other_versions(manifest: Manifest) -> str:
 
 
 def _runtime_cache_name(manifest: Manifest, engine: Engine) -> str:
-    """Return a file name that is the same for the same engine, wherever the bundle stands."""
+    """Return a file name derived from the engine's contents, so that a moved bundle finds its kernels."""
     hashes = "".join(manifest.files[f"{engine.directory}/{name}"].sha256 for name in engine.built.files)
     return f"{hashlib.sha256(hashes.encode()).hexdigest()[:32]}.kernels"
 

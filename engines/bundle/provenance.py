@@ -9,9 +9,9 @@ from pathlib import Path
 
 __all__ = ["BUNDLE_CODE", "ENGINE_CODE", "code_sha256", "tool_versions"]
 
-#: The code that turns an ONNX file into an engine: an edit elsewhere leaves every cached engine valid.
+#: The code that turns an ONNX file into an engine; an edit elsewhere leaves every cached engine valid.
 ENGINE_CODE = ("graphs/base/names.py", "export/lowering", "engines/backends")
-#: The code that shapes a bundle: everything but the commands, the benchmark and the serving runtime.
+#: The code that shapes a bundle: everything but the commands, the benchmarks and the serving runtime.
 BUNDLE_CODE = (
     "graphs", "export", "quant", "engines/backends", "engines/build", "engines/bundle", "engines/compile",
     "engines/measure", "engines/recipes", "engines/render", "engines/verify",
@@ -35,16 +35,16 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
-def code_sha256(places: Sequence[str], root: Path = _ROOT) -> str:
+def code_sha256(paths: Sequence[str], root: Path = _ROOT) -> str:
     """Return the sha256 of source files and templates, so that no result outlives a change of the code that made it.
 
     Args:
-        places: files and folders below ``root``; a file that does not exist counts as empty.
+        paths: files and folders below ``root``; one that does not exist counts as empty.
         root: the folder of the four packages.
     """
     digest = hashlib.sha256()
-    for place in places:
-        found = (root / place).rglob("*") if (root / place).is_dir() else [root / place]
+    for name in paths:
+        found = (root / name).rglob("*") if (root / name).is_dir() else [root / name]
         for path in sorted(p for p in found if p.is_file() and p.suffix in (".py", ".html")):
             digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
             digest.update(path.read_bytes())

@@ -1,4 +1,4 @@
-"""A bundle directory: published whole or not at all, checked before it is loaded."""
+"""Publish a bundle directory atomically: whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ from filelock import FileLock, Timeout
 from engines.bundle.files import MANIFEST
 from graphs.base.errors import UgsepError
 
+__all__ = ["publish"]
+
 _BUILDING = ".building-"
 _RETIRED = ".retired-"
 
 
 @contextmanager
 def publish(destination: Path, timeout: float = 0.0) -> Iterator[Path]:
-    """Give an empty sibling directory to build in; put it in the destination's place when the block ends well.
+    """Yield an empty sibling directory to build in; it replaces the destination if the block succeeds.
 
-    A build that fails or is killed at any moment leaves the old bundle, or none: the new directory is written
-    to disk first, then takes the name in one rename (where a bundle stands there already, one exchange of
-    names where the system can, else two renames). What dead builds left behind is removed. ``timeout``: seconds to
-    wait for another build of the same destination.
+    A build that fails or is killed at any moment leaves the old bundle, or none: the new directory is flushed to disk
+    first, then renamed to the destination. An existing bundle is exchanged with it atomically if the system supports
+    that, else with two renames. The remains of killed builds are removed. ``timeout``: seconds to wait for another
+    build of the same destination.
 
-    A destination that is a link stays one: what it leads to is replaced.
+    If the destination is a link, its target is replaced.
 
     Raises:
-        UgsepError: another process builds there, the directory cannot be written or holds something that is no
+        UgsepError: another process is building there, the directory cannot be written or holds something other than a
             bundle, or the disk is full.
     """
     with _user_errors(destination):
@@ -44,8 +46,8 @@ def publish(destination: Path, timeout: float = 0.0) -> Iterator[Path]:
             raise UgsepError(f"{destination}: a file is in the way; remove it or choose another directory")
         if destination.is_dir() and any(destination.iterdir()) and not _was_built(destination):
             raise UgsepError(
-                f"{destination}: holds files but no bundle, and a build replaces all that is there; choose another "
-                "directory or empty this one"
+                f"{destination}: holds files but not a bundle, and a build replaces everything in it; choose "
+                "another directory or empty this one"
             )
         lock = FileLock(destination.parent / f".{destination.name}.lock")
     try:
@@ -88,17 +90,17 @@ def _user_errors(destination: Path) -> Iterator[None]:
 def _resolved(destination: Path) -> Path:
     try:
         return destination.resolve()
-    except RuntimeError as error:  # Python 3.11's word for a link that leads to itself
+    except RuntimeError as error:  # what Python 3.11 raises for a link that leads to itself
         raise UgsepError(f"{destination}: a link that leads to itself; choose another directory") from error
 
 
 def _was_built(directory: Path) -> bool:
-    """Say whether a directory looks like a bundle, sound or not; other things have a manifest.json too."""
+    """Whether a directory looks like a bundle, sound or not; web pages have a manifest.json too."""
     return (directory / MANIFEST).is_file() and (directory / "engines").is_dir()
 
 
 def _clean(destination: Path) -> None:
-    """Remove what killed builds left; we hold the lock, so no live build owns any of it."""
+    """Remove the remains of killed builds; we hold the lock, so no live build owns them."""
     retired = _retired(destination)
     if retired.is_dir() and not destination.exists():  # killed between two renames: the old bundle is still good
         retired.rename(destination)
@@ -112,7 +114,7 @@ def _retired(destination: Path) -> Path:
 
 
 def _swap(work: Path, destination: Path) -> None:
-    """Put ``work`` in the destination's place, and remove what stood there."""
+    """Replace the destination with ``work`` and remove the old directory."""
     if not destination.exists():
         work.rename(destination)
     elif _exchange(work, destination):
@@ -126,7 +128,7 @@ def _swap(work: Path, destination: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two names in one step; False where the system or the file system cannot."""
+    """Exchange two names atomically; False if the system or the file system does not support it."""
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None, use_errno=True)
@@ -138,9 +140,9 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _share(work: Path) -> None:
-    """Give every file the mode that a new file gets under the caller's umask: libraries write some as 0600.
+    """Give every file the mode of a new file under the caller's umask: libraries write some as 0600.
 
-    Thus whoever may read one file of a published bundle may serve it.
+    Whoever may read one file of a published bundle may then serve it.
     """
     probe = work / ".mode"
     probe.touch()  # not os.umask, which would change it for other threads for a moment
@@ -152,7 +154,7 @@ def _share(work: Path) -> None:
 
 
 def _sync(directory: Path) -> None:
-    """Force files and directories to disk, so that a power cut cannot publish a bundle of empty files."""
+    """Flush files and directories to disk, so that a power cut cannot publish a bundle of empty files."""
     for path in sorted(directory.rglob("*")):
         if path.is_file() and not path.is_symlink():
             with path.open("rb") as stream:

@@ -15,9 +15,9 @@ from rich.table import Table
 from engines.backends.contract import Availability
 from engines.backends.host import host_isa
 from engines.backends.table import find_backend
-from engines.bundle.bundle import open_bundle
+from engines.bundle.bundle import Bundle
 from engines.bundle.load import compare_versions
-from engines.bundle.manifest import WHY, Engine, Manifest
+from engines.bundle.manifest import Engine, Manifest
 from engines.bundle.provenance import tool_versions
 from engines.render.byte_sizes import readable_bytes
 from engines.render.json_text import json_text
@@ -46,7 +46,7 @@ def describe(bundle: Path) -> dict[str, Any]:
     Raises:
         UgsepError: no bundle, a manifest that cannot be trusted, or a file that differs from it.
     """
-    manifest = open_bundle(bundle)
+    manifest = Bundle.open(bundle).manifest
     sqnr = {side: _weight_sqnr(bundle, manifest, side) for side in ("user", "item", "full")}
     engines = [_engine(engine, manifest, sqnr[engine.built.side]) for engine in manifest.engines]
     return {
@@ -63,7 +63,7 @@ def describe(bundle: Path) -> dict[str, Any]:
         "calibration_sha256": manifest.calibration,
         "synthetic": manifest.synthetic,
         "engines": engines,
-        "why": {s: manifest.extra[f"{WHY} {s}"] for s in ("user", "item") if f"{WHY} {s}" in manifest.extra},
+        "why": {side: manifest.reasons[side] for side in ("user", "item") if side in manifest.reasons},
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from engines.bundle.bundle import open_bundle
+from engines.bundle.bundle import Bundle
 from engines.bundle.files import unlisted_files
 from engines.cli.bench import bench_command
 from engines.cli.bisect import bisect_command
@@ -182,7 +182,7 @@ def validate_command(
 @click.argument("bundle", type=click.Path(path_type=Path))
 def verify_command(bundle: Path) -> None:
     """Check every file of BUNDLE against its manifest; a file that it does not list is refused too."""
-    manifest = open_bundle(bundle)
+    manifest = Bundle.open(bundle).manifest
     if strange := unlisted_files(bundle, manifest.files):
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         raise UgsepError(

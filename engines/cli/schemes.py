@@ -14,17 +14,17 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.build.schemes import SIDES, SchemeTable, compare_schemes
-from engines.bundle.bundle import open_bundle
-from engines.bundle.manifest import engine_for, read_manifest
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import engine_for
 from engines.compile.compile import EnginePlan, compile_engine, load_built, serving_plans
-from engines.recipes.recipe import AUTO, Recipe, load_recipe
+from engines.recipes.recipe import AUTO, Recipe
 from engines.render.json_text import json_text
 from export.metadata import GraphSide
 from graphs.base.errors import UgsepError, nearest
 from graphs.base.progress import ProgressCallback, show_progress
 from quant.calibration.calibrate import calibrate
 from quant.policy import policy_document, read_policy
-from quant.requests.readers import Request, read_requests, request_spec, synthetic_requests, table_rows
+from quant.requests.readers import Request
 from quant.schemes.schemes import CONFIGS
 
 CALIBRATION_REQUESTS = 400
@@ -69,10 +69,11 @@ def schemes_command(
         if name not in CONFIGS:
             raise UgsepError(f"unknown scheme '{name}'{nearest(name, CONFIGS)}")
     with show_progress() as progress:
-        recipes = [_recipe(bundle, policy, changes) for bundle in bundles]
+        opened = [Bundle.open(bundle) for bundle in bundles]
+        recipes = [_recipe(bundle, policy, changes) for bundle in opened]
         tables = [
             _compare(bundle, recipe, calibration, requests, limit, wanted, progress)
-            for bundle, recipe in zip(bundles, recipes, strict=True)
+            for bundle, recipe in zip(opened, recipes, strict=True)
         ]
     if markdown is not None:
         write_markdown(markdown, tables)
@@ -83,10 +84,9 @@ def schemes_command(
         _show(table)
 
 
-def _recipe(bundle: Path, policy: Path | None, changes: Sequence[str]) -> Recipe:
+def _recipe(bundle: Bundle, policy: Path | None, changes: Sequence[str]) -> Recipe:
     """Return the recipe a bundle was built with, changed as asked."""
-    open_bundle(bundle)
-    recipe = load_recipe(str(bundle / "recipe.yaml"), changes)
+    recipe = bundle.changed_recipe(changes)
     if policy is None:
         return recipe
     quantization = replace(recipe.quantization, policy=policy_document(read_policy(policy)))
@@ -94,7 +94,7 @@ def _recipe(bundle: Path, policy: Path | None, changes: Sequence[str]) -> Recipe
 
 
 def _compare(
-    bundle: Path,
+    bundle: Bundle,
     recipe: Recipe,
     calibration: Sequence[str],
     requests: Sequence[str],
@@ -104,17 +104,17 @@ def _compare(
 ) -> SchemeTable:
     from engines.verify.prove import full_scores
 
-    manifest = read_manifest(bundle)
+    manifest = bundle.manifest
     sides: tuple[GraphSide, ...] = ("full", *SIDES)
-    onnx = {side: bundle / "onnx" / f"{side}.onnx" for side in sides}
-    spec = request_spec(onnx["user"], onnx["item"])
+    onnx = {side: bundle.onnx(side) for side in sides}
     if calibration:
-        samples: Iterable[Request] = islice(read_requests(calibration, spec), CALIBRATION_REQUESTS)
-        rows = list(islice(read_requests(requests, spec), limit))
+        samples: Iterable[Request] = islice(bundle.read_requests(calibration), CALIBRATION_REQUESTS)
+        rows = list(islice(bundle.read_requests(requests), limit))
     else:
-        vocabulary = table_rows(onnx["user"], onnx["item"])
-        size = (SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, vocabulary)
-        samples, rows = synthetic_requests(spec, *size, seed=0), list(synthetic_requests(spec, *size, seed=1))
+        samples, held_out = (
+            bundle.synthetic_requests(SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, seed) for seed in (0, 1)
+        )
+        rows = list(held_out)
     threads = recipe.serving.threads
     seen = calibrate(
         onnx["user"], onnx["item"], samples, threads=threads, gram="gptq" in schemes, progress=progress,

@@ -1,4 +1,4 @@
-"""Engine cache: builds are found again by what went into them, wherever and whenever they were made."""
+"""Engine cache: engines are found by a hash of everything that went into them."""
 
 from __future__ import annotations
 
@@ -22,21 +22,32 @@ from onnx import external_data_helper
 
 from engines.backends.contract import BuildSpec, BuiltEngine
 from engines.backends.graph_io import read_graph
-from engines.bundle.files import MANIFEST, verify_files
-from engines.bundle.manifest import Engine, Manifest, read_manifest, write_manifest
+from engines.bundle.document import read_document
+from engines.bundle.files import FileEntry, hash_files, verify_files
+from engines.bundle.limits import check_built, check_files
+from graphs.base.config import check_plain, parse
 from graphs.base.errors import UgsepError
 
 #: Part of every key: raise it when a build's output changes for the same input.
 CACHE_VERSION = 1
-_ENGINE = "engine"
+_ENGINE, _RECORD = "engine", "engine.json"
+_FIX = "remove it: ugsep cache gc"
 _OTHER_CACHE = "set XDG_CACHE_HOME to another directory, or pass --no-cache"
 _CHUNK = 1 << 22
 _STALE_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
+class Record:
+    """What an entry of the cache says of itself: the engine, and the hashes of its files by name."""
+
+    built: BuiltEngine
+    files: Mapping[str, FileEntry]
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One cached engine: key, what it is, bytes on disk, seconds since it was last used, and what is wrong."""
+    """An entry of the cache: key, engine, bytes on disk, seconds since it was last used, and the problem if any."""
 
     key: str
     side: str
@@ -56,9 +67,9 @@ def default_root(environ: Mapping[str, str]) -> Path:
 def engine_key(backend: str, spec: BuildSpec, tools: Mapping[str, str], target: str) -> str:
     """Return the sha256 of everything that decides a build's result.
 
-    That is: the graph and its weights (bytes, not file names), side, precision, profiles in order, every
-    option, tool versions, and ``target``, the ISA or GPU the engine is made for. Not: paths, times, the order
-    of options or tools, how a graph's weights are laid out in files.
+    That is: the graph and its weights (bytes, not file names), side, precision, profiles in order, every option, tool
+    versions, and ``target``, the ISA or GPU the engine is built for. Paths, times, the order of options or tools, and
+    how weights are stored in files do not count.
 
     Raises:
         UgsepError: the ONNX file or its external data is missing or broken.
@@ -78,7 +89,7 @@ def engine_key(backend: str, spec: BuildSpec, tools: Mapping[str, str], target: 
 
 
 def graph_digest(path: Path) -> str:
-    """Return a sha256 of an ONNX graph and its weights, the same wherever the weights are stored.
+    """Return a sha256 of an ONNX graph and its weights, whether weights are stored inline or as external data.
 
     Raises:
         UgsepError: the file or its external data is missing, broken or truncated.
@@ -108,11 +119,11 @@ def _add_data(digest: Any, tensor: onnx.TensorProto, path: Path) -> None:
             stream.seek(info.offset or 0)
             left = info.length if info.length is not None else data.stat().st_size - (info.offset or 0)
             while left > 0:
-                piece = stream.read(min(_CHUNK, left))
-                if not piece:
+                chunk = stream.read(min(_CHUNK, left))
+                if not chunk:
                     raise UgsepError(f"{data}: ends inside the weight '{tensor.name}'; export the model again")
-                digest.update(piece)
-                left -= len(piece)
+                digest.update(chunk)
+                left -= len(chunk)
     except FileNotFoundError as error:
         raise UgsepError(f"{data}: missing, it holds the weights of {path.name}; export the model again") from error
 
@@ -124,37 +135,34 @@ def cached_build(
     build: Callable[[Path], BuiltEngine],
     wait: Callable[[str], None] | None = None,
 ) -> tuple[BuiltEngine, bool]:
-    """Put the engine of ``key`` into ``out_dir``; build it where the cache has none. Returns (engine, was cached).
+    """Put the engine of ``key`` into ``out_dir``, building it on a miss. Returns (engine, was cached).
 
-    Two processes that want one key: the second waits (``wait`` is told) and takes the first one's result. Other
-    keys go on side by side. A damaged entry is removed and built again.
+    If two processes want one key, the second waits (``wait`` is told) and takes the result of the first; other keys
+    are built in parallel. A damaged entry is removed and built again.
 
     Raises:
-        UgsepError: what ``build`` raises, nothing is cached then; a cache directory that cannot be used.
+        UgsepError: what ``build`` raises (nothing is cached then), or a cache directory that cannot be used.
     """
     _open_root(root)
-    lock = FileLock(root / f".{key}.lock")
-    if wait is not None and not _free(lock):
-        wait(f"waiting for another process that builds {key[:12]}")
-    with lock:
+    with _locked(root, key, wait):
         entry = root / key
-        manifest = _sound(entry)
-        if manifest is not None:
+        record = _sound(entry)
+        if record is not None:
             os.utime(entry)
-            _copy(entry, manifest, out_dir)
-            return manifest.engines[0].built, True
+            _copy(entry, record, out_dir)
+            return record.built, True
         shutil.rmtree(entry, ignore_errors=True)
         with _scratch(root, key) as work:
             (work / _ENGINE).mkdir()
             built = build(work / _ENGINE)
-            manifest = write_manifest(work, Manifest("", "", 0, (Engine(_ENGINE, built),)))
+            record = _write_record(work, built)
             work.rename(entry)
-        _copy(entry, manifest, out_dir)
+        _copy(entry, record, out_dir)
         return built, False
 
 
 def list_entries(root: Path, verify: bool = False) -> list[Entry]:
-    """Return what the cache holds, least recently used first; ``verify`` also checks every hash."""
+    """Return the entries of the cache, least recently used first; ``verify`` also checks every hash."""
     entries = []
     for path in sorted(root.glob("*") if root.is_dir() else ()):
         if not path.is_dir() or path.name.startswith("."):
@@ -162,20 +170,21 @@ def list_entries(root: Path, verify: bool = False) -> list[Entry]:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         unused = time.time() - path.stat().st_mtime
         try:
-            manifest = read_manifest(path)
+            record = _read_record(path)
             if verify:
-                verify_files(path, manifest.files)
-            built = manifest.engines[0].built
+                verify_files(path / _ENGINE, record.files)
+        except UgsepError as error:
+            entries.append(Entry(path.name, "", "", "", size, unused, str(error)))
+        else:
+            built = record.built
             entries.append(Entry(path.name, built.side, built.backend, built.precision, size, unused))
-        except (UgsepError, IndexError) as error:
-            entries.append(Entry(path.name, "", "", "", size, unused, str(error) or "no engine in it"))
     return sorted(entries, key=lambda entry: -entry.unused_seconds)
 
 
 def collect(root: Path, max_bytes: int) -> list[Entry]:
-    """Remove damaged entries, dead builds, and the least recently used engines beyond ``max_bytes``; return them.
+    """Remove damaged entries, abandoned builds and the least recently used engines beyond ``max_bytes``; return them.
 
-    An entry that another process is building or copying right now is left alone.
+    An entry that another process is building or copying is left alone.
     """
     entries = sorted(list_entries(root, verify=True), key=lambda entry: not entry.problem)  # damaged ones first
     total = sum(entry.bytes for entry in entries)
@@ -183,11 +192,11 @@ def collect(root: Path, max_bytes: int) -> list[Entry]:
     for entry in entries:
         if not entry.problem and total <= max_bytes:
             continue
-        lock = FileLock(root / f".{entry.key}.lock")
-        if not _free(lock):
+        try:
+            with _lock(root, entry.key).acquire(timeout=0):
+                shutil.rmtree(root / entry.key, ignore_errors=True)
+        except TimeoutError:
             continue
-        with lock:
-            shutil.rmtree(root / entry.key, ignore_errors=True)
         total -= entry.bytes
         removed.append(entry)
     for scratch in root.glob(".*.building-*"):
@@ -200,36 +209,69 @@ def _open_root(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UgsepError(f"{root}: no engine cache can be made there ({error.strerror}); {_OTHER_CACHE}") from error
+        raise UgsepError(f"{root}: cannot make an engine cache there ({error.strerror}); {_OTHER_CACHE}") from error
     if not os.access(root, os.W_OK | os.X_OK):
         raise UgsepError(f"{root}: the engine cache is not writable; {_OTHER_CACHE}")
 
 
-def _free(lock: FileLock) -> bool:
-    """Say whether nobody holds the lock at this moment."""
+def _lock(root: Path, key: str) -> FileLock:
+    return FileLock(root / f".{key}.lock")
+
+
+@contextmanager
+def _locked(root: Path, key: str, wait: Callable[[str], None] | None) -> Iterator[None]:
+    """Hold the lock of a key; ``wait`` is told if another process holds it now."""
+    lock = _lock(root, key)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0)  # taken if free, not only looked at: another process could take it in between
     except TimeoutError:
-        return False
-    lock.release()
-    return True
-
-
-def _sound(entry: Path) -> Manifest | None:
-    """Return the manifest of an entry whose files are all as hashed, else None: it is then built again."""
-    if not (entry / MANIFEST).is_file():
-        return None
+        if wait is not None:
+            wait(f"waiting for another process that builds {key[:12]}")
+        lock.acquire()
     try:
-        manifest = read_manifest(entry)
-        verify_files(entry, manifest.files)
+        yield
+    finally:
+        lock.release()
+
+
+def _write_record(entry: Path, built: BuiltEngine) -> Record:
+    record = Record(built, hash_files(entry / _ENGINE))
+    text = json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True)
+    (entry / _RECORD).write_text(text + "\n", encoding="utf-8")
+    return record
+
+
+def _read_record(entry: Path) -> Record:
+    """Read and check the record of an entry, as strictly as a manifest: an engine is loaded by what it says.
+
+    Raises:
+        UgsepError: it is missing, malformed, or out of range.
+    """
+    path = entry / _RECORD
+    raw = read_document(entry, _RECORD, f"; {_FIX}", _FIX)
+    try:
+        check_plain(raw, "engine")
+        record = parse(Record, raw, "engine", complete=True)
+    except UgsepError as error:
+        raise UgsepError(f"{path}: {error}; {_FIX}") from error
+    check_files(path, record.files)
+    check_built(path, "", record.built, record.files)
+    return record
+
+
+def _sound(entry: Path) -> Record | None:
+    """Return the record of an entry whose files all match their hashes, else None: it is then built again."""
+    try:
+        record = _read_record(entry)
+        verify_files(entry / _ENGINE, record.files)
     except UgsepError:
         return None
-    return manifest if [e.directory for e in manifest.engines] == [_ENGINE] else None
+    return record
 
 
-def _copy(entry: Path, manifest: Manifest, out_dir: Path) -> None:
+def _copy(entry: Path, record: Record, out_dir: Path) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
-    for name in manifest.engines[0].built.files:
+    for name in record.built.files:
         target = out_dir / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)

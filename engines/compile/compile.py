@@ -1,4 +1,4 @@
-"""Compile engines: pick the ONNX view a precision reads, and build it with a backend, through the engine cache."""
+"""Compile engines: pick the ONNX variant that a precision reads, and build it with a backend through the cache."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EnginePlan:
 
     @property
     def directory(self) -> str:
-        """Where the engine stands in a bundle."""
+        """The engine's directory in a bundle."""
         return f"engines/{self.backend}/{self.side}.{self.precision}"
 
 
@@ -63,7 +63,7 @@ def build_engines(
     cache: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> tuple[list[Engine], list[str]]:
-    """Build the planned engines and those for ``serving.compile_for``; returns engines, and notes on what was not."""
+    """Build the planned engines and those for ``serving.compile_for``; returns them and notes on those left out."""
     built: list[Engine] = []
     notes: list[str] = []
     wanted = list(plans)
@@ -89,9 +89,9 @@ def compile_engine(
     cache: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> BuiltEngine:
-    """Build one engine into ``folder`` from the FP32 file ``onnx`` or its quantized view beside it.
+    """Build one engine into ``folder`` from the FP32 file ``onnx`` or the quantized variant next to it.
 
-    With a ``cache`` directory an engine of the same contents and settings is taken from there.
+    An engine with the same key is copied from the ``cache`` directory, if one is given.
 
     Raises:
         UgsepError: a precision the backend does not build, or the backend's own reasons.
@@ -104,7 +104,7 @@ def compile_engine(
     options = dict(recipe.serving.options.get(plan.backend, {}))
     if "threads" in module.OPTIONS:
         options.setdefault("threads", recipe.serving.threads)
-    # Kernel timings are shared by all engines of a backend, and no part of any: beside the cache's entries.
+    # Kernel timings are shared by all engines of a backend and belong to none, so they lie next to the entries.
     scratch = cache / _SCRATCH if cache is not None else None
     spec = BuildSpec(plan.side, source, plan.precision, (profile,), options, scratch)
 

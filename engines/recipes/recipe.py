@@ -1,4 +1,4 @@
-"""Recipes: one commented YAML file per model in ``engines/recipes``, from architecture to gates."""
+"""Recipes: one commented YAML file per model, from architecture to gates."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from graphs.base import config as config_file
 from graphs.base.errors import UgsepError, nearest
 
 RECIPES = Path(__file__).parent
-AUTO = "auto"  # the backend that is chosen by measuring
+AUTO = "auto"  # choose the backend by measuring
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """The scheme with its options, and the per-weight policy (``quant.policy.policy_from``).
+    """The scheme, its options, and the policy per weight (``quant.policy.policy_from``).
 
-    ``compare`` names schemes that a build from real requests also tries, for the table in its report.
+    ``compare`` names further schemes that a build from real requests tries, for the table in its report.
     """
 
     scheme: str = "mse"
@@ -31,12 +31,12 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Serving:
-    """What is built and how it will run.
+    """Which engines are built and how they run.
 
-    ``precision`` per side (see ``PRECISIONS`` of the backends) for the backend that serves; ``compile_for`` lists
-    further backends to compile the W8A16 graphs for where they can be; ``candidates`` are the request sizes that are
-    measured, the last one is the reported one; ``threads`` is pinned in the engines. Engines are tuned for one user
-    and take up to ``max_users`` and ``max_candidates`` in a call.
+    ``precision`` is per side (see ``PRECISIONS`` of the backends), for the backend that serves; ``compile_for`` lists
+    further backends to compile the W8A16 graphs for, if this machine can; ``candidates`` are the request sizes to
+    measure, of which the last is reported; ``threads`` is pinned in the engines. Engines are tuned for one user and
+    take up to ``max_users`` and ``max_candidates`` per call.
     """
 
     backend: str = "onnxruntime"
@@ -51,12 +51,13 @@ class Serving:
 
 @dataclass(frozen=True)
 class Gates:
-    """Bounds that a build must keep (docs/architecture.md, gates); a gate that does not hold fails the build.
+    """Bounds that a build must keep (docs/architecture.md, gates); the build fails if a gate does not hold.
 
-    ``split_max_abs`` on FP32 scores against the whole PyTorch model, ``auc_change`` where labels exist,
-    ``same_experts_probability`` is ``max_probability`` for the rows that top-k routers gave to the experts of FP32,
-    ``rerouted_rows`` the share of rows that may get others; both where the engines' routers can be read.
-    ``fraction_of_limit`` of the FLOP limit's speed-up at the largest request size, 0 to only report it.
+    ``split_max_abs`` bounds FP32 scores against the whole PyTorch model, ``auc_change`` applies if there are labels.
+    ``same_experts_probability`` is ``max_probability`` for rows that top-k routers send to the experts of FP32,
+    ``rerouted_rows`` the share of rows that may go to others; both apply if the engines' routers can be read.
+    ``fraction_of_limit`` is the share of the FLOP limit's speed-up to reach at the largest request size, or 0 to
+    only report it.
     """
 
     split_max_abs: float = 1e-5
@@ -73,7 +74,7 @@ class Gates:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model's road: architecture, its settings, training, quantization, serving and gates."""
+    """How one model is built: architecture and its settings, training, quantization, serving and gates."""
 
     model: str
     config: dict[str, Any] = field(default_factory=dict)
@@ -116,7 +117,7 @@ def _change(values: Any, change: str) -> None:
     key, equals, text = change.partition("=")
     *sections, last = key.split(".")
     if not equals or not last:
-        raise UgsepError(f"'{change}' is no setting; write section.name=value, as in config.user_tokens=12")
+        raise UgsepError(f"'{change}' is not a valid setting; write section.name=value, as in config.user_tokens=12")
     for section in sections:
         if not isinstance(values, dict):
             raise UgsepError(f"'{change}': '{section}' is not a section of the recipe")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self, cast
 
@@ -13,9 +14,9 @@ from engines.backends.contract import Array, BuiltEngine, DeviceArray, DeviceRun
 from engines.bundle.files import verify_files
 from engines.bundle.load import load_engine
 from engines.bundle.manifest import Engine, Manifest, engine_for, read_manifest
+from engines.serve.feature_checks import FeatureChecks, check_array
 from engines.serve.state_cache import CacheInfo, State, StateCache
-from engines.serve.vocabularies import check_ids
-from graphs.base.errors import UgsepError, nearest
+from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX, USER_ROWS
 
 DEFAULT_CACHE_BYTES = 64 << 20
@@ -24,8 +25,9 @@ DEFAULT_CACHE_BYTES = 64 << 20
 class Ranker:
     """Scores candidates with a user engine and an item engine; safe to call from several threads.
 
-    The state of recent users is kept, least recently used out first, up to ``cache_bytes``; on the device where both
-    engines run on the same one, so that it never passes through the host.
+    The states of recent users are cached up to ``cache_bytes``, the least recently used evicted first; on the device
+    if both engines run on the same one, so that a state never passes through the host. A context manager: leaving it
+    releases both engines.
     """
 
     def __init__(
@@ -55,11 +57,8 @@ class Ranker:
         )
         self._device = _on_one_device(user, item)
         self._cache = StateCache(cache_bytes)
-        sizes = vocabularies or {}
-        self._user_ids, self._item_ids = (
-            {spec.name: sizes[spec.name] for spec in specs if spec.name in sizes}
-            for specs in (self.user_inputs, self.item_inputs)
-        )
+        self._user_checks = FeatureChecks("user", self.user_inputs, vocabularies or {})
+        self._item_checks = FeatureChecks("item", self.item_inputs, vocabularies or {})
 
     @classmethod
     def from_bundle(
@@ -79,12 +78,12 @@ class Ranker:
         kernels while serving (tensorrt-rtx) keeps them for the next process.
 
         Raises:
-            UgsepError: no bundle, a tampered or truncated file, a wrong setting, or an engine this machine
-                cannot run.
+            UgsepError: not a bundle, a tampered or truncated file, a wrong setting, or an engine this machine cannot
+                run.
         """
         for name, value, least in (("threads", threads, 1), ("cache_bytes", cache_bytes, 0)):
             if value is not None and (type(value) is not int or value < least):
-                raise UgsepError(f"{name} is {value!r}; give a whole number from {least} on")
+                raise UgsepError(f"{name} is {value!r}; it must be an integer >= {least}")
         root = Path(directory)
         manifest = read_manifest(root)
         pair = [engine_for(manifest, side, backend, precision) for side in ("user", "item")]
@@ -104,9 +103,19 @@ class Ranker:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         runtime_cache: Path | None = None,
     ) -> Self:
-        """Load two engines that were checked before; the errors of ``from_bundle``."""
-        runners = [load_engine(root, manifest, engine, threads, runtime_cache) for engine in (user, item)]
-        return cls(runners[0], runners[1], user.built, item.built, cache_bytes, manifest.vocabularies)
+        """Load two engines whose files were checked before.
+
+        Raises:
+            UgsepError: as ``from_bundle``; nothing stays loaded.
+        """
+        with ExitStack() as loaded:
+            user_runner = load_engine(root, manifest, user, threads, runtime_cache)
+            loaded.callback(user_runner.close)
+            item_runner = load_engine(root, manifest, item, threads, runtime_cache)
+            loaded.callback(item_runner.close)
+            ranker = cls(user_runner, item_runner, user.built, item.built, cache_bytes, manifest.vocabularies)
+            loaded.pop_all()
+        return ranker
 
     def score(self, user: Mapping[str, Array], items: Mapping[str, Array]) -> dict[str, Array]:
         """Return the logits, float32 [N], of every task for one user's N candidates.
@@ -116,11 +125,11 @@ class Ranker:
             items: item and cross features by name, N rows each ([N, ...]).
 
         Raises:
-            UgsepError: a missing or unknown feature, wrong dtype or shape, rows that do not match, no row at all,
+            UgsepError: a missing or unknown feature, a wrong dtype or shape, rows that do not match, no rows at all,
                 more rows than the engine's profile allows, a value that is not finite (a logit included), or an id
-                that is no row of its table.
+                outside its table.
         """
-        rows = self._check("item", items)
+        rows = self._candidates(items)
         return self._run_item(items, self._state(user), self.one_user_index(rows))
 
     def score_users(
@@ -135,14 +144,14 @@ class Ranker:
         """
         if not self.takes_index:
             raise UgsepError("the item engine serves one user per call; build it with several users")
-        rows = self._check("item", items)
-        count = self._check("user", users)
+        rows = self._candidates(items)
+        count = self._user_checks.rows(users)
         if self.max_users and count > self.max_users:
             raise UgsepError(
-                f"{count} users, but the engines' profiles end at {self.max_users}; send them in parts or build with "
-                "a larger serving.max_users"
+                f"{count} users, but the engines' profiles end at {self.max_users}; score them in batches or build "
+                "with a larger serving.max_users"
             )
-        _check_array("item", USER_INDEX, user_index)
+        check_array("item", USER_INDEX, user_index)
         if user_index.shape != (rows,) or user_index.dtype != np.int64:
             got = f"{user_index.dtype.name}{list(user_index.shape)}"
             raise UgsepError(f"user_index is {got}; give int64[{rows}], one row of users per candidate")
@@ -154,17 +163,20 @@ class Ranker:
         return self._run_item(items, self._run_user(users), index)
 
     def one_user_index(self, rows: int) -> dict[str, Array]:
-        """Return what the item engine takes to say that all ``rows`` candidates are of one user.
+        """Return the item engine's input that assigns all ``rows`` candidates to one user.
 
-        One row where the engine was built to broadcast it, else one per candidate; nothing where the engine serves
-        one user only.
+        It has one row if the engine was built to broadcast it, else one per candidate; an engine for a single user
+        takes no such input.
         """
         return {USER_INDEX: np.zeros(1 if self.broadcasts else rows, np.int64)} if self.takes_index else {}
 
     def user_state(self, user: Mapping[str, Array]) -> dict[str, Array]:
-        """Return one user's state, from the cache where the same features were seen; the errors of ``score``.
+        """Return one user's state, from the cache if the same features were seen before.
 
         The arrays may be the cache's own and are read-only.
+
+        Raises:
+            UgsepError: as ``score``.
         """
         state = self._state(user)
         return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in state.items()}
@@ -174,7 +186,7 @@ class Ranker:
         return self._cache.info()
 
     def forget_users(self) -> None:
-        """Empty the user-state cache, for example when the model's inputs change meaning."""
+        """Empty the user-state cache, for example if the meaning of a feature changes."""
         self._cache.clear()
 
     def close(self) -> None:
@@ -182,11 +194,17 @@ class Ranker:
         self.user_runner.close()
         self.item_runner.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _state(self, user: Mapping[str, Array]) -> State:
         return self._cache.get(self._key(user), lambda: self._compute_state(user))
 
     def _compute_state(self, user: Mapping[str, Array]) -> State:
-        if self._check("user", user) != 1:
+        if self._user_checks.rows(user) != 1:
             raise UgsepError("user features have several rows; give one user, or call score_users")
         state = self._run_user(user)
         for value in state.values():
@@ -209,70 +227,30 @@ class Ranker:
             if not np.isfinite(logits).all():  # finite features can still overflow inside, a NaN must not be ranked
                 row = int(np.flatnonzero(~np.isfinite(logits))[0])
                 raise UgsepError(
-                    f"task '{task}' scores candidate {row} {logits[row]}; its features, though finite, are beyond "
-                    "what the model computes with: clean or clip them"
+                    f"task '{task}' scores candidate {row} {logits[row]}; its features are finite but overflow "
+                    "inside the model; clean or clip them"
                 )
         return {task: logits.astype(np.float32, copy=False) for task, logits in scores.items()}
 
     def _key(self, user: Mapping[str, Array]) -> bytes:
-        _check_mapping("user", user)
         digest = hashlib.blake2b(digest_size=16)
-        for spec in self.user_inputs:
-            value = user.get(spec.name)
-            if value is None:
-                known = ", ".join(i.name for i in self.user_inputs)
-                raise UgsepError(f"user feature '{spec.name}' is missing; the user engine takes {known}")
-            _check_array("user", spec.name, value)
+        for value in self._user_checks.in_order(user):
             digest.update(f"{value.dtype.str}{value.shape}".encode() + value.tobytes())
-        if len(user) != len(self.user_inputs):
-            known_names = [i.name for i in self.user_inputs]
-            extra = next(name for name in user if name not in known_names)
-            raise UgsepError(f"unknown user feature '{extra}'{nearest(str(extra), known_names)}")
         return digest.digest()
 
-    def _check(self, side: str, given: Mapping[str, Array]) -> int:
-        """Return the number of rows after checking names, rows and finiteness; dtypes are the runner's check."""
-        _check_mapping(side, given)
-        names = [s.name for s in (self.user_inputs if side == "user" else self.item_inputs)]
-        for name in names:
-            if name not in given:
-                raise UgsepError(f"{side} feature '{name}' is missing; the {side} engine takes {', '.join(names)}")
-        rows = -1
-        for name, value in given.items():
-            if name not in names:
-                raise UgsepError(f"unknown {side} feature '{name}'{nearest(str(name), names)}")
-            _check_array(side, name, value)
-            if value.ndim == 0 or value.shape[0] == 0:
-                raise UgsepError(f"{side} feature '{name}' has no rows; give at least one")
-            if rows not in (-1, value.shape[0]):
-                raise UgsepError(f"{side} feature '{name}' has {value.shape[0]} rows, others have {rows}")
-            rows = value.shape[0]
-            if value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise UgsepError(f"{side} feature '{name}' has a value that is not finite; clean it before scoring")
-        check_ids(side, given, self._user_ids if side == "user" else self._item_ids)
-        if side == "item" and self.max_candidates and rows > self.max_candidates:
+    def _candidates(self, items: Mapping[str, Array]) -> int:
+        """Return the number of candidates after checking their features."""
+        rows = self._item_checks.rows(items)
+        if self.max_candidates and rows > self.max_candidates:
             raise UgsepError(
-                f"{rows} candidates, but the item engine's profile ends at {self.max_candidates}; send them in parts "
-                "or build with a larger serving.max_candidates"
+                f"{rows} candidates, but the item engine's profile ends at {self.max_candidates}; score them in "
+                "batches or build with a larger serving.max_candidates"
             )
         return rows
 
 
-def _check_mapping(side: str, given: object) -> None:
-    if not isinstance(given, Mapping):
-        raise UgsepError(f"{side} features are a {type(given).__name__}; give a mapping of names to NumPy arrays")
-
-
-def _check_array(side: str, name: str, value: object) -> None:
-    """Refuse what is no NumPy array of numbers, which would fail deep inside or be scored as something else."""
-    if not isinstance(value, np.ndarray):
-        raise UgsepError(f"{side} feature '{name}' is a {type(value).__name__}; give a NumPy array")
-    if value.dtype.kind not in "fiub" or not value.dtype.isnative:
-        raise UgsepError(f"{side} feature '{name}' has dtype {value.dtype}; give numbers in native byte order")
-
-
 def _on_one_device(user: Runner, item: Runner) -> tuple[DeviceRunner, DeviceRunner] | None:
-    """Return both runners where the item engine can read what the user engine leaves on its device."""
+    """Return both runners if the item engine can read what the user engine leaves on its device."""
     if isinstance(user, DeviceRunner) and isinstance(item, DeviceRunner) and user.memory == item.memory:
         return user, item
     return None

@@ -1,4 +1,4 @@
-"""Recent users' states: the least recently used go first; one that several threads ask for is computed once."""
+"""A cache of user states: least recently used out first, and a state that several threads want is computed once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ State = dict[str, Array | DeviceArray]
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What the user-state cache did: lookups that hit and missed, users and bytes held, and the byte limit.
+    """Counters of the user-state cache: lookups that hit and missed, users and bytes held, and the byte limit.
 
     A lookup that waited for another thread to compute the same user counts as a hit.
     """
@@ -28,7 +28,7 @@ class CacheInfo:
 
     @property
     def hit_ratio(self) -> float:
-        """Share of the lookups that found the user's state, 0 before the first lookup."""
+        """Share of lookups that hit, 0 before the first lookup."""
         looked = self.hits + self.misses
         return self.hits / looked if looked else 0.0
 
@@ -44,9 +44,9 @@ class StateCache:
         self._lock = threading.Lock()
 
     def get(self, key: bytes, compute: Callable[[], State]) -> State:
-        """Return the state of a key, computed where it is not held.
+        """Return the state of a key, computing it on a miss.
 
-        Threads that want a key which another one computes right now wait for it, and get what it raises.
+        Threads that want a key which another thread is computing wait for it, and get what it raises.
         """
         with self._lock:
             found = self._states.get(key)
@@ -78,14 +78,14 @@ class StateCache:
             return CacheInfo(self._hits, self._misses, len(self._states), self._bytes, self._limit)
 
     def clear(self) -> None:
-        """Forget every state, also those being computed right now: they are handed out, but not kept."""
+        """Drop every state; those being computed are handed out, but not kept."""
         with self._lock:
             self._states.clear()
             self._running.clear()
             self._bytes = 0
 
     def _end(self, key: bytes, mine: Future[State], state: State | None = None) -> None:
-        """Keep what was computed, unless the cache was cleared meanwhile."""
+        """Keep what was computed, unless the cache was cleared in the meantime."""
         with self._lock:
             if self._running.get(key) is not mine:
                 return

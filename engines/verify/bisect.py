@@ -13,13 +13,12 @@ import onnx
 
 from engines.backends.contract import Array, BuiltEngine
 from engines.backends.graph_io import read_graph
-from engines.bundle.bundle import open_bundle
+from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import Engine, engine_for
-from engines.recipes.recipe import load_recipe
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request, read_requests, request_spec, synthetic_requests, table_rows
+from quant.requests.readers import Request
 
 MAX_CANDIDATES = 64  # every intermediate tensor of both graphs is held at once
 _OVER_LOGITS = 3.0
@@ -99,18 +98,18 @@ def bisect(
         UgsepError: a tampered bundle, unusable requests, a bound that is not above 0, or engines whose tensors cannot
             be read.
     """
-    manifest = open_bundle(bundle)
-    gate = load_recipe(str(bundle / "recipe.yaml")).gates.sqnr_db
+    opened = Bundle.open(bundle)
+    manifest, gate = opened.manifest, opened.recipe.gates.sqnr_db
     limit = _OVER_LOGITS * 10.0 ** (-gate / 20) if bound is None else bound
     if not limit > 0:
         raise UgsepError(f"the bound is {limit}; give a relative error above 0, like 0.02")
-    request = _request(bundle, requests, seed)
+    request = _request(opened, requests, seed)
     found: list[Bisection] = []
     state: dict[str, Array] = {}
     for done, side in enumerate(("user", "item")):
         progress(Progress("bisect", done, 2, side))
         engine = engine_for(manifest, side, backend, precision)
-        reference = bundle / "onnx" / f"{side}.onnx"
+        reference = opened.onnx(side)
         feeds = dict(request.user) if side == "user" else {**request.items, **state}
         graph = read_graph(reference).graph
         if any(i.name == USER_INDEX for i in graph.input):
@@ -194,13 +193,8 @@ def _last_good(graph: onnx.GraphProto, step: Step, steps: Mapping[str, Step]) ->
     return None
 
 
-def _request(bundle: Path, files: Sequence[Path], seed: int) -> Request:
-    user, item = bundle / "onnx" / "user.onnx", bundle / "onnx" / "item.onnx"
-    spec = request_spec(user, item)
-    if files:
-        request = next(iter(read_requests([str(p) for p in files], spec)))
-    else:
-        request = next(iter(synthetic_requests(spec, 1, MAX_CANDIDATES, max(table_rows(user, item), 1), seed)))
+def _request(bundle: Bundle, files: Sequence[Path], seed: int) -> Request:
+    request = next(bundle.read_requests(files) if files else bundle.synthetic_requests(1, MAX_CANDIDATES, seed))
     return Request(request.request_id, request.user, {k: v[:MAX_CANDIDATES] for k, v in request.items.items()})
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from engines.backends.contract import Array, Runner
+from engines.bundle.bundle import onnx_file
 from engines.bundle.manifest import Manifest, engine_for
 from engines.compile.compile import EnginePlan, compile_engine, load_built
 from engines.recipes.recipe import Recipe
@@ -83,7 +84,7 @@ def prove(
             side: compile_engine(
                 recipe,
                 EnginePlan(side, "onnxruntime", "fp32"),
-                bundle / "onnx" / f"{side}.onnx",
+                onnx_file(bundle, side),
                 folder,
                 None,
                 progress,

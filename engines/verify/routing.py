@@ -15,14 +15,14 @@ import numpy as np
 
 from engines.backends.contract import Array
 from engines.backends.graph_io import read_graph
-from engines.bundle.bundle import open_bundle
+from engines.bundle.bundle import Bundle, onnx_file
 from engines.bundle.manifest import Manifest, engine_for
 from engines.verify.agreement import probability
 from engines.verify.bisect import read_onnxruntime
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request, read_requests, request_spec
+from quant.requests.readers import Request
 
 SIDES = ("user", "item")
 BEYOND = 5e-3  # the usual gate on the largest probability difference
@@ -93,9 +93,8 @@ def compare_routing(bundle: Path, requests: Path, progress: ProgressCallback = s
     Raises:
         UgsepError: a tampered bundle, unusable requests, engines other than ONNX Runtime's, or no top-k router.
     """
-    manifest = open_bundle(bundle)
-    rows = list(read_requests([str(requests)], request_spec(*(bundle / "onnx" / f"{side}.onnx" for side in SIDES))))
-    found = routing_of(bundle, manifest, rows, progress)
+    opened = Bundle.open(bundle)
+    found = routing_of(bundle, opened.manifest, list(opened.read_requests([requests])), progress)
     if found is None:
         raise UgsepError(
             f"{bundle} has no top-k router, or its engines are not onnxruntime's and cannot be read; "
@@ -108,7 +107,7 @@ def routing_of(
     bundle: Path, manifest: Manifest, requests: Sequence[Request], progress: ProgressCallback = silent
 ) -> Routing | None:
     """Compare the routers of the engines a bundle chose with its FP32 graphs'; None where there are none to read."""
-    graphs = {side: bundle / "onnx" / f"{side}.onnx" for side in SIDES}
+    graphs = {side: onnx_file(bundle, side) for side in SIDES}
     chosen = {side: engine_for(manifest, side) for side in SIDES}
     if any(e.built.backend != "onnxruntime" for e in chosen.values()) or not any(map(_routers, graphs.values())):
         return None

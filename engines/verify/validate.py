@@ -8,15 +8,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from engines.backends.contract import Runner
-from engines.bundle.bundle import open_bundle, read_report
-from engines.recipes.recipe import load_recipe
+from engines.bundle.bundle import REPORT, Bundle
 from engines.verify import prove
 from engines.verify.checks import Scores
 from engines.verify.failing_rows import save_worst_rows
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import ProgressCallback, silent
-from quant.requests.readers import read_requests, request_spec, synthetic_requests, table_rows
-from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
 
 
 def validate(
@@ -34,21 +31,15 @@ def validate(
         UgsepError: a tampered bundle, engines this machine cannot run, or unusable requests.
         GateFailed: a target does not hold and ``worst`` cannot be written.
     """
-    manifest = open_bundle(bundle)
-    recipe = load_recipe(str(bundle / "recipe.yaml"))
-    user, item = bundle / "onnx" / "user.onnx", bundle / "onnx" / "item.onnx"
-    spec = request_spec(user, item)
-    if requests:
-        rows = list(read_requests([str(p) for p in requests], spec))
-    else:
-        vocabulary = max(table_rows(user, item), 1)
-        rows = list(synthetic_requests(spec, SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, vocabulary, seed))
+    opened = Bundle.open(bundle)
+    recipe = opened.recipe
+    rows = list(opened.read_requests(requests) if requests else opened.synthetic_requests(seed=seed))
 
     def reference(full: Runner) -> Scores:
         return prove.full_scores(full, rows, progress)
 
-    limits = speedup_limits(bundle, recipe.serving.candidates)
-    found = prove.prove(recipe, manifest, bundle, rows, reference, limits, progress=progress)
+    limits = speedup_limits(opened, recipe.serving.candidates)
+    found = prove.prove(recipe, opened.manifest, bundle, rows, reference, limits, progress=progress)
     if worst is not None and not found.passed:
         try:
             save_worst_rows(worst, rows, found.errors)
@@ -67,17 +58,17 @@ def how_to_reproduce(bundle: Path, requests: Sequence[Path], seed: int = 1) -> s
     return shlex.join(["ugsep", "validate", str(bundle), *rows])
 
 
-def speedup_limits(bundle: Path, candidates: Sequence[int]) -> dict[int, float]:
+def speedup_limits(bundle: Bundle, candidates: Sequence[int]) -> dict[int, float]:
     """Return the FLOP limit of the speed-up by request size, from the costs a bundle's report holds.
 
     Raises:
         UgsepError: the report lacks them.
     """
-    report = read_report(bundle)
+    report = bundle.report
     try:
         user, item, full = (int(report["split"][side]["flops"]) for side in ("user", "item", "full"))
     except (KeyError, TypeError, ValueError) as error:
-        raise UgsepError(f"{bundle / 'report.json'}: no FLOPs per side ({error}); build the bundle again") from error
+        raise UgsepError(f"{bundle.path / REPORT}: no FLOPs per side ({error}); build the bundle again") from error
     return {n: n * full / (user + n * item) for n in candidates}
 
 

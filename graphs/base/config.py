@@ -113,7 +113,7 @@ def _members(kind: Any) -> tuple[Any, ...]:
 
 
 def _wrong_names(kind: Any, value: Any, path: Path, complete: bool) -> Iterator[tuple[Path, str]]:
-    """Yield where a field is unknown or missing, and what is wrong."""
+    """Yield the path of every unknown or missing field, and the problem."""
     for member in _members(kind):
         if dataclasses.is_dataclass(member) and isinstance(value, Mapping):
             fields = _fields(member)

@@ -20,7 +20,7 @@ SECONDS_BETWEEN_LINES = 5.0
 class Progress:
     """``done`` of ``total`` units of ``step`` are finished.
 
-    ``total`` is None where it is not known beforehand; ``note`` says what is worked on (a file, a weight).
+    ``total`` is None if it is not known in advance; ``note`` names what is being worked on (a file, a weight).
     """
 
     step: str

@@ -29,8 +29,10 @@ _SIZES_PER_PROFILE = 16
 
 def gpu() -> tuple[str | None, str]:
     """Return this machine's compute capability, or None and the reason why there is no usable GPU."""
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        return None, f"PyTorch, which holds an engine's device memory, is not installed ({error}); pip install torch"
     if torch.version.cuda is None:
         return None, "PyTorch is a CPU build; install one for CUDA on a machine with an NVIDIA GPU"
     if not torch.cuda.is_available():

@@ -15,7 +15,7 @@ from engines.backends.onnxruntime import autotune, variants
 from engines.backends.onnxruntime import backend as ort_backend
 from engines.build.pipeline import build
 from engines.build.sources import Sources
-from engines.bundle.bundle import open_bundle
+from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import engine_for
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
@@ -163,7 +163,7 @@ def test_a_bundle_of_either_form(
     monkeypatch.setattr(autotune, "LEAST_GAIN", gain)
     out = tmp_path / "bundle"
     build("tiny", tiny.RECIPE, tiny_sources, out)
-    manifest = open_bundle(out)
+    manifest = Bundle.open(out).manifest
     built = engine_for(manifest, "item").built
     assert (ONE_USER_FILE in built.files) == (gain == ALWAYS)
     document = json.loads((out / "report.json").read_text())

@@ -26,6 +26,7 @@ from engines.bench.pairs import bundle_pairs
 from engines.bench.ratios import RatioPoint, measure_ratios, ratio_recipe
 from engines.bench.result import BenchResult, document, random_request, run_bench
 from engines.bench.run import Settings, measure
+from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import read_manifest
 from engines.cli.main import main
 from engines.measure.interleave import interleaved
@@ -109,7 +110,7 @@ def test_a_peer_with_wrong_scores_is_left_out_and_our_wrong_engine_fails(
     onnx.save(model, other)
     recipe = load_recipe(str(built_bundle / "recipe.yaml"))
     source = BaselineSource(other, tmp_path, recipe, Weights(tiny_sources.checkpoint))
-    request = random_request(built_bundle, 9)
+    request = random_request(Bundle.open(built_bundle), 9)
     pair = bundle_pairs(built_bundle, read_manifest(built_bundle))[0][0]
     baselines = baseline_contenders(["onnxruntime", "pytorch"], source)
     fixed = MachinePeak(1, 100.0, "none", 20.0)
@@ -217,7 +218,9 @@ def test_a_slow_peer_is_left_out_where_its_rounds_do_not_fit_the_budget(built_bu
     contenders = [*baseline_contenders(["onnxruntime"], source), our_contender(pair, chosen=True)]
     settings = dataclasses.replace(QUICK, candidates=(9,), budget_s=1e-9)
     fixed = MachinePeak(1, 100.0, "none", 20.0)
-    found = measure(contenders, source, random_request(built_bundle, 9), COSTS, settings, peak=lambda _: fixed)
+    found = measure(
+        contenders, source, random_request(Bundle.open(built_bundle), 9), COSTS, settings, peak=lambda _: fixed
+    )
     assert {t.name for t in found.timings} == {f"ugsep {pair.name}"}, "ours are always timed"
     assert found.left_out["onnxruntime at N = 9, threads = 1"] == "2 rounds take longer than 0 s"
     with pytest.raises(UgsepError, match="budget of 0"):
@@ -264,7 +267,7 @@ def test_memory_is_measured_in_a_process_of_its_own(built_bundle: Path, tiny_sou
     recipe = load_recipe(str(built_bundle / "recipe.yaml"))
     source = BaselineSource(built_bundle / "onnx" / "full.onnx", tmp_path, recipe, Weights(tiny_sources.checkpoint))
     ort, torch = baseline_contenders(["onnxruntime", "pytorch"], source)
-    request = random_request(built_bundle, 9)
+    request = random_request(Bundle.open(built_bundle), 9)
     small, large = resident_bytes(ort, request), resident_bytes(torch, request)
     assert small is not None
     assert large is not None

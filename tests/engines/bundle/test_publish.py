@@ -12,7 +12,7 @@ import pytest
 from engines.backends.contract import Availability, BuiltEngine
 from engines.bundle import load as loading
 from engines.bundle import publish as publishing
-from engines.bundle.bundle import open_bundle
+from engines.bundle.bundle import Bundle
 from engines.bundle.load import compare_versions, load_engine
 from engines.bundle.manifest import Manifest, read_manifest, write_manifest
 from engines.bundle.publish import publish
@@ -38,7 +38,7 @@ def test_publish_replaces_the_old_bundle_whole(tmp_path: Path) -> None:
     _write(target, "new")
     assert (target / "engines" / "a.bin").read_text() == "new"
     assert not (target / "stray").exists()
-    assert open_bundle(target).model == "tiny"
+    assert Bundle.open(target).manifest.model == "tiny"
     assert _leftovers(target) == []
 
 
@@ -111,13 +111,13 @@ def test_a_directory_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None
     target.mkdir()
     (target / "thesis.txt").write_text("years of work")
     (target / "manifest.json").write_text("{}")  # of a web page
-    with pytest.raises(UgsepError, match="holds files but no bundle"), publish(target):
+    with pytest.raises(UgsepError, match="holds files but not a bundle"), publish(target):
         pytest.fail("the block must not run")
     assert (target / "thesis.txt").read_text() == "years of work"
     (target / "thesis.txt").unlink()
     (target / "manifest.json").unlink()
     _write(target, "an empty directory is free to take")
-    assert open_bundle(target).model == "tiny"
+    assert Bundle.open(target).manifest.model == "tiny"
 
 
 def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
@@ -163,14 +163,14 @@ def test_a_killed_build_leaves_the_old_bundle_and_is_cleaned(tmp_path: Path) -> 
 def test_bundles_move(tmp_path: Path) -> None:
     _write(tmp_path / "here", "weights")
     (tmp_path / "here").rename(tmp_path / "there")
-    assert open_bundle(tmp_path / "there").model == "tiny"
+    assert Bundle.open(tmp_path / "there").manifest.model == "tiny"
 
 
 def test_a_read_only_bundle_opens(tmp_path: Path) -> None:
     _write(tmp_path / "tiny", "weights")
     for path in [*(tmp_path / "tiny").rglob("*"), tmp_path / "tiny"]:
         path.chmod(0o555)
-    assert open_bundle(tmp_path / "tiny").model == "tiny"
+    assert Bundle.open(tmp_path / "tiny").manifest.model == "tiny"
     for path in [tmp_path / "tiny", *(tmp_path / "tiny").rglob("*")]:
         path.chmod(0o755)
 
@@ -187,7 +187,7 @@ def test_damage_is_named_with_the_command_that_rebuilds(tmp_path: Path, damage, 
     _write(tmp_path / "tiny", "weights")
     damage(tmp_path / "tiny" / "engines" / "a.bin")
     with pytest.raises(UgsepError, match=says + ".*rebuild: make engines"):
-        open_bundle(tmp_path / "tiny")
+        Bundle.open(tmp_path / "tiny")
 
 
 def test_a_link_out_of_the_bundle_is_refused(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_link_out_of_the_bundle_is_refused(tmp_path: Path) -> None:
     inside.rename(tmp_path / "outside.bin")
     inside.symlink_to(tmp_path / "outside.bin")
     with pytest.raises(UgsepError, match="a link leads out of the bundle"):
-        open_bundle(tmp_path / "tiny")
+        Bundle.open(tmp_path / "tiny")
 
 
 def test_an_engine_of_an_unknown_backend(tmp_path: Path) -> None:

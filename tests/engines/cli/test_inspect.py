@@ -75,13 +75,13 @@ def test_a_file_that_differs_from_the_manifest_is_refused(bundle: Path, name: st
 def test_no_bundle(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "none")])
     assert result.exit_code == 2
-    assert "no bundle; build one" in result.stderr
+    assert "not a bundle; build one" in result.stderr
 
 
 def test_the_reason_of_a_choice_and_other_versions_are_shown(bundle: Path) -> None:
     path = bundle / "manifest.json"
     raw = json.loads(path.read_text())
-    raw["extra"]["why item"] = "onnxruntime w8a32 takes 0.5 ms"
+    raw["reasons"]["item"] = "onnxruntime w8a32 takes 0.5 ms"
     raw["tools"]["onnx"] = "0.1"
     path.write_text(json.dumps(raw))
     found = describe(bundle)

@@ -268,12 +268,12 @@ def test_an_empty_or_missing_cache(tmp_path: Path) -> None:
     assert collect(tmp_path / "none", 0) == []
     (tmp_path / "cache" / ("z" * 64)).mkdir(parents=True)
     (entry,) = list_entries(tmp_path / "cache")
-    assert "no manifest.json" in entry.problem
+    assert "no engine.json" in entry.problem
 
 
 def test_a_cache_that_cannot_be_used_says_where_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UgsepError, match=r"no engine cache can be made there \(Not a directory\); .* --no-cache"):
+    with pytest.raises(UgsepError, match=r"cannot make an engine cache there \(Not a directory\); .* --no-cache"):
         cached_build(tmp_path / "file" / "engines", "a" * 64, tmp_path / "out", _builder())
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(UgsepError, match="the engine cache is not writable; set XDG_CACHE_HOME"):
@@ -283,14 +283,37 @@ def test_a_cache_that_cannot_be_used_says_where_else(tmp_path: Path, monkeypatch
 def test_an_entry_that_names_another_directory_is_built_again(tmp_path: Path) -> None:
     calls: list[str] = []
     cached_build(tmp_path / "cache", "a" * 64, tmp_path / "one", _builder(calls=calls))
-    manifest = tmp_path / "cache" / ("a" * 64) / "manifest.json"
-    raw = json.loads(manifest.read_text())
-    raw["engines"][0]["directory"] = "other"
-    raw["files"] = {name.replace("engine/", "other/"): entry for name, entry in raw["files"].items()}
-    (manifest.parent / "engine").rename(manifest.parent / "other")
-    manifest.write_text(json.dumps(raw))
+    record = tmp_path / "cache" / ("a" * 64) / "engine.json"
+    raw = json.loads(record.read_text())
+    raw["files"] = {f"../other/{name}": entry for name, entry in raw["files"].items()}
+    raw["built"]["files"] = [*raw["files"]]
+    (record.parent / "engine").rename(record.parent / "other")
+    record.write_text(json.dumps(raw))
     _, found = cached_build(tmp_path / "cache", "a" * 64, tmp_path / "two", _builder(calls=calls))
     assert (found, len(calls)) == (False, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda raw: raw.update(surprise=1), "engine: unknown setting 'surprise'"),
+        (lambda raw: raw.pop("files"), "engine: 'files' is missing"),
+        (lambda raw: raw["files"]["a.bin"].update(bytes=-1), "size -1 is out of range"),
+        (lambda raw: raw["built"].update(files=["b.bin"]), "engine file 'b.bin' is not among the hashed files"),
+        (lambda raw: raw["built"].update(session={"cache": "/etc"}), "setting 'cache' is '/etc'"),
+    ],
+)
+def test_a_record_is_read_as_strictly_as_a_manifest(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], says: str
+) -> None:
+    cached_build(tmp_path / "cache", "a" * 64, tmp_path / "one", _builder())
+    record = tmp_path / "cache" / ("a" * 64) / "engine.json"
+    raw = json.loads(record.read_text())
+    change(raw)
+    record.write_text(json.dumps(raw))
+    (entry,) = list_entries(tmp_path / "cache")
+    assert says in entry.problem
+    assert not cached_build(tmp_path / "cache", "a" * 64, tmp_path / "two", _builder())[1]
 
 
 def test_default_root() -> None:

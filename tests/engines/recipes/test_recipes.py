@@ -88,7 +88,7 @@ def test_settings_can_be_changed() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("config.user_tokens", "is no setting"),
+        ("config.user_tokens", "is not a valid setting"),
         ("gates.sqnr=3", "sqnr"),
         ("model.x=3", "'model' is not a section"),
         ("config.width=[", "not YAML"),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from engines import Ranker
-from engines.bundle.bundle import open_bundle
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import Engine, Manifest, engine_for
+from engines.serve import ranker as ranking
 from graphs.base.errors import UgsepError
 from tests import tiny
 
@@ -191,7 +195,7 @@ def test_what_is_no_mapping_is_refused(ranker: Ranker) -> None:
 
 @pytest.mark.parametrize("setting", [{"threads": 0}, {"threads": "2"}, {"threads": True}, {"cache_bytes": -1}])
 def test_a_wrong_setting_is_refused(built_bundle: Path, setting) -> None:
-    with pytest.raises(UgsepError, match=f"{next(iter(setting))} is .*; give a whole number from [01] on"):
+    with pytest.raises(UgsepError, match=f"{next(iter(setting))} is .*; it must be an integer >= [01]"):
         Ranker.from_bundle(built_bundle, **setting)
 
 
@@ -208,7 +212,7 @@ def test_a_user_index_out_of_range_is_refused(ranker: Ranker) -> None:
 
 
 def test_a_flipped_byte_is_found_before_loading(bundle: Path) -> None:
-    manifest = open_bundle(bundle)
+    manifest = Bundle.open(bundle).manifest
     engine = next(e for e in manifest.engines if e.built.side == "item")
     path = bundle / engine.directory / engine.built.files[-1]
     content = bytearray(path.read_bytes())
@@ -229,5 +233,30 @@ def test_a_bundle_may_move_and_be_read_only(bundle: Path, tmp_path: Path) -> Non
 
 
 def test_no_bundle_says_how_to_build_one(tmp_path: Path) -> None:
-    with pytest.raises(UgsepError, match="no bundle; build one"):
+    with pytest.raises(UgsepError, match="not a bundle; build one"):
         Ranker.from_bundle(tmp_path)
+
+
+def test_a_ranker_is_a_context_manager_and_a_failed_load_leaves_nothing_loaded(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    load = ranking.load_engine
+
+    def recorded(directory: Path, manifest: Manifest, engine: Engine, *rest: Any) -> Any:
+        runner = load(directory, manifest, engine, *rest)
+        close = runner.close
+        monkeypatch.setattr(runner, "close", lambda: (closed.append(engine.built.side), close()))
+        return runner
+
+    monkeypatch.setattr(ranking, "load_engine", recorded)
+    with Ranker.from_bundle(bundle) as ranker:
+        assert ranker.cache_info().users == 0
+    assert closed == ["user", "item"]
+    closed.clear()
+    manifest = Bundle.open(bundle).manifest
+    user, item = (engine_for(manifest, side) for side in ("user", "item"))
+    unknown = dataclasses.replace(item, built=dataclasses.replace(item.built, backend="onnxrantime"))
+    with pytest.raises(UgsepError, match="did you mean 'onnxruntime'"):
+        Ranker.from_engines(bundle, manifest, user, unknown)
+    assert closed == ["user"]

@@ -70,7 +70,7 @@ def test_a_score_that_is_not_finite_is_never_ranked(value: float) -> None:
     state = {"state": np.zeros((1, 3, WIDTH), np.float32)}
     click = {"click": np.array([0.5, value, 1.5, value], np.float32)}
     ranker = Ranker(Instant(user_built, state), Instant(item_built, click), user_built, item_built)
-    with pytest.raises(UgsepError, match=f"task 'click' scores candidate 1 {value}; its features, though finite"):
+    with pytest.raises(UgsepError, match=f"task 'click' scores candidate 1 {value}; its features are finite"):
         ranker.score(rows(USER, 1), rows(FEATURES, 4))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engines.backends.table import backend_names
 from tests import tiny
 
 HEAVY = (
@@ -19,10 +20,11 @@ HEAVY = (
 ROOT = Path(__file__).parents[3]
 SCORE = """
 import json, sys
+from pathlib import Path
 import numpy as np
 from engines import Ranker
 from graphs.base.errors import UgsepError
-bundle, inputs, damaged = sys.argv[1:]
+bundle, inputs, damaged, *backends = sys.argv[1:]
 given = np.load(inputs)
 user = {k[5:]: given[k] for k in given.files if k.startswith("user.")}
 items = {k[5:]: given[k] for k in given.files if k.startswith("item.")}
@@ -43,6 +45,16 @@ for call in (
         call()
     except UgsepError as error:
         refused.append(str(error))
+manifest = Path(damaged, "manifest.json")
+whole = manifest.read_text()
+for sound in Path(bundle, "engines").rglob("item.onnx"):
+    Path(damaged, sound.relative_to(bundle)).write_bytes(sound.read_bytes())
+for backend in backends:
+    manifest.write_text(whole.replace('"backend": "onnxruntime"', f'"backend": "{backend}"'))
+    try:
+        Ranker.from_bundle(damaged).close()
+    except UgsepError as error:
+        refused.append(str(error))
 print(json.dumps({"scores": scores, "refused": refused, "modules": sorted({m.split(".")[0] for m in sys.modules})}))
 """
 
@@ -53,18 +65,32 @@ def test_scoring_and_its_errors_import_nothing_heavy(bundle: Path, built_bundle:
     np.savez(inputs, **{f"user.{k}": v for k, v in user.items()}, **{f"item.{k}": v for k, v in items.items()})
     engine = next((bundle / "engines").rglob("item.onnx"))
     engine.write_bytes(engine.read_bytes()[:-1] + b"x")
+    # Both TensorRTs keep device memory in PyTorch tensors; every other backend does without.
+    backends = [*(name for name in backend_names() if not name.startswith("tensorrt")), "onnxrantime"]
     done = subprocess.run(
-        [sys.executable, "-c", SCORE, str(built_bundle), str(inputs), str(bundle)],
+        [sys.executable, "-c", SCORE, str(built_bundle), str(inputs), str(bundle), *backends],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = json.loads(done.stdout)
     assert sorted(set(HEAVY) & set(found["modules"])) == []
-    assert len(found["refused"]) == 7
-    assert "sha256" in found["refused"][-1]
+    assert len(found["refused"]) == 7 + len(backends) - 1, "onnxruntime itself is not refused"
+    assert "sha256" in found["refused"][6]
+    assert "did you mean 'onnxruntime'" in found["refused"][-1]
     from engines import Ranker
 
     expected = Ranker.from_bundle(built_bundle).score(user, items)
     assert found["scores"] == {task: logits.tolist() for task, logits in expected.items()}
+
+
+def test_every_backend_says_what_it_lacks_if_no_build_package_is_installed() -> None:
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({HEAVY[:8]!r}));"
+        "from engines.backends.table import backend_names, find_backend;"
+        "print([(name, here.can_run or bool(here.reason)) for name in backend_names() for here in "
+        "[find_backend(name).probe()]])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (f"{[(name, True) for name in backend_names()]}\n", "")
 
 
 @pytest.mark.parametrize("command", ["ugsep", "quant"])

@@ -50,4 +50,5 @@ def test_a_broken_manifest_is_one_line(bundle: Path) -> None:
         (bundle / "manifest.json").write_text(text)
         shown = CliRunner().invoke(main, ["inspect", str(bundle)])
         assert shown.exit_code == 2
-        assert "is not a manifest" in shown.output
+        assert "manifest.json: " in shown.output
+        assert shown.output.count("\n") == 1

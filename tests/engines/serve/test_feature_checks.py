@@ -6,47 +6,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
-from engines.build.id_ranges import table_sizes
 from engines.bundle.manifest import read_manifest
+from engines.serve.feature_checks import check_ids
 from engines.serve.ranker import Ranker
-from engines.serve.vocabularies import check_ids
 from graphs.base.errors import UgsepError
 from tests import tiny
-
-
-def test_tables_are_found_behind_shape_changes_and_int8(tmp_path: Path) -> None:
-    nodes = [
-        helper.make_node("Unsqueeze", ["plain", "axes"], ["wide"]),
-        helper.make_node("Gather", ["table", "wide"], ["a"]),
-        helper.make_node("Gather", ["smaller", "plain"], ["b"]),
-        helper.make_node("DequantizeLinear", ["int8", "scale"], ["floats"], axis=0),
-        helper.make_node("Gather", ["floats", "quantized"], ["c"], axis=0),
-        helper.make_node("Add", ["computed", "axes"], ["shifted"]),
-        helper.make_node("Gather", ["table", "shifted"], ["d"]),
-        helper.make_node("Gather", ["wider", "columns"], ["e"], axis=1),
-    ]
-    constants = {
-        "axes": np.array([1]),
-        "table": np.zeros((13, 2), np.float32),
-        "smaller": np.zeros((11, 3), np.float32),
-        "wider": np.zeros((2, 5), np.float32),
-        "int8": np.zeros((17, 2), np.int8),
-        "scale": np.ones(17, np.float32),
-    }
-    inputs = [
-        helper.make_tensor_value_info(n, TensorProto.INT64, ["n"])
-        for n in ("plain", "quantized", "computed", "columns")
-    ]
-    outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "abcde"]
-    held = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "ids", inputs, outputs, held)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), tmp_path / "ids.onnx")
-    # 'computed' is no longer the id when it is looked up, 'columns' picks columns: neither can be judged.
-    assert table_sizes(tmp_path / "ids.onnx") == {"plain": 11, "quantized": 17}
 
 
 @pytest.mark.parametrize("wrong", [-1, 9, 10**9, -(2**63)])

@@ -1,0 +1,54 @@
+"""Read a JSON document of a directory that may have been tampered with."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from engines.bundle.files import reason
+from graphs.base.config import unique_names
+from graphs.base.errors import UgsepError
+
+__all__ = ["read_document"]
+
+_MAX_BYTES = 64 << 20
+
+
+def read_document(directory: Path, name: str, absent: str, fix: str) -> dict[str, Any]:
+    """Return the JSON object in ``directory/name``, its fields unchecked; no other file is touched.
+
+    Args:
+        directory: the folder that holds the file; a link may not lead out of it.
+        name: the name of the file.
+        absent: what to say if there is no such file.
+        fix: what to say about every other problem.
+
+    Raises:
+        UgsepError: the file is missing, not a regular file, larger than 64 MiB, not a JSON object, or repeats a name.
+    """
+    path = directory / name
+    try:
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise UgsepError(f"{path}: a link leads out of the bundle; do not use this bundle")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would never end
+            raise UgsepError(f"{path}: not a file; {fix}")
+        if found.st_size > _MAX_BYTES:
+            raise UgsepError(f"{path}: size {found.st_size} is out of range (max {_MAX_BYTES} bytes); {fix}")
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text, object_pairs_hook=unique_names, parse_constant=_no_constant)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UgsepError(f"{directory}: no {name}{absent}") from error
+    except (ValueError, RecursionError) as error:
+        raise UgsepError(f"{path}: not valid JSON ({error}); {fix}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        raise UgsepError(f"{path}: cannot read it ({reason(error)}); {fix}") from error
+    if not isinstance(raw, dict):
+        raise UgsepError(f"{path}: not a JSON object; {fix}")
+    return raw
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,96 @@
+"""Limits on what a manifest may say: paths stay inside, sizes and shapes stay computable, settings stay harmless."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from engines.backends.contract import BuiltEngine, Option, TensorSpec
+from engines.bundle.files import FileEntry
+from graphs.base.errors import UgsepError
+
+__all__ = ["check_built", "check_files", "check_path", "check_rows"]
+
+_MAX_FILE_BYTES = 1 << 42  # 4 TiB: beyond any model, below what breaks arithmetic
+_MAX_RANK = 8
+_MAX_DIM = 1 << 31
+_MAX_SETTING = 4096  # threads, streams, group sizes
+
+
+def check_files(path: Path, files: Mapping[str, FileEntry]) -> None:
+    """Check the entries of the hashed files; ``path`` is the document that lists them, for errors.
+
+    Raises:
+        UgsepError: a path that leaves the bundle, a size out of range, or a hash that is not a sha256.
+    """
+    for name, entry in files.items():
+        check_path(path, name)
+        if not 0 <= entry.bytes <= _MAX_FILE_BYTES:
+            raise UgsepError(
+                f"{path}: '{name}': size {entry.bytes} is out of range (max {_MAX_FILE_BYTES} bytes); "
+                "build the bundle again"
+            )
+        if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
+            raise UgsepError(f"{path}: '{name}' has no valid sha256; build the bundle again")
+
+
+def check_built(path: Path, prefix: str, built: BuiltEngine, files: Mapping[str, FileEntry]) -> None:
+    """Check one engine's files, which ``files`` must list below ``prefix``, its shapes, profiles and settings.
+
+    Raises:
+        UgsepError: a file that is not hashed or leaves the bundle, or a value out of range.
+    """
+    for name in built.files:
+        whole = f"{prefix}{name}"
+        check_path(path, whole)
+        if whole not in files:
+            raise UgsepError(f"{path}: engine file '{whole}' is not among the hashed files; build the bundle again")
+    for spec in (*built.inputs, *built.outputs):
+        _check_shape(path, spec)
+    for profile in built.profiles:
+        check_rows(path, "a profile", max(profile.users.max, profile.candidates.max))
+    for name, value in built.session.items():
+        _check_setting(path, name, value)
+
+
+def check_path(path: Path, name: str) -> None:
+    """Refuse a path that is not relative, or that leaves the bundle on any operating system.
+
+    Raises:
+        UgsepError: names the path.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name or "\0" in name:
+        raise UgsepError(f"{path}: path '{name}' leaves the bundle; do not use this bundle")
+
+
+def check_rows(path: Path, what: str, rows: int) -> None:
+    """Refuse a number of rows that no table or profile has.
+
+    Raises:
+        UgsepError: names ``what`` and the rows.
+    """
+    if not 1 <= rows <= _MAX_DIM:
+        raise UgsepError(f"{path}: {what} has {rows} rows, out of range (max {_MAX_DIM}); build the bundle again")
+
+
+def _check_shape(path: Path, spec: TensorSpec) -> None:
+    fixed = [dim for dim in spec.shape if isinstance(dim, int)]
+    elements = 1
+    for dim in fixed:
+        elements *= max(dim, 1)
+    if len(spec.shape) > _MAX_RANK or any(not 1 <= dim <= _MAX_DIM for dim in fixed) or elements > _MAX_DIM:
+        raise UgsepError(
+            f"{path}: tensor '{spec.name}': shape {list(spec.shape)} is out of range (max {_MAX_RANK} axes, "
+            f"{_MAX_DIM} elements); build the bundle again"
+        )
+
+
+def _check_setting(path: Path, name: str, value: Option) -> None:
+    """Refuse what no build writes: settings are names, switches and small counts, never a path."""
+    if isinstance(value, str) and ("/" in value or "\\" in value):
+        raise UgsepError(f"{path}: setting '{name}' is {value!r:.60}, which is a path; do not use this bundle")
+    if isinstance(value, int) and not 0 <= value <= _MAX_SETTING:
+        raise UgsepError(
+            f"{path}: setting '{name}' is {value!r:.60}, out of range (max {_MAX_SETTING}); do not use this bundle"
+        )
