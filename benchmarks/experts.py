@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from engines.backends.contract import BuildSpec, Profile, Rows
 from engines.backends.table import find_backend
 from engines.bench.machine import this_machine
-from engines.cli.group import CommandGroup
+from engines.cli.group import Command
 from engines.measure.interleave import interleaved
 from engines.verify.checks import Check
 from export.metadata import Stamp
@@ -147,7 +147,7 @@ def markdown(costs: list[RoutingCost]) -> str:
     return "\n".join(lines)
 
 
-@click.group(cls=CommandGroup, invoke_without_command=True)
+@click.command(cls=Command)
 @click.option("--tokens", default=8, show_default=True, help="T, each with experts of its own.")
 @click.option("--rows", default=256, show_default=True, help="N.")
 @click.option("--experts", default=8, show_default=True, help="E.")

@@ -18,7 +18,7 @@ import numpy as np
 from engines.backends.contract import Array
 from engines.bundle.bundle import open_bundle
 from engines.bundle.manifest import engine_for
-from engines.cli.group import CommandGroup
+from engines.cli.group import Command
 from engines.serve.ranker import Ranker
 from engines.verify.checks import Check
 from graphs.base.errors import GateFailed
@@ -97,7 +97,7 @@ def _requests(bundle: Path, candidates: int) -> list[Request]:
     return list(synthetic_requests(request_spec(user, item), _USERS, candidates, vocabulary, seed=0))
 
 
-@click.group(cls=CommandGroup, invoke_without_command=True)
+@click.command(cls=Command)
 @click.option("--bundle", type=click.Path(path_type=Path), required=True, help="A finished bundle.")
 @click.option("--candidates", type=click.IntRange(min=1), default=256, show_default=True, help="Items per request.")
 @click.option("--rounds", type=click.IntRange(min=1), default=20, show_default=True, help=f"Of {_USERS} requests.")

@@ -24,7 +24,7 @@ from engines.backends.onnxruntime.variants import ONE_USER, form_file
 from engines.build.pipeline import export_all
 from engines.build.source_model import load_source_model, split_source_model, synthetic_requests
 from engines.build.sources import Sources
-from engines.cli.group import CommandGroup
+from engines.cli.group import Command
 from engines.compile.compile import EnginePlan, compile_engine, load_built
 from engines.measure.peak import measure_peak
 from engines.recipes.recipe import Recipe, load_recipe
@@ -223,7 +223,7 @@ def _profile(file: Path, feeds: Mapping[str, Array]) -> dict[str, float]:
     return taken
 
 
-@click.group(cls=CommandGroup, invoke_without_command=True)
+@click.command(cls=Command)
 @click.option("--case", "cases", multiple=True, help="Measure only this case; give it again for more.")
 @click.option("--precision", "precisions", multiple=True, help="Of the user engine; all of them where not given.")
 @click.option("--profile/--no-profile", default=True, show_default=True, help="Also print milliseconds by op.")

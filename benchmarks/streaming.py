@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from benchmarks.streaming_result import Measured
-from engines.cli.group import CommandGroup
+from engines.cli.group import Command
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.checkpoint.files import stored_weights, weight_files
 
@@ -133,7 +133,7 @@ def _elements(shape: tuple[int, ...]) -> int:
     return total
 
 
-@click.group(cls=CommandGroup, invoke_without_command=True)
+@click.command(cls=Command)
 @click.option("--size", type=click.Choice(sorted(MODELS)), default="20m", show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("build/streaming"), show_default=True)
 @click.option("--keep", is_flag=True, help="Keep the checkpoint and the graphs; by default only the figures stay.")

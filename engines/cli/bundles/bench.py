@@ -9,11 +9,12 @@ from pathlib import Path
 
 import click
 
+from engines.cli.group import Command
 from graphs.base.errors import UgsepError
 from graphs.base.progress import show_progress
 
 
-@click.command("bench")
+@click.command("bench", cls=Command, renamed={"--peers": "--baselines"})
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--baselines", default="all", show_default=True, help="all, none, or names separated by commas.")
 @click.option("--candidates", default="1,16,64,256,1024", show_default=True, help="Request sizes N.")
