@@ -11,12 +11,11 @@ from typing import Any
 
 from engines.bench import findings
 from engines.bench.baselines.contract import BaselineSource, Weights
-from engines.bench.contender import baseline_contenders, our_contender
+from engines.bench.contender import baseline_contenders, bundle_pairs, extra_pairs, our_contender
 from engines.bench.costs import Costs, costs_of_report
 from engines.bench.machine import Machine, this_machine
-from engines.bench.pairs import bundle_pairs, extra_pairs
 from engines.bench.ratios import RatioPoint, measure_ratios
-from engines.bench.run import PLAIN_PAIR, Measured, Settings, measure
+from engines.bench.run import Measured, Settings, measure
 from engines.bundle.bundle import open_bundle, read_report
 from engines.recipes.recipe import load_recipe
 from graphs.base.errors import UgsepError
@@ -95,13 +94,9 @@ def run_bench(
         extra, not_built = extra_pairs(recipe, bundle / "onnx", folder / "pairs", names, progress=progress)
         contenders = [
             *baseline_contenders(baselines, source),
-            our_contender(pairs[0], chosen=True, sides_alone=True),
-            *(our_contender(p, sides_alone=f"ugsep {p.name}" == PLAIN_PAIR) for p in (*pairs[1:], *extra)),
+            *(our_contender(p, chosen=p is pairs[0], ceiling=p.is_plain) for p in (*pairs, *extra)),
         ]
-        plain = next(p for p in (*pairs, *extra) if f"ugsep {p.name}" == PLAIN_PAIR)
-        measured = measure(
-            contenders, source, request, costs, settings, plain.item_directory / "item.onnx", progress=progress
-        )
+        measured = measure(contenders, source, request, costs, settings, progress=progress)
         measured = dataclasses.replace(measured, left_out={**measured.left_out, **left_out, **not_built})
         points = (
             measure_ratios(baselines, settings, folder / "ratios", measured.peaks[0], progress=progress)

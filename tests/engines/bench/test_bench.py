@@ -18,11 +18,10 @@ from engines.bench import findings, page
 from engines.bench.baselines.contract import BaselineSource, Weights
 from engines.bench.baselines.table import BASELINES, choose_baselines
 from engines.bench.ceiling import Gemm, constant_gemms, gemms_alone
-from engines.bench.contender import baseline_contenders, our_contender
+from engines.bench.contender import baseline_contenders, bundle_pairs, our_contender
 from engines.bench.correctness import FLOORS_DB, compare
 from engines.bench.costs import BITS, Costs
 from engines.bench.memory import resident_bytes
-from engines.bench.pairs import bundle_pairs
 from engines.bench.ratios import RatioPoint, measure_ratios, ratio_recipe
 from engines.bench.result import BenchResult, document, random_request, run_bench
 from engines.bench.run import Settings, measure
