@@ -18,6 +18,7 @@ from engines.bench.ratios import RatioPoint, measure_ratios
 from engines.bench.run import Measured, Settings, measure
 from engines.bundle.bundle import open_bundle, read_report
 from engines.recipes.recipe import load_recipe
+from engines.render.json_text import finite
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.requests.readers import Request, request_spec, synthetic_requests, table_rows
@@ -136,14 +137,5 @@ def document(result: BenchResult) -> dict[str, Any]:
         for s in findings.headline(result.sizes)
         for o in findings.standoffs(result.measured, s)
     ]
-    finite: dict[str, Any] = _finite(whole)
-    return finite
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN, which is no JSON, by None."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and value != value else value
+    shown: dict[str, Any] = finite(whole)
+    return shown

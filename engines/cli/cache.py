@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from engines.cli.group import CommandGroup
 from engines.compile.cache import Entry, collect, default_root, list_entries
 from engines.render.byte_sizes import parse_size, readable_bytes
+from engines.render.console import print_table
 from graphs.base.errors import GateFailed, UgsepError
 
 _root = click.option(
@@ -88,5 +87,5 @@ def _show(folder: Path, entries: list[Entry], as_json: bool) -> None:
     for e in entries:
         ago = f"{e.unused_seconds / 3600:.1f} h ago"
         table.add_row(e.key[:12], e.side, e.backend, e.precision, readable_bytes(e.bytes), ago, e.problem)
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, markup=False).print(table)
+    print_table(table)
     click.echo(f"{folder}: {len(entries)} engines, {readable_bytes(sum(e.bytes for e in entries))}")

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from engines.build.catalogue import Measured, ModelRow, model_row
 from engines.recipes.recipe import load_recipe, recipe_names
+from engines.render.console import print_table
 from graphs.base.errors import UgsepError
 
 FEATURES = Path("build/data/movielens/features.json")
@@ -84,7 +84,7 @@ def _print(rows: Sequence[tuple[ModelRow, Measured | None]]) -> None:
             change = None if found is None else found.auc_change
             cells += ["-" if found is None else f"{found.speedup:.2f}x", "-" if change is None else f"{change:+.1e}"]
         table.add_row(*cells)
-    Console(width=140 if not Console().is_terminal else None).print(table)
+    print_table(table)
 
 
 def _machine() -> str:

@@ -26,5 +26,5 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None:
-        raise UgsepError(f"'{text}' is no size; give bytes, or a number with K, M, G or T, as 500M")
+        raise UgsepError(f"'{text}' is not a valid size; give bytes, or a number with K, M, G or T like 500M")
     return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from engines.backends.contract import Availability
@@ -20,6 +18,7 @@ from engines.bundle.load import compare_versions
 from engines.bundle.manifest import WHY, Engine, Manifest
 from engines.bundle.provenance import tool_versions
 from engines.render.byte_sizes import readable_bytes
+from engines.render.console import stdout_console
 from engines.render.json_text import json_text
 from graphs.base.errors import UgsepError
 from quant.inspect import inspect_graph
@@ -100,7 +99,7 @@ def _here(backend: str) -> Availability:
 
 
 def _show(found: dict[str, Any]) -> None:
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+    console = stdout_console()
     origin = "synthetic weights or samples" if found["synthetic"] else "real weights and samples"
     console.print(f"{found['model']}: manifest version {found['version']}, opset {found['opset']}, {origin}")
     console.print(f"{readable_bytes(found['bytes'])} in {len(found['files'])} files; rebuild: {found['rebuild']}")

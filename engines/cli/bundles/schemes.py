@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from engines.build.schemes import SIDES, SchemeTable, compare_schemes
@@ -18,6 +16,7 @@ from engines.bundle.bundle import open_bundle
 from engines.bundle.manifest import engine_for, read_manifest
 from engines.compile.compile import EnginePlan, compile_engine, load_built, serving_plans
 from engines.recipes.recipe import AUTO, Recipe, load_recipe
+from engines.render.console import print_table
 from engines.render.json_text import json_text
 from export.metadata import GraphSide
 from graphs.base.errors import UgsepError, nearest
@@ -25,10 +24,10 @@ from graphs.base.progress import ProgressCallback, show_progress
 from quant.calibration.calibrate import calibrate
 from quant.policy import policy_document, read_policy
 from quant.requests.readers import Request, read_requests, request_spec, synthetic_requests, table_rows
+from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
 from quant.schemes.schemes import CONFIGS
 
 CALIBRATION_REQUESTS = 400
-SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES = 32, 64
 
 
 @click.command("schemes")
@@ -148,7 +147,6 @@ def _compare(
 
 
 def _show(table: SchemeTable) -> None:
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)
     shown = Table(
         "scheme", "weights dB", "served dB", "Kendall tau", "AUC change, weights", "AUC change, served", "bytes",
         "user ms", "user GB/s", "item ms", "seconds",
@@ -166,4 +164,4 @@ def _show(table: SchemeTable) -> None:
             f"{r.seconds:.1f}",
         )
         shown.add_row(name, *quality, *cost)
-    console.print(shown)
+    print_table(shown)
