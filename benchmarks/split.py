@@ -1,4 +1,4 @@
-"""``python -m benchmarks.split``: a split's speed-up against what the machine allows, and where the rest goes.
+"""``python -m benchmarks.split``: a split's speed-up against what the machine allows, and what takes the rest.
 
 The limit counts FLOPs for the item side, at the rate the whole model reaches, and bytes for the user side: at one row
 a GEMM reads each weight once for two FLOPs, so it takes the weights' bytes over the memory bandwidth.
@@ -54,7 +54,7 @@ USER_PRECISIONS = {"fp32": 1.0, "w8a8-dynamic": 0.25}
 
 @dataclass(frozen=True)
 class Measured:
-    """One case: latencies at ``CANDIDATES`` rows, the limit's parts, and milliseconds by op and graph.
+    """One case: latencies at ``CANDIDATES`` rows, what the limit is made of, and milliseconds by op and graph.
 
     ``read_gb_s``: memory bandwidth of one thread; ``user_bytes``: weights the user side reads once per request;
     ``item_share``: FLOPs of the item side over those of the whole model.
@@ -70,7 +70,7 @@ class Measured:
 
     @property
     def limit(self) -> float:
-        """The speed-up where the item side runs at the whole model's rate and the user side at memory's."""
+        """The speed-up if the item side ran at the whole model's FLOP rate and the user side at memory bandwidth."""
         full = self.latency.full_fp32.p50
         return full / (full * self.item_share + self.user_bytes / self.read_gb_s / 1e6)
 
@@ -178,8 +178,8 @@ def split_only(recipe: Recipe) -> str:
     done.set()
     watcher.join()
     own = {p.untyped_storage().data_ptr() for p in source_model.module.parameters()}
-    parts = [p for half in (subgraphs.full, subgraphs.user, subgraphs.item) for p in half.module.parameters()]
-    copied = sum(p.nbytes for p in parts if p.untyped_storage().data_ptr() not in own)
+    weights = [p for graph in (subgraphs.full, subgraphs.user, subgraphs.item) for p in graph.module.parameters()]
+    copied = sum(p.nbytes for p in weights if p.untyped_storage().data_ptr() not in own)
     return (
         f"{parameters / 1e9:.2f} B parameters, {held / 1e9:.2f} GB resident: split in {seconds:.1f} s, at most "
         f"{max(0, max(sizes) - held) / 1e6:.0f} MB more, {copied} bytes of weights copied"
@@ -224,10 +224,10 @@ def _profile(file: Path, feeds: Mapping[str, Array]) -> dict[str, float]:
 
 
 @click.command(cls=Command)
-@click.option("--case", "cases", multiple=True, help="Measure only this case; give it again for more.")
-@click.option("--precision", "precisions", multiple=True, help="Of the user engine; all of them where not given.")
+@click.option("--case", "cases", multiple=True, help="Measure only this case; repeatable.")
+@click.option("--precision", "precisions", multiple=True, help="Precision of the user engine  [default: all]")
 @click.option("--profile/--no-profile", default=True, show_default=True, help="Also print milliseconds by op.")
-@click.option("--split-only", "recipe", help="Only split this recipe's model; tell time and memory.")
+@click.option("--split-only", "recipe", help="Only split the model of this recipe; print time and memory.")
 def main(cases: Sequence[str], precisions: Sequence[str], profile: bool, recipe: str | None) -> None:
     """Print limit, measured speed-up and their ratio of every case as Markdown, and the profile behind it."""
     if recipe is not None:

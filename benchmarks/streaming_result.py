@@ -31,7 +31,7 @@ class Measured:
     curve: tuple[tuple[float, int], ...]
     steps: Mapping[str, float]
 
-    def targets(self) -> list[Check]:
+    def checks(self) -> list[Check]:
         """Return the bounds: memory, memory added to the traced graph, size if large, time if huge."""
         found = [
             Check("peak memory, GiB", self.peak_bytes / 2**30, PEAK_BYTES / 2**30),

@@ -16,8 +16,8 @@ import numpy as np
 
 from engines.backends.contract import Array, BuiltEngine
 from engines.backends.table import find_backend
+from engines.bench.baselines import BASELINES
 from engines.bench.baselines.contract import BaselineSource, Run
-from engines.bench.baselines.table import BASELINES
 from engines.bench.costs import BITS, weight_bits
 from engines.bundle.manifest import Engine, Manifest, engine_for
 from engines.recipes.recipe import Recipe
@@ -38,8 +38,8 @@ Loaded = Callable[[Request], Mapping[Variant, Run]]
 Kind = tuple[str, str]
 
 _FP32: Kind = ("onnxruntime", "fp32")
-#: Pairs built on the spot beside the bundle's own: user side and item side. The mixed ones are what
-#: ``--backend auto`` can pick, as it looks at each side apart.
+#: Pairs built for the run in addition to the bundle's: user side and item side. ``--backend auto``, which decides
+#: about each side separately, can pick the mixed ones.
 EXTRA_PAIRS: tuple[tuple[Kind, Kind], ...] = (
     (_FP32, _FP32),
     (("onnxruntime", "w8a8-dynamic"), ("onnxruntime", "w8a8-dynamic")),
@@ -57,7 +57,7 @@ class Contender:
     ``precision`` is what its scores are held to, ``detail`` how it is configured. ``load(threads)`` gives a function
     from a request to the calls that are timed; it can be sent to another process. ``weight_bits`` by side is the
     width in which weights are read in every call. ``item_graph`` is the lowered FP32 graph of the item engine if its
-    GEMMs shall be timed alone too.
+    GEMMs are to be timed alone too.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Pair:
 
 
 def pair_name(user: Kind, item: Kind) -> str:
-    """Return (backend, precision) of the user and of the item side in words; what both share is said once."""
+    """Return (backend, precision) of the user and of the item side in words; what both share appears once."""
     first = f"{user[0]} {user[1]}"
     if user == item:
         return first
@@ -166,7 +166,7 @@ def _load_pair(pair: Pair, sides_alone: bool, threads: int) -> Loaded:
 
 
 def bundle_pairs(bundle: Path, manifest: Manifest) -> tuple[list[Pair], dict[str, str]]:
-    """Return the pairs of engines in a bundle that this machine can run, the chosen one first, and why not others.
+    """Return the pairs of engines in a bundle that this machine can run, the chosen one first, and why others cannot.
 
     Raises:
         UgsepError: the chosen engines cannot run here.
@@ -200,10 +200,12 @@ def extra_pairs(
     which: Sequence[tuple[Kind, Kind]] = EXTRA_PAIRS,
     progress: ProgressCallback = silent,
 ) -> tuple[list[Pair], dict[str, str]]:
-    """Build further pairs from the graphs in ``onnx``; returns them, and the reason for each that cannot be built.
+    """Build further pairs from the graphs in ``onnx``; returns them, and why others cannot be built.
 
-    Pairs whose name is in ``taken`` are left alone. Raises UgsepError for ONNX Runtime's FP32 pair only: it is the
-    split itself, without which there is nothing to compare.
+    Pairs whose name is in ``taken`` are skipped.
+
+    Raises:
+        UgsepError: the FP32 pair in ONNX Runtime, the plain split, cannot be built: there is nothing to compare.
     """
     from engines.compile.compile import EnginePlan, compile_engine  # not in the process that measures memory
 
@@ -212,11 +214,11 @@ def extra_pairs(
     engines: dict[Path, BuiltEngine] = {}
 
     def engine(side: GraphSide, kind: Kind) -> tuple[BuiltEngine, Path]:
-        target = folder / f"{side}.{kind[0]}.{kind[1]}"
-        if target not in engines:
-            target.mkdir(parents=True, exist_ok=True)
-            engines[target] = compile_engine(recipe, EnginePlan(side, *kind), onnx / f"{side}.onnx", target)
-        return engines[target], target
+        built = folder / f"{side}.{kind[0]}.{kind[1]}"
+        if built not in engines:
+            built.mkdir(parents=True, exist_ok=True)
+            engines[built] = compile_engine(recipe, EnginePlan(side, *kind), onnx / f"{side}.onnx", built)
+        return engines[built], built
 
     for user, item in which:
         name = pair_name(user, item)

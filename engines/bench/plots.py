@@ -73,10 +73,10 @@ def speedup_over_candidates(result: BenchResult, threads: int) -> str:
 
 
 def roofline(result: BenchResult, threads: int) -> str:
-    """Draw both engines of the bundle under the machine's roof, at every N.
+    """Draw both engines of the bundle under the machine's roofline, at every N.
 
-    The intensity is FLOPs over the bytes of the weights a call reads once, so points lie too far right where
-    activations or a last-level cache miss matter.
+    The intensity is FLOPs over the bytes of the weights a call reads once, so points lie too far right if
+    activations or last-level cache misses matter.
     """
     figure, axes = new_axes(f"Roofline of both sides, {counted(threads)}", 6.4, 4.0, grid=True)
     peak = next(p for p in result.measured.peaks if p.threads == threads)

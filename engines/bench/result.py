@@ -28,7 +28,7 @@ _SEED = 3
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Everything a benchmark found out about a model on a machine."""
+    """Everything a benchmark measured of a model on a machine."""
 
     model: str
     command: str
@@ -45,7 +45,7 @@ class BenchResult:
         return findings.sentences(self.measured, self.sizes)
 
     def break_even(self, threads: int, speedup: str = "speedup") -> float | None:
-        """Return the N from which on the split pays; see ``findings.break_even``."""
+        """Return the N from which the split pays off; see ``findings.break_even``."""
         return findings.break_even([s for s in self.sizes if s.threads == threads], speedup)
 
 
@@ -65,14 +65,14 @@ def run_bench(
         bundle: the bundle, whose FP32 graph is what every score is compared with.
         baselines: names from ``engines.bench.baselines.table.BASELINES``.
         settings: sizes, threads, rounds.
-        model: where the PyTorch baselines' weights come from; without it they are left out.
+        model: source of the PyTorch baselines' weights; without it they are left out.
         ratios: also time small random models over the ratio of user to item tokens.
         command: the command line, for the page.
-        progress: told about every step.
+        progress: called at every step.
 
     Raises:
-        UgsepError: a tampered bundle, or engines this machine cannot run.
-        GateFailed: engines whose scores are wrong.
+        UgsepError: the bundle is damaged, or this machine cannot run its engines.
+        GateFailed: the scores of our engines are wrong.
     """
     machine = this_machine()
     manifest = open_bundle(bundle)
@@ -110,7 +110,7 @@ def run_bench(
 
 
 def random_request(bundle: Path, candidates: int) -> Request:
-    """Return one random request of a bundle's inputs; times do not depend on what the rows hold."""
+    """Return one random request of a bundle's inputs; times do not depend on the values."""
     user, item = bundle / "onnx" / "user.onnx", bundle / "onnx" / "item.onnx"
     vocabulary = max(table_rows(user, item), 1)
     return next(iter(synthetic_requests(request_spec(user, item), 1, candidates, vocabulary, _SEED)))

@@ -1,4 +1,4 @@
-"""The benchmark run: load everybody, check the scores, time all in turn, measure memory."""
+"""The benchmark run: load all contenders, check their scores, time them in turn, measure their memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.budget_s > 0:
-            raise UgsepError(f"a budget of {self.budget_s} seconds per baseline and size; give more than 0")
+            raise UgsepError(
+                f"budget {self.budget_s} s is out of range; give more than 0 seconds per baseline and size"
+            )
         if self.rounds < 1 or not self.candidates or not self.threads or min(*self.candidates, *self.threads, 1) < 1:
             raise UgsepError(
                 f"candidates {self.candidates}, threads {self.threads}, rounds {self.rounds}: give at least 1 of each"
@@ -65,7 +67,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Standing:
-    """One contender: how well it scores, and the memory a process needs for it (None where it was not measured)."""
+    """One contender: how well it scores, and the memory a process needs for it (None if not measured)."""
 
     name: str
     ours: bool
@@ -122,13 +124,13 @@ def measure(
     A baseline that does not load or whose scores are wrong is left out, with the reason.
 
     Args:
-        contenders: who takes part; the GEMMs of the one with an ``item_graph`` are also timed alone.
+        contenders: all that take part; the GEMMs of the one with an ``item_graph`` are also timed alone.
         source: its ``onnx`` in ONNX Runtime gives the FP32 scores that all are compared with.
         request: at least as many candidates as the largest size.
         costs: FLOPs and weight bytes of the model's sides.
         settings: sizes, threads, rounds.
         peak: measures the machine for a thread count.
-        progress: told about every step.
+        progress: called at every step.
 
     Raises:
         GateFailed: one of our own pairs has wrong scores.

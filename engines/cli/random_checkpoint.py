@@ -20,7 +20,7 @@ from graphs.base.progress import show_progress
 def random_checkpoint_command(
     model: str, out: Path, dtype: str, shard_mb: int, seed: int, features: Path | None
 ) -> None:
-    """Write a random checkpoint of MODEL, a recipe, shard by shard: the size of the real one, no information."""
+    """Write a checkpoint of MODEL (a recipe) with random weights, shard by shard."""
     from engines.build.random_checkpoint import write_random_checkpoint
 
     with show_progress() as progress:

@@ -19,13 +19,15 @@ from graphs.base.progress import show_progress
     "--checkpoint", required=True, type=click.Path(path_type=Path), help="Folder of config.json and shards."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the graphs  [default: build/MODEL/onnx]")
-@click.option("--scheme", default="absmax", show_default=True, help="How to round; absmax needs no calibration.")
+@click.option(
+    "--scheme", default="absmax", show_default=True, help="Quantization scheme; absmax needs no calibration."
+)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print sizes and peak memory as JSON.")
 def stream_command(model: str, checkpoint: Path, out: Path | None, scheme: str, threads: int, as_json: bool) -> None:
-    """Export and quantize MODEL (a recipe) from a checkpoint larger than memory, piece by piece.
+    """Export and quantize MODEL (a recipe) from a checkpoint larger than memory, weight by weight.
 
-    A run that was interrupted goes on where it was when it is started again.
+    An interrupted run resumes when it is started again.
     """
     from engines.build.streaming import stream
     from quant.schemes.schemes import scheme_from
@@ -53,12 +55,12 @@ def stream_command(model: str, checkpoint: Path, out: Path | None, scheme: str, 
     if found.unchanged:
         click.echo(f"{folder}: up to date, nothing changed")
     elif found.resumed:
-        click.echo(f"{folder}: went on after {found.resumed} weights that an earlier run had finished")
+        click.echo(f"{folder}: resumed after {found.resumed} weights of an interrupted run")
     click.echo(f"{folder}: {before / 1e6:.1f} MB of weights are now {after / 1e6:.1f} MB")
 
 
 def peak_memory() -> int | None:
-    """Return the largest resident memory of this process so far in bytes; None where the system does not say."""
+    """Return the peak resident memory of this process in bytes; None if the system does not report it."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None

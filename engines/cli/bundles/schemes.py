@@ -34,8 +34,8 @@ CALIBRATION_REQUESTS = 400
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--calibration", type=click.Path(), multiple=True, help="Requests to calibrate on (Parquet, ...).")
 @click.option("--requests", type=click.Path(), multiple=True, help="Held-out requests to score.")
-@click.option("--synthetic", is_flag=True, help="Random requests instead: says nothing about a trained model.")
-@click.option("--limit", type=click.IntRange(min=1), help="Score so many requests  [default: all]")
+@click.option("--synthetic", is_flag=True, help="Use random requests; they say nothing about a trained model.")
+@click.option("--limit", type=click.IntRange(min=1), help="Score at most N requests  [default: all]")
 @click.option("--schemes", "names", default=",".join(CONFIGS), show_default=True, help="Names separated by commas.")
 @click.option(
     "--policy", type=click.Path(path_type=Path), help="YAML file: precision per weight, as quant search writes."
@@ -57,7 +57,7 @@ def schemes_command(
 ) -> None:
     """Quantize the FP32 graphs of BUNDLES with every scheme; show scores, bytes and latency side by side.
 
-    Policy, precisions and threads are those of each bundle; all schemes of a bundle are timed in turn.
+    Each bundle keeps its policy, precisions and threads; its schemes are timed in turn.
     """
     from engines.build.schemes_page import write_markdown
 
@@ -119,7 +119,7 @@ def _compare(
         onnx["user"], onnx["item"], samples, threads=threads, gram="gptq" in schemes, progress=progress,
         synthetic=not calibration or manifest.synthetic,
     )  # fmt: skip
-    chosen = [engine_for(manifest, side).built for side in SIDES]  # where the build chose by itself
+    chosen = [engine_for(manifest, side).built for side in SIDES]  # what 'backend: auto' chose in the build
     plans = [EnginePlan(side, b.backend, b.precision) for side, b in zip(SIDES, chosen, strict=True)]
     if recipe.serving.backend != AUTO:
         plans = list(serving_plans(recipe))

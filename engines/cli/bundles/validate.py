@@ -14,7 +14,7 @@ from graphs.base.progress import show_progress
 @click.command("validate")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Held-out requests (Parquet).")
-@click.option("--synthetic", is_flag=True, help="Random requests instead: parity and invariance only, no quality.")
+@click.option("--synthetic", is_flag=True, help="Use random requests: checks parity and invariance, not quality.")
 @click.option("--seed", default=1, show_default=True, help="Seed of the synthetic requests.")
 @click.option("--worst", type=click.Path(path_type=Path),
               help="Where to write the worst rows if a gate fails  [default: BUNDLE.worst.npz]")  # fmt: skip

@@ -14,11 +14,11 @@ from graphs.base.errors import UgsepError
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
 def verify_command(bundle: Path) -> None:
-    """Check every file of BUNDLE against its manifest; a file that it does not list is refused too."""
+    """Check every file of BUNDLE against its manifest; an unlisted file is an error too."""
     manifest = open_bundle(bundle)
     if strange := unlisted_files(bundle, manifest.files):
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         raise UgsepError(
-            f"{bundle}: {ascii(strange[0])[1:-1]}{more} not in the manifest; remove it or build it again"
+            f"{bundle}: {ascii(strange[0])[1:-1]}{more} not in the manifest; remove it or build the bundle again"
         )
-    click.echo(f"{bundle}: {len(manifest.files)} files of '{manifest.model}' are as the manifest says")
+    click.echo(f"{bundle}: {len(manifest.files)} files of '{manifest.model}' match the manifest")
