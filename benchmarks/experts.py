@@ -22,6 +22,7 @@ from engines.backends.table import find_backend
 from engines.bench.machine import this_machine
 from engines.cli.group import Command
 from engines.measure.interleave import interleaved
+from engines.render.markdown import table
 from engines.verify.checks import Check
 from export.metadata import Stamp
 from export.onnx_file import export_subgraph
@@ -133,18 +134,14 @@ def _loaded(layer: nn.Module, x: Tensor, folder: Path) -> Callable[[], dict[str,
 
 def markdown(costs: list[RoutingCost]) -> str:
     """Return the table of a run."""
-    lines = [
-        "| T | D | h | E | k | N | routed ms | dense ms | ratio | routed GFLOP/s |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for c in costs:
         s = c.sizes
         rate = s.active_flops(c.rows) / c.routed_ms / 1e6
-        lines.append(
-            f"| {s.tokens} | {s.width} | {s.hidden} | {s.experts} | {s.active} | {c.rows} | {c.routed_ms:.2f} | "
-            f"{c.dense_ms:.2f} | {c.ratio:.2f} | {rate:.0f} |"
-        )
-    return "\n".join(lines)
+        shape = (s.tokens, s.width, s.hidden, s.experts, s.active, c.rows)
+        rows.append([*map(str, shape), f"{c.routed_ms:.2f}", f"{c.dense_ms:.2f}", f"{c.ratio:.2f}", f"{rate:.0f}"])
+    heads = ("T", "D", "h", "E", "k", "N", "routed ms", "dense ms", "ratio", "routed GFLOP/s")
+    return "\n".join(table(heads, rows, "r" * len(heads)))
 
 
 @click.command(cls=Command)

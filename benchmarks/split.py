@@ -28,6 +28,7 @@ from engines.cli.group import Command
 from engines.compile.compile import EnginePlan, compile_engine, load_built
 from engines.measure.peak import measure_peak
 from engines.recipes.recipe import Recipe, load_recipe
+from engines.render.markdown import table
 from engines.serve.ranker import Ranker
 from engines.verify.latency import RequestLatency, measure
 from export.metadata import GraphSide
@@ -94,13 +95,13 @@ class Measured:
         names = {op for by_op in self.ops.values() for op in by_op}
         full, item = self.ops["full"], self.ops["item"]
         floor = least * sum(item.values())
-        lines = ["| op | whole | its item share | item graph | user graph |", "|---|---|---|---|---|"]
+        rows = []
         for op in sorted(names, key=lambda o: -(item.get(o, 0.0) + self.ops["user"].get(o, 0.0))):
             whole = full.get(op, 0.0)
             cells = [whole, whole * self.item_share, item.get(op, 0.0), self.ops["user"].get(op, 0.0)]
             if max(cells) >= floor:
-                lines.append(f"| {op} | {' | '.join(f'{c:.2f}' for c in cells)} |")
-        return lines
+                rows.append([op, *(f"{c:.2f}" for c in cells)])
+        return table(("op", "whole", "its item share", "item graph", "user graph"), rows, "lllll")
 
 
 def read_bandwidth(rounds: int = 7) -> float:
