@@ -1,7 +1,7 @@
-"""``python -m benchmarks.experts``: what routing rows to experts costs over the FLOPs of the experts they chose.
+"""``python -m benchmarks.experts``: what routing rows to experts costs on top of the FLOPs of the chosen experts.
 
-A layer of sparse experts against a dense layer of the same active FLOPs (one SwiGLU as wide as the experts of a row
-together), both as the onnxruntime backend builds and runs them, one after the other in one run.
+A layer of sparse experts against a dense layer of the same active FLOPs (one SwiGLU as wide as all experts of a
+row), both built and run by the onnxruntime backend, timed in turn.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from engines.backends.contract import BuildSpec, Profile, Rows
 from engines.backends.table import find_backend
 from engines.bench.machine import this_machine
-from engines.cli.group import CommandGroup
+from engines.cli.group import Command
 from engines.measure.interleave import interleaved
+from engines.render.markdown import table
 from engines.verify.checks import Check
 from export.metadata import Stamp
 from export.onnx_file import export_subgraph
@@ -34,7 +35,7 @@ from graphs.split.split import Subgraph
 TARGET = 1.3  # of the time of the active FLOPs, at N = 256, E = 8, k = 2
 #: Width and hidden units of one expert.
 SIZES = ((256, 256), (512, 256), (768, 768))
-# FP32 sums of up to 768 products of order 1 / sqrt(768), in another order.
+# FP32 sums of up to 768 products of order 1 / sqrt(768), in a different order.
 SAME = 1e-4
 
 
@@ -84,14 +85,14 @@ class Routed(nn.Module):
 
 
 class Dense(nn.Module):
-    """One SwiGLU per token as wide as the experts of a row together: [N, T, D] -> [N, T, D]."""
+    """One SwiGLU per feature token, as wide as all experts of a row: [N, T, D] -> [N, T, D]."""
 
     def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
         self.network = TokenwiseSwiGLU(sizes.tokens, sizes.width, sizes.active * sizes.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the transform of each token."""
+        """Return the transform of each feature token."""
         y: Tensor = self.network(x.transpose(0, 1))
         return y.transpose(0, 1)
 
@@ -100,7 +101,7 @@ def measure(sizes: LayerSizes, rows: int = 256, rounds: int = 20) -> RoutingCost
     """Build both layers with random weights, check their outputs against PyTorch, and time them on one thread.
 
     Raises:
-        GateFailed: a layer gives other numbers than PyTorch.
+        GateFailed: the output of a layer differs from PyTorch.
         UgsepError: ONNX Runtime is missing.
     """
     torch.manual_seed(0)
@@ -120,9 +121,9 @@ def measure(sizes: LayerSizes, rows: int = 256, rounds: int = 20) -> RoutingCost
 
 def _loaded(layer: nn.Module, x: Tensor, folder: Path) -> Callable[[], dict[str, np.ndarray]]:
     traced = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("candidates")},), strict=False)
-    half = Subgraph(traced.module(), ("x",), ("y",))
+    layer_graph = Subgraph(traced.module(), ("x",), ("y",))
     file = export_subgraph(
-        half, {"x": x}, {"x": "candidates"}, folder / "layer.onnx", Stamp("experts", "full", "fp32", ())
+        layer_graph, {"x": x}, {"x": "candidates"}, folder / "layer.onnx", Stamp("experts", "full", "fp32", ())
     )
     backend = find_backend("onnxruntime")
     profile = Profile(Rows(1, 1, 1), Rows(1, len(x), len(x)))
@@ -133,21 +134,17 @@ def _loaded(layer: nn.Module, x: Tensor, folder: Path) -> Callable[[], dict[str,
 
 def markdown(costs: list[RoutingCost]) -> str:
     """Return the table of a run."""
-    lines = [
-        "| T | D | h | E | k | N | routed ms | dense ms | ratio | routed GFLOP/s |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for c in costs:
         s = c.sizes
         rate = s.active_flops(c.rows) / c.routed_ms / 1e6
-        lines.append(
-            f"| {s.tokens} | {s.width} | {s.hidden} | {s.experts} | {s.active} | {c.rows} | {c.routed_ms:.2f} | "
-            f"{c.dense_ms:.2f} | {c.ratio:.2f} | {rate:.0f} |"
-        )
-    return "\n".join(lines)
+        shape = (s.tokens, s.width, s.hidden, s.experts, s.active, c.rows)
+        rows.append([*map(str, shape), f"{c.routed_ms:.2f}", f"{c.dense_ms:.2f}", f"{c.ratio:.2f}", f"{rate:.0f}"])
+    heads = ("T", "D", "h", "E", "k", "N", "routed ms", "dense ms", "ratio", "routed GFLOP/s")
+    return "\n".join(table(heads, rows, "r" * len(heads)))
 
 
-@click.group(cls=CommandGroup, invoke_without_command=True)
+@click.command(cls=Command)
 @click.option("--tokens", default=8, show_default=True, help="T, each with experts of its own.")
 @click.option("--rows", default=256, show_default=True, help="N.")
 @click.option("--experts", default=8, show_default=True, help="E.")
@@ -161,10 +158,8 @@ def main(tokens: int, rows: int, experts: int, active: int, rounds: int) -> None
     click.echo(f"{machine.processor}, 1 thread, load {machine.load:.1f}; target: ratio <= {TARGET}\n")
     click.echo(markdown(costs))
     for cost in costs:
-        target = Check(
-            f"D {cost.sizes.width}, h {cost.sizes.hidden}: time over the active FLOPs'", cost.ratio, TARGET
-        )
-        click.echo(f"  {target}")
+        check = Check(f"D {cost.sizes.width}, h {cost.sizes.hidden}: time over the active FLOPs'", cost.ratio, TARGET)
+        click.echo(f"  {check}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.score --bundle DIR``: how long loading takes, what ``Ranker.score`` adds to its engines.
+"""``python -m benchmarks.score --bundle DIR``: time to load a bundle, and what ``Ranker.score`` adds to its engines.
 
-A request of many milliseconds hides microseconds in its own noise. So the engines are asked once, and then stand-ins
-that repeat their answers take their place: what is left is the checks, the user-state cache and the copies.
+The noise of a request of many milliseconds would hide microseconds. So each engine runs once and is then replaced by
+a stand-in that repeats its output: what remains is the checks, the user-state cache and the copies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from engines.backends.contract import Array
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import engine_for
-from engines.cli.group import CommandGroup
+from engines.cli.group import Command
 from engines.serve.ranker import Ranker
 from engines.verify.checks import Check
 from graphs.base.errors import GateFailed
@@ -36,8 +36,8 @@ class ScoreCost:
     cached_us: float
     computed_us: float
 
-    def targets(self) -> list[Check]:
-        """Return the bounds."""
+    def checks(self) -> list[Check]:
+        """Return the figures against their bounds."""
         return [
             Check("from_bundle again, seconds", self.load_seconds, LOAD_SECONDS),
             Check("score adds, user cached, microseconds", self.cached_us, ADDED_MICROSECONDS),
@@ -46,26 +46,26 @@ class ScoreCost:
 
 
 class Repeats:
-    """A runner that answers what an engine once answered."""
+    """A runner that returns the output an engine once computed."""
 
-    def __init__(self, answer: Mapping[str, Array]) -> None:
-        self.answer = dict(answer)
+    def __init__(self, output: Mapping[str, Array]) -> None:
+        self.output = dict(output)
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the answer, whatever it is given."""
+        """Return the output, whatever the input."""
         del feeds
-        return dict(self.answer)
+        return dict(self.output)
 
     def close(self) -> None:
-        """Forget the answer."""
-        self.answer.clear()
+        """Drop the output."""
+        self.output.clear()
 
 
 def measure(bundle: Path, candidates: int, rounds: int) -> ScoreCost:
-    """Load a bundle twice and time the second; then time ``score`` around engines that take no time.
+    """Load a bundle twice and time the second; then time ``score`` around stand-ins that take no time.
 
     Raises:
-        UgsepError: no such bundle, or engines that this machine cannot run.
+        UgsepError: there is no such bundle, or this machine cannot run its engines.
     """
     Ranker.from_bundle(bundle).close()
     started = time.perf_counter()
@@ -91,7 +91,7 @@ def measure(bundle: Path, candidates: int, rounds: int) -> ScoreCost:
     return ScoreCost(candidates, seconds, float(np.median(times["cached"])), float(np.median(times["computed"])))
 
 
-@click.group(cls=CommandGroup, invoke_without_command=True)
+@click.command(cls=Command)
 @click.option("--bundle", type=click.Path(path_type=Path), required=True, help="A finished bundle.")
 @click.option("--candidates", type=click.IntRange(min=1), default=256, show_default=True, help="Items per request.")
 @click.option("--rounds", type=click.IntRange(min=1), default=20, show_default=True, help=f"Of {_USERS} requests.")
@@ -102,9 +102,9 @@ def main(bundle: Path, candidates: int, rounds: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(cost)))
     else:
-        for target in cost.targets():
-            click.echo(str(target))
-    missed = [str(target) for target in cost.targets() if not target.passed]
+        for check in cost.checks():
+            click.echo(str(check))
+    missed = [str(check) for check in cost.checks() if not check.passed]
     if missed:
         raise GateFailed("; ".join(missed))
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.split``: a split's speed-up against what the machine allows, and where the rest goes.
+"""``python -m benchmarks.split``: a split's speed-up against what the machine allows, and what takes the rest.
 
 The limit counts FLOPs for the item side, at the rate the whole model reaches, and bytes for the user side: at one row
 a GEMM reads each weight once for two FLOPs, so it takes the weights' bytes over the memory bandwidth.
@@ -24,10 +24,11 @@ from engines.backends.onnxruntime.variants import ONE_USER, form_file
 from engines.build.pipeline import export_all
 from engines.build.source_model import load_source_model, split_source_model, synthetic_requests
 from engines.build.sources import Sources
-from engines.cli.group import CommandGroup
+from engines.cli.group import Command
 from engines.compile.compile import EnginePlan, compile_engine, load_built
 from engines.measure.peak import measure_peak
 from engines.recipes.recipe import Recipe, load_recipe
+from engines.render.markdown import table
 from engines.serve.ranker import Ranker
 from engines.verify.latency import RequestLatency, measure
 from export.metadata import GraphSide
@@ -54,7 +55,7 @@ USER_PRECISIONS = {"fp32": 1.0, "w8a8-dynamic": 0.25}
 
 @dataclass(frozen=True)
 class Measured:
-    """One case: latencies at ``CANDIDATES`` rows, the limit's parts, and milliseconds by op and graph.
+    """One case: latencies at ``CANDIDATES`` rows, what the limit is made of, and milliseconds by op and graph.
 
     ``read_gb_s``: memory bandwidth of one thread; ``user_bytes``: weights the user side reads once per request;
     ``item_share``: FLOPs of the item side over those of the whole model.
@@ -70,7 +71,7 @@ class Measured:
 
     @property
     def limit(self) -> float:
-        """The speed-up where the item side runs at the whole model's rate and the user side at memory's."""
+        """The speed-up if the item side ran at the whole model's FLOP rate and the user side at memory bandwidth."""
         full = self.latency.full_fp32.p50
         return full / (full * self.item_share + self.user_bytes / self.read_gb_s / 1e6)
 
@@ -94,13 +95,13 @@ class Measured:
         names = {op for by_op in self.ops.values() for op in by_op}
         full, item = self.ops["full"], self.ops["item"]
         floor = least * sum(item.values())
-        lines = ["| op | whole | its item share | item graph | user graph |", "|---|---|---|---|---|"]
+        rows = []
         for op in sorted(names, key=lambda o: -(item.get(o, 0.0) + self.ops["user"].get(o, 0.0))):
             whole = full.get(op, 0.0)
             cells = [whole, whole * self.item_share, item.get(op, 0.0), self.ops["user"].get(op, 0.0)]
             if max(cells) >= floor:
-                lines.append(f"| {op} | {' | '.join(f'{c:.2f}' for c in cells)} |")
-        return lines
+                rows.append([op, *(f"{c:.2f}" for c in cells)])
+        return table(("op", "whole", "its item share", "item graph", "user graph"), rows, "lllll")
 
 
 def read_bandwidth(rounds: int = 7) -> float:
@@ -178,8 +179,8 @@ def split_only(recipe: Recipe) -> str:
     done.set()
     watcher.join()
     own = {p.untyped_storage().data_ptr() for p in source_model.module.parameters()}
-    parts = [p for half in (subgraphs.full, subgraphs.user, subgraphs.item) for p in half.module.parameters()]
-    copied = sum(p.nbytes for p in parts if p.untyped_storage().data_ptr() not in own)
+    weights = [p for graph in (subgraphs.full, subgraphs.user, subgraphs.item) for p in graph.module.parameters()]
+    copied = sum(p.nbytes for p in weights if p.untyped_storage().data_ptr() not in own)
     return (
         f"{parameters / 1e9:.2f} B parameters, {held / 1e9:.2f} GB resident: split in {seconds:.1f} s, at most "
         f"{max(0, max(sizes) - held) / 1e6:.0f} MB more, {copied} bytes of weights copied"
@@ -223,11 +224,11 @@ def _profile(file: Path, feeds: Mapping[str, Array]) -> dict[str, float]:
     return taken
 
 
-@click.group(cls=CommandGroup, invoke_without_command=True)
-@click.option("--case", "cases", multiple=True, help="Measure only this case; give it again for more.")
-@click.option("--precision", "precisions", multiple=True, help="Of the user engine; all of them where not given.")
+@click.command(cls=Command)
+@click.option("--case", "cases", multiple=True, help="Measure only this case; repeatable.")
+@click.option("--precision", "precisions", multiple=True, help="Precision of the user engine  [default: all]")
 @click.option("--profile/--no-profile", default=True, show_default=True, help="Also print milliseconds by op.")
-@click.option("--split-only", "recipe", help="Only split this recipe's model; tell time and memory.")
+@click.option("--split-only", "recipe", help="Only split the model of this recipe; print time and memory.")
 def main(cases: Sequence[str], precisions: Sequence[str], profile: bool, recipe: str | None) -> None:
     """Print limit, measured speed-up and their ratio of every case as Markdown, and the profile behind it."""
     if recipe is not None:

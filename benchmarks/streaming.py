@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from benchmarks.streaming_result import Measured
-from engines.cli.group import CommandGroup
+from engines.cli.group import Command
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.checkpoint.files import stored_weights, weight_files
 
@@ -65,7 +65,7 @@ def measure(model: str, checkpoint: Path, out: Path) -> Measured:
 
 
 def drop_cache(files: list[Path]) -> None:
-    """Ask the system to forget the files' pages, as far as it lets an ordinary user."""
+    """Drop the files from the page cache, as far as an ordinary user may."""
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         try:
@@ -133,10 +133,10 @@ def _elements(shape: tuple[int, ...]) -> int:
     return total
 
 
-@click.group(cls=CommandGroup, invoke_without_command=True)
+@click.command(cls=Command)
 @click.option("--size", type=click.Choice(sorted(MODELS)), default="20m", show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("build/streaming"), show_default=True)
-@click.option("--keep", is_flag=True, help="Keep the checkpoint and the graphs; by default only the figures stay.")
+@click.option("--keep", is_flag=True, help="Keep the checkpoint and the graphs; by default they are deleted.")
 def main(size: str, folder: Path, keep: bool) -> None:
     """Write a random checkpoint, stream it, and hold memory, size and time against their bounds."""
     from benchmarks.streaming_page import page
@@ -150,7 +150,7 @@ def main(size: str, folder: Path, keep: bool) -> None:
             raise UgsepError(f"no checkpoint of '{name}' could be written to {checkpoint}; see above")
     found = measure(name, checkpoint, out)
     (work / "memory.json").write_text(json.dumps(asdict(found)) + "\n")
-    (work / "memory.html").write_text(page(found, found.targets()))
+    (work / "memory.html").write_text(page(found, found.checks()))
     if not keep:
         shutil.rmtree(checkpoint)
         shutil.rmtree(out)
@@ -158,9 +158,9 @@ def main(size: str, folder: Path, keep: bool) -> None:
         f"{found.model}: {found.checkpoint_bytes / 1e9:.2f} GB read once in {found.read_seconds:.1f} s, "
         f"streamed in {found.stream_seconds:.1f} s to {found.output_bytes / 1e9:.2f} GB; {work / 'memory.html'}"
     )
-    for target in found.targets():
-        click.echo(f"  {target}")
-    broken = [str(t) for t in found.targets() if not t.passed]
+    for check in found.checks():
+        click.echo(f"  {check}")
+    broken = [str(t) for t in found.checks() if not t.passed]
     if broken:
         raise GateFailed(f"{found.model}: {'; '.join(broken)}")
 

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
-
-from matplotlib.figure import Figure
+from pathlib import Path
 
 from benchmarks.streaming_result import Measured
-from engines.build.report_plots import COLOURS, to_svg
+from engines.render.html import render
+from engines.render.svg import COLOURS, new_axes, to_svg
 from engines.verify.checks import Check
 
 
-def page(found: Measured, targets: Sequence[Check]) -> str:
+def page(found: Measured, checks: Sequence[Check]) -> str:
     """Return the memory curve, the bounds and the figures as one HTML page."""
     title = f"{found.model}: {found.checkpoint_bytes / 1e9:.2f} GB of weights through {found.peak_bytes / 1e9:.2f} GB"
-    rows = "".join(f"<li>{html.escape(str(t))}</li>" for t in targets)
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        "<style>body{font:15px sans-serif;max-width:48rem;margin:2rem auto}svg{width:100%;height:auto}</style>"
-        f"<h1>{html.escape(title)}</h1>{memory_curve(found)}<ul>{rows}</ul>"
-        f"<p>One cold read of the checkpoint {found.read_seconds:.1f} s; export and quantization "
-        f"{found.stream_seconds:.1f} s, from the start of the process to its end. The largest weight is "
-        f"{found.largest_bytes / 1e6:.1f} MB, the output {found.output_bytes / 1e9:.3f} GB.</p></html>\n"
-    )
+    values = {"title": title, "curve": memory_curve(found), "checks": checks, "found": found}
+    return render("streaming.html", values, folder=Path(__file__).parent)
 
 
 def memory_curve(found: Measured) -> str:
     """Draw resident memory over time, the steps, and the size of the checkpoint for comparison."""
-    figure = Figure(figsize=(7.2, 3.4))
-    axes = figure.subplots()
-    axes.set_title("Resident memory while exporting and quantizing", loc="left", fontsize=10)
+    figure, axes = new_axes("Resident memory while exporting and quantizing", 7.2)
     seconds, sizes = [at for at, _ in found.curve], [size / 1e9 for _, size in found.curve]
     axes.fill_between(seconds, sizes, color=COLOURS["user"], alpha=0.35, linewidth=0)
     axes.plot(seconds, sizes, color=COLOURS["user"], linewidth=1.2)
@@ -44,7 +34,4 @@ def memory_curve(found: Measured) -> str:
     axes.set_xlim(0, max(seconds, default=1.0))
     axes.set_xlabel(f"seconds; the checkpoint is {found.checkpoint_bytes / 1e9:.2f} GB", fontsize=8)
     axes.set_ylabel("GB", fontsize=8)
-    axes.tick_params(labelsize=8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     return to_svg(figure)

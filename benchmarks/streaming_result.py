@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 from engines.verify.checks import Check
 
+PEAK_BYTES = 3 * 1024**3
 OUTPUT_RATIO, READ_RATIO = 1.05, 3.0
+LARGE_BYTES = 10**9  # a smaller output is mostly what stays float
+HUGE_BYTES = 10**10  # a smaller run mostly starts Python and traces the model, whatever the disk does
+#: What quantizing may add to the memory of the traced graph: buffers of the chunks, and the largest weight once.
+CHUNK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -26,14 +31,14 @@ class Measured:
     curve: tuple[tuple[float, int], ...]
     steps: Mapping[str, float]
 
-    def targets(self) -> list[Check]:
-        """Return the bounds: memory, memory added to the traced graph, size where large, time where huge."""
+    def checks(self) -> list[Check]:
+        """Return the bounds: memory, memory added to the traced graph, size if large, time if huge."""
         found = [
             Check("peak memory, GiB", self.peak_bytes / 2**30, PEAK_BYTES / 2**30),
             Check(
                 "memory added while quantizing, MiB",
                 (self.peak_bytes - self.traced_bytes) / 2**20,
-                (PIECE_BYTES + self.largest_bytes) / 2**20,
+                (CHUNK_BYTES + self.largest_bytes) / 2**20,
             ),
         ]
         if self.checkpoint_bytes >= LARGE_BYTES:
@@ -41,16 +46,3 @@ class Measured:
         if self.checkpoint_bytes >= HUGE_BYTES:
             found.append(Check("time over one cold read", self.stream_seconds / self.read_seconds, READ_RATIO))
         return found
-
-
-PEAK_BYTES = 3 * 1024**3
-
-
-LARGE_BYTES = 10**9  # below that the size is that of what stays float
-
-
-HUGE_BYTES = 10**10  # below that the time is that of starting Python and tracing the model, whatever the disk does
-
-
-#: What quantizing may add to the memory of the traced graph: buffers of the pieces, and the largest weight once.
-PIECE_BYTES = 256 << 20

@@ -1,4 +1,4 @@
-"""The most an item graph could reach in ONNX Runtime: its own FP32 GEMMs, same shapes and as many weights, alone."""
+"""The ceiling of an item graph in ONNX Runtime: its FP32 GEMMs alone, with the same shapes and number of weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Gemm:
 
 
 def constant_gemms(path: Path) -> list[Gemm]:
-    """Return the GEMMs of a lowered graph whose right operand is a 2-D or per-token 3-D FP32 weight, in order."""
+    """Return the GEMMs by FP32 weights of a lowered graph, in order; weights are [K, N] or [T, K, N] (T tokens)."""
     found: list[Gemm] = []
     for node in read_model(path).graph:
         if node.op_type != "MatMul":
@@ -48,7 +48,7 @@ def constant_gemms(path: Path) -> list[Gemm]:
 def gemms_alone(gemms: list[Gemm], threads: int) -> Callable[[int], Callable[[], object]] | None:
     """Return, for a number of candidates, the call that runs all GEMMs and nothing else, each with its own weight.
 
-    None where there is no GEMM, or where the weights do not fit the one protobuf message the model is handed over in.
+    None if there is no GEMM, or if the weights do not fit into the one protobuf message that holds the model.
     """
     if not 0 < sum(4 * gemm.k * gemm.n for gemm in gemms) < _MESSAGE_BYTES:
         return None

@@ -1,6 +1,7 @@
 """Who takes part in a benchmark: baselines that run the whole model, and our pairs of engines.
 
-Another process loads contenders to measure their memory, so this file must not import torch.
+Our pairs are those of the bundle and further ones built for the run. A fresh process loads contenders to measure
+their memory, so importing this file must load neither torch nor what only a build needs.
 """
 
 from __future__ import annotations
@@ -9,31 +10,54 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from engines.backends.contract import Array, BuiltEngine
 from engines.backends.table import find_backend
+from engines.bench.baselines import BASELINES
 from engines.bench.baselines.contract import BaselineSource, Run
-from engines.bench.baselines.table import BASELINES
 from engines.bench.costs import BITS, weight_bits
+from engines.bundle.manifest import Engine, Manifest, engine_for
+from engines.recipes.recipe import Recipe
 from engines.serve.ranker import Ranker
+from graphs.base.errors import UgsepError
+from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.requests.readers import Request
+
+if TYPE_CHECKING:
+    from export.metadata import GraphSide
 
 #: What one timed call does: the whole model for N rows; a request with its user computed or found in the cache;
 #: one engine alone.
 Variant = Literal["whole", "cold", "cached", "user", "item"]
 Loaded = Callable[[Request], Mapping[Variant, Run]]
 
+#: What a side runs: backend and precision.
+Kind = tuple[str, str]
 
-@dataclass(frozen=True)
+_FP32: Kind = ("onnxruntime", "fp32")
+#: Pairs built for the run in addition to the bundle's: user side and item side. ``--backend auto``, which decides
+#: about each side separately, can pick the mixed ones.
+EXTRA_PAIRS: tuple[tuple[Kind, Kind], ...] = (
+    (_FP32, _FP32),
+    (("onnxruntime", "w8a8-dynamic"), ("onnxruntime", "w8a8-dynamic")),
+    (("openvino", "fp32"), ("openvino", "fp32")),
+    (("openvino", "bf16"), ("openvino", "bf16")),
+    (("openvino", "w8a8-dynamic"), ("openvino", "w8a8-dynamic")),
+    (("onnxruntime", "w8a8-dynamic"), ("openvino", "bf16")),
+)
+
+
+@dataclass(frozen=True, eq=False)  # by identity: a key of what is found about it
 class Contender:
     """One way to score a request.
 
     ``precision`` is what its scores are held to, ``detail`` how it is configured. ``load(threads)`` gives a function
     from a request to the calls that are timed; it can be sent to another process. ``weight_bits`` by side is the
-    width in which weights are read in every call.
+    width in which weights are read in every call. ``item_graph`` is the lowered FP32 graph of the item engine if its
+    GEMMs are to be timed alone too.
     """
 
     name: str
@@ -43,6 +67,7 @@ class Contender:
     load: Callable[[int], Loaded]
     weight_bits: Mapping[str, int]
     chosen: bool = False
+    item_graph: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +81,22 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """Backend and precision of both sides, once where they are the same."""
-        return pair_name((self.user.backend, self.user.precision), (self.item.backend, self.item.precision))
+        """Backend and precision of both sides, once if they are the same."""
+        return pair_name(*self.kinds)
+
+    @property
+    def kinds(self) -> tuple[Kind, Kind]:
+        """What each side runs."""
+        return (self.user.backend, self.user.precision), (self.item.backend, self.item.precision)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is the split without quantization, in ONNX Runtime."""
+        return self.kinds == (_FP32, _FP32)
 
 
-def pair_name(user: tuple[str, str], item: tuple[str, str]) -> str:
-    """Return (backend, precision) of the user and of the item side in words; what both share is said once."""
+def pair_name(user: Kind, item: Kind) -> str:
+    """Return (backend, precision) of the user and of the item side in words; what both share appears once."""
     first = f"{user[0]} {user[1]}"
     if user == item:
         return first
@@ -90,13 +125,18 @@ def _load_baseline(name: str, source: BaselineSource, threads: int) -> Loaded:
     return loaded
 
 
-def our_contender(pair: Pair, *, chosen: bool = False, sides_alone: bool = False) -> Contender:
-    """Return a pair of engines behind a Ranker; ``sides_alone`` also times each engine by itself."""
+def our_contender(pair: Pair, *, chosen: bool = False, ceiling: bool = False) -> Contender:
+    """Return a pair of engines behind a Ranker.
+
+    If it is the bundle's choice (``chosen``) or to be held against its GEMMs alone (``ceiling``), each engine is also
+    timed by itself.
+    """
     precision = min((pair.user.precision, pair.item.precision), key=lambda p: BITS[p])
     bits = {"user": weight_bits(pair.user), "item": weight_bits(pair.item)}
     detail = "engines of the bundle" if chosen else "built for this run"
-    load = partial(_load_pair, pair, chosen or sides_alone)
-    return Contender(f"ugsep {pair.name}", True, precision, detail, load, bits, chosen)
+    load = partial(_load_pair, pair, chosen or ceiling)
+    graph = pair.item_directory / "item.onnx" if ceiling else None
+    return Contender(f"ugsep {pair.name}", True, precision, detail, load, bits, chosen, graph)
 
 
 def _load_pair(pair: Pair, sides_alone: bool, threads: int) -> Loaded:
@@ -123,3 +163,72 @@ def _load_pair(pair: Pair, sides_alone: bool, threads: int) -> Loaded:
         return calls
 
     return loaded
+
+
+def bundle_pairs(bundle: Path, manifest: Manifest) -> tuple[list[Pair], dict[str, str]]:
+    """Return the pairs of engines in a bundle that this machine can run, the chosen one first, and why others cannot.
+
+    Raises:
+        UgsepError: the chosen engines cannot run here.
+    """
+    chosen = _pair(bundle, engine_for(manifest, "user"), engine_for(manifest, "item"))
+    pairs, left_out = [chosen], {}
+    for name in dict.fromkeys(e.built.backend for e in manifest.engines):
+        here = find_backend(name).probe()
+        if not here.can_run:
+            if name in (chosen.user.backend, chosen.item.backend):
+                raise UgsepError(
+                    f"{bundle}: its engines cannot run here ({here.reason}); rebuild: {manifest.rebuild}"
+                )
+            left_out[f"ugsep {name}"] = here.reason
+            continue
+        sides = {e.built.side: e for e in reversed(manifest.engines) if e.built.backend == name}
+        if "user" in sides and "item" in sides:
+            pairs.append(_pair(bundle, sides["user"], sides["item"]))
+    return list({pair.name: pair for pair in reversed(pairs)}.values())[::-1], left_out
+
+
+def _pair(bundle: Path, user: Engine, item: Engine) -> Pair:
+    return Pair(user.built, bundle / user.directory, item.built, bundle / item.directory)
+
+
+def extra_pairs(
+    recipe: Recipe,
+    onnx: Path,
+    folder: Path,
+    taken: Sequence[str],
+    which: Sequence[tuple[Kind, Kind]] = EXTRA_PAIRS,
+    progress: ProgressCallback = silent,
+) -> tuple[list[Pair], dict[str, str]]:
+    """Build further pairs from the graphs in ``onnx``; returns them, and why others cannot be built.
+
+    Pairs whose name is in ``taken`` are skipped.
+
+    Raises:
+        UgsepError: the FP32 pair in ONNX Runtime, the plain split, cannot be built: there is nothing to compare.
+    """
+    from engines.compile.compile import EnginePlan, compile_engine  # not in the process that measures memory
+
+    pairs: list[Pair] = []
+    left_out: dict[str, str] = {}
+    engines: dict[Path, BuiltEngine] = {}
+
+    def engine(side: GraphSide, kind: Kind) -> tuple[BuiltEngine, Path]:
+        built = folder / f"{side}.{kind[0]}.{kind[1]}"
+        if built not in engines:
+            built.mkdir(parents=True, exist_ok=True)
+            engines[built] = compile_engine(recipe, EnginePlan(side, *kind), onnx / f"{side}.onnx", built)
+        return engines[built], built
+
+    for user, item in which:
+        name = pair_name(user, item)
+        if name in taken:
+            continue
+        progress(Progress("build pairs", len(pairs), None, name))
+        try:
+            pairs.append(Pair(*engine("user", user), *engine("item", item)))
+        except UgsepError as error:
+            if user == item == _FP32:
+                raise
+            left_out[f"ugsep {name}"] = str(error)
+    return pairs, left_out

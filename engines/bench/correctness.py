@@ -1,4 +1,4 @@
-"""No time without right scores: every contender is compared with the bundle's FP32 graph before it is timed."""
+"""Scores before times: every contender is compared with the bundle's FP32 graph before it is timed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from engines.backends.contract import Array
 from engines.verify.agreement import agreement
 
-#: SQNR in dB that scores must reach against FP32. FP32 in another order keeps well over 100 dB; 16-bit GEMMs lose
-#: 53 dB (8 bits of BF16) or 71 dB (11 bits of FP16) per rounding; int8 is held to 10 % of error, far looser than
-#: the gates of a build, so that no baseline is left out for being a little worse.
+#: SQNR in dB that scores must reach against FP32. FP32 summed in another order keeps well over 100 dB; one rounding
+#: leaves 53 dB with BF16 (8 bits) and 71 dB with FP16 (11 bits); int8 may have 10 % of error, far more than the gates
+#: of a build allow, so that no baseline is left out for being a little worse.
 FLOORS_DB: Mapping[str, float] = {
     "fp32": 80.0, "fp16": 40.0, "bf16": 30.0, "w8a16": 20.0, "w8a32": 20.0, "w8a8-dynamic": 20.0,
 }  # fmt: skip

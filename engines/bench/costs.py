@@ -51,7 +51,7 @@ def costs_of_report(report: Mapping[str, Any]) -> Costs:
     """Return the costs a bundle's ``report.json`` holds.
 
     Raises:
-        UgsepError: the report lacks them.
+        UgsepError: they are missing.
     """
     try:
         user, item = report["split"]["user"], report["split"]["item"]
@@ -59,10 +59,10 @@ def costs_of_report(report: Mapping[str, Any]) -> Costs:
             int(user["flops"]), int(item["flops"]), int(user["weight_bytes"]), int(item["weight_bytes"])
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
-        raise UgsepError(f"report.json holds no cost per side ({error}); build the bundle again") from error
+        raise UgsepError(f"report.json has no costs per side ({error}); build the bundle again") from error
 
 
 def weight_bits(built: BuiltEngine) -> int:
-    """Return the width in which an engine reads its weights: 32 where int8 was folded to float when it loaded."""
+    """Return the width in which an engine reads its weights: 32 if int8 was folded to float at load time."""
     folded = any(weight.status in ("folded-to-float", "dequantized-each-run") for weight in built.weights)
     return 32 if folded else BITS[built.precision]

@@ -1,4 +1,4 @@
-"""What the times say: who is fastest at which size, from which N the split pays, and where a baseline wins."""
+"""What the times say: who is fastest at which size, from which N the split pays off, and where a baseline wins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Size:
     """One request size at one thread count, p50 in milliseconds.
 
     ``chosen`` are the engines the bundle serves with, ``best`` the fastest of all our pairs; both with the user
-    computed (cold) and from the cache. ``baseline`` is the fastest whole model, empty where no baseline ran.
+    computed (cold) and from the cache. ``baseline`` is the fastest whole model, empty if none ran.
     """
 
     threads: int
@@ -33,7 +33,7 @@ class Size:
 
     @property
     def speedup(self) -> float:
-        """Fastest baseline over the bundle's engines, user computed; NaN where no baseline ran."""
+        """Fastest baseline over the bundle's engines, user computed; NaN if none ran."""
         return self.baseline_ms / self.chosen_ms
 
     @property
@@ -50,7 +50,7 @@ class Size:
 def sizes(measured: Measured, costs: Costs, sqnr_db: float = 0.0) -> list[Size]:
     """Return one comparison per thread count and request size, in the order they were timed.
 
-    Of our pairs beside the bundle's own, only those whose scores keep ``sqnr_db`` against FP32 can be the fastest.
+    Apart from the bundle's own, only pairs whose scores keep ``sqnr_db`` against FP32 can be the fastest.
     """
     ours = {s.name for s in measured.standings if s.ours and (s.chosen or s.quality.sqnr_db >= sqnr_db)}
     chosen = next(s.name for s in measured.standings if s.chosen)
@@ -118,7 +118,7 @@ def standoffs(measured: Measured, at: Size) -> list[Standoff]:
 
 
 def headline(found: Sequence[Size]) -> list[Size]:
-    """Return the size the result is led with, once per thread count."""
+    """Return the size that the headline is about, once per thread count."""
     return [s for s in found if s.candidates == reported(found)]
 
 
@@ -128,7 +128,7 @@ def counted(threads: int) -> str:
 
 
 def break_even(sizes: Sequence[Size], speedup: str = "speedup") -> float | None:
-    """Return the N from which on our request is faster than the fastest baseline, at every larger size measured.
+    """Return the smallest N from which our request is faster than the fastest baseline at every larger size measured.
 
     Between two sizes the crossing is interpolated on logarithmic axes. None if a baseline wins at the largest size.
     ``speedup`` names the property of ``Size`` to go by.
@@ -193,16 +193,16 @@ def _against_baselines(here: Sequence[Size], with_threads: str) -> list[str]:
         said.append(f"No baseline wins at any measured size with {with_threads}.")
     even = break_even(here)
     if even is None:
-        said.append(f"There is no break-even up to N = {here[-1].candidates} with {with_threads}.")
+        said.append(f"The split does not break even up to N = {here[-1].candidates} ({with_threads}).")
     elif even > min(s.candidates for s in here):
-        said.append(f"The split pays from about N = {even:.0f} on with {with_threads}.")
+        said.append(f"The split pays off from about N = {even:.0f} ({with_threads}).")
     else:
-        said.append(f"The split pays from N = {even:.0f}, the smallest size measured, on with {with_threads}.")
+        said.append(f"The split pays off from N = {even:.0f}, the smallest size measured ({with_threads}).")
     return said
 
 
 def reported(found: Sequence[Size]) -> int:
-    """Return the size the headline is about: 256, or the largest below it, or the smallest at all."""
+    """Return the size the headline is about: 256, else the largest below it, else the smallest."""
     measured = sorted({s.candidates for s in found})
     below = [n for n in measured if n <= 256]
     return below[-1] if below else measured[0]

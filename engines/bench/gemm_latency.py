@@ -1,4 +1,4 @@
-"""The gemm_timer of ``quant search``: one GEMM in an engine of its own, built by any backend that runs here."""
+"""The GEMM timer of ``quant search``: one GEMM in an engine of its own, built by any backend that runs here."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _COLD_BYTES = 64 << 20  # more than the last-level cache share of a core: weight
 _MOST_COPIES = 64
 _SECONDS = 0.3
 _LEAST_ROUNDS = 5
-#: The engine precisions in which int8, fp16 and fp32 weights stand side by side, the fastest first.
+#: The engine precisions that mix int8, fp16 and fp32 weights, the fastest first.
 _MIXED = ("w8a8-dynamic", "w8a16", "w8a32")
-#: Backends that widen FP16 weights when they load them and then run what they run for FP32: two engines of the same
-#: kernels differ by where their weights happen to lie and by noise, and neither is a reason for FP16.
+#: Backends that widen FP16 weights when they load them and then run what they run for FP32: two engines with
+#: the same kernels differ by memory layout and noise only, and neither is a reason for FP16.
 _WIDEN_FP16 = frozenset({"onnxruntime"})
 
 
@@ -37,7 +37,7 @@ def gemm_timer(backend: str, threads: int = 1) -> MeasureGemm:
     """Return the function that times x @ W on a backend, W stored in each precision a policy can name.
 
     W is [K, N] with x [rows, K], or [T, K, N] with x [T, rows, K]. Times are medians in milliseconds, the precisions
-    in turn, each over several weights of the shape so that none stays in the cache. Where a backend widens FP16
+    in turn, each over several weights of the shape so that none stays in the cache. If a backend widens FP16
     weights when it loads them, FP16 has the time of FP32.
 
     Raises:
@@ -92,11 +92,11 @@ def _engine(module: Backend, threads: int, source: Path, precision: Precision, r
     profile = Profile(Rows(), Rows(1, rows, rows))
     out = folder / "engine"
     out.mkdir()
-    return module.load(out, module.build(BuildSpec("item", view, mixed, (profile,), options), out, _unheard))
+    return module.load(out, module.build(BuildSpec("item", view, mixed, (profile,), options), out, _ignore))
 
 
-def _unheard(note: str) -> None:
-    """Take no notice: one GEMM builds in a moment."""
+def _ignore(note: str) -> None:
+    """Ignore a note of the build: one GEMM takes a moment."""
 
 
 def _times(calls: Mapping[Precision, Callable[[], object]]) -> dict[Precision, float]:

@@ -1,4 +1,4 @@
-"""The machine and the moment a benchmark ran in."""
+"""The machine a benchmark ran on, and its load at that time."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Machine:
 
     @property
     def quiet(self) -> bool:
-        """Whether little else ran: times of a busy machine compare contenders, but are not the machine's."""
+        """Whether little else ran: on a busy machine only ratios between contenders mean something."""
         return self.load < 0.5
 
 
 def this_machine() -> Machine:
-    """Describe this machine, now."""
+    """Describe this machine as it is now."""
     import archspec.cpu
 
     return Machine(

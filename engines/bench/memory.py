@@ -18,7 +18,7 @@ _CALLS = 3
 def resident_bytes(contender: Contender, request: Request, threads: int = 1) -> int | None:
     """Return what loading a contender and scoring a request adds to a bare process: libraries, weights, activations.
 
-    None where the system does not tell (anything but Linux), or where the process is killed.
+    None if the system is not Linux or the process is killed.
     """
     if not _STATM.exists():
         return None

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-
-import jinja2
 
 from engines.bench import plots
 from engines.bench.findings import Size, counted, headline, standoffs
 from engines.bench.result import BenchResult, document
 from engines.bench.run import Standing, Timing
-from engines.build.report import TEMPLATES
 from engines.render.byte_sizes import readable_bytes
+from engines.render.html import render
 from engines.render.json_text import json_text
+from engines.render.markdown import table, write_section
 from engines.verify.agreement import EXACT_DB
 
 JSON, HTML = "bench.json", "bench.html"
@@ -25,7 +25,7 @@ bundle's FP32 graph before it was timed. Ratios travel better between machines t
 
 
 def write_result(folder: Path, result: BenchResult) -> None:
-    """Write ``bench.json`` and ``bench.html`` into ``folder``, which is made where it is missing."""
+    """Write ``bench.json`` and ``bench.html`` into ``folder``, which is created if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / JSON).write_text(json_text(document(result), indent=1) + "\n", encoding="utf-8")
     (folder / HTML).write_text(page(result), encoding="utf-8")
@@ -42,20 +42,18 @@ def page(result: BenchResult) -> str:
         "roofline": [plots.roofline(result, t) for t in threads],
         "ratios": plots.speedup_over_ratio(result.ratios) if result.ratios else "",
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.filters["bytes"] = readable_bytes
-    environment.filters["ms"] = _ms
-    environment.filters["decibels"] = _decibels
-    environment.filters["per_second"] = _per_second
-    environment.filters["label"] = label
-    environment.filters["counted"] = counted
-    environment.globals["series"] = series
-    environment.globals["headline"] = headline
-    environment.globals["standoffs"] = standoffs
-    html: str = environment.get_template("bench.html").render(r=result, threads=threads, drawings=drawings)
-    return html
+    values = {
+        "r": result,
+        "threads": threads,
+        "drawings": drawings,
+        "series": series,
+        "headline": headline,
+        "standoffs": standoffs,
+    }
+    filters: dict[str, Callable[..., str]] = {
+        "ms": _ms, "decibels": _decibels, "per_second": _per_second, "label": label, "counted": counted,
+    }  # fmt: skip
+    return render("bench.html", values, filters)
 
 
 def series(result: BenchResult, threads: int) -> list[tuple[Standing, str, list[Timing]]]:
@@ -95,7 +93,7 @@ def markdown_section(result: BenchResult) -> str:
         if at.baseline:
             lines += [*_ours(result, at), ""]
     for threads in dict.fromkeys(s.threads for s in result.sizes):
-        lines += [*_table(result, threads), ""]
+        lines += [*_times_table(result, threads), ""]
     if result.ratios:
         lines += [*_ratio_table(result), ""]
     for name, reason in result.measured.left_out.items():
@@ -105,17 +103,8 @@ def markdown_section(result: BenchResult) -> str:
 
 
 def write_markdown(path: Path, result: BenchResult) -> None:
-    """Put the result's section into a Markdown file, in the place of an older one of the same model."""
-    begin, end = f"<!-- begin {result.model} -->", f"<!-- end {result.model} -->"
-    text = path.read_text(encoding="utf-8") if path.exists() else _HEADER
-    section = f"{begin}\n{markdown_section(result)}{end}\n"
-    if begin in text and end in text:
-        before, after = text.split(begin, 1)[0], text.split(end, 1)[1].lstrip("\n")
-        text = before + section + after
-    else:
-        text = f"{text.rstrip()}\n\n{section}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    """Write the result into its model's section of a Markdown file."""
+    write_section(path, result.model, markdown_section(result), _HEADER)
 
 
 def _versions(result: BenchResult) -> str:
@@ -123,42 +112,41 @@ def _versions(result: BenchResult) -> str:
     return ", ".join(f"{name} {result.machine.tools[name]}" for name in shown if name in result.machine.tools)
 
 
-def _table(result: BenchResult, threads: int) -> list[str]:
+def _times_table(result: BenchResult, threads: int) -> list[str]:
     sizes = result.settings.candidates
-    heads = "".join(f" N = {n} |" for n in sizes)
-    lines = [
-        f"p50 in milliseconds, {counted(threads)} (p99 at the largest N; memory with 1 thread):",
-        "",
-        f"| contender |{heads} p99 | candidates/s | GFLOP/s | weights GB/s | memory | SQNR dB |",
-        "|---|" + "---:|" * (len(sizes) + 6),
-    ]
+    heads = ["contender", *(f"N = {n}" for n in sizes), "p99", "candidates/s", "GFLOP/s", "weights GB/s", "memory"]
+    rows = []
     for standing, variant, timings in series(result, threads):
         by = {t.candidates: t for t in timings}
         last = by[max(by)]
-        cells = "".join(f" {_ms(by[n].ms.p50) if n in by else '-'} |" for n in sizes)
-        memory = readable_bytes(standing.memory_bytes) if standing.memory_bytes is not None else "-"
         name = f"**{standing.name}**" if standing.chosen else standing.name
-        lines.append(
-            f"| {name}{'' if variant == 'whole' else f', {label(variant)}'} |{cells} {_ms(last.ms.p99)} | "
-            f"{_per_second(last)} | {last.gflops:.3g} | {last.weight_gb_s:.3g} | {memory} | "
-            f"{_decibels(standing.quality.sqnr_db)} |"
+        rows.append(
+            [
+                name if variant == "whole" else f"{name}, {label(variant)}",
+                *(_ms(by[n].ms.p50) if n in by else "-" for n in sizes),
+                _ms(last.ms.p99),
+                _per_second(last),
+                f"{last.gflops:.3g}",
+                f"{last.weight_gb_s:.3g}",
+                readable_bytes(standing.memory_bytes) if standing.memory_bytes is not None else "-",
+                _decibels(standing.quality.sqnr_db),
+            ]
         )
-    return lines
+    title = f"p50 in milliseconds, {counted(threads)} (p99 at the largest N; memory with 1 thread):"
+    return [title, "", *table([*heads, "SQNR dB"], rows)]
 
 
 def _ours(result: BenchResult, at: Size) -> list[str]:
-    lines = [
+    title = (
         f"Our pairs (user + item engine) against {at.baseline} ({_ms(at.baseline_ms)} ms) at N = {at.candidates}, "
-        f"{counted(at.threads)}, FLOP limit {at.limit:.2f}:",
-        "",
-        "| pair | | user computed ms | times as fast | user cached ms | times as fast |",
-        "|---|---|---:|---:|---:|---:|",
+        f"{counted(at.threads)}, FLOP limit {at.limit:.2f}:"
+    )
+    heads = ("pair", "role", "user computed ms", "times as fast", "user cached ms", "times as fast")
+    rows = [
+        (o.name, o.role, _ms(o.ms), f"{o.speedup:.2f}", _ms(o.cached_ms), f"{o.cached_speedup:.2f}")
+        for o in standoffs(result.measured, at)
     ]
-    for o in standoffs(result.measured, at):
-        lines.append(
-            f"| {o.name} | {o.role} | {_ms(o.ms)} | {o.speedup:.2f} | {_ms(o.cached_ms)} | {o.cached_speedup:.2f} |"
-        )
-    return lines
+    return [title, "", *table(heads, rows, "llrrrr")]
 
 
 def label(variant: str) -> str:
@@ -171,21 +159,28 @@ def label(variant: str) -> str:
 
 def _ratio_table(result: BenchResult) -> list[str]:
     first = result.ratios[0]
-    lines = [
+    title = (
         f"Speed-up over the ratio of user to item tokens, N = {first.candidates}, {counted(first.threads)}: "
         "RankMixer, random weights, width 288, two layers, user computed. "
-        "'Same engine' is ONNX Runtime FP32 whole over split, which the FLOP limit bounds.",
-        "",
-        "| user + item tokens | limit | same engine | share of limit | fastest baseline | our fastest pair "
-        "| baseline over ours |",
-        "|---|---:|---:|---:|---|---|---:|",
-    ]
-    for p in result.ratios:
-        lines.append(
-            f"| {p.user_tokens} + {p.item_tokens} | {p.limit:.2f} | {p.speedup:.2f} | {p.speedup / p.limit:.0%} | "
-            f"{p.baseline} {_ms(p.baseline_ms)} ms | {p.best} {_ms(p.best_ms)} ms | {p.best_speedup:.2f} |"
+        "'Same engine' is ONNX Runtime FP32 whole over split, which the FLOP limit bounds."
+    )
+    heads = (
+        "user + item tokens", "limit", "same engine", "share of limit", "fastest baseline", "our fastest pair",
+        "baseline over ours",
+    )  # fmt: skip
+    rows = [
+        (
+            f"{p.user_tokens} + {p.item_tokens}",
+            f"{p.limit:.2f}",
+            f"{p.speedup:.2f}",
+            f"{p.speedup / p.limit:.0%}",
+            f"{p.baseline} {_ms(p.baseline_ms)} ms",
+            f"{p.best} {_ms(p.best_ms)} ms",
+            f"{p.best_speedup:.2f}",
         )
-    return lines
+        for p in result.ratios
+    ]
+    return [title, "", *table(heads, rows, "lrrrllr")]
 
 
 def _per_second(timing: Timing) -> str:

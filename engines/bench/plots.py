@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from engines.bench.findings import break_even, counted
 from engines.bench.ratios import RatioPoint
 from engines.bench.result import BenchResult
-from engines.build.report_plots import to_svg
+from engines.render.svg import new_axes, to_svg
 
-CHOSEN, CACHED, LIMIT, GRID = "#c1121f", "#f28482", "#5c6b73", "#e6ebee"
+CHOSEN, CACHED, LIMIT = "#c1121f", "#f28482", "#5c6b73"
 #: One colour per family of baselines; the members differ by marker.
 _FAMILIES = {"pytorch": "#8d6cab", "torch-compile": "#8d6cab", "onnxruntime": "#2f6690", "openvino": "#2a9d8f"}
 _MARKERS = "osD^vPX*"
@@ -22,7 +21,7 @@ _MARKERS = "osD^vPX*"
 
 def latency_over_candidates(result: BenchResult, threads: int) -> str:
     """Draw p50 over N for every baseline and for the bundle's engines, cold and cached; ours in red."""
-    figure, axes = _axes(f"Latency over N, {counted(threads)} (p50)", 7.2, 4.6)
+    figure, axes = new_axes(f"Latency over N, {counted(threads)} (p50)", 7.2, 4.6, grid=True)
     here = [t for t in result.measured.timings if t.threads == threads]
     chosen = next(s.name for s in result.measured.standings if s.chosen)
     baselines = list(dict.fromkeys(t.name for t in here if t.variant == "whole"))
@@ -50,7 +49,7 @@ def latency_over_candidates(result: BenchResult, threads: int) -> str:
 
 def speedup_over_candidates(result: BenchResult, threads: int) -> str:
     """Draw the fastest baseline over the bundle, with the line at 1, the FLOP limit, and the break-even N."""
-    figure, axes = _axes(f"Fastest baseline over the bundle, {counted(threads)}", 6.4, 4.0)
+    figure, axes = new_axes(f"Fastest baseline over the bundle, {counted(threads)}", 6.4, 4.0, grid=True)
     here = sorted((s for s in result.sizes if s.threads == threads and s.baseline), key=lambda s: s.candidates)
     n = [s.candidates for s in here]
     axes.plot(n, [s.limit for s in here], "--", color=LIMIT, linewidth=1.2, label="FLOP limit of the split")
@@ -74,12 +73,12 @@ def speedup_over_candidates(result: BenchResult, threads: int) -> str:
 
 
 def roofline(result: BenchResult, threads: int) -> str:
-    """Draw both engines of the bundle under the machine's roof, at every N.
+    """Draw both engines of the bundle under the machine's roofline, at every N.
 
-    The intensity is FLOPs over the bytes of the weights a call reads once, so points lie too far right where
-    activations or a last-level cache miss matter.
+    The intensity is FLOPs over the bytes of the weights a call reads once, so points lie too far right if
+    activations or last-level cache misses matter.
     """
-    figure, axes = _axes(f"Roofline of both sides, {counted(threads)}", 6.4, 4.0)
+    figure, axes = new_axes(f"Roofline of both sides, {counted(threads)}", 6.4, 4.0, grid=True)
     peak = next(p for p in result.measured.peaks if p.threads == threads)
     chosen = next(s.name for s in result.measured.standings if s.chosen)
     here = [t for t in result.measured.timings if t.threads == threads and t.name == chosen]
@@ -111,7 +110,9 @@ def roofline(result: BenchResult, threads: int) -> str:
 def speedup_over_ratio(points: Sequence[RatioPoint]) -> str:
     """Draw the speed-up over the ratio of user to item tokens, with its FLOP limit."""
     first = points[0]
-    figure, axes = _axes(f"Speed-up over user:item, N = {first.candidates} (RankMixer, user computed)", 6.4, 4.0)
+    figure, axes = new_axes(
+        f"Speed-up over user:item, N = {first.candidates} (RankMixer, user computed)", 6.4, 4.0, grid=True
+    )
     x = np.arange(len(points))
     axes.plot(x, [p.limit for p in points], "--", color=LIMIT, linewidth=1.2, label="FLOP limit")
     axes.plot(
@@ -119,8 +120,8 @@ def speedup_over_ratio(points: Sequence[RatioPoint]) -> str:
     )
     axes.plot(x, [p.best_speedup for p in points], "s-", color="#e8985e", linewidth=1.6,
               label="fastest baseline over our fastest")  # fmt: skip
-    for place, p in zip(x, points, strict=True):
-        axes.annotate(f"{p.speedup:.2f}", (place, p.speedup), xytext=(0, -13), textcoords="offset points",
+    for tick, p in zip(x, points, strict=True):
+        axes.annotate(f"{p.speedup:.2f}", (tick, p.speedup), xytext=(0, -13), textcoords="offset points",
                       ha="center", fontsize=7.5)  # fmt: skip
     axes.set_xticks(x, [ratio_label(p) for p in points])
     axes.set_ylim(bottom=0)
@@ -146,15 +147,3 @@ def _candidates_axis(axes: Any, candidates: Sequence[int]) -> None:
     axes.set_xticks(list(candidates), [str(n) for n in candidates])
     axes.minorticks_off()
     axes.set_xlabel("candidates N (log)", fontsize=8)
-
-
-def _axes(title: str, width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height))
-    axes = figure.subplots()
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(labelsize=8)
-    return figure, axes

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from engines.bench.baselines.contract import BaselineSource, Weights
-from engines.bench.contender import baseline_contenders, our_contender
+from engines.bench.contender import baseline_contenders, extra_pairs, our_contender
 from engines.bench.costs import costs_of_split
-from engines.bench.pairs import extra_pairs
-from engines.bench.run import PLAIN_PAIR, Settings, measure
+from engines.bench.run import Settings, measure
 from engines.build.pipeline import export_all
 from engines.build.source_model import of_model, split_source_model
 from engines.build.sources import Sources, load_model
@@ -131,10 +130,9 @@ def _point(recipe: Recipe, baselines: Sequence[str], settings: Settings, work: P
     for side in sides:
         quantize_side(graphs[side], work / "onnx", scheme=Absmax())
     pairs, _ = extra_pairs(recipe, work / "onnx", work / "pairs", (), PAIRS)
-    contenders = [
-        *baseline_contenders(tuple(dict.fromkeys((_SAME_ENGINE, *baselines))), source),
-        *(our_contender(pair) for pair in pairs),
-    ]
+    ours = [our_contender(pair) for pair in pairs]
+    plain = next(c.name for c, pair in zip(ours, pairs, strict=True) if pair.is_plain)
+    contenders = [*baseline_contenders(tuple(dict.fromkeys((_SAME_ENGINE, *baselines))), source), *ours]
     costs = costs_of_split(subgraphs)
     request = _request(model, settings.candidates[0])
     found = measure(contenders, source, request, costs, settings, peak=lambda _: peak)
@@ -146,7 +144,7 @@ def _point(recipe: Recipe, baselines: Sequence[str], settings: Settings, work: P
     config = model.config
     return RatioPoint(
         config.user_tokens, config.item_tokens, settings.candidates[0], settings.threads[0],
-        costs.limit(settings.candidates[0]), whole[_SAME_ENGINE], cold[PLAIN_PAIR],
+        costs.limit(settings.candidates[0]), whole[_SAME_ENGINE], cold[plain],
         baseline, whole[baseline], best, cold[best],
     )  # fmt: skip
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from engines.bench import findings
 from engines.bench.baselines.contract import BaselineSource, Weights
-from engines.bench.contender import baseline_contenders, our_contender
+from engines.bench.contender import baseline_contenders, bundle_pairs, extra_pairs, our_contender
 from engines.bench.costs import Costs, costs_of_report
 from engines.bench.machine import Machine, this_machine
-from engines.bench.pairs import bundle_pairs, extra_pairs
 from engines.bench.ratios import RatioPoint, measure_ratios
-from engines.bench.run import PLAIN_PAIR, Measured, Settings, measure
+from engines.bench.run import Measured, Settings, measure
 from engines.bundle.bundle import Bundle
+from engines.render.json_text import finite
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.requests.readers import Request
@@ -27,7 +27,7 @@ _SEED = 3
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Everything a benchmark found out about a model on a machine."""
+    """Everything a benchmark measured of a model on a machine."""
 
     model: str
     command: str
@@ -44,7 +44,7 @@ class BenchResult:
         return findings.sentences(self.measured, self.sizes)
 
     def break_even(self, threads: int, speedup: str = "speedup") -> float | None:
-        """Return the N from which on the split pays; see ``findings.break_even``."""
+        """Return the N from which the split pays off; see ``findings.break_even``."""
         return findings.break_even([s for s in self.sizes if s.threads == threads], speedup)
 
 
@@ -64,14 +64,14 @@ def run_bench(
         bundle: the bundle, whose FP32 graph is what every score is compared with.
         baselines: names from ``engines.bench.baselines.table.BASELINES``.
         settings: sizes, threads, rounds.
-        model: where the PyTorch baselines' weights come from; without it they are left out.
+        model: source of the PyTorch baselines' weights; without it they are left out.
         ratios: also time small random models over the ratio of user to item tokens.
         command: the command line, for the page.
-        progress: told about every step.
+        progress: called at every step.
 
     Raises:
-        UgsepError: a tampered bundle, or engines this machine cannot run.
-        GateFailed: engines whose scores are wrong.
+        UgsepError: the bundle is damaged, or this machine cannot run its engines.
+        GateFailed: the scores of our engines are wrong.
     """
     machine = this_machine()
     opened = Bundle.open(bundle)
@@ -94,13 +94,9 @@ def run_bench(
         extra, not_built = extra_pairs(recipe, opened.onnx("full").parent, folder / "pairs", names, progress=progress)
         contenders = [
             *baseline_contenders(baselines, source),
-            our_contender(pairs[0], chosen=True, sides_alone=True),
-            *(our_contender(p, sides_alone=f"ugsep {p.name}" == PLAIN_PAIR) for p in (*pairs[1:], *extra)),
+            *(our_contender(p, chosen=p is pairs[0], ceiling=p.is_plain) for p in (*pairs, *extra)),
         ]
-        plain = next(p for p in (*pairs, *extra) if f"ugsep {p.name}" == PLAIN_PAIR)
-        measured = measure(
-            contenders, source, request, costs, settings, plain.item_directory / "item.onnx", progress=progress
-        )
+        measured = measure(contenders, source, request, costs, settings, progress=progress)
         measured = dataclasses.replace(measured, left_out={**measured.left_out, **left_out, **not_built})
         points = (
             measure_ratios(baselines, settings, folder / "ratios", measured.peaks[0], progress=progress)
@@ -113,7 +109,7 @@ def run_bench(
 
 
 def random_request(bundle: Bundle, candidates: int) -> Request:
-    """Return one random request of a bundle's inputs; times do not depend on what the rows hold."""
+    """Return one random request of a bundle's inputs; times do not depend on the values."""
     return next(bundle.synthetic_requests(1, candidates, _SEED))
 
 
@@ -138,14 +134,5 @@ def document(result: BenchResult) -> dict[str, Any]:
         for s in findings.headline(result.sizes)
         for o in findings.standoffs(result.measured, s)
     ]
-    finite: dict[str, Any] = _finite(whole)
-    return finite
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN, which is no JSON, by None."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and value != value else value
+    shown: dict[str, Any] = finite(whole)
+    return shown

@@ -1,16 +1,14 @@
-"""The benchmark run: load everybody, check the scores, time all in turn, measure memory."""
+"""The benchmark run: load all contenders, check their scores, time them in turn, measure their memory."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 
 from engines.backends.contract import Array
 from engines.bench.baselines.contract import BaselineSource, Run
-from engines.bench.baselines.table import BASELINES
-from engines.bench.ceiling import constant_gemms, gemms_alone
+from engines.bench.ceiling import Gemm, constant_gemms, gemms_alone
 from engines.bench.contender import Contender, Loaded, Variant, baseline_contenders
 from engines.bench.correctness import Quality, compare
 from engines.bench.costs import Costs
@@ -18,13 +16,12 @@ from engines.bench.memory import resident_bytes
 from engines.measure.interleave import interleaved
 from engines.measure.peak import MachinePeak, measure_peak
 from engines.measure.percentiles import Percentiles
-from graphs.base.errors import GateFailed, UgsepError
+from graphs.base.errors import GateFailed, UgsepError, first_line
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.requests.readers import Request
 
 CHECKED_CANDIDATES = 256
-_GEMMS_ALONE: tuple[str, Variant] = ("item GEMMs alone", "item")
-PLAIN_PAIR = "ugsep onnxruntime fp32"  # the split without quantization: what the GEMMs alone are compared with
+_GEMMS_ALONE: tuple[None, Variant] = (None, "item")
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.budget_s > 0:
-            raise UgsepError(f"a budget of {self.budget_s} seconds per baseline and size; give more than 0")
+            raise UgsepError(
+                f"budget {self.budget_s} s is out of range; give more than 0 seconds per baseline and size"
+            )
         if self.rounds < 1 or not self.candidates or not self.threads or min(*self.candidates, *self.threads, 1) < 1:
             raise UgsepError(
                 f"candidates {self.candidates}, threads {self.threads}, rounds {self.rounds}: give at least 1 of each"
@@ -68,7 +67,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Standing:
-    """One contender: how well it scores, and the memory a process needs for it (None where it was not measured)."""
+    """One contender: how well it scores, and the memory a process needs for it (None if not measured)."""
 
     name: str
     ours: bool
@@ -117,7 +116,6 @@ def measure(
     request: Request,
     costs: Costs,
     settings: Settings,
-    item_graph: Path | None = None,
     peak: Callable[[int], MachinePeak] = measure_peak,
     progress: ProgressCallback = silent,
 ) -> Measured:
@@ -126,75 +124,40 @@ def measure(
     A baseline that does not load or whose scores are wrong is left out, with the reason.
 
     Args:
-        contenders: who takes part.
-        source: where the FP32 scores come from that all are compared with: ``source.onnx`` in ONNX Runtime.
+        contenders: all that take part; the GEMMs of the one with an ``item_graph`` are also timed alone.
+        source: its ``onnx`` in ONNX Runtime gives the FP32 scores that all are compared with.
         request: at least as many candidates as the largest size.
         costs: FLOPs and weight bytes of the model's sides.
         settings: sizes, threads, rounds.
-        item_graph: lowered FP32 item graph whose GEMMs are also timed alone; needs ``PLAIN_PAIR`` with its sides.
         peak: measures the machine for a thread count.
-        progress: told about every step.
+        progress: called at every step.
 
     Raises:
-        GateFailed: one of our own pairs scores wrongly.
+        GateFailed: one of our own pairs has wrong scores.
         UgsepError: one of our own pairs does not load; ONNX Runtime is missing.
     """
     peaks = tuple(peak(threads) for threads in settings.threads)
     small = sized(request, min(CHECKED_CANDIDATES, max(settings.candidates)))
     reference = _reference(source, small)
-    gemms = constant_gemms(item_graph) if item_graph is not None else []
+    plan = _Plan(request, settings, costs, next((c for c in contenders if c.item_graph is not None), None))
+    present = list(contenders)
+    qualities: dict[Contender, Quality] = {}
     left_out: dict[str, str] = {}
-    standings: dict[str, Standing] = {}
     timings: list[Timing] = []
     ceilings: list[Ceiling] = []
     for threads in settings.threads:
-        loaded: dict[str, Loaded] = {}
-        for contender in contenders:
-            if contender.name in left_out:
-                continue
-            progress(Progress("load", len(loaded), len(contenders), f"{contender.name}, {threads} threads"))
-            try:
-                ready = contender.load(threads)
-                quality = _check(contender, ready(small), reference)
-            except GateFailed:
-                raise
-            except Exception as error:  # baselines are other people's libraries: whatever they raise is their result
-                if contender.ours:
-                    raise
-                left_out[contender.name] = _reason(error)
-                continue
-            if not quality.holds:
-                left_out[contender.name] = f"SQNR {quality.sqnr_db:.1f} dB against FP32 < {quality.floor_db:.0f} dB"
-                continue
-            loaded[contender.name] = ready
-            standings.setdefault(contender.name, _standing(contender, quality))
-        alone = gemms_alone(gemms, threads)
-        present = {c.name: c for c in contenders if c.name in loaded}
-        for done, candidates in enumerate(settings.candidates):
-            progress(Progress(f"time, {threads} threads", done, len(settings.candidates), f"N = {candidates}"))
-            now = sized(request, candidates)
-            calls: dict[tuple[str, Variant], Callable[[], object]] = {
-                (name, variant): run for name, ready in loaded.items() for variant, run in ready(now).items()
-            }
-            if alone is not None:
-                calls[_GEMMS_ALONE] = alone(candidates)
-            whole = {key for key in calls if key[1] == "whole"}
-            found = interleaved(calls, settings.rounds, settings.budget_s, whole)
-            for name, _ in whole - found.keys():
-                left_out[f"{name} at N = {candidates}, threads = {threads}"] = (
-                    f"{settings.rounds} rounds take longer than {settings.budget_s:.0f} s"
-                )
-            if alone is not None:
-                seconds = found.pop(_GEMMS_ALONE).p50 / 1e3
-                rate = sum(gemm.flops(candidates) for gemm in gemms) / seconds / 1e9
-                share = seconds * 1e3 / found[PLAIN_PAIR, "item"].p50
-                ceilings.append(Ceiling(threads, candidates, rate, share))
-            timings += [_timing(present[n], v, threads, candidates, ms, costs) for (n, v), ms in found.items()]
-        progress(Progress(f"time, {threads} threads", len(settings.candidates), len(settings.candidates)))
+        ready, refused = _load_all(present, threads, small, reference, progress)
+        present = list(ready)
+        qualities |= {contender: q for contender, (_, q) in ready.items() if contender not in qualities}
+        timed = _time_sizes(plan, {contender: loaded for contender, (loaded, _) in ready.items()}, threads, progress)
+        left_out |= {contender.name: reason for contender, reason in refused.items()} | timed.left_out
+        timings += timed.timings
+        ceilings += timed.ceilings
+    memory: dict[Contender, int | None] = {}
     if settings.memory:
-        largest = sized(request, max(settings.candidates))
-        standings = _with_memory(contenders, standings, largest, progress)
-    return Measured(tuple(standings.values()), tuple(timings), peaks, left_out, tuple(ceilings))
+        memory = _memory(list(qualities), sized(request, max(settings.candidates)), progress)
+    standings = tuple(_standing(c, quality, memory.get(c)) for c, quality in qualities.items())
+    return Measured(standings, tuple(timings), peaks, left_out, tuple(ceilings))
 
 
 def _reference(source: BaselineSource, request: Request) -> dict[str, Array]:
@@ -202,32 +165,125 @@ def _reference(source: BaselineSource, request: Request) -> dict[str, Array]:
     return whole.load(1)(request)["whole"]()
 
 
+def _load_all(
+    contenders: Sequence[Contender],
+    threads: int,
+    request: Request,
+    reference: Mapping[str, Array],
+    progress: ProgressCallback,
+) -> tuple[dict[Contender, tuple[Loaded, Quality]], dict[Contender, str]]:
+    """Load contenders and check their scores; returns those that take part, and why a baseline does not."""
+    ready: dict[Contender, tuple[Loaded, Quality]] = {}
+    refused: dict[Contender, str] = {}
+    for contender in contenders:
+        progress(Progress("load", len(ready), len(contenders), f"{contender.name}, {threads} threads"))
+        try:
+            loaded = contender.load(threads)
+            ready[contender] = (loaded, _check(contender, loaded(request), reference))
+        except GateFailed:
+            raise
+        except Exception as error:  # baselines are third-party libraries: whatever they raise is their result
+            if contender.ours:
+                raise
+            refused[contender] = _reason(error)
+    return ready, refused
+
+
 def _check(contender: Contender, calls: Mapping[Variant, Run], reference: Mapping[str, Array]) -> Quality:
     quality = compare(reference, calls["cold" if contender.ours else "whole"](), contender.precision)
-    if contender.ours and not quality.holds:
+    if quality.holds:
+        return quality
+    if contender.ours:
         raise GateFailed(
             f"{contender.name}: SQNR {quality.sqnr_db:.1f} dB against FP32 < {quality.floor_db:.0f} dB; find the "
             "tensor with 'ugsep bisect'"
         )
-    if not contender.ours and BASELINES[contender.name].precision == "fp32" and not quality.holds:
+    if contender.precision == "fp32":
         raise UgsepError(
             f"scores are not the bundle's (SQNR {quality.sqnr_db:.1f} dB < {quality.floor_db:.0f} dB); "
             "a PyTorch baseline needs the weights the bundle was built from"
         )
-    return quality
+    raise UgsepError(f"SQNR {quality.sqnr_db:.1f} dB against FP32 < {quality.floor_db:.0f} dB")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UgsepError):
         return str(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
+    return f"{type(error).__name__}: {first_line(error)[:200]}"
 
 
-def _standing(contender: Contender, quality: Quality) -> Standing:
+@dataclass(frozen=True)
+class _Plan:
+    """What is timed at every thread count; ``plain`` is the pair whose GEMMs are timed alone."""
+
+    request: Request
+    settings: Settings
+    costs: Costs
+    plain: Contender | None
+
+    @cached_property
+    def gemms(self) -> list[Gemm]:
+        """The constant GEMMs of the plain pair's item graph."""
+        return constant_gemms(self.plain.item_graph) if self.plain and self.plain.item_graph else []
+
+
+@dataclass(frozen=True)
+class _Times:
+    timings: list[Timing]
+    ceilings: list[Ceiling]
+    left_out: dict[str, str]
+
+
+def _time_sizes(plan: _Plan, loaded: Mapping[Contender, Loaded], threads: int, progress: ProgressCallback) -> _Times:
+    """Time every request size with one thread count."""
+    sizes = plan.settings.candidates
+    alone = gemms_alone(plan.gemms, threads)
+    times = _Times([], [], {})
+    for done, n in enumerate(sizes):
+        progress(Progress(f"time, {threads} threads", done, len(sizes), f"N = {n}"))
+        bound = alone(n) if alone is not None else None
+        found, slow = _time(loaded, bound, sized(plan.request, n), plan.settings)
+        times.left_out.update({f"{c.name} at N = {n}, threads = {threads}": reason for c, reason in slow.items()})
+        gemms_ms = found.pop(_GEMMS_ALONE, None)
+        if gemms_ms is not None and plan.plain is not None:
+            times.ceilings.append(_ceiling(plan.gemms, threads, n, gemms_ms, found[plan.plain, "item"]))
+        times.timings.extend(
+            _timing(c, variant, threads, n, ms, plan.costs) for (c, variant), ms in found.items() if c is not None
+        )
+    progress(Progress(f"time, {threads} threads", len(sizes), len(sizes)))
+    return times
+
+
+def _time(
+    loaded: Mapping[Contender, Loaded], gemms_alone: Callable[[], object] | None, request: Request, settings: Settings
+) -> tuple[dict[tuple[Contender | None, Variant], Percentiles], dict[Contender, str]]:
+    """Time every call of every contender in turn; returns milliseconds, and why a baseline was not timed."""
+    calls: dict[tuple[Contender | None, Variant], Callable[[], object]] = {
+        (contender, variant): run for contender, ready in loaded.items() for variant, run in ready(request).items()
+    }
+    if gemms_alone is not None:
+        calls[_GEMMS_ALONE] = gemms_alone
+    whole = {key for key in calls if key[1] == "whole"}
+    found = interleaved(calls, settings.rounds, settings.budget_s, whole)
+    reason = f"{settings.rounds} rounds take longer than {settings.budget_s:.0f} s"
+    return found, {c: reason for c, variant in calls if c is not None and (c, variant) not in found}
+
+
+def _ceiling(gemms: Sequence[Gemm], threads: int, candidates: int, alone: Percentiles, item: Percentiles) -> Ceiling:
+    flops = sum(gemm.flops(candidates) for gemm in gemms)
+    return Ceiling(threads, candidates, flops / (alone.p50 / 1e3) / 1e9, alone.p50 / item.p50)
+
+
+def _standing(contender: Contender, quality: Quality, memory_bytes: int | None) -> Standing:
     return Standing(
-        contender.name, contender.ours, contender.chosen, contender.precision, contender.detail, quality
-    )  # fmt: skip
+        contender.name,
+        contender.ours,
+        contender.chosen,
+        contender.precision,
+        contender.detail,
+        quality,
+        memory_bytes,
+    )
 
 
 def _timing(
@@ -246,13 +302,12 @@ def _timing(
     )
 
 
-def _with_memory(
-    contenders: Sequence[Contender], standings: Mapping[str, Standing], request: Request, progress: ProgressCallback
-) -> dict[str, Standing]:
-    found = dict(standings)
-    for done, contender in enumerate(c for c in contenders if c.name in standings):
-        progress(Progress("memory", done, len(standings), contender.name))
-        grown = resident_bytes(contender, request)
-        found[contender.name] = dataclasses.replace(found[contender.name], memory_bytes=grown)
-    progress(Progress("memory", len(standings), len(standings)))
+def _memory(
+    contenders: Sequence[Contender], request: Request, progress: ProgressCallback
+) -> dict[Contender, int | None]:
+    found: dict[Contender, int | None] = {}
+    for done, contender in enumerate(contenders):
+        progress(Progress("memory", done, len(contenders), contender.name))
+        found[contender] = resident_bytes(contender, request)
+    progress(Progress("memory", len(contenders), len(contenders)))
     return found

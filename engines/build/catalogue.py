@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any
 
 from engines.bundle.bundle import RECIPE, REPORT, read_report
 from engines.recipes.recipe import Recipe, load_recipe
+from engines.render.html import render
+from engines.render.markdown import table, write_section
+from engines.render.svg import COLOURS, new_axes, to_svg
 
-BEGIN, END = "<!-- begin models -->", "<!-- end models -->"
 _HEADS = (
     "recipe", "parameters", "MFLOP per candidate", "user:item", "reusable", "limit", "speed-up at N", "of the limit",
     "request ms", "weights MB", "AUC FP32", "AUC change int8",
@@ -95,9 +96,7 @@ def markdown(rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> 
     lines = [
         f"Measured on {machine}.",
         "",
-        f"| {' | '.join(_HEADS)} |",
-        "|---" + "|---:" * (len(_HEADS) - 1) + "|",
-        *(f"| {' | '.join(cells(row, found))} |" for row, found in rows),
+        *table(_HEADS, [cells(row, found) for row, found in rows]),
         "",
         NOTE,
     ]
@@ -105,43 +104,27 @@ def markdown(rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> 
 
 
 def write_markdown(path: Path, rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> None:
-    """Put the table between its marks in a Markdown file, at the end where it has none yet."""
-    text = path.read_text(encoding="utf-8") if path.exists() else "# Models\n"
-    section = f"{BEGIN}\n{markdown(rows, machine)}{END}"
-    if BEGIN in text and END in text:
-        text = text.split(BEGIN, 1)[0] + section + text.split(END, 1)[1]
-    else:
-        text = f"{text.rstrip()}\n\n{section}\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    """Write the table into its section of a Markdown file."""
+    write_section(path, "models", markdown(rows, machine), "# Models\n")
 
 
 def page(rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> str:
     """Return the table and a plot of limits and speed-ups as one HTML page that works offline."""
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in _HEADS)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells(row, found)) + "</tr>" for row, found in rows
-    )
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Models</title><style>'
-        "body{font:15px sans-serif;max-width:72rem;margin:2rem auto}svg{max-width:100%;height:auto}"
-        "table{border-collapse:collapse;font-size:13px}td,th{padding:.3em .6em;text-align:right;"
-        "border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}</style>"
-        f"<h1>Models</h1>{speedups(rows)}<table><tr>{head}</tr>{body}</table><p>{html.escape(NOTE)}</p>"
-        f"<p>Measured on {html.escape(machine)}.</p></html>\n"
-    )
+    values = {
+        "plot": speedups(rows),
+        "heads": _HEADS,
+        "rows": [cells(row, found) for row, found in rows],
+        "note": NOTE,
+        "machine": machine,
+    }
+    return render("models.html", values)
 
 
 def speedups(rows: Sequence[tuple[ModelRow, Measured | None]]) -> str:
     """Draw the limit and the measured speed-up of every model that was built."""
-    from matplotlib.figure import Figure
-
-    from engines.build.report_plots import COLOURS, to_svg
-
     built = [(row.name, found) for row, found in rows if found is not None]
-    figure = Figure(figsize=(7.2, 0.9 + 0.34 * len(built)))
-    axes = figure.subplots()
-    axes.set_title("Speed-up over the whole FP32 model, and what the FLOPs allow", loc="left", fontsize=10)
+    title = "Speed-up over the whole FP32 model, and what the FLOPs allow"
+    figure, axes = new_axes(title, 7.2, 0.9 + 0.34 * len(built))
     for place, (_, found) in enumerate(built):
         axes.barh(place, found.limit, 0.7, color=COLOURS["rest"], label=None if place else "limit by FLOPs")
         axes.barh(place, found.speedup, 0.4, color=COLOURS["user"], label=None if place else "measured")
@@ -149,9 +132,6 @@ def speedups(rows: Sequence[tuple[ModelRow, Measured | None]]) -> str:
     axes.set_yticks(range(len(built)), [name for name, _ in built], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="#444", linewidth=0.8, linestyle="--")
-    axes.tick_params(labelsize=8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     if built:
         axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
     return to_svg(figure)

@@ -8,23 +8,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from engines.build import report_plots
 from engines.build.autoselect import Trial
 from engines.build.schemes import SchemeTable
 from engines.bundle.bundle import REPORT
 from engines.bundle.manifest import Engine
 from engines.recipes.recipe import Recipe
-from engines.render.byte_sizes import readable_bytes
+from engines.render.html import render
 from engines.render.json_text import json_text
 from engines.verify.agreement import Agreement
 from engines.verify.prove import Proof
 from graphs.split.proof import SplitProof
 from graphs.split.split import Split
 from quant.weights import QuantTable
-
-TEMPLATES = Path(__file__).parents[1] / "render" / "templates"
 
 
 @dataclass(frozen=True)
@@ -126,11 +122,11 @@ def write_report(folder: Path, document: Mapping[str, Any], found: Findings) -> 
         "shares": report_plots.time_shares(found.proof.latency),
         "sqnr": report_plots.weight_sqnr([(f"{r.graph}: {r.weight}", r.sqnr_db) for r in rows if r.bits == 8]),
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.filters["bytes"] = readable_bytes
-    page = environment.get_template("report.html").render(
-        report=document, targets=found.proof.targets, drawings=drawings, rows=rows, latency=found.proof.latency
-    )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    values = {
+        "report": document,
+        "targets": found.proof.targets,
+        "drawings": drawings,
+        "rows": rows,
+        "latency": found.proof.latency,
+    }
+    (folder / "report.html").write_text(render("report.html", values), encoding="utf-8")

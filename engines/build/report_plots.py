@@ -1,49 +1,19 @@
-"""Plots of the report as inline SVG, so that the page is one file that works offline."""
+"""The plots of a build's report, as inline SVG."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engines.backends.contract import Array
+from engines.render.svg import COLOURS, new_axes, to_svg
 from engines.verify.latency import RequestLatency
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COLOURS = {"full": "#8d99ae", "user": "#2a9d8f", "item": "#e76f51", "request": "#264653", "rest": "#d9d9d9"}
-
-
-def to_svg(figure: Figure) -> str:
-    """Return the figure as an ``<svg>`` element with text as text."""
-    import matplotlib  # most commands draw nothing, and it takes long to import
-
-    stream = io.StringIO()
-    # A fixed salt and no date keep the page's bytes a function of its numbers.
-    with matplotlib.rc_context({"svg.hashsalt": "ugsep", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True, bbox_inches="tight")
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _axes(title: str, width: float = 6.4, height: float = 3.4) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    axes = figure.subplots()
-    axes.set_title(title, loc="left", fontsize=10)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(labelsize=8)
-    return figure, axes
 
 
 def error_distribution(errors: Mapping[str, Array], bound: float) -> str:
     """Draw the distribution of |score - FP32 score| for each variant on a logarithmic axis."""
-    figure, axes = _axes("Score error against the FP32 model (logits)")
+    figure, axes = new_axes("Score error against the FP32 model (logits)")
     floor = 1e-9
     edges = np.logspace(-9, 0, 91)
     for (name, values), colour in zip(errors.items(), (COLOURS["user"], COLOURS["item"]), strict=False):
@@ -60,7 +30,7 @@ def error_distribution(errors: Mapping[str, Array], bound: float) -> str:
 
 def latency_bars(latency: Sequence[RequestLatency]) -> str:
     """Draw p50 of full model, user, item and request for every request size, with p99 as a whisker."""
-    figure, axes = _axes("Latency, one interleaved run (p50, whisker to p99)")
+    figure, axes = new_axes("Latency, one interleaved run (p50, whisker to p99)")
     series = ("full_fp32", "request", "item", "user")
     for offset, name in enumerate(series):
         heights = [getattr(r, name).p50 for r in latency]
@@ -79,7 +49,7 @@ def latency_bars(latency: Sequence[RequestLatency]) -> str:
 
 def time_shares(latency: Sequence[RequestLatency]) -> str:
     """Draw where a request's time goes: user engine, item engine, everything else."""
-    figure, axes = _axes("Where a request's time goes (p50)", height=1.1 + 0.45 * len(latency))
+    figure, axes = new_axes("Where a request's time goes (p50)", height=1.1 + 0.45 * len(latency))
     for row, r in enumerate(latency):
         rest = max(r.request.p50 - r.user.p50 - r.item.p50, 0.0)
         total = max(r.request.p50, r.user.p50 + r.item.p50)
@@ -101,7 +71,7 @@ def weight_sqnr(rows: Sequence[tuple[str, float]]) -> str:
     """Draw the SQNR of every int8 weight, lowest first: (name, dB)."""
     ordered = sorted(rows, key=lambda r: r[1])
     shown = ordered if len(ordered) <= 60 else ordered[:60]
-    figure, axes = _axes(
+    figure, axes = new_axes(
         f"SQNR of int8 weights in dB{'' if len(shown) == len(ordered) else ' (lowest 60)'}",
         height=0.8 + 0.17 * len(shown),
     )

@@ -1,20 +1,19 @@
-"""``ugsep cache``: what the engine cache holds, what is damaged in it, and how to make it smaller."""
+"""``ugsep cache``: list, check and shrink the engine cache."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from engines.cli.group import CommandGroup
 from engines.compile.cache import Entry, collect, default_root, list_entries
 from engines.render.byte_sizes import parse_size, readable_bytes
+from engines.render.console import print_table
 from graphs.base.errors import GateFailed, UgsepError
 
 _root = click.option(
@@ -25,7 +24,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print the entri
 
 @click.group("cache", cls=CommandGroup)
 def cache_command() -> None:
-    """Look at, check and shrink the cache of built engines."""
+    """List, check and shrink the cache of built engines."""
 
 
 @cache_command.command("ls")
@@ -40,7 +39,7 @@ def ls_command(root: Path | None, as_json: bool) -> None:
 @cache_command.command("gc")
 @_root
 @click.option(
-    "--max-size", default="10G", show_default=True, help="Bytes to keep, as 500M or 10G; 0 empties the cache."
+    "--max-size", default="10G", show_default=True, help="Bytes to keep, like 500M or 10G; 0 empties the cache."
 )
 @_as_json
 def gc_command(root: Path | None, max_size: str, as_json: bool) -> None:
@@ -52,14 +51,14 @@ def gc_command(root: Path | None, max_size: str, as_json: bool) -> None:
         return
     left = sum(e.bytes for e in list_entries(folder))
     freed = readable_bytes(sum(e.bytes for e in removed))
-    click.echo(f"{folder}: removed {len(removed)} engines, {freed}; {readable_bytes(left)} are left")
+    click.echo(f"{folder}: removed {len(removed)} engines, {freed}; {readable_bytes(left)} remain")
 
 
 @cache_command.command("verify")
 @_root
 @_as_json
 def verify_command(root: Path | None, as_json: bool) -> None:
-    """Check every cached engine against its hashes; exit status 1 where one is damaged."""
+    """Check every cached engine against its hashes; exit status 1 if one is damaged."""
     folder = _folder(root)
     entries = list_entries(folder, verify=True)
     if as_json:
@@ -71,7 +70,7 @@ def verify_command(root: Path | None, as_json: bool) -> None:
             f"{folder}: {len(damaged)} of {len(entries)} engines are damaged: {listed}; remove: ugsep cache gc"
         )
     if not as_json:
-        click.echo(f"{folder}: {len(entries)} engines are as their manifests say")
+        click.echo(f"{folder}: {len(entries)} engines match their manifests")
 
 
 def _folder(root: Path | None) -> Path:
@@ -88,5 +87,5 @@ def _show(folder: Path, entries: list[Entry], as_json: bool) -> None:
     for e in entries:
         ago = f"{e.unused_seconds / 3600:.1f} h ago"
         table.add_row(e.key[:12], e.side, e.backend, e.precision, readable_bytes(e.bytes), ago, e.problem)
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, markup=False).print(table)
+    print_table(table)
     click.echo(f"{folder}: {len(entries)} engines, {readable_bytes(sum(e.bytes for e in entries))}")

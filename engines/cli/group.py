@@ -1,48 +1,35 @@
-"""The click group of both command lines: one-line errors, fixed exit statuses, tracebacks on --debug."""
+"""The click classes of every command line: one-line errors, fixed exit statuses, tracebacks on --debug."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import click
 
 from graphs.base.errors import GateFailed, UgsepError, nearest
 
-_DEBUG = "ugsep.debug"
+_DEBUG, _DEBUG_FLAG = "ugsep.debug", "--debug"
 
 
-class CommandGroup(click.Group):
-    """A click group that ends with 0 (done), 1 (a gate failed) or 2 (bad input or usage).
+class Command(click.Command):
+    """A click command that ends with 0 (done), 1 (a gate failed) or 2 (bad input or usage).
 
-    Errors are one line on stderr. ``--debug``, accepted before or after the subcommand, shows the traceback.
-    Use it as ``@click.group(cls=CommandGroup)``; commands return None.
+    Errors are one line on stderr; ``--debug`` shows the traceback. Use it as ``@click.command(cls=Command)``; a file
+    with a single command runs it with ``main()``. The function returns None. ``renamed`` maps the former name of an
+    option to its name now, which an error then suggests.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, renamed: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.context_settings.setdefault("help_option_names", ["-h", "--help"])  # subcommands take it over
-        self.params.append(_debug_option())
-
-    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Register a subcommand and give it ``--debug``."""
-        if not isinstance(cmd, CommandGroup):
-            cmd.params.append(_debug_option())
-        super().add_command(cmd, name)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the subcommand; an unknown name is answered with the nearest one."""
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            hint = nearest(args[0], self.list_commands(ctx))
-            raise click.UsageError(f"unknown command '{args[0]}'{hint}", ctx=ctx)
-        return super().resolve_command(ctx, args)
+        self.renamed = dict(renamed or {})
+        self.context_settings.setdefault("help_option_names", ["-h", "--help"])  # subcommands inherit it
+        _add_debug(self)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the subcommand and turn the errors a user can meet into one line and an exit status."""
+        """Run the command and turn the errors a user can meet into one line and an exit status."""
         try:
             return super().invoke(ctx)
         except (GateFailed, UgsepError, OSError) as error:
@@ -67,21 +54,37 @@ class CommandGroup(click.Group):
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(2)
-        except click.UsageError as error:
-            where = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
-            click.echo(f"error: {' '.join(error.format_message().split())}{where}", err=True)
-            sys.exit(2)
         except click.ClickException as error:
-            click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
-            sys.exit(error.exit_code)
+            _exit_with(error)
         except click.Abort:
             click.echo("aborted", err=True)
             sys.exit(130)
         sys.exit(status if isinstance(status, int) else 0)
 
 
+class CommandGroup(Command, click.Group):
+    """A group of commands with the errors and exit statuses of ``Command``.
+
+    ``--debug`` is accepted before and after the subcommand. Use it as ``@click.group(cls=CommandGroup)``.
+    """
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Register a subcommand and give it ``--debug``."""
+        _add_debug(cmd)
+        super().add_command(cmd, name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the subcommand; the error about an unknown name suggests the nearest one."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            hint = nearest(args[0], self.list_commands(ctx))
+            raise click.UsageError(f"unknown command '{args[0]}'{hint}", ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+
 def as_typed(ctx: click.Context) -> str:
-    """Return what was typed to run a command, but ``--json`` and ``--force``, which change no result."""
+    """Return the command line that was typed, without ``--json`` and ``--force``, which change no result."""
     parts = ctx.command_path.split()
     for param in ctx.command.params:
         name = param.name or ""
@@ -99,22 +102,45 @@ def as_typed(ctx: click.Context) -> str:
     return shlex.join(parts)
 
 
-def _debug_option() -> click.Option:
+def _add_debug(command: click.Command) -> None:
+    """Give a command ``--debug``, unless it has it: one command can be in several groups."""
+    if any(_DEBUG_FLAG in param.opts for param in command.params):
+        return
+
     def remember(ctx: click.Context, option: click.Parameter, value: bool) -> None:
         if value:
             ctx.meta[_DEBUG] = True  # meta is shared by a command and its parents
 
-    return click.Option(
-        ["--debug"],
-        is_flag=True,
-        expose_value=False,
-        callback=remember,
-        help="Show the traceback of an error.",
+    command.params.append(
+        click.Option(
+            [_DEBUG_FLAG],
+            is_flag=True,
+            expose_value=False,
+            callback=remember,
+            help="Show the traceback of an error.",
+        )
     )
+
+
+def _exit_with(error: click.ClickException) -> NoReturn:
+    text = " ".join(error.format_message().split())
+    if isinstance(error, click.NoSuchOption):
+        text = f"unknown option '{error.option_name}'{_hint(error)}"
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        text += f" (see '{error.ctx.command_path} --help')"
+    click.echo(f"error: {text}", err=True)
+    sys.exit(error.exit_code)
+
+
+def _hint(error: click.NoSuchOption) -> str:
+    command = error.ctx.command if error.ctx is not None else None
+    renamed = command.renamed if isinstance(command, Command) else {}
+    names = [renamed[error.option_name]] if error.option_name in renamed else list(error.possibilities or ())
+    return f", did you mean '{names[0]}'?" if names else ""
 
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        where = f": '{error.filename}'" if error.filename else ""
-        return f"{error.strerror}{where}; check the path, its permissions and the free space"
+        location = f": '{error.filename}'" if error.filename else ""
+        return f"{error.strerror}{location}; check the path, its permissions and the free space"
     return " ".join(str(error).split())

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from engines.build.catalogue import Measured, ModelRow, model_row
 from engines.recipes.recipe import load_recipe, recipe_names
+from engines.render.console import print_table
 from graphs.base.errors import UgsepError
 
 FEATURES = Path("build/data/movielens/features.json")
@@ -22,20 +22,18 @@ FEATURES = Path("build/data/movielens/features.json")
 @click.option("--features", type=click.Path(path_type=Path), default=FEATURES, show_default=True,
               help="Features of the recipes that declare none.")  # fmt: skip
 @click.option("--bundles", type=click.Path(path_type=Path, file_okay=False),
-              help="Folder of bundles, build for example: adds what their reports measured.")  # fmt: skip
+              help="Folder of bundles, for example build: adds what their reports measured.")  # fmt: skip
 @click.option("--page", "page_file", type=click.Path(path_type=Path, dir_okay=False),
-              help="Markdown file to put the table into, an HTML page beside it; needs --bundles.")  # fmt: skip
+              help="Markdown file for the table, with an HTML page next to it; needs --bundles.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def models_command(features: Path, bundles: Path | None, page_file: Path | None, as_json: bool) -> None:
     """List the shipped recipes: parameters, FLOPs per candidate, user:item tokens, reusable share, speed-up limit."""
     from engines.build import catalogue
 
     if page_file is not None and bundles is None:
-        raise UgsepError(
-            "--page needs what was measured; name the folder of the bundles, for example --bundles build"
-        )
+        raise UgsepError("--page needs measurements; give the folder of the bundles, for example --bundles build")
     if bundles is not None and not bundles.is_dir():
-        raise UgsepError(f"--bundles: '{bundles}' is no folder; build one with 'make engines MODEL=zenith'")
+        raise UgsepError(f"--bundles: '{bundles}' is not a folder; build one with 'make engines MODEL=zenith'")
     rows: list[tuple[ModelRow, catalogue.Measured | None]] = []
     waiting: list[str] = []
     for name in recipe_names():
@@ -53,11 +51,9 @@ def models_command(features: Path, bundles: Path | None, page_file: Path | None,
         click.echo(json.dumps([asdict(row) | ({"measured": asdict(found)} if found else {}) for row, found in rows]))
         return
     _print(rows)
-    click.echo(
-        "parameters: dense ones, embedding tables not counted; limit: of the speed-up at 256 candidates, by FLOPs"
-    )
+    click.echo("parameters: without embedding tables; limit: of the speed-up at 256 candidates, by FLOPs")
     if waiting:
-        click.echo(f"not listed, their features come from data ('make data'): {', '.join(waiting)}")
+        click.echo(f"not listed, since their features come from data ('make data'): {', '.join(waiting)}")
 
 
 def _print(rows: Sequence[tuple[ModelRow, Measured | None]]) -> None:
@@ -84,7 +80,7 @@ def _print(rows: Sequence[tuple[ModelRow, Measured | None]]) -> None:
             change = None if found is None else found.auc_change
             cells += ["-" if found is None else f"{found.speedup:.2f}x", "-" if change is None else f"{change:+.1e}"]
         table.add_row(*cells)
-    Console(width=140 if not Console().is_terminal else None).print(table)
+    print_table(table)
 
 
 def _machine() -> str:

@@ -1,4 +1,4 @@
-"""``ugsep split``: cut a model from anybody's code in two, prove it, explain it."""
+"""``ugsep split``: split a third-party model, prove the split, explain it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,16 @@ if TYPE_CHECKING:
 @click.option("--user", required=True, help="User-side inputs, comma-separated.")
 @click.option("--item", required=True, help="Item-side inputs (and cross features), comma-separated.")
 @click.option("--candidates", default=256, show_default=True, help="Candidates per request for the limits.")
-@click.option("--explain", "explained", is_flag=True, help="Cost by module, state, and where the sides meet.")
-@click.option("--graph", type=click.Path(path_type=Path, dir_okay=False), help="Write the cut as a picture (HTML).")
-@click.option("--hoisting/--no-hoisting", default=True, show_default=True, help="Move user columns of GEMMs.")
+@click.option(
+    "--explain", "explained", is_flag=True, help="Show cost per module, user state, and where the sides meet."
+)
+@click.option("--graph", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture of the cut (HTML).")
+@click.option(
+    "--hoisting/--no-hoisting",
+    default=True,
+    show_default=True,
+    help="Move the user columns of GEMMs to the user graph.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the explanation and the proof as JSON.")
 def split_command(
     factory: str,
@@ -43,7 +50,7 @@ def split_command(
     The function takes no arguments and returns (module, example_inputs); every example tensor is batch first.
     """
     if candidates < 1:
-        raise UgsepError(f"--candidates is {candidates}; give at least 1")
+        raise UgsepError(f"--candidates is {candidates}; it must be an integer >= 1")
     # Imported here because they import torch, which other commands need not wait for.
     from graphs.explain.explain import explain
     from graphs.explain.picture import draw
@@ -52,18 +59,20 @@ def split_command(
     from graphs.split.split import split
     from graphs.trace.factory import load_factory
 
-    with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
+    with redirect_stdout(sys.stderr):  # what the user's code prints is not part of the output
         model, example = load_factory(factory)
         subgraphs = split(model, example, user=_names(user), item=_names(item), hoisting=hoisting)
         proof = prove(subgraphs)
-    told = explain(subgraphs, candidates)
+    explanation = explain(subgraphs, candidates)
     if graph is not None:
         graph.write_text(draw(subgraphs, factory, candidates), encoding="utf-8")
     if as_json:
-        click.echo(json.dumps({"proof": dataclasses.asdict(proof), "split": to_json(told)}, indent=2, sort_keys=True))
+        click.echo(
+            json.dumps({"proof": dataclasses.asdict(proof), "split": to_json(explanation)}, indent=2, sort_keys=True)
+        )
         return
     console = Console(soft_wrap=True) if not explained else Console()
-    console.print(render(told) if explained else summary(told), highlight=False)
+    console.print(render(explanation) if explained else summary(explanation), highlight=False)
     console.print(_proof_line(proof), highlight=False)
     if graph is not None:
         console.print(f"picture written to {graph}", highlight=False)

@@ -1,4 +1,4 @@
-"""``ugsep stream`` and ``ugsep random-checkpoint``: models larger than memory, and how to get one for a trial."""
+"""``ugsep stream``: export and quantize a model larger than memory."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from graphs.base.progress import show_progress
     "--checkpoint", required=True, type=click.Path(path_type=Path), help="Folder of config.json and shards."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the graphs  [default: build/MODEL/onnx]")
-@click.option("--scheme", default="absmax", show_default=True, help="How to round; absmax needs no calibration.")
+@click.option(
+    "--scheme", default="absmax", show_default=True, help="Quantization scheme; absmax needs no calibration."
+)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print sizes and peak memory as JSON.")
 def stream_command(model: str, checkpoint: Path, out: Path | None, scheme: str, threads: int, as_json: bool) -> None:
-    """Export and quantize MODEL (a recipe) from a checkpoint larger than memory, piece by piece.
+    """Export and quantize MODEL (a recipe) from a checkpoint larger than memory, weight by weight.
 
-    A run that was interrupted goes on where it was when it is started again.
+    An interrupted run resumes when it is started again.
     """
     from engines.build.streaming import stream
     from quant.schemes.schemes import scheme_from
@@ -53,33 +55,12 @@ def stream_command(model: str, checkpoint: Path, out: Path | None, scheme: str, 
     if found.unchanged:
         click.echo(f"{folder}: up to date, nothing changed")
     elif found.resumed:
-        click.echo(f"{folder}: went on after {found.resumed} weights that an earlier run had finished")
+        click.echo(f"{folder}: resumed after {found.resumed} weights of an interrupted run")
     click.echo(f"{folder}: {before / 1e6:.1f} MB of weights are now {after / 1e6:.1f} MB")
 
 
-@click.command("random-checkpoint")
-@click.argument("model")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new checkpoint.")
-@click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
-@click.option("--shard-mb", type=click.IntRange(min=1), default=1000, show_default=True, help="Size of a shard, MB.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--features", type=click.Path(path_type=Path), help="features.json, for recipes without features.")
-def random_checkpoint_command(
-    model: str, out: Path, dtype: str, shard_mb: int, seed: int, features: Path | None
-) -> None:
-    """Write a random checkpoint of MODEL, a recipe, shard by shard: the size of the real one, no information."""
-    from engines.build.random_checkpoint import write_random_checkpoint
-
-    with show_progress() as progress:
-        shards = write_random_checkpoint(
-            load_recipe(model), out, dtype=dtype, shard_bytes=shard_mb * 10**6, seed=seed, features=features,
-            progress=progress,
-        )  # fmt: skip
-    click.echo(f"{out}: {len(shards)} files, {sum(s.stat().st_size for s in shards) / 1e9:.2f} GB")
-
-
 def peak_memory() -> int | None:
-    """Return the largest resident memory of this process so far in bytes; None where the system does not say."""
+    """Return the peak resident memory of this process in bytes; None if the system does not report it."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None

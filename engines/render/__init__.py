@@ -1,3 +1,6 @@
 """Numbers and tables as text, SVG and HTML."""
 
-__all__: list[str] = []
+from engines.render.byte_sizes import parse_size, readable_bytes
+from engines.render.json_text import finite
+
+__all__ = ["finite", "parse_size", "readable_bytes"]

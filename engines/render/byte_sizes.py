@@ -1,4 +1,4 @@
-"""Byte counts as people write and read them: ``1.5 MiB``, ``500M``."""
+"""Byte counts as text: ``1.5 MiB``, ``500M``."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def parse_size(text: str) -> int:
     """Return a byte count like ``500M`` or ``1.5G`` (powers of 1024) as a number.
 
     Raises:
-        UgsepError: not a size.
+        UgsepError: the text is not a size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None:
-        raise UgsepError(f"'{text}' is no size; give bytes, or a number with K, M, G or T, as 500M")
+        raise UgsepError(f"'{text}' is not a valid size; give bytes, or a number with K, M, G or T like 500M")
     return int(float(match[1]) * _UNITS[match[2].upper()])

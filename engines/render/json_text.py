@@ -1,4 +1,4 @@
-"""JSON that every parser reads: a number that is not finite has no form in it and is written as null."""
+"""JSON that every parser reads: NaN and infinities, which JSON cannot hold, become null."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """Return a value of mappings, lists, tuples and scalars as JSON; NaN and infinities become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return the same mappings, lists and scalars with None for NaN and infinities; tuples become lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return value

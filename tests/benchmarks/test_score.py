@@ -20,7 +20,7 @@ def test_it_times_a_bundle(built_bundle: Path) -> None:
 
 def test_a_missed_bound_ends_with_1() -> None:
     cost = ScoreCost(256, load_seconds=1.0, cached_us=101.0, computed_us=90.0)
-    assert [t.passed for t in cost.targets()] == [True, False, True]
+    assert [t.passed for t in cost.checks()] == [True, False, True]
 
 
 def test_it_prints_json(built_bundle: Path) -> None:

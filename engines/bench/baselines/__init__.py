@@ -1,3 +1,5 @@
 """Other ways to serve the whole model, one file per runtime."""
 
-__all__: list[str] = []
+from engines.bench.baselines.table import BASELINES, choose_baselines
+
+__all__ = ["BASELINES", "choose_baselines"]

@@ -1,4 +1,4 @@
-"""What a baseline is: a function that loads the whole model and returns how to run it on fixed inputs."""
+"""What a baseline is: a function that loads the whole model and returns a function that binds inputs to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engines.backends.contract import Array
 from engines.recipes.recipe import Recipe
 from graphs.base.errors import UgsepError
 
-if TYPE_CHECKING:  # torch comes in only where a baseline runs the PyTorch model
+if TYPE_CHECKING:  # only the PyTorch baselines load torch
     from graphs.models.ranking_model import RankingModel
 
 #: Score the inputs it was bound to; logits [N] by task.
@@ -22,7 +22,7 @@ Bind = Callable[[Mapping[str, Array]], Run]
 
 @dataclass(frozen=True)
 class Weights:
-    """Where PyTorch weights come from: a checkpoint folder, or drawn from ``seed`` (``features``: features.json)."""
+    """The source of PyTorch weights: a checkpoint folder, or a seed (and a features.json) for random ones."""
 
     checkpoint: Path | None = None
     features: Path | None = None
@@ -33,8 +33,8 @@ class Weights:
 class BaselineSource:
     """What a baseline starts from.
 
-    ``onnx`` is the whole FP32 graph as exported, ``folder`` takes files the baseline makes for itself (found again by
-    another process), ``model`` says where the PyTorch weights come from, None where they are not at hand.
+    ``onnx`` is the whole FP32 graph as exported, ``folder`` holds files that a baseline writes for itself (another
+    process finds them again), ``model`` is the source of the PyTorch weights, None if there is none.
     """
 
     onnx: Path
@@ -46,7 +46,7 @@ class BaselineSource:
         """Load the PyTorch model in eval mode.
 
         Raises:
-            UgsepError: no weights at hand, or the errors of ``engines.build.sources.load_model``.
+            UgsepError: there are no weights, or the errors of ``engines.build.sources.load_model``.
         """
         if self.model is None:
             raise UgsepError("needs the PyTorch model; pass --checkpoint DIR, or --random for a random build")
@@ -60,7 +60,7 @@ class BaselineSource:
 class Baseline:
     """One baseline: the precision its scores are held to, how it is configured, and the function that loads it.
 
-    ``load(source, threads)`` raises UgsepError where this machine cannot run the baseline.
+    ``load(source, threads)`` raises UgsepError if this machine cannot run the baseline.
     """
 
     precision: str

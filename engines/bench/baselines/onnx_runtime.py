@@ -10,7 +10,9 @@ from engines.backends.contract import Array
 from engines.bench.baselines.contract import BaselineSource, Bind, Run
 from graphs.base.errors import UgsepError
 
-_ONE_MESSAGE_BYTES = 1 << 30  # a protobuf message ends at 2 GiB; beyond this, weights go beside the graph
+_ONE_MESSAGE_BYTES = (
+    1 << 30
+)  # a protobuf message is limited to 2 GiB; larger models keep their weights in a file of their own
 
 
 def exported(source: BaselineSource, threads: int) -> Bind:
@@ -19,21 +21,21 @@ def exported(source: BaselineSource, threads: int) -> Bind:
 
 
 def lowered(source: BaselineSource, threads: int) -> Bind:
-    """Run the FP32 graph lowered to one GEMM per token, which our own engines gain from too."""
+    """Run the FP32 graph lowered to one GEMM per feature token, from which our own engines gain too."""
     return _session(_lowered(source), threads)
 
 
 def dynamic_int8(source: BaselineSource, threads: int) -> Bind:
     """Run ``quantize_dynamic`` of the exported graph: int8 weights, activations quantized while running.
 
-    Scales are per channel, except that one scale serves a whole weight in graphs with stacked per-token weights
+    Scales are per channel, except that graphs with stacked weights per feature token have one scale per weight
     [T, K, N]: the runtime's kernel refuses a zero point per channel there.
     """
     return _session(_quantized(source, source.onnx, "full.int8.onnx", not _has_stacked_weights(source.onnx)), threads)
 
 
 def lowered_dynamic_int8(source: BaselineSource, threads: int) -> Bind:
-    """Run ``quantize_dynamic`` of the graph with one GEMM per token, scales per channel."""
+    """Run ``quantize_dynamic`` of the graph with one GEMM per feature token, scales per channel."""
     return _session(_quantized(source, _lowered(source), "full.lowered.int8.onnx", True), threads)
 
 

@@ -17,13 +17,13 @@ def hinted(precision: str, source: BaselineSource, threads: int) -> Bind:
     """Run the exported FP32 graph with a precision hint: f32, bf16 or f16.
 
     Raises:
-        UgsepError: openvino is missing, or this CPU computes in another precision than the hint.
+        UgsepError: openvino is missing, or this CPU does not compute in the precision of the hint.
     """
     return _compiled(source.onnx, threads, precision)
 
 
 def compressed_int8(source: BaselineSource, threads: int) -> Bind:
-    """Run the graph with int8 weights, one scale per channel, kept compressed as a weight compressor leaves them.
+    """Run the graph with int8 weights, one scale per channel, kept compressed, as a weight compressor leaves them.
 
     The weights are rounded by this tool's ``absmax`` (the rule of OpenVINO's INT8_SYM mode); activations are then
     quantized by OpenVINO's own default while running.
@@ -51,7 +51,7 @@ def _compiled(path: Path, threads: int, precision: str) -> Bind:
     compiled = ov.Core().compile_model(str(path), "CPU", settings)
     runs_in = compiled.get_property("INFERENCE_PRECISION_HINT")
     if runs_in != getattr(ov.Type, precision):
-        raise UgsepError(f"this CPU computes in {runs_in.to_string()} where {precision} is asked for")
+        raise UgsepError(f"this CPU computes in {runs_in.to_string()}, not in {precision}")
     inputs, outputs = graph_io(read_graph(path))
     request = compiled.create_infer_request()
 

@@ -14,7 +14,7 @@ _SIZES = 64  # request sizes compiled for before Dynamo would fall back to eager
 
 
 def eager(source: BaselineSource, threads: int) -> Bind:
-    """Run the model as it is, in inference mode."""
+    """Run the model eagerly, in inference mode."""
     import torch
 
     torch.set_num_threads(threads)
@@ -33,14 +33,14 @@ def eager(source: BaselineSource, threads: int) -> Bind:
 
 
 def compiled(source: BaselineSource, threads: int) -> Bind:
-    """Compile the model for every request size by itself, weights frozen so that they are packed ahead.
+    """Compile the model for each request size, with frozen weights so that they are packed ahead of time.
 
     Raises:
-        UgsepError: no C++ compiler.
+        UgsepError: there is no C++ compiler.
     """
     compiler = "clang++" if sys.platform == "darwin" else "g++"
     if shutil.which(compiler) is None:
-        raise UgsepError(f"torch.compile needs a C++ compiler and there is no {compiler}; install it")
+        raise UgsepError(f"torch.compile needs a C++ compiler; install {compiler}")
     import torch
     import torch._dynamo
 

@@ -13,10 +13,10 @@ BASELINES: Mapping[str, Baseline] = {
     "pytorch": Baseline("fp32", "eager, inference mode", pytorch.eager),
     "torch-compile": Baseline("fp32", "static shapes, frozen weights", pytorch.compiled),
     "onnxruntime": Baseline("fp32", "the graph as exported, all optimisations", onnx_runtime.exported),
-    "onnxruntime-lowered": Baseline("fp32", "one GEMM per token, as our engines", onnx_runtime.lowered),
+    "onnxruntime-lowered": Baseline("fp32", "one GEMM per feature token, as our engines", onnx_runtime.lowered),
     "onnxruntime-int8": Baseline("w8a8-dynamic", "quantize_dynamic of the exported graph", onnx_runtime.dynamic_int8),
     "onnxruntime-int8-lowered": Baseline(
-        "w8a8-dynamic", "quantize_dynamic per channel, one GEMM per token", onnx_runtime.lowered_dynamic_int8
+        "w8a8-dynamic", "quantize_dynamic per channel, one GEMM per feature token", onnx_runtime.lowered_dynamic_int8
     ),
     "openvino-fp32": Baseline("fp32", "latency mode, f32", partial(openvino.hinted, "f32")),
     "openvino-bf16": Baseline("bf16", "latency mode, bf16", partial(openvino.hinted, "bf16")),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 from numpy.typing import NDArray
 
-from graphs.base.errors import UgsepError
+from graphs.base.errors import UgsepError, first_line
 
 Ints = NDArray[np.int64]
 
@@ -128,7 +128,7 @@ def _parse(name: str, text: bytes) -> pa.Table:
             convert_options=pc.ConvertOptions(column_types=types, include_columns=list(types)),
         )
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise UgsepError(f"ml-100k.{name}: {str(error).splitlines()[0]}; download the data again") from error
+        raise UgsepError(f"ml-100k.{name}: {first_line(error)}; download the data again") from error
 
 
 def _integers(name: str, table: pa.Table, column: str) -> Ints:

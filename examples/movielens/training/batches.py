@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphs.base import config as config_file
-from graphs.base.errors import UgsepError
+from graphs.base.errors import UgsepError, first_line
 from graphs.base.features import Feature
 
 
@@ -66,7 +66,7 @@ def read_rows(path: Path, features: tuple[Feature, ...], tasks: tuple[str, ...])
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise UgsepError(f"cannot read {path} ({str(error).splitlines()[0]}); run 'make data'") from error
+        raise UgsepError(f"cannot read {path} ({first_line(error)}); run 'make data'") from error
     for name in ("request_id", *(f.name for f in features), *tasks):
         if name not in table.column_names:
             raise UgsepError(f"{path}: column '{name}' is missing; run 'make data'")

@@ -15,14 +15,13 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from engines.bench import findings, page
+from engines.bench.baselines import BASELINES, choose_baselines
 from engines.bench.baselines.contract import BaselineSource, Weights
-from engines.bench.baselines.table import BASELINES, choose_baselines
 from engines.bench.ceiling import Gemm, constant_gemms, gemms_alone
-from engines.bench.contender import baseline_contenders, our_contender
+from engines.bench.contender import baseline_contenders, bundle_pairs, our_contender
 from engines.bench.correctness import FLOORS_DB, compare
 from engines.bench.costs import BITS, Costs
 from engines.bench.memory import resident_bytes
-from engines.bench.pairs import bundle_pairs
 from engines.bench.ratios import RatioPoint, measure_ratios, ratio_recipe
 from engines.bench.result import BenchResult, document, random_request, run_bench
 from engines.bench.run import Settings, measure
@@ -98,7 +97,7 @@ def test_costs_of_a_call() -> None:
     assert set(BITS) == set(FLOORS_DB)
 
 
-def test_a_peer_with_wrong_scores_is_left_out_and_our_wrong_engine_fails(
+def test_a_baseline_with_wrong_scores_is_left_out_and_our_wrong_engine_fails(
     built_bundle: Path, tiny_sources, tmp_path: Path
 ) -> None:
     """Every logit head of the reference is changed, so everybody else is wrong by the same amount."""
@@ -121,7 +120,7 @@ def test_a_peer_with_wrong_scores_is_left_out_and_our_wrong_engine_fails(
         measure([our_contender(pair)], source, request, COSTS, QUICK, peak=lambda _: fixed)
 
 
-def test_pytorch_peers_without_weights_are_left_out(built_bundle: Path) -> None:
+def test_pytorch_baselines_without_weights_are_left_out(built_bundle: Path) -> None:
     found = run_bench(built_bundle, ("pytorch",), dataclasses.replace(QUICK, candidates=(3,)))
     assert "pass --checkpoint DIR, or --random" in found.measured.left_out["pytorch"]
     # Without a baseline there is nothing to be faster than; the page is still whole and the JSON still JSON.
@@ -153,14 +152,14 @@ def test_break_even(ratios: list[float], expected: float | None) -> None:
     assert findings.break_even(sizes) == (None if expected is None else pytest.approx(expected))
 
 
-def test_the_words_name_a_peer_that_wins(result: BenchResult) -> None:
+def test_the_words_name_a_baseline_that_wins(result: BenchResult) -> None:
     sizes = [size(1, 4.0, 1.0), size(256, 10.0, 20.0)]
     words = " ".join(findings.sentences(dataclasses.replace(result.measured, ceilings=()), sizes))
     assert "A baseline wins at N = 1, 1 thread: other takes 1 ms, the bundle 4 ms (4.00 times as long)" in words
     assert "2.00 times as fast" in words
     assert "No baseline wins" not in words
     # 0.25 at N = 1 and 2 at N = 256: 1 is crossed after two thirds of the way, 256 ** (2 / 3) = 40.3.
-    assert "The split pays from about N = 40 on" in words
+    assert "The split pays off from about N = 40 (1 thread)" in words
     words = " ".join(findings.sentences(dataclasses.replace(result.measured, ceilings=()), sizes[1:]))
     assert "No baseline wins at any measured size" in words
 
@@ -211,7 +210,7 @@ def test_interleaving_visits_everybody_in_every_round() -> None:
     assert starts == ["a", "b", "c", "a"]
 
 
-def test_a_slow_peer_is_left_out_where_its_rounds_do_not_fit_the_budget(built_bundle: Path, tmp_path: Path) -> None:
+def test_a_slow_baseline_is_left_out_if_its_rounds_do_not_fit_the_budget(built_bundle: Path, tmp_path: Path) -> None:
     recipe = load_recipe(str(built_bundle / "recipe.yaml"))
     source = BaselineSource(built_bundle / "onnx" / "full.onnx", tmp_path, recipe)
     pair = bundle_pairs(built_bundle, read_manifest(built_bundle))[0][0]
@@ -223,7 +222,7 @@ def test_a_slow_peer_is_left_out_where_its_rounds_do_not_fit_the_budget(built_bu
     )
     assert {t.name for t in found.timings} == {f"ugsep {pair.name}"}, "ours are always timed"
     assert found.left_out["onnxruntime at N = 9, threads = 1"] == "2 rounds take longer than 0 s"
-    with pytest.raises(UgsepError, match="budget of 0"):
+    with pytest.raises(UgsepError, match="budget 0 s is out of range"):
         Settings(budget_s=0)
 
 
@@ -298,7 +297,7 @@ def test_every_ratio_is_a_model(built_bundle: Path) -> None:
     assert shares == [0.5, 1.0, 2.0, 3.0, 5.0]
 
 
-def test_peers_are_named() -> None:
+def test_baselines_are_named() -> None:
     assert choose_baselines("all") == tuple(BASELINES)
     assert choose_baselines("none") == ()
     assert choose_baselines("pytorch, onnxruntime") == ("pytorch", "onnxruntime")
@@ -309,7 +308,7 @@ def test_peers_are_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--candidates", "1,x"], "--candidates is '1,x'; give whole numbers"),
+        (["--candidates", "1,x"], "--candidates is '1,x'; give integers"),
         (["--candidates", "0,4"], "--candidates holds 0"),
         (["--threads", "0"], "--threads holds 0"),
         (["--rounds", "0"], "rounds 0: give at least 1"),

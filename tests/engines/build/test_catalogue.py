@@ -92,8 +92,8 @@ def test_the_page_holds_every_model_and_replaces_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--page", "models.md"], "--page needs what was measured"),
-        (["--bundles", "nowhere"], "'nowhere' is no folder"),
+        (["--page", "models.md"], "--page needs measurements"),
+        (["--bundles", "nowhere"], "'nowhere' is not a folder"),
     ],
 )
 def test_wrong_options_are_one_line(arguments: list[str], message: str) -> None:

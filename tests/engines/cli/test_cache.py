@@ -86,5 +86,5 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "3X", "1e9", "10 G B"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(UgsepError, match="is no size"):
+    with pytest.raises(UgsepError, match="is not a valid size"):
         parse_size(text)

@@ -5,7 +5,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from engines.cli.group import CommandGroup, as_typed
+from engines.cli.group import Command, CommandGroup, as_typed
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import Progress, show_progress
 
@@ -76,6 +76,35 @@ def test_what_was_typed_can_be_typed_again() -> None:
     shown = CliRunner().invoke(cli, given, prog_name="ugsep").stdout.strip()
     assert shown == "ugsep typed 'a b' --set x=1 --set 'y={u: 2}' --no-cache"
     assert CliRunner().invoke(cli, shlex.split(shown)[1:], prog_name="ugsep").stdout.strip() == shown
+
+
+@click.command(cls=Command, renamed={"--speed": "--rate"})
+@click.option("--rate", type=int, default=1)
+def alone(rate: int) -> None:
+    if rate > 1:
+        raise GateFailed(f"rate {rate} is above 1")
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "text"),
+    [
+        ([], 0, ""),
+        (["--rate", "2"], 1, "error: rate 2 is above 1\n"),
+        (["--speed", "2"], 2, "error: unknown option '--speed', did you mean '--rate'? (see 'alone --help')\n"),
+        (["--rates", "2"], 2, "error: unknown option '--rates', did you mean '--rate'? (see 'alone --help')\n"),
+        (["--zzz"], 2, "error: unknown option '--zzz' (see 'alone --help')\n"),
+    ],
+)
+def test_a_command_of_its_own_ends_like_one_of_a_group(args: list[str], status: int, text: str) -> None:
+    result = CliRunner().invoke(alone, args)
+    assert (result.exit_code, result.stderr) == (status, text)
+
+
+def test_a_command_of_two_groups_has_debug_once() -> None:
+    for group in (CommandGroup("a"), CommandGroup("b")):
+        group.add_command(alone)
+        assert isinstance(CliRunner().invoke(group, ["alone", "--rate", "2", "--debug"]).exception, GateFailed)
+    assert [option for param in alone.params for option in param.opts].count("--debug") == 1
 
 
 def test_progress_is_plain_lines_without_a_terminal() -> None:

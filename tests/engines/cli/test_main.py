@@ -47,6 +47,11 @@ def test_a_backend_that_is_not_here_says_what_is_missing_whatever_the_precision(
     assert here.reason[:60] in result.stderr
 
 
+def test_an_option_that_was_renamed_names_the_new_one(tmp_path: Path) -> None:
+    found = one_line_error(run("bench", tmp_path, "--peers", "none"))
+    assert found.startswith("error: unknown option '--peers', did you mean '--baselines'?")
+
+
 def test_no_checkpoint_is_refused() -> None:
     assert "pass --init random" in one_line_error(run("build", "zenith"))
 

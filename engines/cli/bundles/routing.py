@@ -1,4 +1,4 @@
-"""``ugsep routing``."""
+"""``ugsep routing``: which experts engines choose, against the FP32 graphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graphs.base.progress import show_progress
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--requests", type=click.Path(path_type=Path), required=True, help="Requests to route.")
 def routing_command(bundle: Path, requests: Path) -> None:
-    """Compare which experts BUNDLE's engines and its FP32 graphs choose, row by row, and what that moves."""
+    """Compare the experts that BUNDLE's engines and its FP32 graphs choose for each row, and the effect on scores."""
     from engines.verify.routing import compare_routing
 
     with show_progress() as progress:

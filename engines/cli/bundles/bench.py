@@ -1,4 +1,4 @@
-"""``ugsep bench``."""
+"""``ugsep bench``: a bundle against other ways to serve its model."""
 
 from __future__ import annotations
 
@@ -9,29 +9,43 @@ from pathlib import Path
 
 import click
 
+from engines.cli.group import Command
 from graphs.base.errors import UgsepError
 from graphs.base.progress import show_progress
 
 
-@click.command("bench")
+@click.command("bench", cls=Command, renamed={"--peers": "--baselines"})
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--baselines", default="all", show_default=True, help="all, none, or names separated by commas.")
 @click.option("--candidates", default="1,16,64,256,1024", show_default=True, help="Request sizes N.")
-@click.option("--threads", default="1,2", show_default=True, help="Thread counts; each is a run of its own.")
+@click.option("--threads", default="1,2", show_default=True, help="Thread counts; one run for each.")
 @click.option("--rounds", default=20, show_default=True, help="Timed calls per contender and size.")
 @click.option(
-    "--budget", default=60.0, show_default=True, help="Seconds a baseline may take at one size; else left out."
+    "--budget",
+    default=60.0,
+    show_default=True,
+    help="Skip a baseline at a size that takes longer than this many seconds.",
 )
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="The bundle's checkpoint, for the PyTorch baselines."
 )
-@click.option("--random", "random_weights", is_flag=True, help="Draw the PyTorch weights again, for --init random.")
+@click.option(
+    "--random",
+    "random_weights",
+    is_flag=True,
+    help="Draw random PyTorch weights, for a bundle built with --init random.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed the random bundle was built with.")
 @click.option("--features", type=click.Path(path_type=Path), help="features.json the random bundle was built with.")
-@click.option("--ratios", is_flag=True, help="Also time small models over the ratio of user to item tokens.")
-@click.option("--memory/--no-memory", default=True, show_default=True, help="Load each contender in its own process.")
+@click.option("--ratios", is_flag=True, help="Also time small models over the user:item ratio of tokens.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Where bench.json and bench.html go  [default: BUNDLE.bench]"
+    "--memory/--no-memory",
+    default=True,
+    show_default=True,
+    help="Measure the memory of each contender, in a process of its own.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for bench.json and bench.html  [default: BUNDLE.bench]"
 )
 @click.option("--title", default="", help="Heading of the result  [default: the model's name]")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Also write the result into this Markdown file.")
@@ -54,9 +68,9 @@ def bench_command(
     markdown: Path | None,
     as_json: bool,
 ) -> None:
-    """Time BUNDLE against the ways people serve such a model today, in one interleaved run."""
+    """Time BUNDLE against other ways to serve its model, in one interleaved run."""
+    from engines.bench.baselines import choose_baselines
     from engines.bench.baselines.contract import Weights
-    from engines.bench.baselines.table import choose_baselines
     from engines.bench.page import HTML, write_markdown, write_result
     from engines.bench.result import document, run_bench
     from engines.bench.run import Settings
@@ -89,7 +103,7 @@ def _counts(option: str, text: str) -> tuple[int, ...]:
     try:
         found = sorted({int(part) for part in text.split(",")})
     except ValueError:
-        raise UgsepError(f"{option} is '{text}'; give whole numbers separated by commas, like 1,16,256") from None
+        raise UgsepError(f"{option} is '{text}'; give integers separated by commas, like 1,16,256") from None
     if found[0] < 1:
-        raise UgsepError(f"{option} holds {found[0]}; give numbers from 1 on")
+        raise UgsepError(f"{option} holds {found[0]}; every number must be an integer >= 1")
     return tuple(found)

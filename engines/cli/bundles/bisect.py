@@ -1,4 +1,4 @@
-"""``ugsep bisect``."""
+"""``ugsep bisect``: the first tensor where engines diverge from the FP32 graphs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from graphs.base.progress import show_progress
 
 @click.command("bisect")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Requests; random rows without it.")
+@click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Requests  [default: random rows]")
 @click.option("--bound", type=float, help="Largest relative error  [default: 3 times the SQNR gate's]")
-@click.option("--backend", help="Look at this backend's engines instead of the chosen ones.")
-@click.option("--precision", help="Look at the engines of this precision.")
+@click.option("--backend", help="Check the engines of this backend instead of the chosen ones.")
+@click.option("--precision", help="Check the engines of this precision.")
 @click.option("--seed", default=1, show_default=True, help="Seed of the random rows.")
 @click.option("--json", "as_json", is_flag=True, help="Print every compared tensor as JSON.")
 def bisect_command(
@@ -29,7 +29,7 @@ def bisect_command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Find the first tensor where BUNDLE's engines leave the FP32 graphs; exit 1 where one does."""
+    """Find the first tensor where BUNDLE's engines diverge from the FP32 graphs; exit status 1 if there is one."""
     from engines.verify.bisect import bisect
 
     with show_progress() as progress:

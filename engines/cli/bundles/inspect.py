@@ -1,15 +1,13 @@
-"""``ugsep inspect``: what a bundle holds, from its manifest and the tables in its graphs; no engine is loaded."""
+"""``ugsep inspect``: what a bundle holds, from its manifest and the tables in its graphs; loads no engine."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from engines.backends.contract import Availability
@@ -20,6 +18,7 @@ from engines.bundle.load import compare_versions
 from engines.bundle.manifest import Engine, Manifest
 from engines.bundle.provenance import tool_versions
 from engines.render.byte_sizes import readable_bytes
+from engines.render.console import stdout_console
 from engines.render.json_text import json_text
 from graphs.base.errors import UgsepError
 from quant.inspect import inspect_graph
@@ -27,9 +26,11 @@ from quant.inspect import inspect_graph
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON: also profiles, tensors and notes.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print everything as JSON, profiles, tensors and notes included."
+)
 def inspect_command(bundle: Path, as_json: bool) -> None:
-    """Show BUNDLE: engines, what each does with every weight, settings, sizes, and where it runs."""
+    """Show what BUNDLE holds: engines, their settings and sizes, and what each does with every weight."""
     found = describe(bundle)
     if as_json:
         click.echo(json_text(found, indent=1))
@@ -38,13 +39,13 @@ def inspect_command(bundle: Path, as_json: bool) -> None:
 
 
 def describe(bundle: Path) -> dict[str, Any]:
-    """Return what a bundle says of itself as plain values.
+    """Return what a bundle holds as plain values.
 
     Sizes are bytes on disk by the manifest; ``sqnr_db`` of a weight is what quantization wrote into the graph, None
     for float weights. ``runs_here`` and ``reason`` are the backend's answer on this machine; nothing is loaded.
 
     Raises:
-        UgsepError: no bundle, a manifest that cannot be trusted, or a file that differs from it.
+        UgsepError: there is no bundle, its manifest cannot be trusted, or a file differs from it.
     """
     manifest = Bundle.open(bundle).manifest
     sqnr = {side: _weight_sqnr(bundle, manifest, side) for side in ("user", "item", "full")}
@@ -100,7 +101,7 @@ def _here(backend: str) -> Availability:
 
 
 def _show(found: dict[str, Any]) -> None:
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+    console = stdout_console()
     origin = "synthetic weights or samples" if found["synthetic"] else "real weights and samples"
     console.print(f"{found['model']}: manifest version {found['version']}, opset {found['opset']}, {origin}")
     console.print(f"{readable_bytes(found['bytes'])} in {len(found['files'])} files; rebuild: {found['rebuild']}")

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from engines.bundle.manifest import read_manifest
-from engines.cli.inspect import describe
+from engines.cli.bundles.inspect import describe
 from engines.cli.main import main
 from graphs.base.errors import UgsepError
 

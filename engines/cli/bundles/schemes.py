@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from engines.build.schemes import SIDES, SchemeTable, compare_schemes
@@ -18,6 +16,7 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import engine_for
 from engines.compile.compile import EnginePlan, compile_engine, load_built, serving_plans
 from engines.recipes.recipe import AUTO, Recipe
+from engines.render.console import print_table
 from engines.render.json_text import json_text
 from export.metadata import GraphSide
 from graphs.base.errors import UgsepError, nearest
@@ -25,18 +24,18 @@ from graphs.base.progress import ProgressCallback, show_progress
 from quant.calibration.calibrate import calibrate
 from quant.policy import policy_document, read_policy
 from quant.requests.readers import Request
+from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
 from quant.schemes.schemes import CONFIGS
 
 CALIBRATION_REQUESTS = 400
-SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES = 32, 64
 
 
 @click.command("schemes")
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--calibration", type=click.Path(), multiple=True, help="Requests to calibrate on (Parquet, ...).")
 @click.option("--requests", type=click.Path(), multiple=True, help="Held-out requests to score.")
-@click.option("--synthetic", is_flag=True, help="Random requests instead: says nothing about a trained model.")
-@click.option("--limit", type=click.IntRange(min=1), help="Score so many requests  [default: all]")
+@click.option("--synthetic", is_flag=True, help="Use random requests; they say nothing about a trained model.")
+@click.option("--limit", type=click.IntRange(min=1), help="Score at most N requests  [default: all]")
 @click.option("--schemes", "names", default=",".join(CONFIGS), show_default=True, help="Names separated by commas.")
 @click.option(
     "--policy", type=click.Path(path_type=Path), help="YAML file: precision per weight, as quant search writes."
@@ -58,7 +57,7 @@ def schemes_command(
 ) -> None:
     """Quantize the FP32 graphs of BUNDLES with every scheme; show scores, bytes and latency side by side.
 
-    Policy, precisions and threads are those of each bundle; all schemes of a bundle are timed in turn.
+    Each bundle keeps its policy, precisions and threads; its schemes are timed in turn.
     """
     from engines.build.schemes_page import write_markdown
 
@@ -120,7 +119,7 @@ def _compare(
         onnx["user"], onnx["item"], samples, threads=threads, gram="gptq" in schemes, progress=progress,
         synthetic=not calibration or manifest.synthetic,
     )  # fmt: skip
-    chosen = [engine_for(manifest, side).built for side in SIDES]  # where the build chose by itself
+    chosen = [engine_for(manifest, side).built for side in SIDES]  # what 'backend: auto' chose in the build
     plans = [EnginePlan(side, b.backend, b.precision) for side, b in zip(SIDES, chosen, strict=True)]
     if recipe.serving.backend != AUTO:
         plans = list(serving_plans(recipe))
@@ -148,7 +147,6 @@ def _compare(
 
 
 def _show(table: SchemeTable) -> None:
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)
     shown = Table(
         "scheme", "weights dB", "served dB", "Kendall tau", "AUC change, weights", "AUC change, served", "bytes",
         "user ms", "user GB/s", "item ms", "seconds",
@@ -166,4 +164,4 @@ def _show(table: SchemeTable) -> None:
             f"{r.seconds:.1f}",
         )
         shown.add_row(name, *quality, *cost)
-    console.print(shown)
+    print_table(shown)

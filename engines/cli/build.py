@@ -1,0 +1,146 @@
+"""``ugsep build``: from a model to a proven bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engines.cli.group import as_typed
+from engines.compile.cache import default_root
+from engines.recipes.recipe import Recipe, load_recipe
+from engines.render.json_text import json_text
+from graphs.base.errors import UgsepError
+from graphs.base.progress import show_progress
+
+if TYPE_CHECKING:
+    from engines.build.sources import Sources
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """The options that say what a bundle is built from, as they were typed."""
+
+    model: str
+    checkpoint: Path | None
+    init: str
+    calibration: tuple[Path, ...]
+    requests: tuple[Path, ...]
+    features: Path | None
+    user: str
+    item: str
+    recipe_file: str | None
+    changes: tuple[str, ...]
+    backend: str | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of the model: that of the recipe, or of the file that holds the factory."""
+        return Path(self.model.rpartition(":")[0] or self.model).stem
+
+    @property
+    def factory(self) -> str:
+        """The model if it is a factory, else an empty string."""
+        from graphs.trace.factory import is_factory
+
+        return self.model if is_factory(self.model) else ""
+
+    def recipe(self) -> Recipe:
+        """Return the recipe, changed as asked.
+
+        Raises:
+            UgsepError: options that contradict each other or the kind of model; the errors of ``load_recipe``.
+        """
+        recipe = self._factory_recipe() if self.factory else self._shipped_recipe()
+        if self.init == "random" and self.checkpoint is not None:
+            raise UgsepError("--init random and --checkpoint exclude each other; give one")
+        if self.backend is None:
+            return recipe
+        return replace(recipe, serving=replace(recipe.serving, backend=self.backend))
+
+    def sources(self) -> Sources:
+        """Return what the build reads."""
+        from engines.build.sources import Sources
+
+        user, item = (tuple(n.strip() for n in names.split(",") if n.strip()) for names in (self.user, self.item))
+        return Sources(
+            self.checkpoint, self.calibration, self.requests, self.features, self.seed, self.factory, user, item
+        )
+
+    def _factory_recipe(self) -> Recipe:
+        recipe = load_recipe(self.recipe_file, self.changes) if self.recipe_file else Recipe(self.name)
+        if not self.user or not self.item:
+            raise UgsepError("a factory's inputs need sides; name them with --user a,b --item c,d")
+        if self.checkpoint is not None:
+            raise UgsepError("a factory makes its own weights; leave --checkpoint out")
+        return recipe
+
+    def _shipped_recipe(self) -> Recipe:
+        recipe = load_recipe(self.model, self.changes)
+        if self.user or self.item or self.recipe_file:
+            raise UgsepError("--user, --item and --recipe are for factories; a recipe's features declare their sides")
+        if self.init == "checkpoint" and self.checkpoint is None:
+            raise UgsepError("no --checkpoint; train one with 'make checkpoint', or pass --init random")
+        return recipe
+
+
+@click.command("build")
+@click.argument("model")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Folder with config.json and model.safetensors.")
+@click.option("--init", type=click.Choice(["checkpoint", "random"]), default="checkpoint", show_default=True,
+              help="random: weights drawn from --seed; the bundle is marked synthetic.")  # fmt: skip
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), multiple=True, help="Requests to calibrate on (Parquet)."
+)
+@click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Held-out requests for the gates.")
+@click.option("--features", type=click.Path(path_type=Path), help="features.json, for --init random.")
+@click.option("--user", default="", help="User-side inputs of a factory's module, comma-separated.")
+@click.option("--item", default="", help="Item-side inputs of a factory's module, comma-separated.")
+@click.option(
+    "--recipe", "recipe_file", help="Recipe whose quantization, serving and gates a factory's module takes."
+)
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting: config.user_tokens=12.")
+@click.option("--out", type=click.Path(path_type=Path), help="Bundle directory  [default: build/MODEL]")
+@click.option("--backend", help="Serve with this backend instead of the recipe's; auto measures and picks.")
+@click.option("--seed", default=0, show_default=True, help="Seed of random weights and synthetic requests.")
+@click.option("--force", is_flag=True, help="Build even if nothing changed.")
+@click.option("--cache/--no-cache", default=True, show_default=True, help="Reuse engines from the cache.")
+@click.option("--json", "as_json", is_flag=True, help="Print report.json to stdout.")
+def build_command(out: Path | None, force: bool, cache: bool, as_json: bool, **source: Any) -> None:
+    """Build the bundle of MODEL: split, export, quantize, compile, prove.
+
+    MODEL is a shipped recipe, a recipe file, or path/to/file.py:factory, a function without arguments that returns
+    (module, example_inputs).
+    """
+    from engines.build import pipeline
+
+    options = SourceOptions(**source)
+    recipe, sources = options.recipe(), options.sources()
+    target, root = out or Path("build") / options.name, default_root(os.environ) if cache else None
+    again = as_typed(click.get_current_context())
+    with show_progress() as progress:
+        outcome = pipeline.build(
+            options.name, recipe, sources, target, force=force, cache=root, rebuild=again, progress=progress
+        )
+    if as_json:
+        click.echo(json_text(outcome.report))
+        return
+    if outcome.unchanged:
+        click.echo(f"{outcome.bundle}: up to date, nothing changed")
+    _show(outcome.bundle, outcome.report)
+
+
+def _show(bundle: Path, report: Mapping[str, Any]) -> None:
+    for check in report["targets"]:
+        verdict = "ok" if check["passed"] else "FAILED"
+        click.echo(f"  {verdict:6} {check['name']}: {check['value']:.4g} (bound {check['bound']:.4g})")
+    latency = report["latency"]
+    click.echo(
+        f"{bundle}: {latency['speedup']:.2f}x over full FP32 at N = {latency['candidates']} "
+        f"(limit {latency['limit']:.2f}x), request p50 {latency['request']['p50']:.2f} ms; see report.html"
+    )

@@ -1,0 +1,3 @@
+"""The commands that take finished bundles."""
+
+__all__: list[str] = []

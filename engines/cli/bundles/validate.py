@@ -1,0 +1,52 @@
+"""``ugsep validate``: the gates of a bundle, checked again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from engines.render.json_text import json_text
+from graphs.base.errors import GateFailed, UgsepError
+from graphs.base.progress import show_progress
+
+
+@click.command("validate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Held-out requests (Parquet).")
+@click.option("--synthetic", is_flag=True, help="Use random requests: checks parity and invariance, not quality.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the synthetic requests.")
+@click.option("--worst", type=click.Path(path_type=Path),
+              help="Where to write the worst rows if a gate fails  [default: BUNDLE.worst.npz]")  # fmt: skip
+@click.option("--junit", type=click.Path(path_type=Path), help="Also write the gates as a JUnit XML file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
+def validate_command(
+    bundle: Path,
+    requests: tuple[Path, ...],
+    synthetic: bool,
+    seed: int,
+    worst: Path | None,
+    junit: Path | None,
+    as_json: bool,
+) -> None:
+    """Check every gate of BUNDLE again: hashes, parity, AUC, invariance, latency."""
+    from engines.verify.validate import how_to_reproduce, junit_xml, validate
+
+    if bool(requests) == synthetic:
+        raise UgsepError("give held-out requests with --requests FILE, or pass --synthetic, not both")
+    rows = worst or bundle.absolute().with_name(f"{bundle.absolute().name}.worst.npz")
+    again = how_to_reproduce(bundle, requests, seed)
+    with show_progress() as progress:
+        found = validate(bundle, requests, seed, progress, rows)
+    if junit is not None:
+        junit.write_text(junit_xml(bundle.name, found, again), encoding="utf-8")
+    if as_json:
+        click.echo(json_text({"passed": found.passed, "targets": [t.as_dict() for t in found.targets]}))
+    else:
+        for check in found.targets:
+            click.echo(f"  {check}")
+    broken = [str(t) for t in found.targets if not t.passed]
+    if broken:
+        click.echo(f"reproduce: {again}", err=True)
+        click.echo(f"worst rows: {rows}; find the tensor: ugsep bisect {bundle} --requests {rows}", err=True)
+        raise GateFailed(f"{bundle}: {'; '.join(broken)}")

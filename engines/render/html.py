@@ -1,0 +1,27 @@
+"""Self-contained HTML pages from templates: values are escaped, a missing one is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from engines.render.byte_sizes import readable_bytes
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+def render(
+    template: str,
+    values: Mapping[str, Any],
+    filters: Mapping[str, Callable[..., str]] | None = None,
+    folder: Path = TEMPLATES,
+) -> str:
+    """Return the page that a template of ``folder`` makes of ``values``; the filter ``bytes`` is always there."""
+    import jinja2  # most commands write no page
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters.update({"bytes": readable_bytes, **(filters or {})})
+    return environment.get_template(template).render(values)
