@@ -132,7 +132,7 @@ def _is_current(out: Path, key: str) -> bool:
             return False
         Bundle.open(out)
     except UgsepError:
-        return False  # a damaged or foreign bundle is simply built again
+        return False  # a damaged bundle, or another tool's folder, is rebuilt
     return True
 
 

@@ -1,4 +1,4 @@
-"""Measure what splitting is worth on foreign models and on ours: ``python -m tests.graphs.split_table``.
+"""Measure what splitting is worth on third-party models and on ours: ``python -m tests.graphs.split_table``.
 
 Prints a Markdown table: share of the FLOPs that runs once per request, FLOP limit and measured speed-up at 256
 candidates (ONNX Runtime, one thread, the same CPU lowering for the whole model and the subgraphs, medians of
@@ -31,7 +31,7 @@ from graphs.models.table import model_class
 from graphs.split.proof import fresh_rows, prove
 from graphs.split.split import Split, Subgraph, split
 from tests.graphs.model_laws import FEATURES
-from tests.graphs.third_party_models import FOREIGN, Foreign, make
+from tests.graphs.third_party_models import THIRD_PARTY, ThirdPartyModel, make
 
 CANDIDATES = 256
 ROUNDS, SECONDS = 9, 4.0
@@ -46,7 +46,7 @@ OURS: dict[str, dict[str, Any]] = {
 }
 
 
-def ours(name: str, ug_sep: bool) -> Foreign:
+def ours(name: str, ug_sep: bool) -> ThirdPartyModel:
     """Build one of our models, T 16, D 256, L 2."""
     torch.manual_seed(0)
     kind = model_class(name)
@@ -54,12 +54,12 @@ def ours(name: str, ug_sep: bool) -> Foreign:
     model = kind(kind.config_class(features=FEATURES, ug_sep=ug_sep, **settings)).eval()
     example = {"features": random_rows(FEATURES, 4, torch.Generator().manual_seed(0))}
     sides = {side: tuple(f.name for f in FEATURES if f.side == side) for side in ("user", "item")}
-    return Foreign(model, example, sides["user"], sides["item"])
+    return ThirdPartyModel(model, example, sides["user"], sides["item"])
 
 
-def models() -> Iterator[tuple[str, Callable[[], Foreign]]]:
+def models() -> Iterator[tuple[str, Callable[[], ThirdPartyModel]]]:
     """Yield the name and the factory of every model of the table."""
-    for name in FOREIGN:
+    for name in THIRD_PARTY:
         yield name, lambda name=name: make(name)
     for name in OURS:
         yield f"{name} 3:1, unmasked", lambda name=name: ours(name, False)
@@ -121,7 +121,7 @@ def measure(subgraphs: Split) -> tuple[float, float, float]:
     return full, user, item
 
 
-def row(name: str, model: Foreign) -> str:
+def row(name: str, model: ThirdPartyModel) -> str:
     """Return a model's line of the table."""
     cells = [name]
     exact = 0.0

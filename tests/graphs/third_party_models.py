@@ -18,7 +18,7 @@ DENSE = {"user_dense": 5, "item_dense": 4}
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ThirdPartyModel:
     """A model with an example of its inputs and their sides."""
 
     module: nn.Module
@@ -87,7 +87,7 @@ def _deepctr_columns(sequence: bool = False) -> list[Any]:
     return columns
 
 
-def _deepctr(make: Callable[[list[Any]], nn.Module], sequence: bool = False) -> Foreign:
+def _deepctr(make: Callable[[list[Any]], nn.Module], sequence: bool = False) -> ThirdPartyModel:
     columns = _deepctr_columns(sequence)
     model = _spread(make(columns))
     example = {**_ids((*USER_FIELDS, *ITEM_FIELDS)), **_dense()}
@@ -97,28 +97,28 @@ def _deepctr(make: Callable[[list[Any]], nn.Module], sequence: bool = False) -> 
         example["length"] = torch.tensor([HISTORY, 3, 11, 1, 20])
         user = (*user, "hist_item_0", "length")
     wrapped = Columns(model, list(model.feature_index)).eval()  # type: ignore[arg-type]  # a plain attribute
-    return Foreign(wrapped, {"features": example}, user, (*ITEM_FIELDS, "item_dense"))
+    return ThirdPartyModel(wrapped, {"features": example}, user, (*ITEM_FIELDS, "item_dense"))
 
 
-def deepctr_deepfm() -> Foreign:
+def deepctr_deepfm() -> ThirdPartyModel:
     from deepctr_torch.models import DeepFM
 
     return _deepctr(lambda c: DeepFM(c, c, dnn_hidden_units=(256, 128), dnn_use_bn=True))
 
 
-def deepctr_autoint() -> Foreign:
+def deepctr_autoint() -> ThirdPartyModel:
     from deepctr_torch.models import AutoInt
 
     return _deepctr(lambda c: AutoInt(c, c, att_layer_num=2, dnn_hidden_units=(256, 128)))
 
 
-def deepctr_dcn_v2() -> Foreign:
+def deepctr_dcn_v2() -> ThirdPartyModel:
     from deepctr_torch.models import DCN
 
     return _deepctr(lambda c: DCN(c, c, cross_num=3, cross_parameterization="matrix", dnn_hidden_units=(256, 128)))
 
 
-def deepctr_din() -> Foreign:
+def deepctr_din() -> ThirdPartyModel:
     from deepctr_torch.models import DIN
 
     return _deepctr(lambda c: DIN(c, ["item_0"], dnn_hidden_units=(256, 128), att_weight_normalization=True), True)
@@ -140,31 +140,31 @@ def _rechub_history() -> list[Any]:
     ]
 
 
-def _rechub(model: nn.Module, history: bool = False) -> Foreign:
+def _rechub(model: nn.Module, history: bool = False) -> ThirdPartyModel:
     example = _ids((*USER_FIELDS, *ITEM_FIELDS))
     user: tuple[str, ...] = USER_FIELDS
     if history:
         example["history"] = torch.randint(1, VOCABULARY, (N, HISTORY))
         example["history"][1, 4:] = 0
         user = (*user, "history")
-    return Foreign(Features(_spread(model)).eval(), {"features": example}, user, ITEM_FIELDS)
+    return ThirdPartyModel(Features(_spread(model)).eval(), {"features": example}, user, ITEM_FIELDS)
 
 
-def rechub_deepfm() -> Foreign:
+def rechub_deepfm() -> ThirdPartyModel:
     from torch_rechub.models.ranking import DeepFM
 
     features = _rechub_features((*USER_FIELDS, *ITEM_FIELDS))
     return _rechub(DeepFM(features, features, {"dims": [256, 128], "dropout": 0.2, "activation": "relu"}))
 
 
-def rechub_dcn_v2() -> Foreign:
+def rechub_dcn_v2() -> ThirdPartyModel:
     from torch_rechub.models.ranking import DCNv2
 
     features = _rechub_features((*USER_FIELDS, *ITEM_FIELDS))
     return _rechub(DCNv2(features, 2, {"dims": [256, 128]}, use_low_rank_mixture=True))
 
 
-def rechub_autoint() -> Foreign:
+def rechub_autoint() -> ThirdPartyModel:
     from torch_rechub.models.ranking import AutoInt
 
     return _rechub(
@@ -172,7 +172,7 @@ def rechub_autoint() -> Foreign:
     )
 
 
-def rechub_din() -> Foreign:
+def rechub_din() -> ThirdPartyModel:
     from torch_rechub.models.ranking import DIN
 
     users, items = _rechub_features(USER_FIELDS), _rechub_features(ITEM_FIELDS)
@@ -180,14 +180,14 @@ def rechub_din() -> Foreign:
     return _rechub(DIN(users + items[1:], _rechub_history(), items[:1], mlp, attention), history=True)
 
 
-def rechub_two_tower() -> Foreign:
+def rechub_two_tower() -> ThirdPartyModel:
     from torch_rechub.models.matching import DSSM
 
     tower = {"dims": [256, 128, 64]}
     return _rechub(DSSM(_rechub_features(USER_FIELDS), _rechub_features(ITEM_FIELDS), tower, tower))
 
 
-def rechub_mmoe() -> Foreign:
+def rechub_mmoe() -> ThirdPartyModel:
     from torch_rechub.models.multi_task import MMOE
 
     features = _rechub_features((*USER_FIELDS, *ITEM_FIELDS))
@@ -223,18 +223,18 @@ class HistoryRanker(nn.Module):
         return y
 
 
-def transformers_history() -> Foreign:
+def transformers_history() -> ThirdPartyModel:
     lengths = torch.tensor([HISTORY, 3, 11, 1, 20])
     example = {
         "history": torch.randint(1, VOCABULARY, (N, HISTORY)),
         "mask": (torch.arange(HISTORY) < lengths[:, None]).long(),
         "item": torch.randint(1, VOCABULARY, (N,)),
     }
-    return Foreign(_spread(HistoryRanker()), example, ("history", "mask"), ("item",))
+    return ThirdPartyModel(_spread(HistoryRanker()), example, ("history", "mask"), ("item",))
 
 
 # name: the package it needs, the factory
-FOREIGN: dict[str, tuple[str, Callable[[], Foreign]]] = {
+THIRD_PARTY: dict[str, tuple[str, Callable[[], ThirdPartyModel]]] = {
     "DeepFM (deepctr-torch)": ("deepctr_torch", deepctr_deepfm),
     "DCN-V2 (deepctr-torch)": ("deepctr_torch", deepctr_dcn_v2),
     "AutoInt (deepctr-torch)": ("deepctr_torch", deepctr_autoint),
@@ -249,9 +249,9 @@ FOREIGN: dict[str, tuple[str, Callable[[], Foreign]]] = {
 }
 
 
-def make(name: str) -> Foreign:
+def make(name: str) -> ThirdPartyModel:
     """Build a model by name, quietly."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return FOREIGN[name][1]()
+        return THIRD_PARTY[name][1]()

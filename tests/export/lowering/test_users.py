@@ -94,7 +94,7 @@ def test_quantized_models(tmp_path: Path, variant: str, view: str) -> None:
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_foreign_models(tmp_path: Path, name: str) -> None:
+def test_third_party_models(tmp_path: Path, name: str) -> None:
     torch.manual_seed(1)
     example = {"u": torch.randn(N, D), "i": torch.randn(N, D)}
     check_equal(of_module(Keywords(WORKS[name], **layers()).eval(), example, ("u",), ("i",)), tmp_path, "fp32", 1e-5)

@@ -11,7 +11,7 @@ from graphs.base.errors import UgsepError
 from graphs.explain.explain import explain
 from graphs.split.proof import prove
 from graphs.split.split import split
-from tests.graphs.third_party_models import FOREIGN, make
+from tests.graphs.third_party_models import THIRD_PARTY, make
 
 # Least FLOP limit at 256 candidates: what the user's columns of the first layers, or a whole encoder, are worth.
 LEAST_LIMIT = {
@@ -31,13 +31,13 @@ LEAST_LIMIT = {
 
 def needs(package: str) -> None:
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed; pip install 'ugsep[foreign]'")
+        pytest.skip(f"{package} is not installed; pip install 'ugsep[third-party]'")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FOREIGN)
-def test_foreign_model(name: str) -> None:
-    needs(FOREIGN[name][0])
+@pytest.mark.parametrize("name", THIRD_PARTY)
+def test_third_party_model(name: str) -> None:
+    needs(THIRD_PARTY[name][0])
     model = make(name)
     subgraphs = split(model.module, model.example, user=model.user, item=model.item)
     proof = prove(subgraphs)
