@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.backends.contract import Backend, BuildSpec, Option, Profile, Rows, Runner
 from engines.backends.table import backend_names, find_backend
+from engines.measure.interleave import samples_in_turn
 from graphs.base.errors import UgsepError
 from quant.policy import Policy, Precision
 from quant.schemes.schemes import Absmax
@@ -59,7 +61,7 @@ def _measure(
 ) -> Mapping[Precision, float]:
     copies = min(_MOST_COPIES, -(-_COLD_BYTES // math.prod(shape)))
     feeds = {"x": np.random.default_rng(0).standard_normal((rows, *_row_shape(shape)), dtype=np.float32)}
-    with tempfile.TemporaryDirectory(prefix="ugsep-gemm-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="ugsep-gemm-") as scratch, ExitStack() as loaded:
         source = Path(scratch) / "item.onnx"
         _write_gemms(shape, copies, source)
         runners: dict[Precision, Runner] = {}
@@ -67,13 +69,13 @@ def _measure(
             if precision == "fp16" and widens:
                 continue
             try:
-                runners[precision] = _engine(module, threads, source, precision, rows)
+                runner = _engine(module, threads, source, precision, rows)
             except UgsepError:
                 if precision == "fp32":
                     raise
+                continue
+            runners[precision] = loaded.enter_context(closing(runner))
         times = _times({p: partial(runner.infer, feeds) for p, runner in runners.items()})
-        for runner in runners.values():
-            runner.close()
     if widens:
         times["fp16"] = times["fp32"]
     return {p: times[p] / copies if p in times else math.inf for p in get_args(Precision)}
@@ -102,13 +104,7 @@ def _ignore(note: str) -> None:
 def _times(calls: Mapping[Precision, Callable[[], object]]) -> dict[Precision, float]:
     for call in calls.values():
         call()
-    samples: dict[Precision, list[float]] = {p: [] for p in calls}
-    until = time.perf_counter() + _SECONDS * len(calls)
-    while time.perf_counter() < until or len(next(iter(samples.values()))) < _LEAST_ROUNDS:
-        for precision, call in calls.items():
-            started = time.perf_counter()
-            call()
-            samples[precision].append((time.perf_counter() - started) * 1e3)
+    samples = samples_in_turn(calls, _LEAST_ROUNDS, sys.maxsize, _SECONDS * len(calls))
     return {p: float(np.median(s)) for p, s in samples.items()}
 
 

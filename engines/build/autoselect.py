@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,10 +14,12 @@ import numpy as np
 from engines.backends.contract import Array, BuiltEngine, Runner
 from engines.backends.table import backend_names, find_backend
 from engines.compile.compile import EnginePlan, compile_engine, load_built
+from engines.measure.interleave import interleaved
 from engines.recipes.recipe import Gates, Recipe
 from engines.serve.ranker import Ranker
 from engines.verify import checks
-from engines.verify.latency import interleave
+from engines.verify.latency import ROUNDS
+from engines.verify.scores import Scores, engine_scores
 from export.metadata import GraphSide
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
@@ -72,7 +75,7 @@ def choose_engines(
     folder: Path,
     cache: Path | None,
     requests: Sequence[Request],
-    reference: checks.Scores,
+    reference: Scores,
     progress: ProgressCallback = silent,
 ) -> Choice:
     """Try every backend and precision this machine can run, each side apart, and pick the fastest that keeps parity.
@@ -86,41 +89,46 @@ def choose_engines(
     """
     sample, reference = list(requests[:PARITY_REQUESTS]), list(reference[:PARITY_REQUESTS])
     largest = max(requests, key=lambda r: r.candidates)
-    plain = {s: _build(recipe, EnginePlan(s, "onnxruntime", "fp32"), onnx, folder, cache, progress) for s in SIDES}
-    state = plain["user"][1].infer(largest.user)
-    feeds = {"user": dict(largest.user), "item": _item_feeds(largest, state, max(recipe.serving.candidates))}
+    feeds: dict[str, dict[str, Array]] = {"user": dict(largest.user)}
     plans: list[EnginePlan] = []
     tried: list[Trial] = []
-    for side in SIDES:
-        tried += _absent(side)
-        runners: dict[EnginePlan, tuple[BuiltEngine, Runner]] = {EnginePlan(side, "onnxruntime", "fp32"): plain[side]}
-        for plan in _candidates(side):
-            if plan in runners:
-                continue
-            try:
-                runners[plan] = _build(recipe, plan, onnx, folder, cache, progress)
-            except UgsepError as error:
-                tried.append(Trial(side, plan.backend, plan.precision, float("inf"), False, str(error)))
-        times = interleave({f"{p.backend}/{p.precision}": _call(r[1], feeds[side]) for p, r in runners.items()})
-        options = []
-        for plan, (built, runner) in runners.items():
-            pair = (runner, plain["item"][1]) if side == "user" else (plain["user"][1], runner)
-            bounds = (built, plain["item"][0]) if side == "user" else (plain["user"][0], built)
-            ranker = Ranker(*pair, *bounds)
-            ok, note = _keeps_parity(recipe.gates, sample, reference, ranker)
-            p50 = times[f"{plan.backend}/{plan.precision}"].p50
-            options.append(Trial(side, plan.backend, plan.precision, p50, ok, note))
-        options.sort(key=lambda o: o.p50_ms)
-        best = next((o for o in options if o.keeps_parity), None)
-        if best is None:
-            raise UgsepError(f"no {side} engine keeps parity: {'; '.join(map(str, options))}")
-        plans.append(EnginePlan(side, best.backend, best.precision))
-        tried += options
-        for plan, (_, runner) in runners.items():
-            if plan != EnginePlan(side, "onnxruntime", "fp32"):
-                runner.close()
-    for _, runner in plain.values():
-        runner.close()
+    with ExitStack() as loaded:
+
+        def open_engine(plan: EnginePlan, stack: ExitStack) -> tuple[BuiltEngine, Runner]:
+            built, runner = _build(recipe, plan, onnx, folder, cache, progress)
+            return built, stack.enter_context(closing(runner))
+
+        plain = {s: open_engine(EnginePlan(s, "onnxruntime", "fp32"), loaded) for s in SIDES}
+        state = plain["user"][1].infer(largest.user)
+        feeds["item"] = _item_feeds(largest, state, max(recipe.serving.candidates))
+        for side in SIDES:
+            tried += _absent(side)
+            with ExitStack() as opened:
+                engines = {EnginePlan(side, "onnxruntime", "fp32"): plain[side]}
+                for plan in _candidates(side):
+                    if plan in engines:
+                        continue
+                    try:
+                        engines[plan] = open_engine(plan, opened)
+                    except UgsepError as error:
+                        tried.append(Trial(side, plan.backend, plan.precision, float("inf"), False, str(error)))
+                times = interleaved(
+                    {plan: _call(runner, feeds[side]) for plan, (_, runner) in engines.items()}, ROUNDS
+                )
+                options = []
+                for plan, engine in engines.items():
+                    (user_built, user), (item_built, item) = (
+                        (engine, plain["item"]) if side == "user" else (plain["user"], engine)
+                    )
+                    ranker = Ranker(user, item, user_built, item_built)
+                    ok, note = _keeps_parity(recipe.gates, sample, reference, ranker)
+                    options.append(Trial(side, plan.backend, plan.precision, times[plan].p50, ok, note))
+            options.sort(key=lambda o: o.p50_ms)
+            best = next((o for o in options if o.keeps_parity), None)
+            if best is None:
+                raise UgsepError(f"no {side} engine keeps parity: {'; '.join(map(str, options))}")
+            plans.append(EnginePlan(side, best.backend, best.precision))
+            tried += options
     return Choice(tuple(plans), tuple(tried))
 
 
@@ -171,10 +179,8 @@ def _call(runner: Runner, feeds: Mapping[str, Array]) -> Callable[[], object]:
     return lambda: runner.infer(feeds)
 
 
-def _keeps_parity(
-    bounds: Gates, requests: Sequence[Request], reference: checks.Scores, ranker: Ranker
-) -> tuple[bool, str]:
-    scores = checks.engine_scores(ranker, requests, "choose")
+def _keeps_parity(bounds: Gates, requests: Sequence[Request], reference: Scores, ranker: Ranker) -> tuple[bool, str]:
+    scores = engine_scores(ranker, requests, "choose")
     worst: list[str] = []
     for found in checks.parity(reference, scores).values():
         targets = checks.quant_targets(bounds, found)

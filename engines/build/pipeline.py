@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from engines.backends.contract import Runner
 from engines.backends.host import host_isa
 from engines.backends.table import find_backend
 from engines.build import report
@@ -34,8 +33,10 @@ from engines.bundle.provenance import tool_versions
 from engines.bundle.publish import publish
 from engines.compile.compile import build_engines, serving_plans
 from engines.recipes.recipe import AUTO, Recipe, dump_recipe
-from engines.verify import checks, prove
+from engines.verify import prove
 from engines.verify.failing_rows import save_worst_rows
+from engines.verify.reference import PyTorchReference
+from engines.verify.scores import reference_scores
 from engines.verify.validate import how_to_reproduce
 from export.metadata import OPSET, GraphSide, Stamp
 from export.onnx_file import export_subgraph
@@ -158,7 +159,7 @@ def _make(
     )  # fmt: skip
     save_calibration(without_grams(calibration), work)
     tables = quantize_all(recipe, onnx, work / "onnx", calibration, progress)
-    reference = checks.reference_scores(subgraphs.full, requests, recipe.serving.threads, progress)
+    reference = reference_scores(subgraphs.full, requests, recipe.serving.threads, progress)
     tried: tuple[Trial, ...] = ()
     reasons: Mapping[str, str] = {}
     if recipe.serving.backend == AUTO:
@@ -190,17 +191,11 @@ def _make(
                 schemes=recipe.quantization.compare, cache=cache, progress=progress,
             )  # fmt: skip
     (work / RECIPE).write_text(dump_recipe(recipe))
-    sides: dict[GraphSide, Subgraph] = {"full": subgraphs.full, "user": subgraphs.user, "item": subgraphs.item}
     limits = {n: subgraphs.speedup_limit(n) for n in recipe.serving.candidates}
-
-    def check(side: GraphSide, runner: Runner) -> None:
-        prove.check_export(
-            side, sides[side], runner, lambda n, u: fresh_feeds(source_model, subgraphs, u, n, seed=n)[side]
-        )
-
-    proven = prove.prove(
-        recipe, manifest, work, requests, lambda _: reference, limits, check=check, progress=progress
+    model = PyTorchReference(
+        subgraphs, reference, lambda n, users: fresh_feeds(source_model, subgraphs, users, n, seed=n)
     )
+    proven = prove.prove(recipe, manifest, work, requests, model, limits, progress=progress)
     found = report.Findings(
         subgraphs, random_proof, tables, engines, proven, calibration.samples_sha256, sources.synthetic, notes, tried,
         compared,

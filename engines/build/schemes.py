@@ -13,12 +13,14 @@ import numpy as np
 from engines.backends.contract import Array, BuiltEngine, Runner
 from engines.backends.table import find_backend
 from engines.compile.compile import EnginePlan, compile_engine, load_built
+from engines.measure.interleave import interleaved
 from engines.measure.peak import measure_peak
 from engines.recipes.recipe import Recipe
 from engines.serve.ranker import Ranker
 from engines.verify import checks
 from engines.verify.agreement import EXACT_DB
-from engines.verify.latency import interleave
+from engines.verify.latency import ROUNDS
+from engines.verify.scores import Scores, engine_scores
 from export.metadata import GraphSide
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
@@ -93,7 +95,7 @@ def compare_schemes(
     plans: Sequence[EnginePlan],
     calibration: Calibration,
     requests: Sequence[Request],
-    reference: checks.Scores,
+    reference: Scores,
     scratch: Path,
     *,
     schemes: Sequence[str] = tuple(CONFIGS),
@@ -134,7 +136,7 @@ def compare_schemes(
         return Ranker(user, item, user_built, item_built)
 
     def judge(ranker: Ranker, step: str) -> tuple[float, float, float | None]:
-        scores = checks.engine_scores(ranker, requests, step, progress)
+        scores = engine_scores(ranker, requests, step, progress)
         agreement = checks.parity(reference, scores).values()
         auc = checks.task_auc(requests, scores)
         changes = [auc[task] - before for task, before in exact_auc.items()]
@@ -164,7 +166,7 @@ def compare_schemes(
             quality = (weights_db, served_db, tau, weights_auc, served_auc)
             found[name] = SchemeRow(name, *quality, *stored, 0.0, 0.0, seconds)
         progress(Progress("latency", 0, 1, "all schemes in turn"))
-        times = interleave(calls)
+        times = interleaved(calls, ROUNDS)
     finally:
         for _, runner in opened.values():
             runner.close()

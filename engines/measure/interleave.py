@@ -36,15 +36,44 @@ def interleaved(
         for key in order:
             seconds[key] = _seconds(calls[key])
     order = [key for key in order if key not in optional or seconds[key] * rounds <= budget_s]
+    primed = [key for key in order if seconds[key] < PRIMED_BELOW_SECONDS]
+    samples = samples_in_turn({key: calls[key] for key in order}, rounds, primed=primed, pause_s=PAUSE_SECONDS)
+    return {key: Percentiles(*map(float, np.percentile(s, (50, 90, 99)))) for key, s in samples.items()}
+
+
+def samples_in_turn(
+    calls: Mapping[Key, Callable[[], object]],
+    least: int,
+    most: int = 0,
+    seconds: float = 0.0,
+    *,
+    primed: Collection[Key] = (),
+    pause_s: float = 0.0,
+) -> dict[Key, list[float]]:
+    """Return the milliseconds of every call in every round, without warm-up.
+
+    Args:
+        calls: what to time; each round starts with another one.
+        least: rounds that are always made.
+        most: rounds to make at most while ``seconds`` have not passed.
+        seconds: how long to continue after ``least`` rounds, from the start on.
+        primed: calls made once more, untimed, right before the timed one.
+        pause_s: seconds of sleep before every call.
+    """
+    order = list(calls)
     samples: dict[Key, list[float]] = {key: [] for key in order}
-    for turn in range(rounds):
-        first = turn % len(order) if order else 0
+    until = time.perf_counter() + seconds
+    turn = 0
+    while order and (turn < least or (turn < most and time.perf_counter() < until)):
+        first = turn % len(order)
         for key in (*order[first:], *order[:first]):
-            time.sleep(PAUSE_SECONDS)
-            if seconds[key] < PRIMED_BELOW_SECONDS:
+            if pause_s:
+                time.sleep(pause_s)
+            if key in primed:
                 calls[key]()
             samples[key].append(_seconds(calls[key]) * 1e3)
-    return {key: Percentiles(*map(float, np.percentile(s, (50, 90, 99)))) for key, s in samples.items()}
+        turn += 1
+    return samples
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -6,20 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from engines.backends.contract import Array
 from engines.recipes.recipe import Gates
 from engines.serve.ranker import Ranker
 from engines.verify.agreement import Agreement, agreement
 from engines.verify.latency import RequestLatency
 from engines.verify.routing import Routing
-from graphs.base.progress import Progress, ProgressCallback, silent
-from graphs.split.split import Subgraph
+from engines.verify.scores import Scores
 from quant.requests.readers import Request
 from quant.search.metrics import auc
 
-Scores = list[dict[str, Array]]
 #: Router logits nearer than this are tied: FP32 sums of some hundred terms differ by that much in another order.
 FP32_TIE = 1e-5
 
@@ -48,64 +44,12 @@ class Check:
         return f"{self.name}: {self.value:.6g} {self.relation} {self.bound:.6g} {verdict}"
 
 
-def reference_scores(
-    full: Subgraph, requests: Sequence[Request], threads: int, progress: ProgressCallback = silent
-) -> Scores:
-    """Return the FP32 logits of the whole PyTorch model for every request, one dict of [N] arrays each.
-
-    Requests are joined to batches of about 4096 rows, which changes nothing because rows are independent.
-    """
-    torch.set_num_threads(threads)
-    scores: Scores = []
-    batch: list[Request] = []
-    for request in requests:
-        batch.append(request)
-        if sum(r.candidates for r in batch) >= 4096:
-            scores += _run_whole(full, batch)
-            batch = []
-            progress(Progress("reference scores", len(scores), len(requests)))
-    if batch:
-        scores += _run_whole(full, batch)
-    progress(Progress("reference scores", len(scores), len(requests)))
-    return scores
-
-
-def _run_whole(full: Subgraph, batch: Sequence[Request]) -> Scores:
-    columns: dict[str, list[Array]] = {name: [] for name in full.inputs}
-    for request in batch:
-        for name, value in request.user.items():
-            columns[name].append(np.repeat(value, request.candidates, axis=0))
-        for name, value in request.items.items():
-            columns[name].append(value)
-    out = full({name: torch.from_numpy(np.concatenate(parts)) for name, parts in columns.items()})
-    bounds = np.cumsum([r.candidates for r in batch])[:-1]
-    parts_by_task = {task: np.split(value.numpy(), bounds) for task, value in out.items()}
-    return [{task: parts[i] for task, parts in parts_by_task.items()} for i in range(len(batch))]
-
-
-def engine_scores(
-    ranker: Ranker, requests: Sequence[Request], step: str, progress: ProgressCallback = silent
-) -> Scores:
-    """Return the logits a Ranker gives for every request."""
-    scores: Scores = []
-    for request in requests:
-        scores.append(ranker.score(request.user, request.items))
-        if len(scores) % 50 == 0 or len(scores) == len(requests):
-            progress(Progress(step, len(scores), len(requests)))
-    return scores
-
-
 def parity(reference: Scores, actual: Scores) -> dict[str, Agreement]:
     """Compare two sets of scores task by task."""
     return {
         task: agreement([s[task] for s in reference], [s[task] for s in actual])
         for task in (reference[0] if reference else {})
     }
-
-
-def score_errors(reference: Scores, actual: Scores) -> Array:
-    """Return the score differences of all rows and tasks, for plots."""
-    return np.concatenate([a[task] - r[task] for r, a in zip(reference, actual, strict=True) for task in r])
 
 
 def task_auc(requests: Sequence[Request], scores: Scores) -> dict[str, float]:

@@ -23,7 +23,7 @@ def save_worst_rows(path: Path, requests: Sequence[Request], errors: Mapping[str
         path: the file to write.
         requests: the requests that were scored, in order.
         errors: variant -> differences over all requests, within one by task, within a task by candidate, as
-            ``engines.verify.checks.score_errors`` gives them.
+            ``engines.verify.scores.score_errors`` gives them.
         rows: how many rows to keep; rows of a request stay together, and in order.
     """
     by_row = {variant: _per_row(requests, values) for variant, values in errors.items()}

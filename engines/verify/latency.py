@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from engines.backends.contract import Array, Runner
+from engines.measure.interleave import interleaved
 from engines.measure.percentiles import Percentiles
 from engines.serve.ranker import Ranker
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.requests.readers import Request
 
 ROUNDS = 30
-WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -38,20 +37,6 @@ class RequestLatency:
     def as_dict(self) -> dict[str, object]:
         """Return the block as ``report.json`` holds it, times in milliseconds."""
         return {**asdict(self), "fraction_of_limit": self.fraction_of_limit}
-
-
-def interleave(calls: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, Percentiles]:
-    """Time every call once per round, in turn, so that drift of the machine hits all of them alike."""
-    for _ in range(WARM_UP):
-        for call in calls.values():
-            call()
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            samples[name].append((time.perf_counter() - started) * 1e3)
-    return {name: Percentiles(*map(float, np.percentile(s, (50, 90, 99)))) for name, s in samples.items()}
 
 
 def measure(
@@ -84,8 +69,8 @@ def measure(
         def run_item(feeds: Mapping[str, Array] = feeds) -> object:
             return item.infer(feeds)
 
-        times = interleave(
-            {"full": run_full, "user": lambda: user.infer(request.user), "item": run_item, "request": score}
+        times = interleaved(
+            {"full": run_full, "user": lambda: user.infer(request.user), "item": run_item, "request": score}, ROUNDS
         )
         results.append(
             RequestLatency(

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from engines.backends.contract import Runner
 from engines.bundle.bundle import REPORT, Bundle
 from engines.verify import prove
-from engines.verify.checks import Scores
 from engines.verify.failing_rows import save_worst_rows
+from engines.verify.reference import OnnxReference
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import ProgressCallback, silent
 
@@ -23,23 +22,20 @@ def validate(
     progress: ProgressCallback = silent,
     worst: Path | None = None,
 ) -> prove.Proof:
-    """Prove a bundle against its own FP32 graph on held-out requests, or on synthetic ones where none are given.
+    """Prove a bundle against its own FP32 graph on held-out requests, or on synthetic ones if none are given.
 
-    Where a target does not hold, the rows that are furthest off are written to ``worst`` (npz, a file of requests).
+    If a check fails, the rows with the largest error are written to ``worst`` (npz, a file of requests).
 
     Raises:
         UgsepError: a tampered bundle, engines this machine cannot run, or unusable requests.
-        GateFailed: a target does not hold and ``worst`` cannot be written.
+        GateFailed: a check fails and ``worst`` cannot be written.
     """
     opened = Bundle.open(bundle)
     recipe = opened.recipe
     rows = list(opened.read_requests(requests) if requests else opened.synthetic_requests(seed=seed))
 
-    def reference(full: Runner) -> Scores:
-        return prove.full_scores(full, rows, progress)
-
     limits = speedup_limits(opened, recipe.serving.candidates)
-    found = prove.prove(recipe, opened.manifest, bundle, rows, reference, limits, progress=progress)
+    found = prove.prove(recipe, opened.manifest, bundle, rows, OnnxReference(rows), limits, progress=progress)
     if worst is not None and not found.passed:
         try:
             save_worst_rows(worst, rows, found.errors)

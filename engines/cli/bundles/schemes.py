@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -101,7 +102,7 @@ def _compare(
     schemes: Sequence[str],
     progress: ProgressCallback,
 ) -> SchemeTable:
-    from engines.verify.prove import full_scores
+    from engines.verify.scores import full_engine_scores
 
     manifest = bundle.manifest
     sides: tuple[GraphSide, ...] = ("full", *SIDES)
@@ -129,9 +130,8 @@ def _compare(
         engine = compile_engine(
             recipe, EnginePlan("full", "onnxruntime", "fp32"), onnx["full"], whole, None, progress
         )
-        runner = load_built(engine, whole)
-        reference = full_scores(runner, rows, progress)
-        runner.close()
+        with closing(load_built(engine, whole)) as runner:
+            reference = full_engine_scores(runner, rows, progress)
         return compare_schemes(
             manifest.model,
             recipe,

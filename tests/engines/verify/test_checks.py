@@ -15,8 +15,9 @@ from engines.measure.percentiles import Percentiles
 from engines.recipes.recipe import Gates
 from engines.serve.ranker import Ranker
 from engines.verify.agreement import EXACT_DB, agreement
-from engines.verify.checks import Check, auc_targets, check_invariance, latency_targets, score_errors
+from engines.verify.checks import Check, auc_targets, check_invariance, latency_targets
 from engines.verify.latency import RequestLatency
+from engines.verify.scores import score_errors
 from quant.requests.readers import Request
 
 
