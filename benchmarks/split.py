@@ -21,7 +21,7 @@ import torch
 
 from engines.backends.contract import Array
 from engines.backends.onnxruntime.variants import ONE_USER, form_file
-from engines.build.pipeline import export_all
+from engines.build.graph_exports import export_graphs
 from engines.build.source_model import load_source_model, split_source_model, synthetic_requests
 from engines.build.sources import Sources
 from engines.cli.group import Command
@@ -130,7 +130,7 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
     request = synthetic_requests(source_model, subgraphs, 1, candidates, seed=1)[0]
     with tempfile.TemporaryDirectory(prefix="ugsep-split-bench-") as scratch:
         folder = Path(scratch)
-        onnx = export_all(case, source_model, subgraphs, folder / "onnx")
+        onnx = export_graphs(case, source_model, subgraphs, folder / "onnx")
         if precision != "fp32":
             quantize_side(onnx["user"], folder / "onnx", scheme=scheme_from("absmax"))
         engines = {

@@ -13,7 +13,7 @@ from engines.bench.baselines.contract import BaselineSource, Weights
 from engines.bench.contender import baseline_contenders, extra_pairs, our_contender
 from engines.bench.costs import costs_of_split
 from engines.bench.run import Settings, measure
-from engines.build.pipeline import export_all
+from engines.build.graph_exports import export_graphs
 from engines.build.source_model import of_model, split_source_model
 from engines.build.sources import Sources, load_model
 from engines.measure.peak import MachinePeak
@@ -124,7 +124,7 @@ def _point(recipe: Recipe, baselines: Sequence[str], settings: Settings, work: P
     model = load_model(recipe, Sources(None))
     source_model = of_model(model)
     subgraphs = split_source_model(source_model)
-    graphs = export_all("ratio", source_model, subgraphs, work / "onnx")
+    graphs = export_graphs("ratio", source_model, subgraphs, work / "onnx")
     source = BaselineSource(graphs["full"], work, recipe, Weights())
     sides: tuple[GraphSide, ...] = ("user", "item")
     for side in sides:

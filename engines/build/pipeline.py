@@ -1,59 +1,33 @@
-"""The whole road: model -> split -> ONNX -> int8 -> engines -> gates -> report -> bundle."""
+"""The build pipeline: model -> split -> ONNX -> int8 -> lower and compile -> verify -> report -> bundle."""
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from engines.backends.host import host_isa
 from engines.backends.table import find_backend
-from engines.build import report
-from engines.build.autoselect import Trial, choose_engines
-from engines.build.id_ranges import table_sizes
-from engines.build.schemes import compare_schemes
+from engines.build import report, stages
 from engines.build.source_model import (
     SourceModel,
-    fresh_feeds,
     load_source_model,
     module_sha256,
-    split_source_model,
-    synthetic_requests,
 )
 from engines.build.sources import Sources, content_key
 from engines.bundle.bundle import RECIPE, Bundle, read_report
 from engines.bundle.manifest import Manifest, read_manifest, write_manifest
-from engines.bundle.provenance import tool_versions
 from engines.bundle.publish import publish
-from engines.compile.compile import build_engines, serving_plans
+from engines.compile.compile import serving_plans
 from engines.recipes.recipe import AUTO, Recipe, dump_recipe
-from engines.verify import prove
 from engines.verify.failing_rows import save_worst_rows
-from engines.verify.reference import PyTorchReference
-from engines.verify.scores import reference_scores
 from engines.verify.validate import how_to_reproduce
-from export.metadata import OPSET, GraphSide, Stamp
-from export.onnx_file import export_subgraph
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
-from graphs.split.proof import prove as prove_split
-from graphs.split.split import Split, Subgraph
-from quant.calibration.calibrate import calibrate
-from quant.calibration.statistics import Calibration, save_calibration, without_grams
-from quant.policy import policy_from
-from quant.requests.readers import Request, read_requests, request_spec
-from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
-from quant.schemes.schemes import scheme_from
-from quant.weights import QuantTable, quantize_side
-
-TRACE_USERS, TRACE_CANDIDATES = 3, 7
-CALIBRATION_REQUESTS = 400
+from quant.requests.readers import Request
 
 
 @dataclass(frozen=True)
@@ -76,10 +50,10 @@ def build(
     rebuild: str = "",
     progress: ProgressCallback = silent,
 ) -> Outcome:
-    """Build, prove and publish the bundle of one model; nothing is done where the same contents were built before.
+    """Build, prove and publish the bundle of one model; nothing is done if the same contents were built before.
 
-    A build whose gates fail is published as ``<out>.failed`` (with its report), the rows that are furthest off as
-    ``<out>.failed.worst.npz``, and the old bundle stays. ``rebuild`` is the command that the bundle names where it is
+    A build whose gates fail is published as ``<out>.failed`` (with its report), the rows with the largest error
+    as ``<out>.failed.worst.npz``, and the old bundle stays. ``rebuild`` is the command that the bundle names if it is
     refused, by default that of a shipped recipe.
 
     Raises:
@@ -100,7 +74,8 @@ def build(
         serving_plans(recipe)
     failed = out.with_name(out.name + ".failed")
     with publish(out) as work:
-        manifest, found, requests = _make(name, recipe, sources, made, work, cache, progress)
+        job = stages.Job(name, recipe, sources, work, cache, progress)
+        manifest, found, requests = _run(job, made if made is not None else load_source_model(recipe, sources))
         document = report.report_document(name, recipe, found)
         report.write_report(work, document, found)
         again, passed = rebuild_command(name, rebuild), bool(document["passed"])
@@ -120,7 +95,7 @@ def build(
 
 
 def rebuild_command(name: str, typed: str = "") -> str:
-    """Return the command that was typed, that of a shipped recipe where none was or where no manifest may hold it."""
+    """Return the command that was typed, that of a shipped recipe if none was or no manifest may hold it."""
     return typed if typed and typed.isprintable() else f"make engines MODEL={name}"
 
 
@@ -137,123 +112,29 @@ def _is_current(out: Path, key: str) -> bool:
     return True
 
 
-def _make(
-    name: str,
-    recipe: Recipe,
-    sources: Sources,
-    made: SourceModel | None,
-    work: Path,
-    cache: Path | None,
-    progress: ProgressCallback,
-) -> tuple[Manifest, report.Findings, list[Request]]:
-    torch.set_num_threads(recipe.serving.threads)
-    source_model = made if made is not None else load_source_model(recipe, sources)
-    subgraphs = split_source_model(source_model, progress)
-    random_proof = prove_split(subgraphs, rows_like=source_model.rows_like)
-    onnx = export_all(name, source_model, subgraphs, work / "onnx", progress)
-    samples = _requests(sources.calibration, source_model, subgraphs, onnx, sources.seed, CALIBRATION_REQUESTS)
-    requests = _requests(sources.requests, source_model, subgraphs, onnx, sources.seed + 1)
-    calibration = calibrate(
-        onnx["user"], onnx["item"], samples, threads=recipe.serving.threads, progress=progress,
-        gram=_needs_gram(recipe), synthetic=not sources.calibration,
-    )  # fmt: skip
-    save_calibration(without_grams(calibration), work)
-    tables = quantize_all(recipe, onnx, work / "onnx", calibration, progress)
-    reference = reference_scores(subgraphs.full, requests, recipe.serving.threads, progress)
-    tried: tuple[Trial, ...] = ()
-    reasons: Mapping[str, str] = {}
-    if recipe.serving.backend == AUTO:
-        with tempfile.TemporaryDirectory(prefix="ugsep-choose-") as scratch:
-            choice = choose_engines(recipe, onnx, Path(scratch), cache, requests, reference, progress)
-        plans, tried = choice.plans, choice.tried
-        reasons = choice.reasons()
-    else:
-        plans = serving_plans(recipe)
-    engines, notes = build_engines(recipe, plans, onnx, work, cache, progress)
-    manifest = Manifest(
-        model=name,
-        rebuild=rebuild_command(name),
-        opset=OPSET,
-        engines=tuple(engines),
-        tools=tool_versions(),
-        host={"isa": host_isa()},
-        choice={plan.side: plan.directory for plan in plans},
-        calibration=calibration.samples_sha256,
-        synthetic=sources.synthetic,
-        reasons=reasons,
-        vocabularies={**table_sizes(onnx["user"]), **table_sizes(onnx["item"])},
-    )
-    compared = None
-    if recipe.quantization.compare and not sources.synthetic:
-        with tempfile.TemporaryDirectory(prefix="ugsep-schemes-") as scratch:
-            compared = compare_schemes(
-                name, recipe, onnx, plans, calibration, requests, reference, Path(scratch),
-                schemes=recipe.quantization.compare, cache=cache, progress=progress,
-            )  # fmt: skip
-    (work / RECIPE).write_text(dump_recipe(recipe))
-    limits = {n: subgraphs.speedup_limit(n) for n in recipe.serving.candidates}
-    model = PyTorchReference(
-        subgraphs, reference, lambda n, users: fresh_feeds(source_model, subgraphs, users, n, seed=n)
-    )
-    proven = prove.prove(recipe, manifest, work, requests, model, limits, progress=progress)
+def _run(job: stages.Job, source: SourceModel) -> tuple[Manifest, report.Findings, Sequence[Request]]:
+    """Run all stages; returns what the bundle says of itself, all findings, and the requests it was proven on."""
+    torch.set_num_threads(job.recipe.serving.threads)
+    model = stages.split_model(job, source)
+    graphs = stages.export_onnx(job, model)
+    samples = stages.calibrate_and_score(job, model, graphs)
+    tables = stages.quantize(job, graphs, samples)
+    selection = stages.select_engines(job, graphs, samples)
+    compiled = stages.compile_engines(job, graphs, selection)
+    manifest = stages.describe(job, graphs, samples, selection, compiled)
+    compared = stages.compare(job, graphs, samples, selection)
+    (job.work / RECIPE).write_text(dump_recipe(job.recipe))
+    proof = stages.verify(job, model, samples, manifest)
     found = report.Findings(
-        subgraphs, random_proof, tables, engines, proven, calibration.samples_sha256, sources.synthetic, notes, tried,
-        compared,
-    )  # fmt: skip
-    return manifest, found, requests
-
-
-def _needs_gram(recipe: Recipe) -> bool:
-    """Say whether a scheme that is built or compared reads Gram matrices, which take most of a calibration's time."""
-    return "gptq" in (recipe.quantization.scheme, *recipe.quantization.compare)
-
-
-def _requests(
-    paths: Sequence[Path],
-    source_model: SourceModel,
-    subgraphs: Split,
-    onnx: Mapping[GraphSide, Path],
-    seed: int,
-    limit: int = 0,
-) -> list[Request]:
-    """Return the requests of the files, at most ``limit`` (0: all); random ones where no file is given."""
-    if not paths:
-        return synthetic_requests(source_model, subgraphs, SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, seed)
-    stream = read_requests([str(p) for p in paths], request_spec(onnx["user"], onnx["item"]))
-    return list(islice(stream, limit) if limit else stream)
-
-
-def export_all(
-    name: str, source_model: SourceModel, subgraphs: Split, folder: Path, progress: ProgressCallback = silent
-) -> dict[GraphSide, Path]:
-    """Export the full, user and item graph; returns the files by side."""
-    feeds = fresh_feeds(source_model, subgraphs, TRACE_USERS, TRACE_CANDIDATES, seed=1)
-    state = {s.name for s in subgraphs.state}
-    paths: dict[GraphSide, Path] = {}
-    sides: dict[GraphSide, Subgraph] = {"full": subgraphs.full, "user": subgraphs.user, "item": subgraphs.item}
-    for done, (side, half) in enumerate(sides.items()):
-        progress(Progress("export", done, len(sides), side))
-        rows = {n: "users" if side == "user" or n in state else "candidates" for n in half.inputs}
-        stamp = Stamp(name, side, "fp32", source_model.keep_float)
-        paths[side] = export_subgraph(half, feeds[side], rows, folder / f"{side}.onnx", stamp).path
-    progress(Progress("export", len(sides), len(sides)))
-    return paths
-
-
-def quantize_all(
-    recipe: Recipe,
-    onnx: Mapping[GraphSide, Path],
-    folder: Path,
-    calibration: Calibration,
-    progress: ProgressCallback = silent,
-) -> dict[str, QuantTable]:
-    """Write the int8 views of the user and the item graph; returns the table of weights per side."""
-    scheme = scheme_from(recipe.quantization.scheme, recipe.quantization.options)
-    policy = policy_from(recipe.quantization.policy)
-    sides: tuple[GraphSide, ...] = ("user", "item")
-    return {
-        side: quantize_side(
-            onnx[side], folder, scheme=scheme, calibration=calibration, policy=policy, progress=progress
-        )
-        for side in sides
-    }
+        split=model.split,
+        random_proof=model.proof,
+        tables=tables,
+        engines=compiled.engines,
+        proof=proof,
+        calibration_sha256=samples.calibration.samples_sha256,
+        synthetic=job.sources.synthetic,
+        notes=compiled.notes,
+        tried=selection.tried,
+        schemes=compared,
+    )
+    return manifest, found, samples.requests

@@ -1,4 +1,4 @@
-"""From a checkpoint larger than memory to quantized user and item graphs; weights pass through in pieces."""
+"""From a checkpoint larger than memory to quantized user and item graphs, one chunk of a weight at a time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 
-from engines.build.pipeline import TRACE_CANDIDATES, TRACE_USERS
+from engines.build.graph_exports import TRACE_CANDIDATES, TRACE_USERS, graph_exports
 from engines.build.sources import check_architecture
 from engines.bundle.provenance import tool_versions
 from engines.recipes.recipe import Recipe
-from export.metadata import GraphSide, Stamp
 from export.streamed import StreamedGraph, export_streamed
 from export.weights.lazy_weights import Recorder, Weights, open_weights
 from graphs.base.features import Feature, of_side, random_rows
@@ -23,7 +22,7 @@ from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.checkpoint.files import fingerprint, stored_weights
 from graphs.models.pretrained import weightless_model
 from graphs.models.ranking_model import RankingModel
-from graphs.split.split import Split, Subgraph, split_traced
+from graphs.split.split import Split, split_traced
 from graphs.trace.trace import trace
 from quant.policy import policy_from
 from quant.schemes.schemes import Absmax, SchemeConfig
@@ -46,14 +45,14 @@ def stream(
     """Write the quantized graphs of a checkpoint into ``out`` without ever holding the model.
 
     The recipe gives the policy of the weights; its scheme is not used, since calibration needs the FP32 graph. A
-    run that was killed goes on where it was; a finished one is not repeated.
+    run that was killed resumes; a finished one is not repeated.
 
     Raises:
         UgsepError: a bad checkpoint, a model that cannot be traced or split, a constant that cannot be computed
-            piece by piece, and the errors of ``quant.streaming.stream.stream_graphs``.
+            chunk by chunk, and the errors of ``quant.streaming.stream.stream_graphs``.
     """
     check_architecture(recipe, checkpoint)
-    torch.set_num_threads(1)  # the units are worked on in parallel, not their operations
+    torch.set_num_threads(1)  # weights are quantized in parallel, not the operations of each
     stored = stored_weights(checkpoint)
     model = weightless_model(checkpoint)
     with open_weights(stored) as weights, weights.reading_ahead(_ahead_bytes()) as enough:
@@ -71,7 +70,7 @@ def _ahead_bytes() -> int:
 
 
 def _traced(graphs: Iterable[StreamedGraph], enough: threading.Event) -> Iterator[StreamedGraph]:
-    """Pass graphs on; from the first one on the disk is for those who know what they need."""
+    """Pass graphs on; once the first is there, reading ahead stops."""
     for graph in graphs:
         enough.set()
         yield graph
@@ -89,18 +88,16 @@ def weightless_graphs(
     names = {side: [f.name for f in of_side(features, side)] for side in ("user", "item")}
     traced = trace(folded, {"features": _rows(features, TRACE_CANDIDATES)})
     with recorder:
-        subgraphs = split_traced(traced, names["user"], names["item"])
-    progress(Progress("split", 1, 1, f"{subgraphs.reusable_share:.0%} of the FLOPs once per request"))
-    feeds = _feeds(folded, subgraphs)
-    state = {s.name for s in subgraphs.state}
-    sides: dict[GraphSide, Subgraph] = {"user": subgraphs.user, "item": subgraphs.item}
-    for done, (side, half) in enumerate(sides.items()):
-        progress(Progress("export", done, len(sides), side))
-        rows = {n: "users" if side == "user" or n in state else "candidates" for n in half.inputs}
-        stamp = Stamp(name, side, "fp32", folded.keep_float)
-        graph = export_streamed(half, {n: feeds[n] for n in half.inputs}, rows, stamp, recorder, weights)
-        progress(Progress("export", done + 1, len(sides), side))
-        yield graph
+        split = split_traced(traced, names["user"], names["item"])
+    progress(Progress("split", 1, 1, f"{split.reusable_share:.0%} of the FLOPs once per request"))
+    feeds = _feeds(folded, split)
+    exports = [graph for graph in graph_exports(name, split, folded.keep_float) if graph.side != "full"]
+    for done, graph in enumerate(exports):
+        progress(Progress("export", done, len(exports), graph.side))
+        given = {n: feeds[n] for n in graph.subgraph.inputs}
+        exported = export_streamed(graph.subgraph, given, graph.rows, graph.stamp, recorder, weights)
+        progress(Progress("export", done + 1, len(exports), graph.side))
+        yield exported
 
 
 def _rows(features: tuple[Feature, ...], count: int) -> dict[str, torch.Tensor]:
@@ -108,10 +105,10 @@ def _rows(features: tuple[Feature, ...], count: int) -> dict[str, torch.Tensor]:
     return {name: value.to("meta") for name, value in rows.items()}
 
 
-def _feeds(model: RankingModel, subgraphs: Split) -> dict[str, torch.Tensor]:
+def _feeds(model: RankingModel, split: Split) -> dict[str, torch.Tensor]:
     """Return inputs of the user graph with TRACE_USERS rows, of the item graph with TRACE_CANDIDATES."""
     rows = _rows(of_side(model.config.features, "user"), TRACE_USERS)
     items = _rows(of_side(model.config.features, "item"), TRACE_CANDIDATES)
-    state = subgraphs.user({n: rows[n] for n in subgraphs.user.inputs})
+    state = split.user({n: rows[n] for n in split.user.inputs})
     index = torch.zeros(TRACE_CANDIDATES, dtype=torch.int64, device="meta")
     return {**rows, **items, **state, USER_INDEX: index}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from engines.build.pipeline import export_all
+from engines.build.graph_exports import export_graphs
 from engines.build.source_model import fresh_feeds, of_model, of_module, split_source_model
 from export.canonical import canonicalize
 from export.metadata import OPSET, Stamp, read_stamp
@@ -27,7 +27,7 @@ from tests import tiny
 def exported(tmp_path_factory: pytest.TempPathFactory):
     model = tiny.model()
     subgraphs = split_source_model(of_model(model))
-    return model, subgraphs, export_all("tiny", of_model(model), subgraphs, tmp_path_factory.mktemp("onnx"))
+    return model, subgraphs, export_graphs("tiny", of_model(model), subgraphs, tmp_path_factory.mktemp("onnx"))
 
 
 @pytest.mark.parametrize("side", ["full", "user", "item"])
@@ -85,7 +85,7 @@ def test_no_path_of_this_machine_is_in_the_file(exported) -> None:
 
 def test_the_same_model_gives_the_same_bytes(exported, tmp_path: Path) -> None:
     model, subgraphs, paths = exported
-    again = export_all("tiny", of_model(model), subgraphs, tmp_path)
+    again = export_graphs("tiny", of_model(model), subgraphs, tmp_path)
     for side, path in paths.items():
         assert path.read_bytes() == again[side].read_bytes()
 

@@ -22,7 +22,7 @@ import torch
 from click.testing import CliRunner
 
 from engines.build import streaming as streaming
-from engines.build.pipeline import export_all
+from engines.build.graph_exports import export_graphs
 from engines.build.source_model import of_model, split_source_model
 from engines.build.streaming import stream
 from engines.cli.main import main
@@ -70,7 +70,7 @@ def _checkpoint(folder: Path, variant: str, **changes: object) -> Recipe:
 
 def _ordinary(checkpoint: Path, out: Path, policy: dict[str, Any]) -> dict[str, QuantTable]:
     model = load_checkpoint(checkpoint).for_inference()
-    onnx_files = export_all("tiny", of_model(model), split_source_model(of_model(model)), out)
+    onnx_files = export_graphs("tiny", of_model(model), split_source_model(of_model(model)), out)
     sides: tuple[Any, ...] = ("user", "item")
     return {s: quantize_side(onnx_files[s], out, scheme=Absmax(), policy=policy_from(policy)) for s in sides}
 

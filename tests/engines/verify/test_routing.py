@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from engines.build.pipeline import export_all
+from engines.build.graph_exports import export_graphs
 from engines.build.source_model import of_model, split_source_model
 from engines.cli.main import main
 from engines.recipes.recipe import Gates
@@ -74,7 +74,7 @@ def model(request: pytest.FixtureRequest) -> RankingModel:
 @pytest.fixture(scope="module")
 def graphs(model: RankingModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     source_model = of_model(model)
-    files = export_all("m", source_model, split_source_model(source_model), tmp_path_factory.mktemp("routing"))
+    files = export_graphs("m", source_model, split_source_model(source_model), tmp_path_factory.mktemp("routing"))
     return {"user": files["user"], "item": files["item"]}
 
 

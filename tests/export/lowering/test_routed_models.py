@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from engines.build.pipeline import export_all
+from engines.build.graph_exports import export_graphs
 from engines.build.source_model import fresh_feeds, of_model, split_source_model
 from export.lowering.passes import LoweredGraph, lower_for_cpu
 from export.metadata import GraphSide
@@ -39,7 +39,7 @@ def test_a_sparse_model_routed(variant: str, tmp_path: Path) -> None:
     model = make_model(make_config(variant, "2:1", layers=1))
     source_model = of_model(model)
     subgraphs = split_source_model(source_model)
-    onnx_files = export_all(variant, source_model, subgraphs, tmp_path)
+    onnx_files = export_graphs(variant, source_model, subgraphs, tmp_path)
     feeds = fresh_feeds(source_model, subgraphs, users=3, candidates=17, seed=5)
     routed = {s: lower_for_cpu(onnx_files[s], tmp_path / f"{s}.routed.onnx", min_expert_elements=0) for s in SIDES}
     for side in SIDES:

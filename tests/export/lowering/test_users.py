@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from engines.build.pipeline import export_all
+from engines.build.graph_exports import export_graphs
 from engines.build.source_model import SourceModel, fresh_feeds, of_model, of_module, split_source_model
 from export.lowering.passes import lower_for_cpu, lower_for_one_user
 from graphs.base.names import USER_INDEX
@@ -28,7 +28,7 @@ from tests.graphs.small_models import WORKS, D, Keywords, N, layers
 def both_forms(source_model: SourceModel, folder: Path, view: str) -> tuple[Split, Path, Path]:
     """Export, quantize and lower; returns the split, the gathering item file and that for one user."""
     subgraphs = split_source_model(source_model)
-    source = export_all("m", source_model, subgraphs, folder / "onnx")["item"]
+    source = export_graphs("m", source_model, subgraphs, folder / "onnx")["item"]
     if view != "fp32":
         quantize_side(source, folder / "onnx", scheme=scheme_from("absmax"))
         source = source.with_name("item.w8a32.onnx")

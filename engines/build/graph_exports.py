@@ -1,0 +1,60 @@
+"""Export the graphs of a split model: one list of what is exported how, for builds in memory and streamed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.build.source_model import SourceModel, fresh_feeds
+from export.metadata import GraphSide, Stamp
+from export.onnx_file import export_subgraph
+from graphs.base.progress import Progress, ProgressCallback, silent
+from graphs.split.split import Split, Subgraph
+
+#: Rows to trace with: unequal, and neither is 1, so that no size is taken for a constant or for the other.
+TRACE_USERS, TRACE_CANDIDATES = 3, 7
+
+
+@dataclass(frozen=True)
+class GraphExport:
+    """One graph to export; ``rows`` maps every input to the name of its axis 0."""
+
+    side: GraphSide
+    subgraph: Subgraph
+    rows: Mapping[str, str]
+    stamp: Stamp
+
+
+def graph_exports(name: str, split: Split, keep_float: Sequence[str]) -> list[GraphExport]:
+    """Return the exports of the full, the user and the item graph of the model ``name``."""
+    state = {s.name for s in split.state}
+    graphs: dict[GraphSide, Subgraph] = {"full": split.full, "user": split.user, "item": split.item}
+    return [
+        GraphExport(
+            side,
+            graph,
+            {n: "users" if side == "user" or n in state else "candidates" for n in graph.inputs},
+            Stamp(name, side, "fp32", tuple(keep_float)),
+        )
+        for side, graph in graphs.items()
+    ]
+
+
+def export_graphs(
+    name: str, source: SourceModel, split: Split, folder: Path, progress: ProgressCallback = silent
+) -> dict[GraphSide, Path]:
+    """Export the full, the user and the item graph in FP32; returns the files by side.
+
+    Raises:
+        UgsepError: as ``export.onnx_file.export_subgraph``.
+    """
+    feeds = fresh_feeds(source, split, TRACE_USERS, TRACE_CANDIDATES, seed=1)
+    exports = graph_exports(name, split, source.keep_float)
+    paths: dict[GraphSide, Path] = {}
+    for done, graph in enumerate(exports):
+        progress(Progress("export", done, len(exports), graph.side))
+        file = folder / f"{graph.side}.onnx"
+        paths[graph.side] = export_subgraph(graph.subgraph, feeds[graph.side], graph.rows, file, graph.stamp).path
+    progress(Progress("export", len(exports), len(exports)))
+    return paths

@@ -1,0 +1,213 @@
+"""The stages of a build, in order; each takes the records of those before it and returns one of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from engines.backends.host import host_isa
+from engines.build.autoselect import Trial, choose_engines
+from engines.build.graph_exports import export_graphs
+from engines.build.id_ranges import table_sizes
+from engines.build.schemes import SchemeTable, compare_schemes
+from engines.build.source_model import SourceModel, fresh_feeds, split_source_model, synthetic_requests
+from engines.build.sources import Sources
+from engines.bundle.manifest import Engine, Manifest
+from engines.bundle.provenance import tool_versions
+from engines.compile.compile import EnginePlan, build_engines, serving_plans
+from engines.recipes.recipe import AUTO, Recipe
+from engines.verify import prove
+from engines.verify.reference import PyTorchReference
+from engines.verify.scores import Scores, reference_scores
+from export.metadata import OPSET, GraphSide
+from graphs.base.progress import ProgressCallback
+from graphs.split.proof import SplitProof
+from graphs.split.proof import prove as prove_split
+from graphs.split.split import Split
+from quant.calibration.calibrate import calibrate
+from quant.calibration.statistics import Calibration, save_calibration, without_grams
+from quant.policy import policy_from
+from quant.requests.readers import Request, read_requests, request_spec
+from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
+from quant.schemes.schemes import scheme_from
+from quant.weights import QuantTable, quantize_side
+
+CALIBRATION_REQUESTS = 400
+
+Graphs = Mapping[GraphSide, Path]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage needs: the name of the model, its recipe and sources, the output folder, the engine cache."""
+
+    name: str
+    recipe: Recipe
+    sources: Sources
+    work: Path
+    cache: Path | None
+    progress: ProgressCallback
+
+
+@dataclass(frozen=True)
+class SplitModel:
+    """A model, its user and item graph, and the proof on random rows that both compute what the model computes."""
+
+    source: SourceModel
+    split: Split
+    proof: SplitProof
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Activation statistics, and held-out requests with the FP32 scores that PyTorch gives them."""
+
+    calibration: Calibration
+    requests: Sequence[Request]
+    reference: Scores
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The engines to serve with, user and item; what ``backend: auto`` tried, and why it chose them, by side."""
+
+    plans: Sequence[EnginePlan]
+    tried: Sequence[Trial] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CompiledEngines:
+    """The engines of a bundle, user and item first, and a note on each that was left out."""
+
+    engines: Sequence[Engine]
+    notes: Sequence[str]
+
+
+def split_model(job: Job, source: SourceModel) -> SplitModel:
+    """Split the model and compare the halves with it on random rows.
+
+    Raises:
+        UgsepError: the errors of ``graphs.split.split``; GateFailed if the graphs differ from the model.
+    """
+    split = split_source_model(source, job.progress)
+    return SplitModel(source, split, prove_split(split, rows_like=source.rows_like))
+
+
+def export_onnx(job: Job, model: SplitModel) -> Graphs:
+    """Write the FP32 graphs: the full model, the user graph and the item graph."""
+    return export_graphs(job.name, model.source, model.split, job.work / "onnx", job.progress)
+
+
+def calibrate_and_score(job: Job, model: SplitModel, graphs: Graphs) -> Samples:
+    """Collect the statistics of the calibration requests, and the FP32 scores of the held-out ones.
+
+    Raises:
+        UgsepError: request files that cannot be read, or that do not fit the graphs.
+    """
+    sources, threads = job.sources, job.recipe.serving.threads
+    samples = _requests(sources.calibration, model, graphs, sources.seed, CALIBRATION_REQUESTS)
+    requests = _requests(sources.requests, model, graphs, sources.seed + 1)
+    calibration = calibrate(
+        graphs["user"], graphs["item"], samples, threads=threads, progress=job.progress,
+        gram=_needs_gram(job.recipe), synthetic=not sources.calibration,
+    )  # fmt: skip
+    save_calibration(without_grams(calibration), job.work)
+    return Samples(calibration, requests, reference_scores(model.split.full, requests, threads, job.progress))
+
+
+def quantize(job: Job, graphs: Graphs, samples: Samples) -> dict[str, QuantTable]:
+    """Write the int8 views of the user and the item graph; returns the table of weights per side."""
+    settings = job.recipe.quantization
+    scheme, policy = scheme_from(settings.scheme, settings.options), policy_from(settings.policy)
+    sides: tuple[GraphSide, ...] = ("user", "item")
+    return {
+        side: quantize_side(
+            graphs[side], job.work / "onnx", scheme=scheme, calibration=samples.calibration, policy=policy,
+            progress=job.progress,
+        )
+        for side in sides
+    }  # fmt: skip
+
+
+def select_engines(job: Job, graphs: Graphs, samples: Samples) -> Selection:
+    """Return the engines that the recipe names, or, for ``backend: auto``, the fastest that keep parity here.
+
+    Raises:
+        UgsepError: an unknown backend or precision, or no engine keeps parity.
+    """
+    if job.recipe.serving.backend != AUTO:
+        return Selection(serving_plans(job.recipe))
+    with tempfile.TemporaryDirectory(prefix="ugsep-choose-") as scratch:
+        choice = choose_engines(
+            job.recipe, graphs, Path(scratch), job.cache, samples.requests, samples.reference, job.progress
+        )
+    return Selection(choice.plans, choice.tried, choice.reasons())
+
+
+def compile_engines(job: Job, graphs: Graphs, selection: Selection) -> CompiledEngines:
+    """Lower the graphs for each backend and compile them, or take the engines from the cache."""
+    engines, notes = build_engines(job.recipe, selection.plans, graphs, job.work, job.cache, job.progress)
+    return CompiledEngines(engines, notes)
+
+
+def describe(job: Job, graphs: Graphs, samples: Samples, selection: Selection, compiled: CompiledEngines) -> Manifest:
+    """Return the manifest, but for what is only known once the bundle is proven."""
+    return Manifest(
+        model=job.name,
+        rebuild="",
+        opset=OPSET,
+        engines=tuple(compiled.engines),
+        tools=tool_versions(),
+        host={"isa": host_isa()},
+        choice={plan.side: plan.directory for plan in selection.plans},
+        calibration=samples.calibration.samples_sha256,
+        synthetic=job.sources.synthetic,
+        reasons=selection.reasons,
+        vocabularies={**table_sizes(graphs["user"]), **table_sizes(graphs["item"])},
+    )
+
+
+def compare(job: Job, graphs: Graphs, samples: Samples, selection: Selection) -> SchemeTable | None:
+    """Compare quantization schemes; None if the recipe names none or there are no requests to compare on."""
+    schemes = job.recipe.quantization.compare
+    if not schemes or job.sources.synthetic:
+        return None
+    with tempfile.TemporaryDirectory(prefix="ugsep-schemes-") as scratch:
+        return compare_schemes(
+            job.name, job.recipe, graphs, selection.plans, samples.calibration, samples.requests, samples.reference,
+            Path(scratch), schemes=schemes, cache=job.cache, progress=job.progress,
+        )  # fmt: skip
+
+
+def verify(job: Job, model: SplitModel, samples: Samples, manifest: Manifest) -> prove.Proof:
+    """Prove the engines against the PyTorch model: parity, quality, invariance and latency.
+
+    Raises:
+        GateFailed: an exported graph differs from the model; other checks that fail are in the proof.
+    """
+    limits = {n: model.split.speedup_limit(n) for n in job.recipe.serving.candidates}
+    reference = PyTorchReference(
+        model.split,
+        samples.reference,
+        lambda candidates, users: fresh_feeds(model.source, model.split, users, candidates, seed=candidates),
+    )
+    return prove.prove(job.recipe, manifest, job.work, samples.requests, reference, limits, progress=job.progress)
+
+
+def _needs_gram(recipe: Recipe) -> bool:
+    """Say whether a scheme that is built or compared reads Gram matrices, which take most of a calibration's time."""
+    return "gptq" in (recipe.quantization.scheme, *recipe.quantization.compare)
+
+
+def _requests(
+    paths: Sequence[Path], model: SplitModel, graphs: Graphs, seed: int, limit: int | None = None
+) -> list[Request]:
+    """Return the requests of the files, at most ``limit``; random ones if no file is given."""
+    if not paths:
+        return synthetic_requests(model.source, model.split, SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, seed)
+    stream = read_requests([str(p) for p in paths], request_spec(graphs["user"], graphs["item"]))
+    return list(islice(stream, limit))
