@@ -12,7 +12,7 @@ from torch import fx
 
 from graphs.base.cost import flops, nbytes, numel
 from graphs.split.split import Split, StateTensor
-from graphs.trace.node_location import module_path, source_line, where
+from graphs.trace.node_location import location_of, module_path, source_line
 
 Kind = Literal["user", "item", "constant"]
 CANDIDATES = 256
@@ -96,7 +96,7 @@ def explain(split: Split, candidates: int = CANDIDATES) -> Explanation:
         state=split.state,
         state_bytes=split.state_bytes,
         plain_state_bytes=split.plain_state_bytes,
-        recomputed=tuple(where(n) for n in split.cut.recomputed),
+        recomputed=tuple(location_of(n) for n in split.cut.recomputed),
         modules=_module_costs(split),
         meetings=_meetings(split, candidates),
         hoisted=tuple(HoistedProduct(h.where, h.saved_flops, h.state_bytes) for h in split.hoisted),
@@ -195,7 +195,7 @@ def _meeting(split: Split, node: fx.Node, candidates: int) -> Meeting:
     movable = int(share * downstream)
     request = split.user_cost.flops + movable + candidates * max(split.item_cost.flops - movable, 1)
     return Meeting(
-        where(node),
+        location_of(node),
         module_path(node) or "(model)",
         source_line(node),
         share,

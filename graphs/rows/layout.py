@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols
 
 from graphs.base.cost import static
 from graphs.rows.sides import is_row_count
@@ -31,10 +33,16 @@ class Position:
     step: int
 
 
-# CONSTANT: no row axis, the same for any batch. UNIFORM: one value all over (zeros, ones), of any shape.
-CONSTANT: Literal["constant"] = "constant"
-UNIFORM: Literal["uniform"] = "uniform"
-Layout: TypeAlias = Rows | Position | Literal["constant", "uniform"] | tuple["Layout", ...]
+class NoRows(Enum):
+    """A tensor without a row axis: the same values for any batch, or one value (zeros, ones) in any shape."""
+
+    CONSTANT = auto()
+    UNIFORM = auto()
+
+
+CONSTANT: Literal[NoRows.CONSTANT] = NoRows.CONSTANT
+UNIFORM: Literal[NoRows.UNIFORM] = NoRows.UNIFORM
+Layout: TypeAlias = Rows | Position | NoRows | tuple["Layout", ...]
 
 
 class MixesRows(Exception):
@@ -46,10 +54,9 @@ def symbolic_axes(value: Tensor) -> dict[int, int]:
     axes: dict[int, int] = {}
     for axis, size in enumerate(value.shape):
         if isinstance(size, torch.SymInt):
-            symbols = size.node.expr.free_symbols
-            if any(str(s).startswith("u") for s in symbols):
+            if free_unbacked_symbols(size):
                 raise MixesRows("has a shape that depends on data; pad to a fixed length and use a mask")
-            if symbols:
+            if free_symbols(size):
                 axes[axis] = static(size)
     return axes
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 
@@ -16,9 +17,6 @@ from graphs.split.prune_columns import sliced
 from graphs.split.rewriter import Rewriter
 
 aten = torch.ops.aten
-
-# Sizes are compared with the batch set to a prime no product of real sizes contains.
-_ROWS = 999_983
 
 
 @dataclass(frozen=True)
@@ -151,26 +149,33 @@ def _joined(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts]) -> P
 
 def _viewed(rewriter: Rewriter, node: fx.Node, source: fx.Node, parts: Parts) -> Parts | None:
     """A view keeps the pieces where their axis becomes the outermost factor of one new axis, or stays one."""
-    before = [static(s, _ROWS) for s in source.meta["val"].shape]
-    after = [static(s, _ROWS) for s in node.meta["val"].shape]
-    outer, inner = math.prod(before[: parts.axis]), math.prod(before[parts.axis + 1 :])
+    before = [_symbolic(s) for s in source.meta["val"].shape]
+    after = [_symbolic(s) for s in node.meta["val"].shape]
+    outer, inner = _product(before[: parts.axis]), _product(before[parts.axis + 1 :])
     for axis, size in enumerate(after):
-        left = math.prod(after[axis + 1 :])
-        if math.prod(after[:axis]) != outer or size == 1 or size * left != before[parts.axis] * inner:
+        left = _product(after[axis + 1 :])
+        if _product(after[:axis]) != outer or size == 1 or size * left != before[parts.axis] * inner:
             continue
-        if any(length * inner % left for length in parts.sizes()):
+        lengths = [length * inner / left for length in parts.sizes()]
+        if not all(length.is_Integer for length in lengths):
             return None
-        shapes = [[-1 if s == _ROWS else s for s in after] for _ in parts.pieces]
-        if any(s > _ROWS for shape in shapes for s in shape):
+        if any(not s.is_Integer and not s.is_Symbol for s in after):
             return None  # the batch is folded with another axis
-        for shape, length in zip(shapes, parts.sizes(), strict=True):
-            shape[axis] = length * inner // left
+        shape = [int(s) if s.is_Integer else -1 for s in after]
         made = [
-            rewriter.call(node, aten.reshape.default, piece, shape)
-            for piece, shape in zip(parts.pieces, shapes, strict=True)
+            rewriter.call(node, aten.reshape.default, piece, [*shape[:axis], int(length), *shape[axis + 1 :]])
+            for piece, length in zip(parts.pieces, lengths, strict=True)
         ]
         return Parts(axis, tuple(made))
     return None
+
+
+def _symbolic(size: int | torch.SymInt) -> sympy.Expr:
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+def _product(sizes: Sequence[sympy.Expr]) -> sympy.Expr:
+    return math.prod(sizes, start=sympy.Integer(1))
 
 
 def _taken(rewriter: Rewriter, node: fx.Node, parts: Parts, low: int, high: int) -> Parts | None:

@@ -29,7 +29,7 @@ from graphs.rows.sides import NodeSide
 from graphs.split.column_provenance import Parts, is_user, moved_parts
 from graphs.split.prune_columns import narrow_products
 from graphs.split.rewriter import Rewriter
-from graphs.trace.node_location import where
+from graphs.trace.node_location import location_of
 from graphs.trace.trace import Traced
 
 aten = torch.ops.aten
@@ -157,7 +157,7 @@ class _Product:
         if self.linear and len(node.args) > 2 and node.args[2] is not None:
             total = call(node, aten.add.Tensor, total, node.args[2])
         self.rewriter.replace(node, total)
-        done.append(Hoisted(where(node), saved, nbytes(node)))
+        done.append(Hoisted(location_of(node), saved, nbytes(node)))
 
     def split_rows(self, parts: Parts, rank: int, done: list[Hoisted]) -> dict[fx.Node, Parts]:
         """Replace f([U; G]) by [f(U); f(G)] along a free axis if that pays; return the pieces of the result."""
@@ -185,7 +185,7 @@ class _Product:
             results.append(result)
         whole = call(node, aten.cat.default, results, axis)
         self.rewriter.replace(node, whole)
-        done.append(Hoisted(where(node), saved, kept))
+        done.append(Hoisted(location_of(node), saved, kept))
         return {whole: Parts(axis, tuple(results))}
 
     def _slice(self, label: str, tensor: Tensor) -> fx.Node:

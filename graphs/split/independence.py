@@ -18,7 +18,7 @@ from graphs.base.errors import UgsepError
 from graphs.rows.layout import CONSTANT, UNIFORM, Call, Layout, MixesRows, Position, Rows, promote, symbolic_axes
 from graphs.rows.rules import layout_of_call
 from graphs.rows.sides import is_row_count
-from graphs.trace.node_location import where
+from graphs.trace.node_location import location_of
 from graphs.trace.trace import Traced
 
 aten = torch.ops.aten
@@ -37,14 +37,15 @@ def check_rows_independent(traced: Traced) -> dict[fx.Node, Rows]:
     result = next(n for n in traced.module.graph.nodes if n.op == "output")
     for buffer, node in traced.buffer_writes:
         raise UgsepError(
-            f"rows depend on each other: {where(node)} updates the buffer '{buffer}', which later calls read; "
+            f"rows depend on each other: {location_of(node)} updates the buffer '{buffer}', which later calls read; "
             "call .eval() on the model or keep its state out of forward"
         )
     for name, node in zip(traced.outputs, result.args[0], strict=True):
         if found[node] not in (Rows(0), UNIFORM):
             shape = tuple(str(s) for s in node.meta["val"].shape)
             raise UgsepError(
-                f"output '{name}' of {where(node)} has shape {shape}; return one value or vector per row, batch first"
+                f"output '{name}' of {location_of(node)} has shape {shape}; "
+                "return one value or vector per row, batch first"
             )
     rows: dict[fx.Node, Rows] = {}
     for node, layout in found.items():
@@ -70,7 +71,7 @@ def row_layouts(graph: fx.Graph, given: Mapping[fx.Node, Layout] | None = None) 
             try:
                 found[node] = _checked(node, _layout(node, found))
             except MixesRows as problem:
-                raise UgsepError(f"rows depend on each other: {where(node)} {problem}") from None
+                raise UgsepError(f"rows depend on each other: {location_of(node)} {problem}") from None
     return found
 
 

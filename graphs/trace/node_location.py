@@ -9,7 +9,7 @@ from torch import fx
 from graphs.trace.trace_errors import TORCH_FILES
 
 
-def where(node: fx.Node) -> str:
+def location_of(node: fx.Node) -> str:
     """Return ``op in module.path (file.py:line)`` of a node."""
     target = node.target if node.op == "placeholder" else str(node.target).removeprefix("aten.")
     line = source_line(node)
