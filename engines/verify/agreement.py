@@ -9,6 +9,7 @@ import numpy as np
 
 from engines.backends.contract import Array
 from quant.schemes.numerics import sqnr_db
+from quant.search.metrics import kendall_tau
 
 EXACT_DB = 400.0  # SQNR of bit-equal scores: above what FP64 resolves, and a number that JSON can hold
 
@@ -36,25 +37,22 @@ class Agreement:
 
 def agreement(reference: Sequence[Array], actual: Sequence[Array], k: int = 10) -> Agreement:
     """Compare the logits of requests, one array [N_i] per request; NaN in either makes every figure NaN."""
-    from scipy.stats import kendalltau  # most commands compare nothing, and it takes long to import
-
     r, a = np.concatenate(reference).astype(np.float64), np.concatenate(actual).astype(np.float64)
     if not (np.isfinite(r).all() and np.isfinite(a).all()):
         nan = float("nan")
         return Agreement(nan, nan, nan, nan, nan, nan, len(r))
     error = np.abs(a - r)
-    taus, overlaps = [], []
-    for wanted, got in zip(reference, actual, strict=True):
-        if len(np.unique(wanted)) > 1:
-            # A constant answer ranks nothing: scipy gives NaN there, which is no agreement.
-            taus.append(float(np.nan_to_num(kendalltau(wanted, got).statistic)))
-            overlaps.append(_top_k_overlap(wanted, got, k))
+    overlaps = [
+        _top_k_overlap(wanted, got, k)
+        for wanted, got in zip(reference, actual, strict=True)
+        if len(np.unique(wanted)) > 1
+    ]
     return Agreement(
         max_abs=float(error.max()),
         p999_abs=float(np.quantile(error, 0.999)),
         max_probability=float(np.abs(probability(a) - probability(r)).max()),
         sqnr_db=min(sqnr_db(r, a), EXACT_DB),
-        kendall_tau=float(np.mean(taus)) if taus else 1.0,
+        kendall_tau=kendall_tau(reference, actual),
         top_k_overlap=float(np.mean(overlaps)) if overlaps else 1.0,
         rows=len(r),
     )

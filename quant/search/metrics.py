@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ Scores = npt.NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Effect:
-    """Scores against reference scores: the worst task's SQNR and Kendall tau, the largest AUC change.
+    """Scores against reference scores: the lowest SQNR and mean Kendall tau (within requests), the largest AUC change.
 
     ``auc_change`` is the signed change (after minus before) of largest magnitude, None without usable labels.
     """
@@ -25,7 +26,7 @@ class Effect:
 
 
 def auc(scores: Scores, labels: Scores) -> float | None:
-    """Return the area under the ROC curve, ties counted half; None where only one class is present."""
+    """Return the area under the ROC curve, ties counted half; None if only one class is present."""
     positive = labels > 0.5
     hits, misses = int(positive.sum()), int((~positive).sum())
     if not hits or not misses:
@@ -36,25 +37,35 @@ def auc(scores: Scores, labels: Scores) -> float | None:
     return float((ranks[positive].sum() - hits * (hits + 1) / 2) / (hits * misses))
 
 
-def effect_of(reference: dict[str, Scores], scores: dict[str, Scores], labels: dict[str, Scores]) -> Effect:
-    """Compare scores [rows] per task with the reference's."""
+def effect_of(
+    reference: Mapping[str, Scores], scores: Mapping[str, Scores], labels: Mapping[str, Scores], sizes: Sequence[int]
+) -> Effect:
+    """Compare scores [rows] per task with the reference's; ``sizes`` are the candidates of each request, in order."""
     changes = []
     for task, before in reference.items():
         if task in labels:
             first, second = auc(before, labels[task]), auc(scores[task], labels[task])
             if first is not None and second is not None:
                 changes.append(second - first)
+    bounds = np.cumsum(sizes)[:-1]
     return Effect(
         min(sqnr_db(before, scores[task]) for task, before in reference.items()),
-        min(_tau(before, scores[task]) for task, before in reference.items()),
+        min(kendall_tau(np.split(r, bounds), np.split(scores[task], bounds)) for task, r in reference.items()),
         max(changes, key=abs) if changes else None,
     )
 
 
-def _tau(reference: Scores, scores: Scores) -> float:
-    if np.array_equal(reference, scores):
-        return 1.0
-    from scipy.stats import kendalltau
+def kendall_tau(reference: Sequence[Scores], scores: Sequence[Scores]) -> float:
+    """Return the mean Kendall tau of the requests, one array [N_i] each: candidates are ranked within a request.
 
-    tau = float(kendalltau(reference, scores).statistic)
-    return tau if np.isfinite(tau) else 0.0  # all scores equal: no ranking left to agree
+    Requests with fewer than two different reference scores rank nothing and do not count; 1.0 if all are such.
+    """
+    from scipy.stats import kendalltau  # most commands rank nothing, and it takes long to import
+
+    taus = [
+        # Equal scores rank nothing: scipy returns NaN for them, which is no agreement.
+        float(np.nan_to_num(kendalltau(wanted, got).statistic))
+        for wanted, got in zip(reference, scores, strict=True)
+        if len(np.unique(wanted)) > 1
+    ]
+    return float(np.mean(taus)) if taus else 1.0

@@ -73,6 +73,11 @@ class Scorer:
     states: tuple[dict[str, Array], ...]
     labels: dict[str, Scores]
 
+    @property
+    def sizes(self) -> list[int]:
+        """Candidates of each request, in the order of the scores."""
+        return [r.candidates for r in self.requests]
+
     def score(self, side: str = "", replaced: Mapping[str, Array] | None = None) -> dict[str, Scores]:
         """Return the scores of all rows per task, float32 [rows], with weights of one side replaced."""
         replaced = replaced or {}

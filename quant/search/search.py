@@ -207,7 +207,7 @@ def _fit_quality(
                 restored[key] = _restored(opened, weights[c.side, c.weight], c)
             replaced[c.side] |= restored[key]
         scores = opened.scorer.score_both(replaced["user"], replaced["item"])
-        effect = effect_of(reference, scores, opened.scorer.labels)
+        effect = effect_of(reference, scores, opened.scorer.labels, opened.scorer.sizes)
         if effect.sqnr_db >= goal.min_sqnr_db and abs(effect.auc_change or 0.0) <= goal.max_drop:
             return tuple(chosen), effect
         # Without narrow weights the scores are the reference's: the goal held.

@@ -24,7 +24,7 @@ from quant.search.metrics import Effect, effect_of
 from quant.search.scoring import OpenGraph, Scorer, open_scorer
 from quant.weights import quantize_values
 
-FORMAT = 2
+FORMAT = 3  # 2 ranked all rows together
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def sensitivity(
             if reference is None:
                 reference = candidates.scorer.score()
             scores = candidates.scorer.score(side, candidates.restored(side, weight))
-            known[key] = asdict(effect_of(reference, scores, candidates.scorer.labels))
+            known[key] = asdict(effect_of(reference, scores, candidates.scorer.labels, candidates.scorer.sizes))
             _write_cache(cache, known)
         effect = Effect(**known[key])
         rows.append(SensitivityRow(side, weight.name, weight.shape, scheme_name(scheme), **asdict(effect)))

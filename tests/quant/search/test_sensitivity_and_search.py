@@ -38,7 +38,7 @@ def faster(shape, rows):
     return {"int8": 1.0, "fp16": 2.0, "fp32": 2.0}
 
 
-def subgraphs(shape, rows):
+def fast_fp16(shape, rows):
     """A machine with fast FP16 GEMMs, and without int8."""
     return {"int8": float("inf"), "fp16": 1.0, "fp32": 2.0}
 
@@ -54,12 +54,19 @@ def test_auc_counts_pairs() -> None:
 def test_effect_takes_the_worst_task() -> None:
     a, b = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 2.0, 3.0, 5.0])
     moved = np.array([2.0, 1.0, 3.0, 5.0])
-    effect = effect_of({"x": a, "y": b}, {"x": a, "y": moved}, {"y": np.array([1.0, 0.0, 0.0, 1.0])})
+    effect = effect_of({"x": a, "y": b}, {"x": a, "y": moved}, {"y": np.array([1.0, 0.0, 0.0, 1.0])}, [4])
     assert effect.sqnr_db == pytest.approx(10 * np.log10(39 / 2))
     assert effect.kendall_tau == pytest.approx(4 / 6)  # one of six pairs is turned round
     assert effect.auc_change == pytest.approx(0.25)
-    assert effect_of({"x": a}, {"x": a}, {}).auc_change is None
-    assert effect_of({"x": a}, {"x": np.ones(4)}, {}).kendall_tau == 0.0
+    assert effect_of({"x": a}, {"x": a}, {}, [4]).auc_change is None
+    assert effect_of({"x": a}, {"x": np.ones(4)}, {}, [4]).kendall_tau == 0.0
+
+
+def test_candidates_are_ranked_within_their_request() -> None:
+    # Across the two requests the order is all wrong, within each it is right: what the gate of a build measures.
+    reference, moved = np.array([0.0, 1.0, 10.0, 11.0]), np.array([10.0, 11.0, 0.0, 1.0])
+    assert effect_of({"x": reference}, {"x": moved}, {}, [2, 2]).kendall_tau == 1.0
+    assert effect_of({"x": reference}, {"x": moved}, {}, [4]).kendall_tau < 0
 
 
 @pytest.mark.parametrize("scheme", [Absmax(), Mse(), Gptq(), Awq()])
@@ -173,12 +180,12 @@ def test_search_fits_bytes_or_says_what_is_impossible(graphs, requests, calibrat
 
 def test_search_takes_fp16_where_it_is_fastest_or_costs_no_time_for_bytes(graphs, requests, calibration) -> None:
     kinds = {"scheme": Mse(), "calibration": calibration}
-    found = search(*graphs, requests, measure=subgraphs, goal=Goal(1.0, 40.0), **kinds)
+    found = search(*graphs, requests, measure=fast_fp16, goal=Goal(1.0, 40.0), **kinds)
     assert {c.precision for c in found.choices} == {"fp16"}
     assert "int8 does not run" in found.choices[0].reason
     assert json.loads(json.dumps(found.choices[0].to_json()))["ms"] == {"int8": None, "fp16": 1.0, "fp32": 2.0}
     assert found.effect.sqnr_db > 50  # eleven bits of mantissa and four weights
-    exact = search(*graphs, requests, measure=subgraphs, goal=Goal(1.0, 1000.0), **kinds)
+    exact = search(*graphs, requests, measure=fast_fp16, goal=Goal(1.0, 1000.0), **kinds)
     assert {c.precision for c in exact.choices} == {"fp32"}
     half = sum(c.sizes["fp16"] for c in found.choices)
     # int8 is faster here but misses 1000 dB; FP16 comes back for it where the bytes allow no more
