@@ -15,7 +15,7 @@ Scores = npt.NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Effect:
-    """Scores against reference scores: the lowest SQNR and mean Kendall tau (within requests), the largest AUC change.
+    """Scores against reference scores: the lowest SQNR and mean Kendall tau of all tasks, the largest AUC change.
 
     ``auc_change`` is the signed change (after minus before) of largest magnitude, None without usable labels.
     """
