@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quant.graph.gemms import keep_float_patterns, load_graph, matching, side_of, weights_of
-from quant.weights import QuantRow, table_of
+from quant.weight_table import QuantRow, float_row, table_of
 
 
 def inspect_graph(path: Path) -> tuple[QuantRow, ...]:
@@ -23,8 +23,5 @@ def inspect_graph(path: Path) -> tuple[QuantRow, ...]:
     for weight in weights_of(model):
         pattern = matching(weight.name, keep)
         reason = weight.refusal or (f"the model keeps '{pattern}' float" if pattern else "")
-        size = weight.elements * 4
-        rows.append(
-            QuantRow(weight.name, side, weight.kind, weight.shape, "", 0, 32, float("inf"), None, size, size, reason)
-        )
+        rows.append(float_row(weight, side, reason))
     return tuple(rows)

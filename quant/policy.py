@@ -15,6 +15,7 @@ from graphs.base.errors import UgsepError, nearest
 from quant.graph.gemms import load_graph, side_of, weights_of
 
 Precision = Literal["int8", "fp16", "fp32"]
+BITS: Mapping[Precision, int] = {"int8": 8, "fp16": 16, "fp32": 32}
 NORMS = ("ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "Pow", "Sqrt", "Reciprocal")
 
 

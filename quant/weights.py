@@ -1,12 +1,12 @@
-"""Quantize one graph's weights: scheme per weight, one file of blobs, two typed views, one table."""
+"""Quantize the weights of one graph: a scheme per weight, one file of constants, two typed views, one table."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import onnx
@@ -21,8 +21,6 @@ from quant.graph.gemms import (
     Weight,
     keep_float_patterns,
     load_graph,
-    matching,
-    metadata,
     read_tensor,
     side_of,
     weights_of,
@@ -41,75 +39,8 @@ from quant.schemes.schemes import (
     quantize_weight,
     scheme_name,
 )
-
-TABLE_KEY = "quant"  # metadata property ugsep.quant: the table of the graph, as JSON
-
-
-@dataclass(frozen=True)
-class QuantRow:
-    """What became of one weight; ``bits`` 8, 16 or 32.
-
-    ``sqnr_db`` compares the stored weight with the FP32 one; ``output_sqnr_db`` weighs the errors with the
-    calibrated second moments of the inputs (what the bias makes up for not counted), None without calibration.
-    ``reason_if_skipped`` is "" for int8 weights.
-    ``note`` says why awq left an int8 weight unscaled.
-    """
-
-    weight: str
-    graph: str
-    kind: str
-    shape: tuple[int, ...]
-    scheme: str
-    block: int
-    bits: int
-    sqnr_db: float
-    output_sqnr_db: float | None
-    fp32_bytes: int
-    quantized_bytes: int
-    reason_if_skipped: str = ""
-    note: str = ""
-
-    @property
-    def precision(self) -> str:
-        """int8, fp16 or fp32."""
-        return {8: "int8", 16: "fp16", 32: "fp32"}[self.bits]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the row as plain values; infinite SQNR becomes None."""
-        return {k: _finite(v) for k, v in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class QuantTable:
-    """The rows of one graph, and the names of the files that hold it."""
-
-    graph: str
-    scheme: str
-    samples_sha256: str
-    rows: tuple[QuantRow, ...]
-    files: tuple[str, ...] = ()
-
-    @property
-    def fp32_bytes(self) -> int:
-        """Bytes of all listed weights in FP32."""
-        return sum(r.fp32_bytes for r in self.rows)
-
-    @property
-    def quantized_bytes(self) -> int:
-        """Bytes of all listed weights as stored, scales included."""
-        return sum(r.quantized_bytes for r in self.rows)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the table as plain values; infinite SQNR becomes None."""
-        rows = [r.to_json() for r in self.rows]
-        totals = {"fp32_bytes": self.fp32_bytes, "quantized_bytes": self.quantized_bytes}
-        return {**asdict(self), **totals, "rows": rows, "files": list(self.files)}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+from quant.weight_plan import WeightPlan, plan_of
+from quant.weight_table import TABLE_KEY, QuantRow, QuantTable, float_row
 
 
 def quantize_side(
@@ -127,7 +58,7 @@ def quantize_side(
 
     Raises:
         UgsepError: an unreadable graph, a calibration that is missing or of another graph, a policy rule that
-            matches no weight of this graph or of the graphs beside it, a weight with NaN or Inf, a full disk.
+            matches no weight of any graph in its folder, a weight with NaN or Inf, a full disk.
     """
     policy = policy or Policy()
     model = load_graph(src)
@@ -142,7 +73,7 @@ def quantize_side(
     plans = {w.name: plan_of(w, side, policy, keep) for w in weights}
     scaling = AwqPlan({}, {})
     if isinstance(scheme, Awq) and statistics is not None:
-        chosen = tuple(w for w in weights if w.kind == "matmul" and plans[w.name][0] == 8)
+        chosen = tuple(w for w in weights if w.kind == "matmul" and plans[w.name].precision == "int8")
         scaling = plan_awq(
             model, chosen, statistics.of, lambda n: read_tensor(tensors[n], src.parent), scheme.alphas, policy.block
         )
@@ -191,7 +122,7 @@ class _Job:
 
 
 def _scale_constants(
-    tensors: dict[str, onnx.TensorProto], plans: dict[str, tuple[int, str]], awq: AwqPlan, folder: Path
+    tensors: dict[str, onnx.TensorProto], plans: Mapping[str, WeightPlan], awq: AwqPlan, folder: Path
 ) -> None:
     """Divide the biases and gains that take awq's factors, in the graph; weights are scaled when they are encoded."""
     for name, scaling in awq.scalings.items():
@@ -230,42 +161,34 @@ def _graphs_beside(src: Path) -> Iterable[Path]:
     return dict.fromkeys([src, *(p for p in names if p.is_file())])
 
 
-def plan_of(weight: Weight, side: str, policy: Policy, keep_float: tuple[str, ...]) -> tuple[int, str]:
-    """Return (bits, reason if not int8) of a weight."""
-    if weight.refusal:
-        return 32, weight.refusal
-    if pattern := matching(weight.name, keep_float):
-        return 32, f"the model keeps '{pattern}' float"
-    if weight.kind == "table" and not policy.tables:
-        return 32, "embedding table; the policy leaves tables float"
-    precision, reason = policy.precision_of(side, weight.name)
-    if precision == "int8":
-        return 8, ""
-    return (16 if precision == "fp16" else 32), reason or f"policy default {precision}"
-
-
-def float_row(weight: Weight, side: str, reason: str) -> QuantRow:
-    """Return the row of a weight that stays float32."""
-    size, shape = weight.elements * 4, weight.shape
-    return QuantRow(weight.name, side, weight.kind, shape, "", 0, 32, float("inf"), None, size, size, reason)
-
-
 def _encode(
-    weight: Weight, values: Array, plan: tuple[int, str], job: _Job, file: IO[bytes]
+    weight: Weight, values: Array, plan: WeightPlan, job: _Job, file: IO[bytes]
 ) -> tuple[QuantRow, Encoded | None, Doubles | None]:
     """Append a weight's constant to the file; returns its row, where it lies, and the shift its bias takes."""
-    bits, reason = plan
     full = weight.elements * 4
 
     def row(scheme: str, block: int, sqnr: float, output_sqnr: float | None, size: int, note: str = "") -> QuantRow:
-        names = (weight.name, job.side, weight.kind, weight.shape, scheme, block, bits)
-        return QuantRow(*names, sqnr, output_sqnr, full, size, reason, note)
+        return QuantRow(
+            weight=weight.name,
+            graph=job.side,
+            kind=weight.kind,
+            shape=weight.shape,
+            scheme=scheme,
+            block=block,
+            bits=plan.bits,
+            sqnr_db=sqnr,
+            output_sqnr_db=output_sqnr,
+            fp32_bytes=full,
+            quantized_bytes=size,
+            reason_if_skipped=plan.reason,
+            note=note,
+        )
 
-    if bits == 32:
-        return float_row(weight, job.side, reason), None, None
+    if plan.precision == "fp32":
+        return float_row(weight, job.side, plan.reason), None, None
     if not np.isfinite(values).all():
         raise UgsepError(f"weight '{weight.name}' of '{job.side}' holds NaN or Inf; fix the checkpoint")
-    if bits == 16:
+    if plan.precision == "fp16":
         with np.errstate(over="ignore"):
             half = values.astype(np.float16)
         if np.isinf(half).any():
@@ -320,18 +243,3 @@ def quantize_values(
     scaled_seen = scaled_statistics(seen.centered() if biased else seen, scaling) if seen is not None else None
     done = quantize_weight(scheme, np.ascontiguousarray(scaling.apply(values)), scaled_seen, block)
     return done, scaling.undo(numerics.dequantize(done.values, done.scale))
-
-
-def table_of(path: Path) -> QuantTable | None:
-    """Return the table stamped in a quantized graph, None for a float graph."""
-    text = metadata(load_graph(path)).get(f"ugsep.{TABLE_KEY}")
-    if text is None:
-        return None
-    document = json.loads(text)
-    rows = tuple(_row(r) for r in document["rows"])
-    return QuantTable(document["graph"], document["scheme"], document["samples_sha256"], rows)
-
-
-def _row(document: dict[str, Any]) -> QuantRow:
-    sqnr = float("inf") if document["sqnr_db"] is None else document["sqnr_db"]
-    return QuantRow(**{**document, "shape": tuple(document["shape"]), "sqnr_db": sqnr})

@@ -20,7 +20,7 @@ from engines.verify.agreement import Agreement
 from engines.verify.prove import Proof
 from graphs.split.proof import SplitProof
 from graphs.split.split import Split
-from quant.weights import QuantTable
+from quant.weight_table import QuantTable
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from quant.calibration.statistics import Calibration
 from quant.policy import policy_from
 from quant.requests.readers import Request
 from quant.schemes.schemes import CONFIGS, scheme_from
-from quant.weights import QuantTable, quantize_side
+from quant.weight_table import QuantTable
+from quant.weights import quantize_side
 
 SIDES: tuple[GraphSide, GraphSide] = ("user", "item")
 #: int8 weights, GEMMs in FP32: what is left is the scheme's own error, without that of int8 activations.

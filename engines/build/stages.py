@@ -33,7 +33,8 @@ from quant.policy import policy_from
 from quant.requests.readers import Request, read_requests, request_spec
 from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
 from quant.schemes.schemes import scheme_from
-from quant.weights import QuantTable, quantize_side
+from quant.weight_table import QuantTable
+from quant.weights import quantize_side
 
 CALIBRATION_REQUESTS = 400
 

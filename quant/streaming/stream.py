@@ -41,7 +41,9 @@ from quant.streaming.chunks import Piece, quantize_columns, quantize_rows, to_fp
 from quant.streaming.files import SideFiles, joined_digest, opened, reserve, unit_digest
 from quant.streaming.journal import Journal, read_journal
 from quant.streaming.layout import UNIT_BYTES, Place, Source, place_weights, source_of
-from quant.weights import QuantRow, QuantTable, float_row, plan_of, table_of, write_views
+from quant.weight_plan import WeightPlan, plan_of
+from quant.weight_table import QuantRow, QuantTable, float_row, table_of
+from quant.weights import write_views
 
 STAGE = ".streaming"
 DONE = "streamed.json"
@@ -156,7 +158,7 @@ class _Job:
     weights: Weights
     scheme: SchemeConfig
     policy: Policy
-    plans: Mapping[Weight, tuple[int, str]]
+    plans: Mapping[Weight, WeightPlan]
     places: tuple[Place, ...]
     blob_bytes: int
     scale_bytes: int
@@ -177,7 +179,7 @@ class _Job:
 def _job(graph: StreamedGraph, weights: Weights, source: str, scheme: SchemeConfig, policy: Policy) -> _Job:
     side, keep = side_of(graph.model, Path("streamed.onnx")), keep_float_patterns(graph.model)
     plans = {w: plan_of(w, side, policy, keep) for w in weights_of(graph.model)}
-    places, *sizes = place_weights({w: bits for w, (bits, _) in plans.items() if bits < 32}, policy.block)
+    places, *sizes = place_weights({w: plan.bits for w, plan in plans.items() if plan.bits < 32}, policy.block)
     digest = hashlib.sha256(graph.model.SerializeToString(deterministic=True)).hexdigest()
     # Of the policy what it makes of this side's weights: a rule for the other side leaves their bytes as they are.
     planned = [(p.name, p.bits, p.block) for p in places]
@@ -315,17 +317,25 @@ def _place_floats(job: _Job, stage: Path) -> None:
 
 
 def _row(job: _Job, weight: Weight, facts: Mapping[str, Any]) -> QuantRow:
-    bits, reason = job.plans[weight]
-    if bits == 32:
-        return float_row(weight, job.side, reason)
+    plan = job.plans[weight]
+    if plan.precision == "fp32":
+        return float_row(weight, job.side, plan.reason)
     place = next(p for p in job.places if p.weight == weight)
     table = weight.kind == "table"
-    scheme = "fp16" if bits == 16 else "absmax" if table else scheme_name(job.scheme)
-    sqnr = numerics.ratio_db(facts["signal"], facts["noise"])
-    block = job.policy.block if bits == 8 and not table else 0
-    size = place.length + place.scale_bytes
-    names = (weight.name, job.side, weight.kind, weight.shape, scheme, block, bits)
-    return QuantRow(*names, sqnr, None, weight.elements * 4, size, reason)
+    return QuantRow(
+        weight=weight.name,
+        graph=job.side,
+        kind=weight.kind,
+        shape=weight.shape,
+        scheme="fp16" if plan.precision == "fp16" else "absmax" if table else scheme_name(job.scheme),
+        block=job.policy.block if plan.precision == "int8" and not table else 0,
+        bits=plan.bits,
+        sqnr_db=numerics.ratio_db(facts["signal"], facts["noise"]),
+        output_sqnr_db=None,
+        fp32_bytes=weight.elements * 4,
+        quantized_bytes=place.length + place.scale_bytes,
+        reason_if_skipped=plan.reason,
+    )
 
 
 def _key(jobs: Sequence[_Job], policy: Policy) -> str:

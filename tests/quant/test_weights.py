@@ -16,7 +16,8 @@ from quant.policy import Policy, Rule, policy_document, policy_from, read_policy
 from quant.requests.readers import read_requests, request_spec
 from quant.schemes import numerics
 from quant.schemes.schemes import Absmax, Awq, Gptq, Mse, scheme_from
-from quant.weights import quantize_side, table_of
+from quant.weight_table import table_of
+from quant.weights import quantize_side
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from quant.weights import QuantRow
+from quant.weight_table import QuantRow
 
 
 def print_table(table: Table) -> None:

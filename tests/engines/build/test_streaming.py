@@ -39,7 +39,8 @@ from quant.policy import policy_from
 from quant.schemes.schemes import Absmax, Mse
 from quant.streaming import layout
 from quant.streaming import stream as quant_stream
-from quant.weights import QuantTable, quantize_side, table_of
+from quant.weight_table import QuantTable, table_of
+from quant.weights import quantize_side
 from tests.graphs.checkpoint.test_sharded_checkpoint import shard
 from tests.graphs.model_laws import make_config, make_model
 

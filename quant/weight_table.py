@@ -1,0 +1,116 @@
+"""The table of a quantized graph: one row per weight, stamped in the graph's metadata."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quant.graph.gemms import Weight, load_graph, metadata
+from quant.policy import BITS, Precision
+
+TABLE_KEY = "quant"  # metadata property ugsep.quant: the table of the graph, as JSON
+
+
+@dataclass(frozen=True)
+class QuantRow:
+    """How one weight is stored; ``bits`` 8, 16 or 32.
+
+    ``sqnr_db`` compares the stored weight with the FP32 one; ``output_sqnr_db`` weighs the errors with the
+    calibrated second moments of the inputs (what the bias makes up for not counted), None without calibration.
+    ``reason_if_skipped`` is "" for int8 weights.
+    ``note`` says why awq left an int8 weight unscaled.
+    """
+
+    weight: str
+    graph: str
+    kind: str
+    shape: tuple[int, ...]
+    scheme: str
+    block: int
+    bits: int
+    sqnr_db: float
+    output_sqnr_db: float | None
+    fp32_bytes: int
+    quantized_bytes: int
+    reason_if_skipped: str = ""
+    note: str = ""
+
+    @property
+    def precision(self) -> Precision:
+        """int8, fp16 or fp32."""
+        return next(p for p, bits in BITS.items() if bits == self.bits)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as plain values; infinite SQNR becomes None."""
+        return {k: _plain(v) for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class QuantTable:
+    """The rows of one graph, and the names of the files that hold it."""
+
+    graph: str
+    scheme: str
+    samples_sha256: str
+    rows: tuple[QuantRow, ...]
+    files: tuple[str, ...] = ()
+
+    @property
+    def fp32_bytes(self) -> int:
+        """Bytes of all listed weights in FP32."""
+        return sum(r.fp32_bytes for r in self.rows)
+
+    @property
+    def quantized_bytes(self) -> int:
+        """Bytes of all listed weights as stored, scales included."""
+        return sum(r.quantized_bytes for r in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as plain values; infinite SQNR becomes None."""
+        rows = [r.to_json() for r in self.rows]
+        totals = {"fp32_bytes": self.fp32_bytes, "quantized_bytes": self.quantized_bytes}
+        return {**asdict(self), **totals, "rows": rows, "files": list(self.files)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def float_row(weight: Weight, side: str, reason: str) -> QuantRow:
+    """Return the row of a weight that stays float32."""
+    size = weight.elements * 4
+    return QuantRow(
+        weight=weight.name,
+        graph=side,
+        kind=weight.kind,
+        shape=weight.shape,
+        scheme="",
+        block=0,
+        bits=BITS["fp32"],
+        sqnr_db=float("inf"),
+        output_sqnr_db=None,
+        fp32_bytes=size,
+        quantized_bytes=size,
+        reason_if_skipped=reason,
+    )
+
+
+def table_of(path: Path) -> QuantTable | None:
+    """Return the table stamped in a quantized graph, None for a float graph."""
+    text = metadata(load_graph(path)).get(f"ugsep.{TABLE_KEY}")
+    if text is None:
+        return None
+    document = json.loads(text)
+    rows = tuple(_row(r) for r in document["rows"])
+    return QuantTable(document["graph"], document["scheme"], document["samples_sha256"], rows)
+
+
+def _row(document: dict[str, Any]) -> QuantRow:
+    sqnr = float("inf") if document["sqnr_db"] is None else document["sqnr_db"]
+    return QuantRow(**{**document, "shape": tuple(document["shape"]), "sqnr_db": sqnr})
