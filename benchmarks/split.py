@@ -7,7 +7,6 @@ a GEMM reads each weight once for two FLOPs, so it takes the weights' bytes over
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import threading
 import time
@@ -27,6 +26,7 @@ from engines.build.sources import Sources
 from engines.cli.group import Command
 from engines.compile.compile import EnginePlan, compile_engine, load_built
 from engines.measure.peak import measure_peak
+from engines.measure.process_memory import resident_bytes
 from engines.recipes.recipe import Recipe, load_recipe
 from engines.render.markdown import table
 from engines.serve.ranker import Ranker
@@ -185,11 +185,6 @@ def split_only(recipe: Recipe) -> str:
         f"{parameters / 1e9:.2f} B parameters, {held / 1e9:.2f} GB resident: split in {seconds:.1f} s, at most "
         f"{max(0, max(sizes) - held) / 1e6:.0f} MB more, {copied} bytes of weights copied"
     )
-
-
-def resident_bytes() -> int:
-    """Return the resident memory of this process (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _feeds(

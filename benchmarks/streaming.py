@@ -22,6 +22,7 @@ import click
 
 from benchmarks.streaming_result import Measured
 from engines.cli.group import Command
+from engines.measure.process_memory import resident_bytes
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.checkpoint.files import stored_weights, weight_files
 
@@ -106,7 +107,7 @@ def _watched(command: list[str]) -> tuple[list[tuple[float, int]], dict[str, flo
         listener.start()
         curve: list[tuple[float, int]] = []
         while process.poll() is None:
-            resident = _resident(process.pid)
+            resident = resident_bytes(process.pid)
             if resident:
                 curve.append((round(time.perf_counter() - started, 3), resident))
             time.sleep(_SAMPLE_SECONDS)
@@ -116,14 +117,6 @@ def _watched(command: list[str]) -> tuple[list[tuple[float, int]], dict[str, flo
     if process.returncode:
         raise UgsepError(f"the measured run failed: {tail[-1] if tail else process.returncode}")
     return curve, steps, json.loads(text), seconds
-
-
-def _resident(pid: int) -> int:
-    try:
-        fields = Path(f"/proc/{pid}/statm").read_text().split()
-    except OSError:  # it has just ended
-        return 0
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
 
 
 def _elements(shape: tuple[int, ...]) -> int:

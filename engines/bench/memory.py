@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 from engines.bench.contender import Contender
+from engines.measure.process_memory import resident_bytes
 from quant.requests.readers import Request
 
-_STATM = Path("/proc/self/statm")
 _CALLS = 3
 
 
-def resident_bytes(contender: Contender, request: Request, threads: int = 1) -> int | None:
+def load_and_score_bytes(contender: Contender, request: Request, threads: int = 1) -> int | None:
     """Return what loading a contender and scoring a request adds to a bare process: libraries, weights, activations.
 
-    None if the system is not Linux or the process is killed.
+    None if the process is killed.
     """
-    if not _STATM.exists():
-        return None
     # A fresh interpreter: a forked one would share our pages, and our allocator would hide what is freed.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -31,13 +27,9 @@ def resident_bytes(contender: Contender, request: Request, threads: int = 1) -> 
 
 
 def _growth(contender: Contender, request: Request, threads: int) -> int:
-    before = _resident()
+    before = resident_bytes()
     calls = contender.load(threads)(request)
     for _ in range(_CALLS):
         for call in calls.values():
             call()
-    return _resident() - before
-
-
-def _resident() -> int:
-    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident_bytes() - before

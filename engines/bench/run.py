@@ -12,7 +12,7 @@ from engines.bench.ceiling import Gemm, constant_gemms, gemms_alone
 from engines.bench.contender import Contender, Loaded, Variant, baseline_contenders
 from engines.bench.correctness import Quality, compare
 from engines.bench.costs import Costs
-from engines.bench.memory import resident_bytes
+from engines.bench.memory import load_and_score_bytes
 from engines.measure.interleave import interleaved
 from engines.measure.peak import MachinePeak, measure_peak
 from engines.measure.percentiles import Percentiles
@@ -308,6 +308,6 @@ def _memory(
     found: dict[Contender, int | None] = {}
     for done, contender in enumerate(contenders):
         progress(Progress("memory", done, len(contenders), contender.name))
-        found[contender] = resident_bytes(contender, request)
+        found[contender] = load_and_score_bytes(contender, request)
     progress(Progress("memory", len(contenders), len(contenders)))
     return found

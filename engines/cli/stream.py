@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from engines.recipes.recipe import load_recipe
-from graphs.base.errors import UgsepError
 from graphs.base.progress import show_progress
 
 
@@ -30,6 +29,7 @@ def stream_command(model: str, checkpoint: Path, out: Path | None, scheme: str, 
     An interrupted run resumes when it is started again.
     """
     from engines.build.streaming import stream
+    from engines.measure.process_memory import peak_bytes
     from quant.schemes.schemes import scheme_from
 
     recipe, name = load_recipe(model), Path(model).stem
@@ -49,7 +49,7 @@ def stream_command(model: str, checkpoint: Path, out: Path | None, scheme: str, 
             "resumed": found.resumed,
         }
         facts |= {"output_bytes": found.output_bytes, "unchanged": found.unchanged, "int8_bytes": int8}
-        facts["peak_bytes"] = peak_memory()
+        facts["peak_bytes"] = peak_bytes()
         click.echo(json.dumps(facts))
         return
     if found.unchanged:
@@ -57,14 +57,3 @@ def stream_command(model: str, checkpoint: Path, out: Path | None, scheme: str, 
     elif found.resumed:
         click.echo(f"{folder}: resumed after {found.resumed} weights of an interrupted run")
     click.echo(f"{folder}: {before / 1e6:.1f} MB of weights are now {after / 1e6:.1f} MB")
-
-
-def peak_memory() -> int | None:
-    """Return the peak resident memory of this process in bytes; None if the system does not report it."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    lines = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-    if not lines:
-        raise UgsepError(f"{status} does not name VmHWM; run without --json")
-    return int(lines[0][1]) * 1024

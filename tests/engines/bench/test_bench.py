@@ -21,7 +21,7 @@ from engines.bench.ceiling import Gemm, constant_gemms, gemms_alone
 from engines.bench.contender import baseline_contenders, bundle_pairs, our_contender
 from engines.bench.correctness import FLOORS_DB, compare
 from engines.bench.costs import BITS, Costs
-from engines.bench.memory import resident_bytes
+from engines.bench.memory import load_and_score_bytes
 from engines.bench.ratios import RatioPoint, measure_ratios, ratio_recipe
 from engines.bench.result import BenchResult, document, random_request, run_bench
 from engines.bench.run import Settings, measure
@@ -267,7 +267,7 @@ def test_memory_is_measured_in_a_process_of_its_own(built_bundle: Path, tiny_sou
     source = BaselineSource(built_bundle / "onnx" / "full.onnx", tmp_path, recipe, Weights(tiny_sources.checkpoint))
     ort, torch = baseline_contenders(["onnxruntime", "pytorch"], source)
     request = random_request(Bundle.open(built_bundle), 9)
-    small, large = resident_bytes(ort, request), resident_bytes(torch, request)
+    small, large = load_and_score_bytes(ort, request), load_and_score_bytes(torch, request)
     assert small is not None
     assert large is not None
     # PyTorch's libraries alone are far over 100 MB; if they were loaded beforehand the growth would be a few.
