@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -89,127 +90,145 @@ class SchemeTable:
         return {**asdict(self), "rows": [{**asdict(r), "user_gb_s": r.user_gb_s} for r in self.rows]}
 
 
-def compare_schemes(
-    model: str,
-    recipe: Recipe,
-    onnx: Mapping[GraphSide, Path],
-    plans: Sequence[EnginePlan],
-    calibration: Calibration,
-    requests: Sequence[Request],
-    reference: Scores,
-    scratch: Path,
-    *,
-    schemes: Sequence[str] = tuple(CONFIGS),
-    cache: Path | None = None,
-    progress: ProgressCallback = silent,
-) -> SchemeTable:
-    """Quantize a model with every scheme under its recipe's policy, score the requests, and time the engines.
+@dataclass(frozen=True)
+class Comparison:
+    """What all schemes of a comparison share.
 
-    Args:
-        model: its name.
-        recipe: policy, threads and request sizes; the options of its own scheme are used for that scheme.
-        onnx: the FP32 graphs.
-        plans: the user and the item engine that serve.
-        calibration: with Gram matrices where gptq is asked for.
-        requests: held out; AUC is compared where they carry labels.
-        reference: FP32 scores of the requests.
-        scratch: an empty folder for graphs and engines.
-        schemes: names, in the order of the rows.
-        cache: of built engines.
-        progress: told about every step.
+    ``recipe`` gives policy, threads and request sizes, and the options of its own scheme; ``onnx`` are the FP32
+    graphs; ``plans`` the user and the item engine that serve. ``calibration`` needs Gram matrices for gptq;
+    ``requests`` are held out, ``reference`` their FP32 scores. ``scratch`` is an empty folder for graphs and engines.
+    """
+
+    recipe: Recipe
+    onnx: Mapping[GraphSide, Path]
+    plans: Sequence[EnginePlan]
+    calibration: Calibration
+    requests: Sequence[Request]
+    reference: Scores
+    scratch: Path
+    cache: Path | None = None
+    progress: ProgressCallback = silent
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A scheme whose engines are loaded: everything of its row but the latencies."""
+
+    row: SchemeRow
+    serving: Ranker
+    fp32_bytes: tuple[int, int]
+
+
+def compare_schemes(model: str, setup: Comparison, schemes: Sequence[str] = tuple(CONFIGS)) -> SchemeTable:
+    """Quantize the model named ``model`` with each of ``schemes``, score the requests, and time the engines.
 
     Raises:
         UgsepError: an unknown scheme, statistics that a scheme lacks, or an engine that cannot be built here.
     """
-    policy, own = policy_from(recipe.quantization.policy), recipe.quantization
-    largest = max(requests, key=lambda r: r.candidates)
-    exact_auc = checks.task_auc(requests, reference)
+    recipe = setup.recipe
     size = max(recipe.serving.candidates)
-    calls: dict[str, Callable[[], object]] = {}
-    found: dict[str, SchemeRow] = {}
-    opened: dict[tuple[Path, EnginePlan], tuple[BuiltEngine, Runner]] = {}
-
-    def pair(plans: Sequence[EnginePlan], graphs: Path) -> Ranker:
-        for plan in plans:
-            if (graphs, plan) not in opened:
-                opened[graphs, plan] = _engine(recipe, plan, onnx, graphs, cache, progress)
-        (user_built, user), (item_built, item) = (opened[graphs, plan] for plan in plans)
-        return Ranker(user, item, user_built, item_built)
-
-    def judge(ranker: Ranker, step: str) -> tuple[float, float, float | None]:
-        scores = engine_scores(ranker, requests, step, progress)
-        agreement = checks.parity(reference, scores).values()
-        auc = checks.task_auc(requests, scores)
-        changes = [auc[task] - before for task, before in exact_auc.items()]
-        worst = max(changes, key=abs) if changes else None
-        return min(a.sqnr_db for a in agreement), min(a.kendall_tau for a in agreement), worst
-
-    try:
-        plain = pair(PLAIN, scratch / "fp32")
-        calls |= _calls("fp32", plain, largest, size)
-        for name in schemes:
-            folder = scratch / name
-            started = time.perf_counter()
-            config = scheme_from(name, own.options if name == own.scheme else None)
-            tables = [
-                quantize_side(
-                    onnx[s], folder, scheme=config, calibration=calibration, policy=policy, progress=progress
-                )
-                for s in SIDES
-            ]
-            seconds = time.perf_counter() - started
-            weights_db, _, weights_auc = judge(pair(EXACT, folder), f"{name}, FP32 GEMMs")
-            serving = pair(plans, folder)
-            served_db, tau, served_auc = judge(serving, f"{name}, as served")
-            calls |= _calls(name, serving, largest, size)
-            stored = (sum(t.quantized_bytes for t in tables), _gemm_bytes(tables[0], "quantized_bytes"))
-            whole = (sum(t.fp32_bytes for t in tables), _gemm_bytes(tables[0], "fp32_bytes"))
-            quality = (weights_db, served_db, tau, weights_auc, served_auc)
-            found[name] = SchemeRow(name, *quality, *stored, 0.0, 0.0, seconds)
-        progress(Progress("latency", 0, 1, "all schemes in turn"))
+    with ExitStack() as loaded:
+        plain = _pair(_load(setup, PLAIN, setup.scratch / "fp32", loaded), PLAIN)
+        measured = [_measure(setup, name, loaded) for name in schemes]
+        (weight_bytes, gemm_bytes), *_ = (m.fp32_bytes for m in measured)
+        fp32 = SchemeRow("fp32", EXACT_DB, EXACT_DB, 1.0, None, None, weight_bytes, gemm_bytes, 0.0, 0.0, 0.0)
+        setup.progress(Progress("latency", 0, 1, "all schemes in turn"))
+        rankers = {"fp32": plain, **{m.row.scheme: m.serving for m in measured}}
+        largest = max(setup.requests, key=lambda r: r.candidates)
+        calls = {(n, side): call for n, r in rankers.items() for side, call in _calls(r, largest, size).items()}
         times = interleaved(calls, ROUNDS)
-    finally:
-        for _, runner in opened.values():
-            runner.close()
-    found = {"fp32": SchemeRow("fp32", EXACT_DB, EXACT_DB, 1.0, None, None, *whole, 0.0, 0.0, 0.0), **found}
-    rows = [replace(r, user_ms=times[f"{n} user"].p50, item_ms=times[f"{n} item"].p50) for n, r in found.items()]
-    precision: dict[str, str] = {plan.side: f"{plan.backend} {plan.precision}" for plan in plans}
-    scored = sum(r.candidates for r in requests)
-    threads, synthetic = recipe.serving.threads, calibration.synthetic
-    copied = measure_peak(threads).copy_gb_s
-    return SchemeTable(
-        model, own.scheme, tuple(rows), len(requests), scored, size, threads, copied, precision, synthetic
+    rows = (
+        replace(row, user_ms=times[row.scheme, "user"].p50, item_ms=times[row.scheme, "item"].p50)
+        for row in (fp32, *(m.row for m in measured))
     )
+    return SchemeTable(
+        model=model,
+        chosen=recipe.quantization.scheme,
+        rows=tuple(rows),
+        requests=len(setup.requests),
+        rows_scored=sum(r.candidates for r in setup.requests),
+        candidates=size,
+        threads=recipe.serving.threads,
+        copy_gb_s=measure_peak(recipe.serving.threads).copy_gb_s,
+        precision={plan.side: f"{plan.backend} {plan.precision}" for plan in setup.plans},
+        synthetic=setup.calibration.synthetic,
+    )
+
+
+def _measure(setup: Comparison, name: str, loaded: ExitStack) -> _Measured:
+    """Quantize with one scheme and judge its scores, with FP32 GEMMs and as served."""
+    folder, own = setup.scratch / name, setup.recipe.quantization
+    started = time.perf_counter()
+    scheme, policy = scheme_from(name, own.options if name == own.scheme else None), policy_from(own.policy)
+    tables = [
+        quantize_side(
+            setup.onnx[side], folder, scheme=scheme, calibration=setup.calibration, policy=policy,
+            progress=setup.progress,
+        )
+        for side in SIDES
+    ]  # fmt: skip
+    seconds = time.perf_counter() - started
+    engines = _load(setup, (*EXACT, *setup.plans), folder, loaded)
+    exact, serving = _pair(engines, EXACT), _pair(engines, setup.plans)
+    weights_db, _, weights_auc = _judge(setup, exact, f"{name}, FP32 GEMMs")
+    served_db, tau, served_auc = _judge(setup, serving, f"{name}, as served")
+    row = SchemeRow(
+        scheme=name,
+        weights_db=weights_db,
+        served_db=served_db,
+        kendall_tau=tau,
+        weights_auc_change=weights_auc,
+        served_auc_change=served_auc,
+        weight_bytes=sum(t.quantized_bytes for t in tables),
+        user_gemm_bytes=_gemm_bytes(tables[0], "quantized_bytes"),
+        user_ms=0.0,
+        item_ms=0.0,
+        seconds=seconds,
+    )
+    return _Measured(row, serving, (sum(t.fp32_bytes for t in tables), _gemm_bytes(tables[0], "fp32_bytes")))
+
+
+def _judge(setup: Comparison, ranker: Ranker, step: str) -> tuple[float, float, float | None]:
+    """Return the lowest SQNR and Kendall tau of all tasks, and the largest AUC change."""
+    scores = engine_scores(ranker, setup.requests, step, setup.progress)
+    agreement = checks.parity(setup.reference, scores).values()
+    auc = checks.task_auc(setup.requests, scores)
+    changes = [auc[task] - before for task, before in checks.task_auc(setup.requests, setup.reference).items()]
+    worst = max(changes, key=abs) if changes else None
+    return min(a.sqnr_db for a in agreement), min(a.kendall_tau for a in agreement), worst
 
 
 def _gemm_bytes(table: QuantTable, column: Literal["fp32_bytes", "quantized_bytes"]) -> int:
     return sum(getattr(row, column) for row in table.rows if row.kind == "matmul")
 
 
-def _engine(
-    recipe: Recipe,
-    plan: EnginePlan,
-    onnx: Mapping[GraphSide, Path],
-    graphs: Path,
-    cache: Path | None,
-    progress: ProgressCallback,
-) -> tuple[BuiltEngine, Runner]:
-    """Build and load an engine: from the FP32 graph, or from the view of it in the folder ``graphs``."""
-    variant = find_backend(plan.backend).ONNX_VARIANT[plan.precision]
-    source = onnx[plan.side] if variant == "fp32" else graphs / f"{plan.side}.onnx"
-    folder = graphs / plan.directory
-    folder.mkdir(parents=True, exist_ok=True)
-    built = compile_engine(recipe, plan, source, folder, cache, progress)
-    return built, load_built(built, folder)
+def _load(
+    setup: Comparison, plans: Iterable[EnginePlan], folder: Path, loaded: ExitStack
+) -> dict[EnginePlan, tuple[BuiltEngine, Runner]]:
+    """Build and load engines, each once, from the FP32 graphs or the views of them in ``folder``."""
+    engines = {}
+    for plan in dict.fromkeys(plans):
+        variant = find_backend(plan.backend).ONNX_VARIANT[plan.precision]
+        source = setup.onnx[plan.side] if variant == "fp32" else folder / f"{plan.side}.onnx"
+        target = folder / plan.directory
+        target.mkdir(parents=True, exist_ok=True)
+        built = compile_engine(setup.recipe, plan, source, target, setup.cache, setup.progress)
+        engines[plan] = built, loaded.enter_context(closing(load_built(built, target)))
+    return engines
 
 
-def _calls(name: str, ranker: Ranker, request: Request, candidates: int) -> dict[str, Callable[[], object]]:
-    """Return the timed calls of a pair: its user engine on one user, its item engine on so many candidates."""
+def _pair(engines: Mapping[EnginePlan, tuple[BuiltEngine, Runner]], plans: Iterable[EnginePlan]) -> Ranker:
+    (user_built, user), (item_built, item) = (engines[plan] for plan in plans)
+    return Ranker(user, item, user_built, item_built)
+
+
+def _calls(ranker: Ranker, request: Request, candidates: int) -> dict[str, Callable[[], object]]:
+    """Return the timed calls of a pair: its user engine on one user, its item engine on ``candidates`` items."""
     feeds: dict[str, Array] = {k: np.resize(v, (candidates, *v.shape[1:])) for k, v in request.items.items()}
     feeds |= ranker.user_runner.infer(request.user)
     if ranker.takes_index:
         feeds[USER_INDEX] = np.zeros(candidates, np.int64)
     return {
-        f"{name} user": lambda: ranker.user_runner.infer(request.user),
-        f"{name} item": lambda: ranker.item_runner.infer(feeds),
+        "user": lambda: ranker.user_runner.infer(request.user),
+        "item": lambda: ranker.item_runner.infer(feeds),
     }

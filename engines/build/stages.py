@@ -12,7 +12,7 @@ from engines.backends.host import host_isa
 from engines.build.autoselect import Trial, choose_engines
 from engines.build.graph_exports import export_graphs
 from engines.build.id_ranges import table_sizes
-from engines.build.schemes import SchemeTable, compare_schemes
+from engines.build.schemes import Comparison, SchemeTable, compare_schemes
 from engines.build.source_model import SourceModel, fresh_feeds, split_source_model, synthetic_requests
 from engines.build.sources import Sources
 from engines.bundle.manifest import Engine, Manifest
@@ -178,10 +178,18 @@ def compare(job: Job, graphs: Graphs, samples: Samples, selection: Selection) ->
     if not schemes or job.sources.synthetic:
         return None
     with tempfile.TemporaryDirectory(prefix="ugsep-schemes-") as scratch:
-        return compare_schemes(
-            job.name, job.recipe, graphs, selection.plans, samples.calibration, samples.requests, samples.reference,
-            Path(scratch), schemes=schemes, cache=job.cache, progress=job.progress,
-        )  # fmt: skip
+        setup = Comparison(
+            recipe=job.recipe,
+            onnx=graphs,
+            plans=selection.plans,
+            calibration=samples.calibration,
+            requests=samples.requests,
+            reference=samples.reference,
+            scratch=Path(scratch),
+            cache=job.cache,
+            progress=job.progress,
+        )
+        return compare_schemes(job.name, setup, schemes)
 
 
 def verify(job: Job, model: SplitModel, samples: Samples, manifest: Manifest) -> prove.Proof:

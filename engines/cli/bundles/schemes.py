@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from engines.build.schemes import SIDES, SchemeTable, compare_schemes
+from engines.build.schemes import SIDES, Comparison, SchemeTable, compare_schemes
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import engine_for
 from engines.compile.compile import EnginePlan, compile_engine, load_built, serving_plans
@@ -132,18 +132,8 @@ def _compare(
         )
         with closing(load_built(engine, whole)) as runner:
             reference = full_engine_scores(runner, rows, progress)
-        return compare_schemes(
-            manifest.model,
-            recipe,
-            onnx,
-            plans,
-            seen,
-            rows,
-            reference,
-            Path(scratch),
-            schemes=schemes,
-            progress=progress,
-        )
+        setup = Comparison(recipe, onnx, plans, seen, rows, reference, Path(scratch), progress=progress)
+        return compare_schemes(manifest.model, setup, schemes)
 
 
 def _show(table: SchemeTable) -> None:
