@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from engines.backends.contract import Array
-from engines.backends.onnxruntime.variants import ONE_USER, form_file
+from engines.backends.onnxruntime.variants import ONE_USER, variant_file
 from engines.build.graph_exports import export_graphs
 from engines.build.source_model import load_source_model, split_source_model, synthetic_requests
 from engines.build.sources import Sources
@@ -147,7 +147,7 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
         for runner in runners.values():
             runner.close()
         files = {side: f"{side}.onnx" for side in onnx} | (
-            {"item": form_file("item", ONE_USER)} if ranker.broadcasts else {}
+            {"item": variant_file("item", ONE_USER)} if ranker.broadcasts else {}
         )
         ops = {side: _profile(folder / files[side], feeds[side]) for side in onnx}
     return Measured(

@@ -1,8 +1,7 @@
-"""Which form of a graph runs fastest here: forms timed in turn on random rows while an engine is built."""
+"""Measure which variant of a graph runs fastest here, on random rows, while an engine is built."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,14 +9,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from engines.backends.contract import Array, TensorSpec
+from engines.measure.interleave import samples_in_turn
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 
-#: A second form that saves less than this share of the time is noise, and not shipped.
+#: A variant that saves less than this share of the time is within noise and not shipped.
 LEAST_GAIN = 0.02
 _SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 2.0, 9, 60
-#: By how much of the largest output two forms may differ: what a few int8 activations do that round to the next step,
-#: and what all of them do that are rounded with other scales, per row or per block of a row.
+#: By what share of the largest output two variants may differ: a few int8 activations that round to the next step, or
+#: all of them rounded with other scales, per row or per block of a row.
 _ROUNDING, _OTHER_SCALES = 1e-2, 0.1
 
 
@@ -30,8 +30,8 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True)
-class UserForms:
-    """Times in milliseconds for ``candidates`` items of one user, both forms interleaved in one run."""
+class UserTimes:
+    """Milliseconds for ``candidates`` items of one user, both variants interleaved in one run."""
 
     candidates: int
     broadcast_ms: float
@@ -55,8 +55,8 @@ class UserForms:
 
 
 @dataclass(frozen=True)
-class RowForms:
-    """Times in milliseconds of a form for few rows and one for many, by number of rows, smallest first."""
+class RowTimes:
+    """Milliseconds of a variant for few rows and one for many, by number of rows, smallest first."""
 
     few: str
     many: str
@@ -64,7 +64,7 @@ class RowForms:
 
     @property
     def few_up_to(self) -> int:
-        """The most rows up to which the form for few was faster at every measured size; 0: nowhere."""
+        """The row count up to which the variant for few was faster at every measured size; 0 if at none."""
         most = 0
         for rows, (few, many) in self.ms.items():
             if few >= (1 - LEAST_GAIN) * many:
@@ -75,9 +75,9 @@ class RowForms:
     def figures(self) -> dict[str, float]:
         """Return all times as figures of a built engine."""
         return {
-            f"{form}_{rows}_rows_ms": ms
+            f"{variant}_{rows}_rows_ms": ms
             for rows, pair in self.ms.items()
-            for form, ms in zip((self.few, self.many), pair, strict=True)
+            for variant, ms in zip((self.few, self.many), pair, strict=True)
         }
 
     def __str__(self) -> str:
@@ -88,10 +88,10 @@ class RowForms:
         return f"int8 products, {self.few} and {self.many}: {measured}; {choice}"
 
 
-def measure_user_forms(
+def measure_user_variants(
     gathering: Session, broadcasting: Session, inputs: tuple[TensorSpec, ...], candidates: int
-) -> UserForms:
-    """Time both forms on one random request, in turn, and compare what they say.
+) -> UserTimes:
+    """Time both variants on one random request, in turn, and compare their outputs.
 
     Raises:
         UgsepError: the outputs differ by more than rounding.
@@ -102,13 +102,13 @@ def measure_user_forms(
     if not _agree(gathering.run(None, feeds), broadcasting.run(None, fewer), _ROUNDING):
         raise UgsepError("the item graph scores one user's request differently when state is broadcast")
     gather, broadcast = _times([lambda: gathering.run(None, feeds), lambda: broadcasting.run(None, fewer)], _SECONDS)
-    return UserForms(candidates, broadcast, gather)
+    return UserTimes(candidates, broadcast, gather)
 
 
-def measure_row_forms(
+def measure_row_variants(
     few: tuple[str, Session], many: tuple[str, Session], inputs: tuple[TensorSpec, ...], axis: str, usual: int
-) -> RowForms:
-    """Time two named forms of a graph at 1, 2, 4, .. ``usual`` rows of ``axis``, until the one for few falls behind.
+) -> RowTimes:
+    """Time two named variants at 1, 2, 4, .. ``usual`` rows of ``axis``, until the one for few rows falls behind.
 
     Raises:
         UgsepError: the outputs differ by more than what rounding activations to int8 can do.
@@ -118,12 +118,12 @@ def measure_row_forms(
     for rows in ladder:
         feeds = _random_feeds(inputs, axis, rows)
         if not _agree(many[1].run(None, feeds), few[1].run(None, feeds), _OTHER_SCALES):
-            raise UgsepError(f"the graph says something else as {few[0]} than as {many[0]}")
+            raise UgsepError(f"the outputs of the graph differ between {few[0]} and {many[0]}")
         calls = [_call(few[1], feeds), _call(many[1], feeds)]
         found[rows] = (*_times(calls, _SECONDS / len(ladder)),)
         if found[rows][0] >= (1 - LEAST_GAIN) * found[rows][1]:
             break
-    return RowForms(few[0], many[0], found)
+    return RowTimes(few[0], many[0], found)
 
 
 def _call(session: Session, feeds: dict[str, Array]) -> Callable[[], Any]:
@@ -138,20 +138,14 @@ def _agree(ones: Sequence[Array], others: Sequence[Array], tolerance: float) -> 
 
 
 def _times(calls: Sequence[Callable[[], Any]], seconds: float) -> tuple[float, float]:
-    """Return the lower quartiles of two calls in milliseconds, timed in turn for so many seconds.
+    """Return the lower quartiles of two calls in milliseconds, timed in turn for about ``seconds`` seconds.
 
-    Not medians: what other work on the machine adds to a call says nothing of the call.
+    Not medians: what other work on the machine adds to a call says nothing about the call.
     """
-    times: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
-    end = time.perf_counter() + seconds
-    while len(times[0]) < _LEAST_ROUNDS or (time.perf_counter() < end and len(times[0]) < _MOST_ROUNDS):
-        for call, taken in zip(calls, times, strict=True):
-            started = time.perf_counter()
-            call()
-            taken.append((time.perf_counter() - started) * 1e3)
-    first, second = (float(np.percentile(taken, 25)) for taken in times)
+    samples = samples_in_turn(dict(enumerate(calls)), _LEAST_ROUNDS, _MOST_ROUNDS, seconds)
+    first, second = (float(np.percentile(taken, 25)) for taken in samples.values())
     return first, second
 
 

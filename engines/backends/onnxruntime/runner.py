@@ -27,11 +27,11 @@ from engines.backends.onnxruntime.variants import (
     ANY,
     FEW_ROWS,
     ONE_USER,
-    FormRunner,
-    broadcasting_form,
-    form_file,
-    gathering_form,
-    has_both_forms,
+    VariantRunner,
+    broadcasting_io,
+    gathering_io,
+    has_one_user_variant,
+    variant_file,
 )
 from engines.backends.tensors import check_loaded
 from graphs.base.errors import UgsepError
@@ -40,10 +40,10 @@ from graphs.base.errors import UgsepError
 def load(
     directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
 ) -> Runner:
-    """Start a session with the pinned options; of several forms, that for one user and the usual number of rows.
+    """Start a session with the pinned options; of several variants, the one for one user and the usual rows.
 
-    The graph optimised at build time is used where the bundle has one and this CPU is the one it was made on;
-    else the portable graph, which is always there.
+    The graph optimised at build time is used if the bundle has one made on a CPU like this; otherwise the portable
+    graph, which is always there.
 
     Raises:
         UgsepError: onnxruntime is missing, a file is missing or broken, or the engine's inputs are not those
@@ -53,18 +53,18 @@ def load(
     session = {k: v for k, v in built.session.items() if k != EXACT_INT8} | int8_settings()
     if threads is not None:
         session["intra_op_num_threads"] = threads
-    both = has_both_forms(built)
-    forms: dict[str, Callable[[], Runner]] = {
-        ANY: partial(_load_whole, ort, directory, gathering_form(built) if both else built, session)
+    both = has_one_user_variant(built)
+    variants: dict[str, Callable[[], Runner]] = {
+        ANY: partial(_load_whole, ort, directory, gathering_io(built) if both else built, session)
     }
-    for form in (ONE_USER, FEW_ROWS):
-        name = form_file(built.side, form)
+    for variant in (ONE_USER, FEW_ROWS):
+        name = variant_file(built.side, variant)
         if name in built.files:
-            takes = broadcasting_form(built) if both else built
-            forms[form] = partial(_started, ort, directory / name, takes, session)
-    if len(forms) == 1:
-        return forms[ANY]()
-    return FormRunner(forms, ONE_USER if both else ANY, built, [directory / name for name in built.files])
+            takes = broadcasting_io(built) if both else built
+            variants[variant] = partial(_started, ort, directory / name, takes, session)
+    if len(variants) == 1:
+        return variants[ANY]()
+    return VariantRunner(variants, ONE_USER if both else ANY, built, [directory / name for name in built.files])
 
 
 def _load_whole(ort: Any, directory: Path, built: BuiltEngine, session: Mapping[str, Option]) -> CpuRunner:

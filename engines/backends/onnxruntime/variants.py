@@ -1,7 +1,7 @@
-"""The forms of one engine: which graphs stand beside the first, and a runner that picks one for each request.
+"""The variants of an engine: the graphs that accompany the main one, and a runner that picks one per request.
 
-``<side>.onnx`` takes any request. Where building measured that they pay, there are also ``item.one_user.onnx``, for
-requests of one user, and ``<side>.few_rows.onnx``, for as many rows as the first profile in the manifest allows.
+``<side>.onnx`` takes any request. If the build measured that they pay, there are also ``item.one_user.onnx``, for
+requests of one user, and ``<side>.few_rows.onnx``, for at most the rows of the first profile in the manifest.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from graphs.base.names import USER_INDEX, USER_ROWS
 ONE_USER, FEW_ROWS, ANY = "one_user", "few_rows", "any"
 
 
-def form_file(side: Side, form: str) -> str:
-    """Return the file name of a form's graph."""
-    return f"{side}.onnx" if form == ANY else f"{side}.{form}.onnx"
+def variant_file(side: Side, variant: str = ANY) -> str:
+    """Return the file name of a variant's graph."""
+    return f"{side}.onnx" if variant == ANY else f"{side}.{variant}.onnx"
 
 
 def row_axis(side: Side) -> str:
@@ -30,23 +30,23 @@ def row_axis(side: Side) -> str:
     return "users" if side == "user" else "candidates"
 
 
-def with_both_forms(built: BuiltEngine) -> BuiltEngine:
-    """Say in an engine's inputs that ``user_index`` may have one row."""
+def with_one_user_variant(built: BuiltEngine) -> BuiltEngine:
+    """Return the engine with ``user_index`` declared to take one row as well."""
     return _with_index(built, lambda spec: (dataclasses.replace(spec, shape=(USER_ROWS,)),))
 
 
-def has_both_forms(built: BuiltEngine) -> bool:
-    """Say whether an engine has a form for requests of one user."""
+def has_one_user_variant(built: BuiltEngine) -> bool:
+    """Tell whether an engine has a variant for requests of one user."""
     return any(spec.name == USER_INDEX and spec.shape == (USER_ROWS,) for spec in built.inputs)
 
 
-def gathering_form(built: BuiltEngine) -> BuiltEngine:
-    """Return the engine as the graph for several users has it."""
+def gathering_io(built: BuiltEngine) -> BuiltEngine:
+    """Return the engine with the inputs of the graph for several users."""
     return _with_index(built, lambda spec: (dataclasses.replace(spec, shape=("candidates",)),))
 
 
-def broadcasting_form(built: BuiltEngine) -> BuiltEngine:
-    """Return the engine as the graph for one user has it: no ``user_index``, one row of state."""
+def broadcasting_io(built: BuiltEngine) -> BuiltEngine:
+    """Return the engine with the inputs of the graph for one user: no ``user_index``, one row of state."""
     one = tuple(
         dataclasses.replace(s, shape=(1, *s.shape[1:])) if s.shape[:1] == ("users",) else s for s in built.inputs
     )
@@ -59,7 +59,7 @@ def _with_index(built: BuiltEngine, change: Callable[[TensorSpec], tuple[TensorS
 
 
 def cut_profiles(side: Side, profiles: Sequence[Profile], most: int) -> tuple[Profile, ...]:
-    """Return the profiles with those rows apart, up to ``most``, that the form for few rows takes."""
+    """Return the profiles with one first that covers the rows of the few-rows variant, up to ``most``."""
     field = row_axis(side)
     first = dataclasses.replace(profiles[0], **{field: Rows(1, 1, most)})
     cut = []
@@ -71,21 +71,21 @@ def cut_profiles(side: Side, profiles: Sequence[Profile], most: int) -> tuple[Pr
     return (first, *cut)
 
 
-class FormRunner:
-    """Runs each request on the form that suits it; all but the ``main`` one are loaded when first needed.
+class VariantRunner:
+    """Runs each request on the variant that suits it; all but the ``main`` one are loaded when first needed.
 
-    Each form holds its weights in memory, so a server pays only for the sizes of requests that it gets. A bundle that
-    was replaced since the first form was loaded is not mixed with it.
+    Each variant holds its weights in memory, so a server pays only for the request sizes that it gets. Variants of a
+    bundle that was replaced after the first was loaded are refused, not mixed with it.
     """
 
     def __init__(
-        self, forms: Mapping[str, Callable[[], Runner]], main: str, built: BuiltEngine, files: Sequence[Path]
+        self, variants: Mapping[str, Callable[[], Runner]], main: str, built: BuiltEngine, files: Sequence[Path]
     ) -> None:
-        self._load = dict(forms)
+        self._load = dict(variants)
         self._files = {file: _identity(file) for file in files}
-        self._loaded = {main: forms[main]()}
-        self._broadcasts = ONE_USER in forms
-        self._few_up_to = getattr(built.profiles[0], row_axis(built.side)).max if FEW_ROWS in forms else 0
+        self._loaded = {main: variants[main]()}
+        self._broadcasts = ONE_USER in variants
+        self._few_up_to = getattr(built.profiles[0], row_axis(built.side)).max if FEW_ROWS in variants else 0
         self._state = tuple(s.name for s in built.inputs if s.shape[:1] == ("users",))
         rows = [s.name for s in built.inputs if s.shape[:1] == (row_axis(built.side),) and s.name != USER_INDEX]
         self._counted = rows[0] if rows else USER_INDEX
@@ -94,20 +94,20 @@ class FormRunner:
 
     @property
     def loaded(self) -> frozenset[str]:
-        """The forms that are in memory."""
+        """The variants that are in memory."""
         return frozenset(self._loaded)
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; raises UgsepError for wrong feeds, an id outside its table, or after ``close``."""
         one_user = self._broadcasts and self._is_one_user(feeds)
-        form = ONE_USER if one_user else ANY
+        variant = ONE_USER if one_user else ANY
         if self._few_up_to and (one_user or not self._broadcasts):
             counted = feeds.get(self._counted)
             if counted is not None and counted.ndim > 0 and counted.shape[0] <= self._few_up_to:
-                form = FEW_ROWS
+                variant = FEW_ROWS
         if one_user:
             feeds = {name: value for name, value in feeds.items() if name != USER_INDEX}
-        return (self._loaded.get(form) or self._loading(form)).infer(feeds)
+        return (self._loaded.get(variant) or self._loading(variant)).infer(feeds)
 
     def close(self) -> None:
         """Release what was loaded."""
@@ -121,22 +121,22 @@ class FormRunner:
         one_row = index is not None and index.shape == (1,) and index.dtype == np.int64 and index[0] == 0
         return one_row and all(name in feeds and feeds[name].shape[:1] == (1,) for name in self._state)
 
-    def _loading(self, form: str) -> Runner:
+    def _loading(self, variant: str) -> Runner:
         with self._lock:
             if self._closed:
                 raise UgsepError("the engine is closed; load it again")
-            if form not in self._loaded:
+            if variant not in self._loaded:
                 if any(_identity(file) != seen for file, seen in self._files.items()):
                     raise UgsepError(
                         f"{next(iter(self._files)).parent}: replaced since it was loaded, and this request needs a "
                         "graph that was not read yet; load the bundle again"
                     )
-                self._loaded[form] = self._load[form]()
-            return self._loaded[form]
+                self._loaded[variant] = self._load[variant]()
+            return self._loaded[variant]
 
 
 def _identity(file: Path) -> tuple[int, ...]:
-    """Return what changes when a file is replaced; nothing for one that is gone."""
+    """Return what changes when a file is replaced; an empty tuple if it does not exist."""
     try:
         found = file.stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Requests of one user on ONNX Runtime: the faster form is used, both say the same, weights are kept once."""
+"""Requests of one user on ONNX Runtime: the faster variant is used, both agree, weights are kept once."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from graphs.base.names import USER_INDEX
 from tests import tiny
 from tests.export.lowering_graphs import item, reference
 
-ONE_USER_FILE = variants.form_file("item", variants.ONE_USER)
-ALWAYS, NEVER = -1e9, 1.0  # the least gain that makes the second form pay
+ONE_USER_FILE = variants.variant_file("item", variants.ONE_USER)
+ALWAYS, NEVER = -1e9, 1.0  # the least gain that makes the second variant pay
 
 
 def silent(_: str) -> None:
@@ -47,14 +47,14 @@ def requests(candidates: int, users: int, seed: int = 0) -> dict[str, np.ndarray
 
 
 @pytest.mark.parametrize("precision", ["fp32", "w8a32"])
-def test_both_forms_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+def test_both_variants_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     bound = 1e-5  # sums of 16 products, in another order
     monkeypatch.setattr(autotune, "LEAST_GAIN", ALWAYS)
     source, built = build_item(tmp_path, precision)
     assert ONE_USER_FILE in built.files
     assert {s.name: s.shape for s in built.inputs}[USER_INDEX] == ("user_rows",)
     runner = ort_backend.load(tmp_path / "out", built)
-    assert isinstance(runner, variants.FormRunner)
+    assert isinstance(runner, variants.VariantRunner)
     for candidates in (1, 2, 257):
         feeds = requests(candidates, 1, candidates)
         want = reference(source, feeds)["click"]
@@ -73,7 +73,7 @@ def test_both_forms_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             runner.infer(feeds)
 
 
-def test_the_slower_form_is_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slower_variant_is_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "LEAST_GAIN", NEVER)
     _, built = build_item(tmp_path, "fp32")
     assert ONE_USER_FILE not in built.files
@@ -85,12 +85,12 @@ def test_the_slower_form_is_not_shipped(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_choice_follows_the_medians() -> None:
-    assert autotune.UserForms(256, 9.0, 10.0).pays
-    assert not autotune.UserForms(256, 9.9, 10.0).pays  # within noise
-    assert not autotune.UserForms(256, 11.0, 10.0).pays
+    assert autotune.UserTimes(256, 9.0, 10.0).pays
+    assert not autotune.UserTimes(256, 9.9, 10.0).pays  # within noise
+    assert not autotune.UserTimes(256, 11.0, 10.0).pays
 
 
-def test_forms_that_differ_fail_the_build() -> None:
+def test_variants_that_differ_fail_the_build() -> None:
     class Session:
         def __init__(self, value: float) -> None:
             self.value = value
@@ -99,9 +99,9 @@ def test_forms_that_differ_fail_the_build() -> None:
             return [np.full(3, self.value, np.float32)]
 
     with pytest.raises(UgsepError, match="scores one user's request differently"):
-        autotune.measure_user_forms(Session(0.0), Session(1.0), (), 3)
+        autotune.measure_user_variants(Session(0.0), Session(1.0), (), 3)
     with pytest.raises(UgsepError, match="scores one user's request differently"):
-        autotune.measure_user_forms(Session(0.0), Session(np.nan), (), 3)
+        autotune.measure_user_variants(Session(0.0), Session(np.nan), (), 3)
 
 
 def test_bad_feeds_are_told_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,11 +121,11 @@ def test_bad_feeds_are_told_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     runner.close()
 
 
-def test_the_second_form_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_variant_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "LEAST_GAIN", ALWAYS)
     source, built = build_item(tmp_path, "fp32")
     runner = ort_backend.load(tmp_path / "out", built)
-    assert isinstance(runner, variants.FormRunner)
+    assert isinstance(runner, variants.VariantRunner)
     loads: list[int] = []
     load = runner._load[variants.ANY]
 
@@ -157,7 +157,7 @@ def test_a_replaced_bundle_is_not_mixed_with_the_loaded_one(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("gain", [ALWAYS, NEVER])
-def test_a_bundle_of_either_form(
+def test_a_bundle_with_either_variant(
     tiny_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float
 ) -> None:
     monkeypatch.setattr(autotune, "LEAST_GAIN", gain)

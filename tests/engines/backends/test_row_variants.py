@@ -1,4 +1,4 @@
-"""int8 products in a form for few rows and one for many: what is shipped and what is run, and that both agree."""
+"""int8 GEMMs as a variant for few rows and one for many: what is shipped, what is run, and that both agree."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from engines.backends.contract import BuildSpec, BuiltEngine, Profile, Rows, Run
 from engines.backends.onnxruntime import autotune
 from engines.backends.onnxruntime import backend as ort_backend
 from engines.backends.onnxruntime import build as ort_build
-from engines.backends.onnxruntime.autotune import RowForms, UserForms, measure_row_forms
-from engines.backends.onnxruntime.variants import ANY, FEW_ROWS, ONE_USER, FormRunner, cut_profiles, form_file
+from engines.backends.onnxruntime import plan as ort_plan
+from engines.backends.onnxruntime.autotune import RowTimes, UserTimes, measure_row_variants
+from engines.backends.onnxruntime.variants import ANY, FEW_ROWS, ONE_USER, VariantRunner, cut_profiles, variant_file
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 from tests.export.lowering_graphs import item, reference
 
-FEW_FILE = form_file("item", FEW_ROWS)
+FEW_FILE = variant_file("item", FEW_ROWS)
 #: Activations of 16 values are rounded to steps of 1/254 of the row's largest, weights are about 1/4 each, and the
 #: sigmoid's slope is at most 1/4: off by 16 * 3/254 * 1/4 * 1/4 at the very worst.
 BOUND = 0.015
 
 
-def forms(up_to: int) -> RowForms:
+def times(up_to: int) -> RowTimes:
     ladder = (1, 2, 4, 8, 16)
-    return RowForms("matmul-nbits", "integer-rows", {n: (1.0, 2.0) if n <= up_to else (2.0, 1.0) for n in ladder})
+    return RowTimes("matmul-nbits", "integer-rows", {n: (1.0, 2.0) if n <= up_to else (2.0, 1.0) for n in ladder})
 
 
 def build_item(
     folder: Path, monkeypatch: pytest.MonkeyPatch, up_to: int, broadcasts: bool
 ) -> tuple[Path, BuiltEngine]:
     """Build as if few rows paid up to ``up_to`` of the usual 16, and broadcasting did or did not."""
-    monkeypatch.setattr(ort_build, "measure_row_forms", lambda *_: forms(up_to))
-    monkeypatch.setattr(UserForms, "pays", broadcasts)
+    monkeypatch.setattr(ort_plan, "measure_row_variants", lambda *_: times(up_to))
+    monkeypatch.setattr(UserTimes, "pays", broadcasts)
     source = item(folder / "onnx" / "item.onnx", np.random.default_rng(3), True)
     (folder / "out").mkdir()
     spec = BuildSpec("item", source, "w8a8-dynamic", (Profile(Rows(1, 1, 4), Rows(1, 16, 64)),))
@@ -57,15 +58,15 @@ def errs(source: Path, runner: Runner, feeds: dict[str, np.ndarray], one_row: bo
 
 
 def test_few_up_to_is_where_the_first_gain_ends() -> None:
-    assert [forms(n).few_up_to for n in (0, 1, 4, 16)] == [0, 1, 4, 16]
-    assert RowForms("a", "b", {1: (1.0, 1.01), 2: (1.0, 2.0)}).few_up_to == 0, "within noise"
-    assert RowForms("a", "b", {1: (1.0, 2.0), 2: (2.0, 1.0), 4: (1.0, 2.0)}).few_up_to == 1
-    assert str(forms(4)).endswith("matmul-nbits is used up to 4 rows")
-    assert forms(0).figures()["integer-rows_16_rows_ms"] == 1.0
+    assert [times(n).few_up_to for n in (0, 1, 4, 16)] == [0, 1, 4, 16]
+    assert RowTimes("a", "b", {1: (1.0, 1.01), 2: (1.0, 2.0)}).few_up_to == 0, "within noise"
+    assert RowTimes("a", "b", {1: (1.0, 2.0), 2: (2.0, 1.0), 4: (1.0, 2.0)}).few_up_to == 1
+    assert str(times(4)).endswith("matmul-nbits is used up to 4 rows")
+    assert times(0).figures()["integer-rows_16_rows_ms"] == 1.0
 
 
 @pytest.mark.parametrize("broadcasts", [True, False])
-def test_each_request_runs_on_the_form_for_its_rows(
+def test_each_request_runs_on_the_variant_for_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broadcasts: bool
 ) -> None:
     source, built = build_item(tmp_path, monkeypatch, 4, broadcasts)
@@ -77,7 +78,7 @@ def test_each_request_runs_on_the_form_for_its_rows(
     assert [p.candidates for p in built.profiles] == [Rows(1, 1, 4), Rows(5, 16, 64)]
     assert [p.users.max for p in built.profiles] == [4, 4]
     runner = ort_backend.load(out, built)
-    assert isinstance(runner, FormRunner)
+    assert isinstance(runner, VariantRunner)
     first = ONE_USER if broadcasts else ANY
     assert errs(source, runner, requests(5, 1), broadcasts) < BOUND
     assert runner.loaded == {first}
@@ -104,7 +105,7 @@ def test_one_form_is_shipped_where_the_other_never_pays(
     assert {w.name: w.detail for w in built.weights}["mix.weight"].endswith(gemm)
     assert [p.candidates for p in built.profiles] == [Rows(1, 16, 64)]
     runner = ort_backend.load(tmp_path / "out", built)
-    assert not isinstance(runner, FormRunner)
+    assert not isinstance(runner, VariantRunner)
     assert errs(source, runner, requests(7, 2), False) < BOUND
 
 
@@ -141,14 +142,14 @@ class Fixed:
 def test_measuring_ends_where_the_form_for_few_rows_falls_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([(1.0, 2.0), (1.0, 2.0), (2.0, 1.0), (1.0, 2.0)])
     monkeypatch.setattr(autotune, "_times", lambda *_: next(times))
-    found = measure_row_forms(("a", Fixed(1.0)), ("b", Fixed(1.0)), (), "candidates", 12)
+    found = measure_row_variants(("a", Fixed(1.0)), ("b", Fixed(1.0)), (), "candidates", 12)
     assert list(found.ms) == [1, 2, 4]
     assert found.few_up_to == 2
     monkeypatch.setattr(autotune, "_times", lambda *_: (1.0, 2.0))
-    assert list(measure_row_forms(("a", Fixed(1.0)), ("b", Fixed(1.0)), (), "users", 12).ms) == [1, 2, 4, 8, 12]
+    assert list(measure_row_variants(("a", Fixed(1.0)), ("b", Fixed(1.0)), (), "users", 12).ms) == [1, 2, 4, 8, 12]
 
 
 @pytest.mark.parametrize("other", [1.0, np.nan])
 def test_forms_that_differ_fail_the_build(other: float) -> None:
-    with pytest.raises(UgsepError, match="says something else as a than as b"):
-        measure_row_forms(("a", Fixed(other)), ("b", Fixed(0.0)), (), "candidates", 4)
+    with pytest.raises(UgsepError, match="differ between a and b"):
+        measure_row_variants(("a", Fixed(other)), ("b", Fixed(0.0)), (), "candidates", 4)
