@@ -25,7 +25,7 @@ from engines.build.source_model import load_source_model, split_source_model, sy
 from engines.build.sources import Sources
 from engines.cli.group import Command
 from engines.compile.compile import EnginePlan, compile_engine, load_built
-from engines.measure.peak import measure_peak
+from engines.measure.copy_rate import measure_copy_gb_s
 from engines.measure.process_memory import resident_bytes
 from engines.recipes.recipe import Recipe, load_recipe
 from engines.render.markdown import table
@@ -113,7 +113,7 @@ def read_bandwidth(rounds: int = 7) -> float:
         started = time.perf_counter()
         source.sum()
         fastest = min(fastest, time.perf_counter() - started)
-    return max(_READ_BYTES / fastest / 1e9, measure_peak(1).copy_gb_s)
+    return max(_READ_BYTES / fastest / 1e9, measure_copy_gb_s())
 
 
 def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATES) -> Measured:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
 
+from engines.backends.onnxruntime.session import import_onnxruntime, plain_settings, start_session
+from engines.measure.gemm_graph import gemm_graph
 from export.lowering.passes import read_model
 
 _MESSAGE_BYTES = 3 << 29  # protobuf refuses 2 GiB; this leaves room for the graph around the weights
@@ -52,24 +53,14 @@ def gemms_alone(gemms: list[Gemm], threads: int) -> Callable[[int], Callable[[],
     """
     if not 0 < sum(4 * gemm.k * gemm.n for gemm in gemms) < _MESSAGE_BYTES:
         return None
-    import onnxruntime as ort
-
     generator = np.random.default_rng(0)
-    nodes, weights, outputs = [], [], []
-    for i, gemm in enumerate(gemms):
-        weights.append(numpy_helper.from_array(generator.standard_normal((gemm.k, gemm.n), np.float32), f"w{i}"))
-        nodes.append(helper.make_node("MatMul", [_name(gemm), f"w{i}"], [f"y{i}"]))
-        outputs.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [None, gemm.n]))
-    kinds = dict.fromkeys((gemm.rows, gemm.k) for gemm in gemms)
-    inputs = [helper.make_tensor_value_info(f"x{r}_{k}", TensorProto.FLOAT, [None, k]) for r, k in kinds]
-    graph = helper.make_graph(nodes, "gemms", inputs, outputs, weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    weights = [(_name(gemm), generator.standard_normal((gemm.k, gemm.n), np.float32)) for gemm in gemms]
+    model = gemm_graph(weights).SerializeToString()
+    session = start_session(import_onnxruntime(), model, plain_settings(threads))
+    kinds = {_name(gemm): gemm for gemm in gemms}
 
     def bind(candidates: int) -> Callable[[], object]:
-        feeds = {f"x{r}_{k}": generator.standard_normal((r * candidates, k), np.float32) for r, k in kinds}
+        feeds = {x: generator.standard_normal((g.rows * candidates, g.k), np.float32) for x, g in kinds.items()}
         return lambda: session.run(None, feeds)
 
     return bind

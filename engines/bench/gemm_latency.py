@@ -13,10 +13,11 @@ from typing import get_args
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from engines.backends.contract import Backend, BuildSpec, Option, Profile, Rows, Runner
 from engines.backends.table import backend_names, find_backend
+from engines.measure.gemm_graph import gemm_graph
 from engines.measure.interleave import samples_in_turn
 from graphs.base.errors import UgsepError
 from quant.policy import Policy, Precision
@@ -111,19 +112,6 @@ def _times(calls: Mapping[Precision, Callable[[], object]]) -> dict[Precision, f
 def _write_gemms(shape: tuple[int, ...], copies: int, path: Path) -> None:
     """Write a graph that multiplies its input [rows, K] or [rows, T, K] with each of ``copies`` weights."""
     first = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
-    weights = [numpy_helper.from_array(np.roll(first, i), f"w{i}") for i in range(copies)]  # equal ones would merge
-    nodes, x = [], "x"
-    if len(shape) == 3:
-        nodes, x = [helper.make_node("Transpose", ["x"], ["tokens"], perm=[1, 0, 2])], "tokens"
-    nodes += [helper.make_node("MatMul", [x, w.name], [f"y{i}"]) for i, w in enumerate(weights)]
-    y_shape: list[int | str | None] = [*shape[:-2], "candidates", shape[-1]]
-    graph = helper.make_graph(
-        nodes,
-        "gemms",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["candidates", *_row_shape(shape)])],
-        [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, y_shape) for i in range(copies)],
-        weights,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    model = gemm_graph([("x", np.roll(first, i)) for i in range(copies)])  # equal ones would merge
     helper.set_model_props(model, {"ugsep.side": "item"})
     onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")

@@ -12,11 +12,11 @@ import torch
 from engines.bench.baselines.contract import BaselineSource, Weights
 from engines.bench.contender import baseline_contenders, extra_pairs, our_contender
 from engines.bench.costs import costs_of_split
+from engines.bench.peak import MachinePeak
 from engines.bench.run import Settings, measure
 from engines.build.graph_exports import export_graphs
 from engines.build.source_model import of_model, split_source_model
 from engines.build.sources import Sources, load_model
-from engines.measure.peak import MachinePeak
 from engines.recipes.recipe import Recipe, Serving
 from export.metadata import GraphSide
 from graphs.base.errors import UgsepError

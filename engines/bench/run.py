@@ -13,8 +13,8 @@ from engines.bench.contender import Contender, Loaded, Variant, baseline_contend
 from engines.bench.correctness import Quality, compare
 from engines.bench.costs import Costs
 from engines.bench.memory import load_and_score_bytes
+from engines.bench.peak import MachinePeak, measure_peak
 from engines.measure.interleave import interleaved
-from engines.measure.peak import MachinePeak, measure_peak
 from engines.measure.percentiles import Percentiles
 from graphs.base.errors import GateFailed, UgsepError, first_line
 from graphs.base.progress import Progress, ProgressCallback, silent

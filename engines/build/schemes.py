@@ -14,8 +14,8 @@ import numpy as np
 from engines.backends.contract import Array, BuiltEngine, Runner
 from engines.backends.table import find_backend
 from engines.compile.compile import EnginePlan, compile_engine, load_built
+from engines.measure.copy_rate import measure_copy_gb_s
 from engines.measure.interleave import interleaved
-from engines.measure.peak import measure_peak
 from engines.recipes.recipe import Recipe
 from engines.serve.ranker import Ranker
 from engines.verify import checks
@@ -149,7 +149,7 @@ def compare_schemes(model: str, setup: Comparison, schemes: Sequence[str] = tupl
         rows_scored=sum(r.candidates for r in setup.requests),
         candidates=size,
         threads=recipe.serving.threads,
-        copy_gb_s=measure_peak(recipe.serving.threads).copy_gb_s,
+        copy_gb_s=measure_copy_gb_s(recipe.serving.threads),
         precision={plan.side: f"{plan.backend} {plan.precision}" for plan in setup.plans},
         synthetic=setup.calibration.synthetic,
     )

@@ -13,6 +13,7 @@ import onnx
 
 from engines.backends.contract import Array, BuiltEngine
 from engines.backends.graph_io import read_graph
+from engines.backends.onnxruntime.session import import_onnxruntime, plain_settings, start_session
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import Engine, engine_for
 from graphs.base.errors import UgsepError
@@ -226,10 +227,6 @@ def read_onnxruntime(
     file: Path, session: Mapping[str, Any], feeds: Mapping[str, Array], names: Sequence[str]
 ) -> dict[str, Array]:
     """Return every tensor an ONNX file computes whose name, or whose token's name, is among ``names``."""
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise UgsepError("bisect needs onnxruntime; pip install 'ugsep[cpu]'") from error
     model = read_graph(file)
     wanted = set(names)
     kept = {o.name for o in model.graph.output}
@@ -239,17 +236,9 @@ def read_onnxruntime(
             if name not in kept and (name in wanted or (match and match["whole"] in wanted)):
                 model.graph.output.append(onnx.ValueInfoProto(name=name))  # the runtime infers its type
                 kept.add(name)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    # The graph is changed in memory; its weights stay where they are.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
-    for key, value in session.items():
-        if key.startswith("session.") and "optimized_model" not in key:
-            options.add_session_config_entry(key, str(value))
-    disabled = str(session.get("disabled_optimizers", "")).split() or None
-    runtime = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+    kept_settings = {k: v for k, v in session.items() if k.startswith("session.") or k == "disabled_optimizers"}
+    runtime = start_session(
+        import_onnxruntime(), model.SerializeToString(), {**kept_settings, **plain_settings(1)}, weights=file.parent
     )
     outputs = [o.name for o in runtime.get_outputs()]
     given = {i.name: feeds[i.name] for i in runtime.get_inputs()}

@@ -82,6 +82,11 @@ def pinned_settings(options: Mapping[str, Option]) -> dict[str, Option]:
     }
 
 
+def plain_settings(threads: int) -> dict[str, Option]:
+    """Return the settings of a session that runs a graph as the runtime does by default, with pinned threads."""
+    return {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+
+
 def int8_settings() -> dict[str, Option]:
     """Return the session setting that int8 products need to be exact on this CPU."""
     # Not host(): that is the nearest known microarchitecture, whose features may be fewer than this CPU's.
@@ -92,12 +97,21 @@ def int8_settings() -> dict[str, Option]:
 
 def start_session(
     ort: Any,
-    file: Path,
+    graph: Path | bytes,
     session: Mapping[str, Option],
     optimised: Path | None = None,
     providers: Sequence[str | tuple[str, Mapping[str, str]]] = ("CPUExecutionProvider",),
+    weights: Path | None = None,
 ) -> Any:
-    """Start a session with pinned settings; ``optimised``: where to write the graph the runtime makes of it.
+    """Start a session with pinned settings.
+
+    Args:
+        ort: the onnxruntime module.
+        graph: an ONNX file, or a serialized model.
+        session: settings by the runtime's own names; ``provider``, ``device`` and ``use_tf32`` are not its own.
+        optimised: where to write the graph as the runtime optimised it.
+        providers: execution providers in order, each with its options.
+        weights: the folder of a serialized model's external data.
 
     Raises:
         UgsepError: the file is missing, broken or refused; the runtime's first line is quoted.
@@ -118,12 +132,16 @@ def start_session(
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", f"{optimised.name}.data"
         )
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     disabled = str(session.get("disabled_optimizers", "")).split() or None
     try:
-        return ort.InferenceSession(file, options, providers=list(providers), disabled_optimizers=disabled)
+        return ort.InferenceSession(graph, options, providers=list(providers), disabled_optimizers=disabled)
     except Exception as error:  # onnxruntime raises a class of its own per status code
-        line = first_line(error)
-        raise UgsepError(f"{file}: onnxruntime cannot load it ({line}); build the bundle again") from error
+        name = "the graph" if isinstance(graph, bytes) else graph
+        raise UgsepError(
+            f"{name}: onnxruntime cannot load it ({first_line(error)}); build the bundle again"
+        ) from error
 
 
 NAME = "onnxruntime"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engines.backends.contract import Array
+from engines.backends.onnxruntime.session import import_onnxruntime, plain_settings, start_session
 from engines.bench.baselines.contract import BaselineSource, Bind, Run
 from graphs.base.errors import UgsepError
 
@@ -40,14 +41,7 @@ def lowered_dynamic_int8(source: BaselineSource, threads: int) -> Bind:
 
 
 def _session(path: Path, threads: int) -> Bind:
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise UgsepError("needs onnxruntime; pip install 'ugsep[cpu]'") from error
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = start_session(import_onnxruntime(), path, plain_settings(threads))
     names = [output.name for output in session.get_outputs()]
     inputs = [i.name for i in session.get_inputs()]
 

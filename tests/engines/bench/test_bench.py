@@ -22,6 +22,7 @@ from engines.bench.contender import baseline_contenders, bundle_pairs, our_conte
 from engines.bench.correctness import FLOORS_DB, compare
 from engines.bench.costs import BITS, Costs
 from engines.bench.memory import load_and_score_bytes
+from engines.bench.peak import MachinePeak, measure_peak
 from engines.bench.ratios import RatioPoint, measure_ratios, ratio_recipe
 from engines.bench.result import BenchResult, document, random_request, run_bench
 from engines.bench.run import Settings, measure
@@ -29,7 +30,6 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import read_manifest
 from engines.cli.main import main
 from engines.measure.interleave import interleaved
-from engines.measure.peak import MachinePeak, measure_peak
 from engines.recipes.recipe import load_recipe
 from graphs.base.errors import GateFailed, UgsepError
 
@@ -238,7 +238,7 @@ def test_every_pair_of_ours_stands_against_the_fastest_baseline(result: BenchRes
 
 
 def test_the_machine_s_peak_is_measured() -> None:
-    peak = measure_peak(threads=1, size=96, rounds=2, copy_bytes=1 << 20)
+    peak = measure_peak(threads=1, size=96, rounds=2)
     assert peak.gemm_gflops > 0.1
     assert peak.copy_gb_s > 0.1
     assert peak.attainable(1e9) == peak.gemm_gflops
