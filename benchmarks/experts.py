@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engines.backends.contract import BuildSpec, Profile, Rows
+from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.table import find_backend
 from engines.bench.machine import this_machine
 from engines.cli.group import Command

@@ -31,8 +31,8 @@ from engines.recipes.recipe import Recipe, load_recipe
 from engines.render.markdown import table
 from engines.serve.ranker import Ranker
 from engines.verify.latency import RequestLatency, measure
-from export.metadata import GraphSide
 from graphs.base.errors import UgsepError, nearest
+from graphs.base.names import GraphSide
 from quant.schemes.schemes import scheme_from
 from quant.weights import quantize_side
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Literal
 
 import onnx_ir as ir
 
 from graphs.base.errors import UgsepError
+from graphs.base.names import GraphSide
 
-GraphSide = Literal["full", "user", "item"]
 OPSET = 21
 IR_VERSION = 10
 

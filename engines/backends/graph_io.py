@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
-from engines.backends.contract import TensorSpec
+from engines.backends.built_engine import TensorSpec
 from graphs.base.errors import UgsepError
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from engines.backends.contract import Array, BuiltEngine
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.contract import Array
 from engines.backends.table import find_backend
 from engines.bench.baselines import BASELINES
 from engines.bench.baselines.contract import BaselineSource, Run
@@ -27,7 +28,7 @@ from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.requests.readers import Request
 
 if TYPE_CHECKING:
-    from export.metadata import GraphSide
+    from graphs.base.names import GraphSide
 
 #: What one timed call does: the whole model for N rows; a request with its user computed or found in the cache;
 #: one engine alone.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engines.backends.contract import BuiltEngine
+from engines.backends.built_engine import BuiltEngine
 from graphs.base.errors import UgsepError
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from engines.backends.contract import Backend, BuildSpec, Option, Profile, Rows, Runner
+from engines.backends.contract import Backend, Runner
+from engines.backends.engine_spec import BuildSpec, Option, Profile, Rows
 from engines.backends.table import backend_names, find_backend
 from engines.measure.gemm_graph import gemm_graph
 from engines.measure.interleave import samples_in_turn

@@ -18,9 +18,9 @@ from engines.build.graph_exports import export_graphs
 from engines.build.source_model import of_model, split_source_model
 from engines.build.sources import Sources, load_model
 from engines.recipes.recipe import Recipe, Serving
-from export.metadata import GraphSide
 from graphs.base.errors import UgsepError
 from graphs.base.features import Feature, of_side, random_rows
+from graphs.base.names import GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.models.ranking_model import RankingModel
 from quant.requests.readers import Request

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from engines.backends.contract import Array, BuiltEngine, Runner
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.contract import Array, Runner
 from engines.backends.table import backend_names, find_backend
 from engines.compile.compile import EnginePlan, compile_engine, load_built
 from engines.measure.interleave import interleaved
@@ -20,13 +20,11 @@ from engines.serve.ranker import Ranker
 from engines.verify import checks
 from engines.verify.latency import ROUNDS
 from engines.verify.scores import Scores, engine_scores
-from export.metadata import GraphSide
 from graphs.base.errors import UgsepError
-from graphs.base.names import USER_INDEX
+from graphs.base.names import SIDES, USER_INDEX, GraphSide, Side
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.requests.readers import Request
 
-SIDES: tuple[Literal["user", "item"], ...] = ("user", "item")
 PARITY_REQUESTS = 64
 
 
@@ -132,7 +130,7 @@ def choose_engines(
     return Choice(tuple(plans), tuple(tried))
 
 
-def _candidates(side: Literal["user", "item"]) -> list[EnginePlan]:
+def _candidates(side: Side) -> list[EnginePlan]:
     found = []
     for name in backend_names():
         backend = find_backend(name)

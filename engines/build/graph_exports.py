@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.build.source_model import SourceModel, fresh_feeds
-from export.metadata import GraphSide, Stamp
+from export.metadata import Stamp
 from export.onnx_file import export_subgraph
+from graphs.base.names import GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.split.split import Split, Subgraph
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engines.backends.contract import Array, BuiltEngine, Runner
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.contract import Array, Runner
 from engines.backends.table import find_backend
 from engines.compile.compile import EnginePlan, compile_engine, load_built
 from engines.measure.copy_rate import measure_copy_gb_s
@@ -22,8 +23,7 @@ from engines.verify import checks
 from engines.verify.agreement import EXACT_DB
 from engines.verify.latency import ROUNDS
 from engines.verify.scores import Scores, engine_scores
-from export.metadata import GraphSide
-from graphs.base.names import USER_INDEX
+from graphs.base.names import SIDES, USER_INDEX, GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.calibration.statistics import Calibration
 from quant.policy import policy_from
@@ -32,7 +32,6 @@ from quant.schemes.schemes import CONFIGS, scheme_from
 from quant.weight_table import QuantTable
 from quant.weights import quantize_side
 
-SIDES: tuple[GraphSide, GraphSide] = ("user", "item")
 #: int8 weights, GEMMs in FP32: what is left is the scheme's own error, without that of int8 activations.
 EXACT = tuple(EnginePlan(side, "onnxruntime", "w8a32") for side in SIDES)
 PLAIN = tuple(EnginePlan(side, "onnxruntime", "fp32") for side in SIDES)

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from engines.build.sources import Sources, load_model
 from engines.recipes.recipe import Recipe
-from export.metadata import GraphSide
 from graphs.base.features import of_side, random_rows
-from graphs.base.names import USER_INDEX
+from graphs.base.names import USER_INDEX, GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.models.ranking_model import RankingModel
 from graphs.split.proof import fresh_rows

@@ -22,7 +22,8 @@ from engines.recipes.recipe import AUTO, Recipe
 from engines.verify import prove
 from engines.verify.reference import PyTorchReference
 from engines.verify.scores import Scores, reference_scores
-from export.metadata import OPSET, GraphSide
+from export.metadata import OPSET
+from graphs.base.names import GraphSide
 from graphs.base.progress import ProgressCallback
 from graphs.split.proof import SplitProof
 from graphs.split.proof import prove as prove_split

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from engines.backends.contract import BuiltEngine, Option, TensorSpec
+from engines.backends.built_engine import BuiltEngine, TensorSpec
+from engines.backends.engine_spec import Option
 from engines.bundle.files import FileEntry
 from graphs.base.errors import UgsepError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.backends.contract import BuiltEngine
+from engines.backends.built_engine import BuiltEngine
 from engines.bundle.document import read_document
 from engines.bundle.files import MANIFEST, FileEntry, hash_files
 from engines.bundle.limits import check_built, check_files, check_path, check_rows

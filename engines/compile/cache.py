@@ -20,7 +20,8 @@ import onnx
 from filelock import FileLock
 from onnx import external_data_helper
 
-from engines.backends.contract import BuildSpec, BuiltEngine
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.engine_spec import BuildSpec
 from engines.backends.graph_io import read_graph
 from engines.bundle.document import read_document
 from engines.bundle.files import FileEntry, hash_files, verify_files

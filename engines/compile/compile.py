@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.backends.contract import BuildSpec, BuiltEngine, Profile, Rows, Runner, check_precision
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.checks import check_precision
+from engines.backends.contract import Runner
+from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.table import find_backend
 from engines.bundle.manifest import Engine
 from engines.bundle.provenance import ENGINE_CODE, code_sha256, tool_versions
 from engines.compile.cache import cached_build, engine_key
 from engines.recipes.recipe import Recipe
-from export.metadata import GraphSide
 from graphs.base.errors import UgsepError
+from graphs.base.names import GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
 
 _SCRATCH = ".scratch"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
-from engines.backends.contract import Array, TensorSpec
+from engines.backends.built_engine import TensorSpec
+from engines.backends.contract import Array
 from graphs.base.errors import UgsepError, nearest
+from graphs.base.names import Side
 
 __all__ = ["FeatureChecks", "check_array", "check_ids", "check_mapping"]
 
@@ -19,7 +20,7 @@ __all__ = ["FeatureChecks", "check_array", "check_ids", "check_mapping"]
 class FeatureChecks:
     """What the features of one side must be: its engine's inputs, and the rows of the table behind each id input."""
 
-    side: Literal["user", "item"]
+    side: Side
     inputs: tuple[TensorSpec, ...]
     table_rows: Mapping[str, int] = field(default_factory=dict)
 

@@ -10,7 +10,8 @@ from typing import Self, cast
 
 import numpy as np
 
-from engines.backends.contract import Array, BuiltEngine, DeviceArray, DeviceRunner, Runner
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.contract import Array, DeviceArray, DeviceRunner, Runner
 from engines.bundle.files import verify_files
 from engines.bundle.load import load_engine
 from engines.bundle.manifest import Engine, Manifest, engine_for, read_manifest

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from engines.backends.contract import Array, BuiltEngine
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.contract import Array
 from engines.backends.graph_io import read_graph
 from engines.backends.onnxruntime.session import import_onnxruntime, plain_settings, start_session
 from engines.bundle.bundle import Bundle

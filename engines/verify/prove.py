@@ -8,7 +8,8 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.backends.contract import Array, BuiltEngine, Runner
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.contract import Array, Runner
 from engines.bundle.bundle import onnx_file
 from engines.bundle.manifest import Manifest, engine_for
 from engines.compile.compile import EnginePlan, compile_engine, load_built
@@ -21,11 +22,11 @@ from engines.verify.reference import Reference
 from engines.verify.routing import routing_of
 from engines.verify.scores import engine_scores, score_errors
 from engines.verify.weight_checks import int8_checks
-from export.metadata import GraphSide
+from graphs.base.names import GraphSide
 from graphs.base.progress import ProgressCallback, silent
 from quant.requests.readers import Request
 
-SIDES: tuple[GraphSide, ...] = ("full", "user", "item")
+GRAPHS: tuple[GraphSide, ...] = ("full", "user", "item")
 LATENCY_RETRIES = 2
 
 
@@ -113,7 +114,7 @@ def _fp32_engines(
     runners: dict[GraphSide, Runner] = {}
     # Deleted after the runners are closed: variants of an engine are read when a request first needs them.
     folder = Path(loaded.enter_context(tempfile.TemporaryDirectory(prefix="ugsep-reference-")))
-    for side in SIDES:
+    for side in GRAPHS:
         plan = EnginePlan(side, "onnxruntime", "fp32")
         engines[side] = compile_engine(recipe, plan, onnx_file(bundle, side), folder, None, progress)
     for side, built in engines.items():

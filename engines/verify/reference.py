@@ -11,8 +11,8 @@ import torch
 
 from engines.backends.contract import Runner
 from engines.verify.scores import Scores, full_engine_scores
-from export.metadata import GraphSide
 from graphs.base.errors import GateFailed
+from graphs.base.names import GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.split.split import Split, Subgraph
 from quant.requests.readers import Request

@@ -20,11 +20,10 @@ from engines.bundle.manifest import Manifest, engine_for
 from engines.verify.agreement import probability
 from engines.verify.bisect import read_onnxruntime
 from graphs.base.errors import UgsepError
-from graphs.base.names import USER_INDEX
+from graphs.base.names import SIDES, USER_INDEX, Side
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.requests.readers import Request
 
-SIDES = ("user", "item")
 BEYOND = 5e-3  # the usual gate on the largest probability difference
 
 
@@ -117,10 +116,10 @@ def routing_of(
 
 
 def compare_graphs(
-    reference: Mapping[str, Path],
-    served: Mapping[str, Path],
+    reference: Mapping[Side, Path],
+    served: Mapping[Side, Path],
     requests: Sequence[Request],
-    sessions: Mapping[str, Mapping[str, Any]] | None = None,
+    sessions: Mapping[Side, Mapping[str, Any]] | None = None,
     progress: ProgressCallback = silent,
 ) -> Routing:
     """Compare the routers of two pairs of ONNX graphs, ``user`` and ``item``, whose tensors have the same names.
@@ -148,9 +147,9 @@ def _routers(path: Path) -> list[tuple[str, str]]:
 
 
 def _run(
-    files: Mapping[str, Path],
-    sessions: Mapping[str, Mapping[str, Any]],
-    routers: Mapping[str, list[tuple[str, str]]],
+    files: Mapping[Side, Path],
+    sessions: Mapping[Side, Mapping[str, Any]],
+    routers: Mapping[Side, list[tuple[str, str]]],
     requests: Sequence[Request],
 ) -> _Pass:
     users = {name: np.concatenate([r.user[name] for r in requests]) for name in requests[0].user}

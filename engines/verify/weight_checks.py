@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engines.backends.contract import BuiltEngine, WeightStatus
+from engines.backends.built_engine import BuiltEngine, WeightStatus
 from engines.verify.checks import Check
 
 #: Precisions that promise int8 weights in the GEMMs as they run; ``w8a32`` promises exact FP32 GEMMs instead.

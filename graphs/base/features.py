@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from graphs.base.errors import UgsepError
+from graphs.base.names import Side
 
-Side = Literal["user", "item"]
-SIDES: tuple[Side, Side] = ("user", "item")
 Kind = Literal["id", "dense", "sequence"]
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from graphs.base.errors import UgsepError
-from graphs.base.features import Feature, Side, of_side
+from graphs.base.features import Feature, of_side
+from graphs.base.names import Side
 from graphs.layers.parameter_counts import Count, Counts, linear, norm, tokenwise_linear
 from graphs.layers.tokenwise import TokenwiseLinear, cut_last
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from graphs.base.errors import UgsepError
-from graphs.base.features import SIDES
+from graphs.base.names import SIDES
 from graphs.layers.moe import ReLUSparseFFN, check_experts, check_loss_weights
 from graphs.layers.parameter_counts import (
     Count,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from graphs.base.errors import UgsepError
-from graphs.base.features import SIDES, Feature, of_side
+from graphs.base.features import Feature, of_side
+from graphs.base.names import SIDES
 from graphs.layers.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts, check_loss_weights
 from graphs.layers.parameter_counts import Count, Counts, compensation, heads, norm, swiglu_experts, tokenwise_swiglu
 from graphs.layers.tokenize import (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from graphs.base.errors import UgsepError
-from graphs.base.features import SIDES
+from graphs.base.names import SIDES
 from graphs.layers.block_mixing import BlockMixing
 from graphs.layers.parameter_counts import Count, Counts, compensation, heads, norm, product, tokenwise_swiglu
 from graphs.layers.tokenize import ChunkTokenizer, FeatureEmbedding, chunk_counts, chunk_width, in_semantic_order

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import fx
 
+from graphs.base.names import Side
+
 NodeSide = Literal["user", "item", "neutral"]
 
 
@@ -22,7 +24,7 @@ def _holds_tensor(value: object) -> bool:
     return isinstance(value, (tuple, list)) and any(_holds_tensor(v) for v in value)
 
 
-def assign_sides(graph: fx.Graph, sides: Mapping[str, Literal["user", "item"]]) -> dict[fx.Node, NodeSide]:
+def assign_sides(graph: fx.Graph, sides: Mapping[str, Side]) -> dict[fx.Node, NodeSide]:
     """Return the side of every node: item where an item input reaches it, else user where a user input does.
 
     ``sides`` maps placeholder targets to their side. Sizes are neutral even when read off an input, since each half

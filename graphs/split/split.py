@@ -10,8 +10,7 @@ from torch import Tensor, fx, nn
 
 from graphs.base.cost import SideCost, nbytes, side_cost
 from graphs.base.errors import UgsepError, nearest
-from graphs.base.features import Side
-from graphs.base.names import USER_INDEX
+from graphs.base.names import USER_INDEX, Side
 from graphs.rows.layout import Rows
 from graphs.rows.sides import NodeSide, assign_sides
 from graphs.split.cut import Cut, choose_state

@@ -16,9 +16,9 @@ from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from graphs.base.errors import UgsepError
+from graphs.base.names import GraphSide
 
 Array = npt.NDArray[Any]
-Side = Literal["full", "user", "item"]
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ def metadata(model: onnx.ModelProto) -> dict[str, str]:
     return {p.key: p.value for p in model.metadata_props}
 
 
-def side_of(model: onnx.ModelProto, path: Path) -> Side:
+def side_of(model: onnx.ModelProto, path: Path) -> GraphSide:
     """Return the side stamped in the graph, or the one its file name says.
 
     Raises:
         UgsepError: neither says full, user or item.
     """
     side = metadata(model).get("ugsep.side", path.name.split(".")[0])
-    known: Side
+    known: GraphSide
     for known in ("full", "user", "item"):
         if side == known:
             return known

@@ -1,6 +1,7 @@
 """A tiny engine record for manifest and bundle tests."""
 
-from engines.backends.contract import BuiltEngine, EngineWeight, Profile, Rows, TensorSpec
+from engines.backends.built_engine import BuiltEngine, EngineWeight, TensorSpec
+from engines.backends.engine_spec import Profile, Rows
 from engines.bundle.manifest import Engine
 
 

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from engines.backends.contract import Array, TensorSpec
+from engines.backends.built_engine import TensorSpec
+from engines.backends.contract import Array
 from engines.measure.interleave import samples_in_turn
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import onnx
 
-from engines.backends.contract import BuildSpec, BuiltEngine, Progress, Side, check_options
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.checks import check_options
+from engines.backends.contract import Progress
+from engines.backends.engine_spec import BuildSpec
 from engines.backends.host import host_isa
 from engines.backends.onnxruntime.plan import Variant, plan_variants
 from engines.backends.onnxruntime.session import NAME, OPTIONS, import_onnxruntime, pinned_settings, start_session
 from engines.backends.onnxruntime.variants import ONE_USER, variant_file, with_one_user_variant
 from graphs.base.errors import UgsepError
+from graphs.base.names import GraphSide
 
 
 def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
@@ -62,7 +66,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     return with_one_user_variant(built) if any(v.name == ONE_USER for v in plan.variants) else built
 
 
-def _write(variants: Sequence[Variant], side: Side, out_dir: Path) -> list[str]:
+def _write(variants: Sequence[Variant], side: GraphSide, out_dir: Path) -> list[str]:
     """Move the planned graphs to their final names, their weights with them; returns the names of all files."""
     data = {f"{v.graph.name}.data": f"{variant_file(side, v.name)}.data" for v in variants}
     files: list[str] = []

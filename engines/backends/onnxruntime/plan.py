@@ -9,15 +9,9 @@ from typing import Any
 
 import onnx
 
-from engines.backends.contract import (
-    BuildSpec,
-    EngineWeight,
-    Option,
-    Profile,
-    Progress,
-    TensorSpec,
-    usual_rows,
-)
+from engines.backends.built_engine import EngineWeight, TensorSpec
+from engines.backends.contract import Progress
+from engines.backends.engine_spec import BuildSpec, Option, Profile, usual_rows
 from engines.backends.graph_io import graph_io, read_graph
 from engines.backends.onnxruntime.autotune import RowTimes, UserTimes, measure_row_variants, measure_user_variants
 from engines.backends.onnxruntime.session import start_session

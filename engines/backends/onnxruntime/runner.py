@@ -7,13 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engines.backends.contract import (
-    Array,
-    BuiltEngine,
-    Option,
-    Runner,
-    check_feeds,
-)
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.checks import check_feeds, check_loaded
+from engines.backends.contract import Array, Runner
+from engines.backends.engine_spec import Option
 from engines.backends.host import host_isa
 from engines.backends.onnxruntime.session import (
     EXACT_INT8,
@@ -33,7 +30,6 @@ from engines.backends.onnxruntime.variants import (
     has_one_user_variant,
     variant_file,
 )
-from engines.backends.tensors import check_loaded
 from graphs.base.errors import UgsepError
 
 

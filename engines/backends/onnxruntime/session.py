@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.backends.contract import (
-    Availability,
-    Option,
-    TensorSpec,
-)
+from engines.backends.built_engine import TensorSpec
+from engines.backends.contract import Availability
+from engines.backends.engine_spec import Option
 from engines.backends.host import host_isa
 from graphs.base.errors import UgsepError, first_line
 

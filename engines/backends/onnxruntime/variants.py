@@ -13,19 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.backends.contract import Array, BuiltEngine, Profile, Rows, Runner, Side, TensorSpec
+from engines.backends.built_engine import BuiltEngine, TensorSpec
+from engines.backends.contract import Array, Runner
+from engines.backends.engine_spec import Profile, Rows
 from graphs.base.errors import UgsepError
-from graphs.base.names import USER_INDEX, USER_ROWS
+from graphs.base.names import USER_INDEX, USER_ROWS, GraphSide
 
 ONE_USER, FEW_ROWS, ANY = "one_user", "few_rows", "any"
 
 
-def variant_file(side: Side, variant: str = ANY) -> str:
+def variant_file(side: GraphSide, variant: str = ANY) -> str:
     """Return the file name of a variant's graph."""
     return f"{side}.onnx" if variant == ANY else f"{side}.{variant}.onnx"
 
 
-def row_axis(side: Side) -> str:
+def row_axis(side: GraphSide) -> str:
     """Return the name of the axis whose length is a request's size."""
     return "users" if side == "user" else "candidates"
 
@@ -58,7 +60,7 @@ def _with_index(built: BuiltEngine, change: Callable[[TensorSpec], tuple[TensorS
     return dataclasses.replace(built, inputs=tuple(spec for kept in inputs for spec in kept))
 
 
-def cut_profiles(side: Side, profiles: Sequence[Profile], most: int) -> tuple[Profile, ...]:
+def cut_profiles(side: GraphSide, profiles: Sequence[Profile], most: int) -> tuple[Profile, ...]:
     """Return the profiles with one first that covers the rows of the few-rows variant, up to ``most``."""
     field = row_axis(side)
     first = dataclasses.replace(profiles[0], **{field: Rows(1, 1, most)})

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 import onnx
 from onnx import numpy_helper
 
-from engines.backends.contract import Array, BuildSpec, EngineWeight, WeightStatus
+from engines.backends.built_engine import EngineWeight, WeightStatus
+from engines.backends.contract import Array
+from engines.backends.engine_spec import BuildSpec
 from export.lowering.passes import LoweredGraph
 from graphs.base.errors import UgsepError
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from engines.backends.contract import Array, BuiltEngine, DeviceArray, check_feeds
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.checks import check_feeds
+from engines.backends.contract import Array, DeviceArray
 from engines.backends.onnxruntime.session import failed_run
 from graphs.base.errors import UgsepError
 

@@ -12,15 +12,10 @@ from pathlib import Path
 
 import onnx
 
-from engines.backends.contract import (
-    BuildSpec,
-    BuiltEngine,
-    EngineWeight,
-    Profile,
-    Progress,
-    TensorSpec,
-    check_options,
-)
+from engines.backends.built_engine import BuiltEngine, EngineWeight, TensorSpec
+from engines.backends.checks import check_options
+from engines.backends.contract import Progress
+from engines.backends.engine_spec import BuildSpec, Profile
 from engines.backends.graph_io import graph_io, read_graph
 from engines.backends.onnxruntime.session import start_session
 from engines.backends.onnxruntime.weight_status import check_weight_statuses, weight_statuses

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines.backends.contract import (
-    BuiltEngine,
-)
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.checks import check_loaded
 from engines.backends.onnxruntime.session import session_io, start_session
 from engines.backends.onnxruntime_gpu.bound import BoundRunner
 from engines.backends.onnxruntime_gpu.session import (
@@ -17,7 +16,6 @@ from engines.backends.onnxruntime_gpu.session import (
     providers,
     target,
 )
-from engines.backends.tensors import check_loaded
 from graphs.base.errors import UgsepError
 
 

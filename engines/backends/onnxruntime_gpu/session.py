@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from engines.backends.contract import (
-    Availability,
-    Option,
-)
+from engines.backends.contract import Availability
+from engines.backends.engine_spec import Option
 from engines.backends.onnxruntime.session import FOLD_INT8
 from graphs.base.errors import UgsepError, first_line, nearest
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines.backends.contract import BuildSpec, BuiltEngine, Progress, Runner
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.contract import Progress, Runner
+from engines.backends.engine_spec import BuildSpec
 from engines.backends.openvino.library import NAME, ONNX_VARIANT, OPTIONS, probe, target
 
 __all__ = ["NAME", "ONNX_VARIANT", "OPTIONS", "build", "load", "probe", "target"]

@@ -12,15 +12,10 @@ from typing import Any
 
 import onnx
 
-from engines.backends.contract import (
-    BuildSpec,
-    BuiltEngine,
-    EngineWeight,
-    Option,
-    Progress,
-    WeightStatus,
-    check_options,
-)
+from engines.backends.built_engine import BuiltEngine, EngineWeight, WeightStatus
+from engines.backends.checks import check_options
+from engines.backends.contract import Progress
+from engines.backends.engine_spec import BuildSpec, Option
 from engines.backends.graph_io import graph_io, read_graph
 from engines.backends.openvino.library import NAME, ONNX_VARIANT, OPTIONS, RUNS_AS, import_openvino, runs_as
 from engines.backends.openvino.runner import last_line

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.backends.contract import (
-    Availability,
-    Option,
-)
+from engines.backends.contract import Availability
+from engines.backends.engine_spec import Option
 from engines.backends.host import host_isa
 from graphs.base.errors import UgsepError
 

@@ -9,14 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from engines.backends.contract import (
-    Array,
-    BuiltEngine,
-    TensorSpec,
-    check_feeds,
-)
+from engines.backends.built_engine import BuiltEngine, TensorSpec
+from engines.backends.checks import check_feeds, check_loaded
+from engines.backends.contract import Array
 from engines.backends.openvino.library import RUNS_AS, import_openvino, runs_as
-from engines.backends.tensors import check_loaded
 from graphs.base.errors import UgsepError
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.backends.contract import (
-    Availability,
-    Option,
-)
-from engines.backends.trt.runner import gpu
+from engines.backends.contract import Availability
+from engines.backends.engine_spec import Option
+from engines.backends.trt.gpu import gpu
 from graphs.base.errors import UgsepError
 
 NAME = "tensorrt"

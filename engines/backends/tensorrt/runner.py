@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines.backends.contract import (
-    BuiltEngine,
-    Runner,
-)
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.contract import Runner
 from engines.backends.tensorrt.library import NAME, import_tensorrt
-from engines.backends.trt.runner import load_plan
+from engines.backends.trt.load import load_plan
 
 
 def load(

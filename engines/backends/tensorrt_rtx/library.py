@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.backends.contract import (
-    Availability,
-    Option,
-)
+from engines.backends.contract import Availability
+from engines.backends.engine_spec import Option
 from graphs.base.errors import UgsepError, nearest
 
 NAME = "tensorrt-rtx"
@@ -68,7 +66,7 @@ def probe() -> Availability:
         trt = import_tensorrt_rtx()
     except UgsepError as error:
         return Availability(False, False, str(error))
-    from engines.backends.trt.runner import gpu
+    from engines.backends.trt.gpu import gpu
 
     capability, reason = gpu()
     names = capability_names(trt)

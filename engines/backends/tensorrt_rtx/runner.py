@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engines.backends.contract import (
-    BuiltEngine,
-    Runner,
-)
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.contract import Runner
 from engines.backends.tensorrt_rtx.library import NAME, OPTIONS, import_tensorrt_rtx, specialization
-from engines.backends.trt.runner import load_plan
+from engines.backends.trt.load import load_plan
 
 
 def load(

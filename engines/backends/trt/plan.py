@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.backends.contract import EngineWeight, Profile, TensorSpec, WeightStatus
+from engines.backends.built_engine import EngineWeight, TensorSpec, WeightStatus
+from engines.backends.engine_spec import Profile
 from engines.backends.trt.worker import Job, Outcome, Shapes
 from graphs.base.errors import UgsepError
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from engines.build.schemes import SIDES, Comparison, SchemeTable, compare_schemes
+from engines.build.schemes import Comparison, SchemeTable, compare_schemes
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import engine_for
 from engines.compile.compile import EnginePlan, compile_engine, load_built, serving_plans
 from engines.recipes.recipe import AUTO, Recipe
 from engines.render.console import print_table
 from engines.render.json_text import json_text
-from export.metadata import GraphSide
 from graphs.base.errors import UgsepError, nearest
+from graphs.base.names import SIDES, GraphSide
 from graphs.base.progress import ProgressCallback, show_progress
 from quant.calibration.calibrate import calibrate
 from quant.policy import policy_document, read_policy

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from engines import Ranker
-from engines.backends.contract import BuildSpec, BuiltEngine
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.engine_spec import BuildSpec
 from engines.backends.onnxruntime import autotune, variants
 from engines.backends.onnxruntime import backend as ort_backend
 from engines.build.pipeline import build

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.backends.contract import BuildSpec, Profile, Rows, check_precision
+from engines.backends.checks import check_precision
+from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.onnxruntime import backend
 from engines.backends.table import backend_names, find_backend
 from graphs.base.errors import UgsepError

@@ -11,7 +11,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from engines.backends.contract import BuildSpec, BuiltEngine, DeviceRunner, Profile, Rows, TensorSpec
+from engines.backends.built_engine import BuiltEngine, TensorSpec
+from engines.backends.contract import DeviceRunner
+from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.graph_io import graph_io, read_graph
 from engines.backends.onnxruntime.session import start_session
 from engines.backends.onnxruntime.weight_status import check_weight_statuses, weight_statuses

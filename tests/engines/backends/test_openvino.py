@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.backends.contract import BuildSpec
+from engines.backends.engine_spec import BuildSpec
 from engines.backends.openvino import backend
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import FFN_SHAPE, ffn, item, reference

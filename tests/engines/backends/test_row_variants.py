@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.backends.contract import BuildSpec, BuiltEngine, Profile, Rows, Runner
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.contract import Runner
+from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.onnxruntime import autotune
 from engines.backends.onnxruntime import backend as ort_backend
 from engines.backends.onnxruntime import build as ort_build

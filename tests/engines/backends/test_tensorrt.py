@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.backends.contract import BuildSpec, BuiltEngine, Profile, Rows
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.graph_io import graph_io, read_graph
 from engines.backends.tensorrt import backend, library
 from engines.backends.tensorrt import build as building
+from engines.backends.trt.gpu import accepts, gpu
 from engines.backends.trt.plan import Layer, Plan, build_plan, int8_statuses, profile_shapes, row_counts
-from engines.backends.trt.runner import accepts, gpu, padded_candidates
+from engines.backends.trt.profiles import padded_candidates
 from engines.backends.trt.w8a16_plugin import problem_size
 from engines.backends.trt.worker import Job, Settings
 from export.lowering.tensorrt import lower_for_tensorrt
@@ -211,7 +213,7 @@ def test_the_plugin_s_problem_size() -> None:
 @pytest.mark.skipif(gpu()[0] is None or not HERE.can_run, reason=f"needs TensorRT 11 and a GPU: {HERE.reason}")
 def test_the_plugin_on_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="pip install 'ugsep[triton]'")
-    from engines.backends.trt.runner import load_plan
+    from engines.backends.trt.load import load_plan
     from tests.export.lowering_graphs import reference
 
     rng = np.random.default_rng()

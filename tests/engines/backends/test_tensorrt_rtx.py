@@ -7,11 +7,12 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.backends.contract import BuildSpec, Profile, Rows
+from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.tensorrt_rtx import backend, library
-from engines.backends.trt import runner
+from engines.backends.trt import load as trt_load
+from engines.backends.trt.gpu import gpu
 from engines.backends.trt.plan import parse_layers
-from engines.backends.trt.runner import choose_profile, gpu
+from engines.backends.trt.profiles import choose_profile
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import Graph, ffn, item, to_half
 
@@ -185,7 +186,7 @@ def test_plans_the_library_refuses(
     built = _build(tmp_path, source, twin=False, compute_capabilities="8.9")
     plan = tmp_path / "out" / "full.engine"
     plan.write_bytes(damage(plan.read_bytes()))
-    monkeypatch.setattr(runner, "gpu", lambda: ("8.9", ""))
+    monkeypatch.setattr(trt_load, "gpu", lambda: ("8.9", ""))
     with pytest.raises(UgsepError, match=says) as error:
         backend.load(tmp_path / "out", built)
     assert "\n" not in str(error.value)
@@ -198,7 +199,7 @@ def test_a_gpu_of_another_generation_is_refused_before_loading(
 
     source = to_half(ffn(tmp_path / "f32.onnx", rng, True, "gelu"), tmp_path / "full.onnx")
     built = _build(tmp_path, source, twin=False, compute_capabilities="8.6,8.9")
-    monkeypatch.setattr(runner, "gpu", lambda: ("9.0", ""))
+    monkeypatch.setattr(trt_load, "gpu", lambda: ("9.0", ""))
     with pytest.raises(UgsepError, match=r"is for compute capability 8.6,8.9, this GPU has 9.0; build it again here"):
         backend.load(tmp_path / "out", built)
 
@@ -218,8 +219,8 @@ def test_state_on_the_device_is_taken_as_it_is() -> None:
     # The tensors of this test lie in host memory; where they lie makes no difference to what is checked.
     import torch
 
-    from engines.backends.contract import BuiltEngine, TensorSpec
-    from engines.backends.trt.runner import TorchArray, place_feeds
+    from engines.backends.built_engine import BuiltEngine, TensorSpec
+    from engines.backends.trt.device_array import TorchArray, place_feeds
 
     inputs = (TensorSpec("ids", "int64", ("candidates",)), TensorSpec("state", "float16", ("users", 3, 5)))
     built = BuiltEngine("tensorrt-rtx", "item", "w8a16", (), 0, inputs, ())

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines.backends.contract import Availability, BuiltEngine
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.contract import Availability
 from engines.bundle import load as loading
 from engines.bundle import publish as publishing
 from engines.bundle.bundle import Bundle

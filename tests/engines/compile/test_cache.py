@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.backends.contract import BuildSpec, BuiltEngine, Profile, Rows
+from engines.backends.built_engine import BuiltEngine
+from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.onnxruntime import backend as ort_backend
 from engines.compile.cache import cached_build, collect, default_root, engine_key, graph_digest, list_entries
 from graphs.base.errors import UgsepError

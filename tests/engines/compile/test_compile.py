@@ -18,7 +18,7 @@ from engines.backends.onnxruntime import backend as ort_backend
 from engines.backends.onnxruntime import session as ort_session
 from engines.backends.tensorrt import backend as trt_backend
 from engines.backends.tensorrt_rtx import backend as rtx_backend
-from engines.backends.trt.runner import gpu
+from engines.backends.trt.gpu import gpu
 from engines.bundle.provenance import ENGINE_CODE, code_sha256
 from engines.compile import compile as compiling
 from engines.compile.cache import list_entries

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.backends.contract import BuildSpec
+from engines.backends.engine_spec import BuildSpec
 from engines.backends.onnxruntime import backend
 from engines.bundle.manifest import Engine, Manifest, write_manifest
 from engines.serve.ranker import Ranker

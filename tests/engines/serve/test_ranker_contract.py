@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.backends.contract import Array, BuiltEngine, DeviceRunner, Profile, Rows, TensorSpec, check_feeds
+from engines.backends.built_engine import BuiltEngine, TensorSpec
+from engines.backends.checks import check_feeds
+from engines.backends.contract import Array, DeviceRunner
+from engines.backends.engine_spec import Profile, Rows
 from engines.serve.ranker import Ranker
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX

@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner
 from onnx import numpy_helper
 
-from engines.backends.contract import BuildSpec
+from engines.backends.engine_spec import BuildSpec
 from engines.backends.table import find_backend
 from engines.bundle.manifest import Engine, engine_for, read_manifest, write_manifest
 from engines.cli.main import main

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engines.backends.contract import BuiltEngine, EngineWeight, WeightStatus
+from engines.backends.built_engine import BuiltEngine, EngineWeight, WeightStatus
 from engines.bundle.weight_statuses import engine_statuses
 from engines.cli.quant.main import main
 from engines.verify.weight_checks import int8_checks
