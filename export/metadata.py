@@ -9,6 +9,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from export.io import stamp
 from graphs.base.errors import UgsepError
 
 GraphSide = Literal["full", "user", "item"]
@@ -28,14 +29,13 @@ class Stamp:
 
     def write(self, model: ir.Model) -> None:
         """Put the stamp on a model, replacing an older one."""
-        model.metadata_props.update(
-            {
-                "ugsep.model": self.model,
-                "ugsep.side": self.side,
-                "ugsep.precision": self.precision,
-                "ugsep.keep_float": json.dumps(list(self.keep_float)),
-                "ugsep.version": self.version or version("ugsep"),
-            }
+        stamp(
+            model,
+            model=self.model,
+            side=self.side,
+            precision=self.precision,
+            keep_float=json.dumps(list(self.keep_float)),
+            version=self.version or version("ugsep"),
         )
 
 

@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 import onnx
 
+from export.io import stamp
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.calibration.statistics import Calibration, InputStatistics, SideStatistics
@@ -25,7 +26,7 @@ from quant.graph.gemms import (
     side_of,
     weights_of,
 )
-from quant.graph.rewrite import Encoded, encode_weights, scale_of_matmul, stamp
+from quant.graph.rewrite import Encoded, encode_weights, scale_of_matmul
 from quant.policy import Policy, check_policy
 from quant.schemes import numerics
 from quant.schemes.awq import AwqPlan, Scaling, plan_awq, scaled_statistics

@@ -25,7 +25,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from export.onnx_file import check_file
+from export.io import check_file
 from export.streamed import StreamedGraph
 from export.weights.direct_io import BLOCK, aligned_room
 from export.weights.lazy_weights import Box, Weights

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from engines.backends.contract import BuildSpec, BuiltEngine, DeviceRunner, Profile, Rows, TensorSpec
-from engines.backends.graph_io import graph_io, read_graph
+from engines.backends.graph_io import graph_io
 from engines.backends.onnxruntime.session import start_session
 from engines.backends.onnxruntime.weight_status import check_weight_statuses, weight_statuses
 from engines.backends.onnxruntime_gpu import backend
@@ -20,6 +20,7 @@ from engines.backends.onnxruntime_gpu import build as building
 from engines.backends.onnxruntime_gpu import session as gpu_session
 from engines.backends.onnxruntime_gpu.bound import BoundRunner, OrtArray
 from engines.serve.ranker import Ranker
+from export.io import read_graph
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import Graph, ffn, item, reference, to_half
 
