@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,11 +13,11 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from export.io import properties, read_graph
+from export.io import read_graph
+from export.metadata import keep_float_patterns
 from graphs.base.errors import UgsepError
 
 Array = npt.NDArray[Any]
-Side = Literal["full", "user", "item"]
 
 
 @dataclass(frozen=True)
@@ -52,25 +51,6 @@ def load_graph(path: Path) -> onnx.ModelProto:
     if opset < 21:
         raise UgsepError(f"'{path}' has opset {opset}; int8 weights need opset 21, export it again")
     return model
-
-
-def side_of(model: onnx.ModelProto, path: Path) -> Side:
-    """Return the side stamped in the graph, or the one its file name says.
-
-    Raises:
-        UgsepError: neither says full, user or item.
-    """
-    side = properties(model).get("ugsep.side", path.name.split(".")[0])
-    known: Side
-    for known in ("full", "user", "item"):
-        if side == known:
-            return known
-    raise UgsepError(f"'{path}' does not say its side; stamp ugsep.side or name it user.onnx or item.onnx")
-
-
-def keep_float_patterns(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the globs of initializers that the model declares must stay float."""
-    return tuple(json.loads(properties(model).get("ugsep.keep_float", "[]")))
 
 
 def weights_of(model: onnx.ModelProto) -> tuple[Weight, ...]:
