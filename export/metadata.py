@@ -1,13 +1,17 @@
-"""What is stamped on every ONNX file: model, side, precision, tool version, and the weights int8 must not touch."""
+"""The stamp on every ONNX file: model, side, precision, tool version, and the weights that must stay float."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
+from typing import get_args
 
+import onnx
 import onnx_ir as ir
 
+from export.io import properties, stamp
 from graphs.base.errors import UgsepError
 from graphs.base.names import GraphSide
 
@@ -23,35 +27,32 @@ class Stamp:
     side: GraphSide
     precision: str
     keep_float: tuple[str, ...]
-    version: str = ""
 
     def write(self, model: ir.Model) -> None:
         """Put the stamp on a model, replacing an older one."""
-        model.metadata_props.update(
-            {
-                "ugsep.model": self.model,
-                "ugsep.side": self.side,
-                "ugsep.precision": self.precision,
-                "ugsep.keep_float": json.dumps(list(self.keep_float)),
-                "ugsep.version": self.version or version("ugsep"),
-            }
+        stamp(
+            model,
+            model=self.model,
+            side=self.side,
+            precision=self.precision,
+            keep_float=json.dumps(list(self.keep_float)),
+            version=version("ugsep"),
         )
 
 
-def read_stamp(model: ir.Model, where: str) -> Stamp:
-    """Return the stamp of a model; ``where`` names the file in errors.
+def side_of(model: ir.Model | onnx.ModelProto, path: Path) -> GraphSide:
+    """Return the side stamped in a graph, else the one in its file name.
 
     Raises:
-        UgsepError: the file was not written by this tool.
+        UgsepError: neither says full, user or item.
     """
-    props = model.metadata_props
-    side = props.get("ugsep.side", "")
-    if side not in ("full", "user", "item"):
-        raise UgsepError(f"{where} has no ugsep.side in its metadata; export the model with this tool")
-    return Stamp(
-        model=props.get("ugsep.model", ""),
-        side=side,  # type: ignore[arg-type]  # checked to be one of the literals above
-        precision=props.get("ugsep.precision", "fp32"),
-        keep_float=tuple(json.loads(props.get("ugsep.keep_float", "[]"))),
-        version=props.get("ugsep.version", ""),
-    )
+    side = properties(model).get("ugsep.side", path.name.split(".")[0])
+    for known in get_args(GraphSide):
+        if side == known:
+            return known  # type: ignore[no-any-return]  # get_args is untyped
+    raise UgsepError(f"'{path}' does not say its side; stamp ugsep.side or name it user.onnx or item.onnx")
+
+
+def keep_float_patterns(model: ir.Model | onnx.ModelProto) -> tuple[str, ...]:
+    """Return the globs of initializers that must stay float."""
+    return tuple(json.loads(properties(model).get("ugsep.keep_float", "[]")))

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, fx
@@ -16,9 +15,10 @@ from torch.export import ExportedProgram
 from torch.onnx import ONNXProgram
 
 from export.canonical import canonicalize
+from export.io import check_file
 from export.metadata import IR_VERSION, OPSET, Stamp
 from export.program import program_of
-from graphs.base.errors import UgsepError, first_line
+from graphs.base.errors import UgsepError
 from graphs.base.gc_paused import gc_paused
 from graphs.split.split import Subgraph
 
@@ -60,19 +60,6 @@ def export_subgraph(
     ir.save(model, path, external_data=data.name, size_threshold_bytes=EXTERNAL_DATA_BYTES)
     check_file(path)
     return OnnxFile(path, data if data.exists() else None, half.inputs, half.outputs)
-
-
-def check_file(path: Path) -> None:
-    """Run onnx's checker and strict shape inference on a file, by path (any size).
-
-    Raises:
-        UgsepError: the file is not valid ONNX.
-    """
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = first_line(error)
-        raise UgsepError(f"{path} is not valid ONNX: {reason}; export the model again") from error
 
 
 def finish_model(model: ir.Model, half: Subgraph, stamp: Stamp) -> None:

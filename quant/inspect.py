@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quant.graph.gemms import keep_float_patterns, load_graph, matching, side_of, weights_of
+from export.metadata import keep_float_patterns, side_of
+from quant.graph.gemms import load_graph, matching, weights_of
 from quant.weight_table import QuantRow, float_row, table_of
 
 

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import yaml
 
+from export.metadata import side_of
 from graphs.base.config import parse
 from graphs.base.errors import UgsepError, nearest
-from quant.graph.gemms import load_graph, side_of, weights_of
+from quant.graph.gemms import load_graph, weights_of
 
 Precision = Literal["int8", "fp16", "fp32"]
 BITS: Mapping[Precision, int] = {"int8": 8, "fp16": 16, "fp32": 32}

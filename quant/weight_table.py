@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from quant.graph.gemms import Weight, load_graph, metadata
+from export.io import properties
+from quant.graph.gemms import Weight, load_graph
 from quant.policy import BITS, Precision
 
 TABLE_KEY = "quant"  # metadata property ugsep.quant: the table of the graph, as JSON
@@ -103,7 +104,7 @@ def float_row(weight: Weight, side: str, reason: str) -> QuantRow:
 
 def table_of(path: Path) -> QuantTable | None:
     """Return the table stamped in a quantized graph, None for a float graph."""
-    text = metadata(load_graph(path)).get(f"ugsep.{TABLE_KEY}")
+    text = properties(load_graph(path)).get(f"ugsep.{TABLE_KEY}")
     if text is None:
         return None
     document = json.loads(text)

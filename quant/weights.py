@@ -11,6 +11,8 @@ from typing import IO
 import numpy as np
 import onnx
 
+from export.io import stamp
+from export.metadata import keep_float_patterns, side_of
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.calibration.statistics import Calibration, InputStatistics, SideStatistics
@@ -19,13 +21,11 @@ from quant.graph.fp16_view import to_half
 from quant.graph.gemms import (
     Array,
     Weight,
-    keep_float_patterns,
     load_graph,
     read_tensor,
-    side_of,
     weights_of,
 )
-from quant.graph.rewrite import Encoded, encode_weights, scale_of_matmul, stamp
+from quant.graph.rewrite import Encoded, encode_weights, scale_of_matmul
 from quant.policy import Policy, check_policy
 from quant.schemes import numerics
 from quant.schemes.awq import AwqPlan, Scaling, plan_awq, scaled_statistics

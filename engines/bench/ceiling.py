@@ -10,7 +10,7 @@ import numpy as np
 
 from engines.backends.onnxruntime.session import import_onnxruntime, plain_settings, start_session
 from engines.measure.gemm_graph import gemm_graph
-from export.lowering.passes import read_model
+from export.lowering.passes import read_inferred
 
 _MESSAGE_BYTES = 3 << 29  # protobuf refuses 2 GiB; this leaves room for the graph around the weights
 
@@ -31,7 +31,7 @@ class Gemm:
 def constant_gemms(path: Path) -> list[Gemm]:
     """Return the GEMMs by FP32 weights of a lowered graph, in order; weights are [K, N] or [T, K, N] (T tokens)."""
     found: list[Gemm] = []
-    for node in read_model(path).graph:
+    for node in read_inferred(path).graph:
         if node.op_type != "MatMul":
             continue
         x, w = node.inputs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-from engines.backends.graph_io import read_graph
+from export.io import read_graph
 
 _SAME_IDS = frozenset({"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice"})
 

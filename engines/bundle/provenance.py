@@ -11,7 +11,7 @@ __all__ = ["BUNDLE_CODE", "ENGINE_CODE", "code_sha256", "tool_versions"]
 
 #: The code that turns an ONNX file into an engine; an edit elsewhere leaves every cached engine valid.
 ENGINE_CODE = (
-    "graphs/base/names.py", "export/lowering", "engines/backends", "engines/measure/interleave.py",
+    "graphs/base/names.py", "export/io.py", "export/lowering", "engines/backends", "engines/measure/interleave.py",
     "engines/measure/percentiles.py",
 )  # fmt: skip
 #: The code that shapes a bundle: everything but the commands, the benchmarks and the serving runtime.

@@ -13,19 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx
 from filelock import FileLock
-from onnx import external_data_helper
 
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.engine_spec import BuildSpec
-from engines.backends.graph_io import read_graph
 from engines.bundle.document import read_document
 from engines.bundle.files import FileEntry, hash_files, verify_files
 from engines.bundle.limits import check_built, check_files
+from export.io import content_sha256
 from graphs.base.config import check_plain, parse
 from graphs.base.errors import UgsepError
 
@@ -34,7 +30,6 @@ CACHE_VERSION = 1
 _ENGINE, _RECORD = "engine", "engine.json"
 _FIX = "remove it: ugsep cache gc"
 _OTHER_CACHE = "set XDG_CACHE_HOME to another directory, or pass --no-cache"
-_CHUNK = 1 << 22
 _STALE_SECONDS = 24 * 3600
 
 
@@ -78,7 +73,7 @@ def engine_key(backend: str, spec: BuildSpec, tools: Mapping[str, str], target: 
     described = {
         "cache": CACHE_VERSION,
         "backend": backend,
-        "graph": graph_digest(spec.onnx),
+        "graph": content_sha256(spec.onnx),
         "side": spec.side,
         "precision": spec.precision,
         "profiles": [dataclasses.asdict(profile) for profile in spec.profiles],
@@ -87,46 +82,6 @@ def engine_key(backend: str, spec: BuildSpec, tools: Mapping[str, str], target: 
         "target": target,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def graph_digest(path: Path) -> str:
-    """Return a sha256 of an ONNX graph and its weights, whether weights are stored inline or as external data.
-
-    Raises:
-        UgsepError: the file or its external data is missing, broken or truncated.
-    """
-    model = read_graph(path)
-    digest = hashlib.sha256()
-    for tensor in model.graph.initializer:
-        digest.update(json.dumps([tensor.name, tensor.data_type, list(tensor.dims)]).encode())
-        _add_data(digest, tensor, path)
-        for field in ("raw_data", "external_data", "data_location"):
-            tensor.ClearField(field)
-        if tensor.data_type != onnx.TensorProto.STRING:  # typed fields are hashed as bytes above
-            for field in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-                tensor.ClearField(field)
-    digest.update(model.SerializeToString(deterministic=True))
-    return digest.hexdigest()
-
-
-def _add_data(digest: Any, tensor: onnx.TensorProto, path: Path) -> None:
-    if not external_data_helper.uses_external_data(tensor):
-        digest.update(tensor.raw_data or np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)).tobytes())
-        return
-    info = external_data_helper.ExternalDataInfo(tensor)
-    data = path.parent / info.location
-    try:
-        with data.open("rb") as stream:
-            stream.seek(info.offset or 0)
-            left = info.length if info.length is not None else data.stat().st_size - (info.offset or 0)
-            while left > 0:
-                chunk = stream.read(min(_CHUNK, left))
-                if not chunk:
-                    raise UgsepError(f"{data}: ends inside the weight '{tensor.name}'; export the model again")
-                digest.update(chunk)
-                left -= len(chunk)
-    except FileNotFoundError as error:
-        raise UgsepError(f"{data}: missing, it holds the weights of {path.name}; export the model again") from error
 
 
 def cached_build(

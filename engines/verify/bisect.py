@@ -13,10 +13,10 @@ import onnx
 
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.contract import Array
-from engines.backends.graph_io import read_graph
 from engines.backends.onnxruntime.session import import_onnxruntime, plain_settings, start_session
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import Engine, engine_for
+from export.io import read_graph
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent

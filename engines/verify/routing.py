@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from engines.backends.contract import Array
-from engines.backends.graph_io import read_graph
 from engines.bundle.bundle import Bundle, onnx_file
 from engines.bundle.manifest import Manifest, engine_for
 from engines.verify.agreement import probability
 from engines.verify.bisect import read_onnxruntime
+from export.io import read_graph
 from graphs.base.errors import UgsepError
 from graphs.base.names import SIDES, USER_INDEX, Side
 from graphs.base.progress import Progress, ProgressCallback, silent

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     LiftConstantsToInitializersPass,
@@ -15,13 +14,13 @@ from onnx_ir.passes.common import (
     ShapeInferencePass,
 )
 
+from export.io import check_file, read_model
 from export.lowering.embedding import gather_int8_rows
 from export.lowering.feature_tokens import unstack_tokens
 from export.lowering.matmul_integer import multiply_int8_rows
 from export.lowering.matmul_nbits import fuse_int8_gemms
 from export.lowering.moe import MIN_EXPERT_ELEMENTS, route_experts
 from export.lowering.users import broadcast_user
-from graphs.base.errors import UgsepError, first_line
 
 #: What the CPU lowering does with int8 GEMM weights: leave DequantizeLinear + MatMul for the runtime to fold
 #: to float once, or also quantize the activations while running: inside com.microsoft.MatMulNBits (fastest for a few
@@ -59,7 +58,7 @@ def lower_for_cpu(
     Raises:
         UgsepError: ``source`` is missing or is no ONNX file.
     """
-    model = read_model(source)
+    model = read_inferred(source)
     graph = model.graph
     gathered = gather_int8_rows(graph)
     parts = route_experts(graph, min_expert_elements)
@@ -85,7 +84,7 @@ def lower_for_one_user(source: Path, destination: Path) -> bool:
     Raises:
         UgsepError: ``source`` is missing or is no ONNX file.
     """
-    model = read_model(source)
+    model = read_inferred(source)
     if not broadcast_user(model.graph):
         return False
     _save(model, destination, None)
@@ -98,25 +97,19 @@ def lower_for_gpu(source: Path, destination: Path) -> LoweredGraph:
     Raises:
         UgsepError: ``source`` is missing or is no ONNX file.
     """
-    model = read_model(source)
+    model = read_inferred(source)
     gathered = gather_int8_rows(model.graph)
     write_model(model, destination)
     return LoweredGraph(destination, gathered=gathered)
 
 
-def read_model(source: Path) -> ir.Model:
+def read_inferred(source: Path) -> ir.Model:
     """Read an ONNX file with shapes inferred and constants lifted to initializers; weights stay on disk.
 
     Raises:
         UgsepError: the file is missing or cannot be parsed.
     """
-    try:
-        model = ir.load(source)
-    except FileNotFoundError as error:
-        raise UgsepError(f"{source}: no such file; export the model first") from error
-    except Exception as error:  # protobuf and onnx-ir raise many classes for the same broken file
-        raise UgsepError(f"{source}: not a readable ONNX file ({error}); export the model again") from error
-    model = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).model
+    model = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(read_model(source)).model
     return ShapeInferencePass()(model).model
 
 
@@ -135,8 +128,4 @@ def _save(model: ir.Model, destination: Path, data: str | None) -> None:
     model = RemoveUnusedNodesPass()(model).model
     model = RemoveUnusedOpsetsPass()(model).model
     ir.save(model, destination, external_data=data, size_threshold_bytes=1024)
-    try:
-        onnx.checker.check_model(str(destination))
-    except onnx.checker.ValidationError as error:
-        reason = first_line(error)
-        raise UgsepError(f"{destination.name}: not a valid ONNX graph ({reason}); export the model again") from error
+    check_file(destination, infer_shapes=False)

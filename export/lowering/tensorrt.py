@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from export.lowering.nodes import Int8Weight, add_initializer, add_node, constant, int8_weight
-from export.lowering.passes import read_model, write_model
+from export.lowering.passes import read_inferred, write_model
 from graphs.base.errors import UgsepError
 
 #: "int8": as quantized. "folded": int8 weights as FP16 constants, the twin that sizes are compared with.
@@ -51,7 +51,7 @@ def lower_for_tensorrt(
     Raises:
         UgsepError: ``source`` is missing or broken, or a value does not fit FP16.
     """
-    model = read_model(source)
+    model = read_inferred(source)
     merged: dict[str, str] = {}
     if weights == "fp16":
         _to_half(model, source)

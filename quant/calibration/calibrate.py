@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from export.io import file_sha256
 from graphs.base.errors import UgsepError, first_line
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.calibration.statistics import Calibration, InputStatistics, Samples, SideStatistics, combine, observe
-from quant.graph.gemms import Array, Weight, graph_sha256, load_graph, weights_of
+from quant.graph.gemms import Array, Weight, load_graph, weights_of
 from quant.requests.readers import Request, SamplesHash
 
 Run = Callable[[list[str], dict[str, Array]], list[Array]]  # (outputs, inputs) -> values
@@ -51,7 +52,7 @@ class _Probe:
 
     def result(self) -> SideStatistics:
         """Return the statistics collected so far."""
-        return SideStatistics(graph_sha256(self.path), dict(self.seen), self.feeds)
+        return SideStatistics(file_sha256(self.path), dict(self.seen), self.feeds)
 
 
 def calibrate(
@@ -126,7 +127,7 @@ def _calibration(user: _Probe, item: _Probe, samples: SamplesHash, synthetic: bo
 
 def _take_up(resume: Calibration, user: _Probe, item: _Probe, gram: bool) -> int:
     for probe, side in ((user, resume.user), (item, resume.item)):
-        if side.graph_sha256 != graph_sha256(probe.path):
+        if side.graph_sha256 != file_sha256(probe.path):
             raise UgsepError(
                 f"the interrupted calibration is of another graph than '{probe.path}'; start it anew with --restart"
             )

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from export.io import file_sha256
 from graphs.base.errors import UgsepError
-from quant.graph.gemms import graph_sha256
 
 Doubles = npt.NDArray[np.float64]
 
@@ -165,7 +165,7 @@ class Calibration:
         Raises:
             UgsepError: the statistics are of other graphs.
         """
-        digest = graph_sha256(onnx_path)
+        digest = file_sha256(onnx_path)
         for side in (self.user, self.item):
             if side.graph_sha256 == digest:
                 return side

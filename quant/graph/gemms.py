@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,8 +13,9 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from export.io import read_graph
+from export.metadata import keep_float_patterns
 from graphs.base.errors import UgsepError
-from graphs.base.names import GraphSide
 
 Array = npt.NDArray[Any]
 
@@ -47,40 +46,11 @@ def load_graph(path: Path) -> onnx.ModelProto:
     Raises:
         UgsepError: no such file, not ONNX, or an opset before 21 (no blocked DequantizeLinear).
     """
-    if not path.is_file():
-        raise UgsepError(f"'{path}' does not exist; export the model first")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf raises a class of its own for every kind of damage
-        raise UgsepError(f"'{path}' is not a readable ONNX file ({error}); export it again") from error
+    model = read_graph(path)
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     if opset < 21:
         raise UgsepError(f"'{path}' has opset {opset}; int8 weights need opset 21, export it again")
     return model
-
-
-def metadata(model: onnx.ModelProto) -> dict[str, str]:
-    """Return the model's ``metadata_props``."""
-    return {p.key: p.value for p in model.metadata_props}
-
-
-def side_of(model: onnx.ModelProto, path: Path) -> GraphSide:
-    """Return the side stamped in the graph, or the one its file name says.
-
-    Raises:
-        UgsepError: neither says full, user or item.
-    """
-    side = metadata(model).get("ugsep.side", path.name.split(".")[0])
-    known: GraphSide
-    for known in ("full", "user", "item"):
-        if side == known:
-            return known
-    raise UgsepError(f"'{path}' does not say its side; stamp ugsep.side or name it user.onnx or item.onnx")
-
-
-def keep_float_patterns(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the globs of initializers that the model declares must stay float."""
-    return tuple(json.loads(metadata(model).get("ugsep.keep_float", "[]")))
 
 
 def weights_of(model: onnx.ModelProto) -> tuple[Weight, ...]:
@@ -161,21 +131,6 @@ def read_tensor(tensor: TensorProto, folder: Path) -> Array:
     if need == offset:
         return np.empty(shape, dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
-
-
-def graph_sha256(path: Path) -> str:
-    """Return the sha256 of a graph and of the external data it reads; the folder it lies in does not matter."""
-    model = load_graph(path)
-    digest = hashlib.sha256(path.read_bytes())
-    locations = {ExternalDataInfo(t).location for t in model.graph.initializer if uses_external_data(t)}
-    for location in sorted(locations):
-        data = path.parent / location
-        if not data.is_file():
-            raise UgsepError(f"'{data}' is missing; export the model again")
-        with data.open("rb") as file:
-            while piece := file.read(1 << 22):
-                digest.update(piece)
-    return digest.hexdigest()
 
 
 def quantizable(model: onnx.ModelProto) -> tuple[Weight, ...]:

@@ -94,12 +94,3 @@ def _external(name: str, data_type: int, dims: tuple[int, ...], entry: Encoded) 
     for key, value in (("location", entry.location), ("offset", entry.offset), ("length", entry.length)):
         tensor.external_data.add(key=key, value=str(value))
     return tensor
-
-
-def stamp(model: onnx.ModelProto, **properties: str) -> None:
-    """Set ``ugsep.*`` metadata properties in place, one per keyword."""
-    values = {f"ugsep.{key}": value for key, value in properties.items()}
-    kept = [(p.key, p.value) for p in model.metadata_props if p.key not in values]
-    del model.metadata_props[:]
-    for key, value in (*kept, *sorted(values.items())):
-        model.metadata_props.add(key=key, value=value)

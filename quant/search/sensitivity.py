@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from export.io import file_sha256
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.calibration.statistics import Calibration, SideStatistics
 from quant.graph.files import write_whole
-from quant.graph.gemms import Array, Weight, graph_sha256, load_graph, quantizable
+from quant.graph.gemms import Array, Weight, load_graph, quantizable
 from quant.requests.readers import Request, samples_sha256
 from quant.schemes.awq import AwqPlan, Scaling, plan_awq
 from quant.schemes.bias import corrected, mean_shift
@@ -157,7 +158,7 @@ def _key(
 ) -> str:
     digest = hashlib.sha256(f"{FORMAT} {scheme!r} {block}".encode())
     for path in (user_onnx, item_onnx):
-        digest.update(graph_sha256(path).encode())
+        digest.update(file_sha256(path).encode())
     digest.update(samples_sha256(requests).encode())
     for request in requests:
         for task in sorted(request.labels):

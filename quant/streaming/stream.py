@@ -25,14 +25,15 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from export.onnx_file import check_file
+from export.io import check_file
+from export.metadata import keep_float_patterns, side_of
 from export.streamed import StreamedGraph
 from export.weights.direct_io import BLOCK, aligned_room
 from export.weights.lazy_weights import Box, Weights
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.graph.files import aligned, append, publish
-from quant.graph.gemms import Weight, keep_float_patterns, side_of, weights_of
+from quant.graph.gemms import Weight, weights_of
 from quant.graph.rewrite import Encoded, encode_weights
 from quant.policy import Policy, check_rules, policy_document
 from quant.schemes import numerics

@@ -16,8 +16,8 @@ from torch import nn
 from engines.build.graph_exports import export_graphs
 from engines.build.source_model import fresh_feeds, of_model, of_module, split_source_model
 from export.canonical import canonicalize
-from export.metadata import OPSET, Stamp, read_stamp
-from export.onnx_file import check_file, export_subgraph
+from export.metadata import OPSET, Stamp
+from export.onnx_file import export_subgraph
 from graphs.base.errors import UgsepError
 from graphs.split.split import Subgraph, split
 from tests import tiny
@@ -142,24 +142,6 @@ def test_canonical_form_is_reached_once(exported) -> None:
     before = [(n.op_type, [v.name if v else None for v in n.inputs]) for n in model.graph]
     canonicalize(model)
     assert [(n.op_type, [v.name if v else None for v in n.inputs]) for n in model.graph] == before
-
-
-def test_files_of_other_tools_have_no_stamp(tmp_path: Path) -> None:
-    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
-    onnx.save(onnx.helper.make_model(graph), tmp_path / "other.onnx")
-    with pytest.raises(UgsepError, match=r"has no ugsep\.side"):
-        read_stamp(ir.load(tmp_path / "other.onnx"), "other.onnx")
-
-
-def test_a_damaged_file_is_refused(exported, tmp_path: Path) -> None:
-    _, _, paths = exported
-    model = ir.load(paths["item"])
-    next(n for n in model.graph if n.op_type == "MatMul").op_type = "NoSuchOp"
-    ir.save(model, tmp_path / "bad.onnx")
-    with pytest.raises(UgsepError, match="is not valid ONNX"):
-        check_file(tmp_path / "bad.onnx")
 
 
 def test_names_of_inputs_outputs_and_parameters_may_be_alike(tmp_path: Path) -> None:

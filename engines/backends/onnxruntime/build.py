@@ -17,6 +17,7 @@ from engines.backends.host import host_isa
 from engines.backends.onnxruntime.plan import Variant, plan_variants
 from engines.backends.onnxruntime.session import NAME, OPTIONS, import_onnxruntime, pinned_settings, start_session
 from engines.backends.onnxruntime.variants import ONE_USER, variant_file, with_one_user_variant
+from export.io import read_graph
 from graphs.base.errors import UgsepError
 from graphs.base.names import GraphSide
 
@@ -71,7 +72,7 @@ def _write(variants: Sequence[Variant], side: GraphSide, out_dir: Path) -> list[
     data = {f"{v.graph.name}.data": f"{variant_file(side, v.name)}.data" for v in variants}
     files: list[str] = []
     for variant in variants:
-        model = onnx.load(variant.graph, load_external_data=False)
+        model = read_graph(variant.graph)
         for entry in (entry for tensor in model.graph.initializer for entry in tensor.external_data):
             if entry.key == "location":
                 entry.value = data[entry.value]

@@ -12,11 +12,12 @@ import onnx
 from engines.backends.built_engine import EngineWeight, TensorSpec
 from engines.backends.contract import Progress
 from engines.backends.engine_spec import BuildSpec, Option, Profile, usual_rows
-from engines.backends.graph_io import graph_io, read_graph
+from engines.backends.graph_io import graph_io
 from engines.backends.onnxruntime.autotune import RowTimes, UserTimes, measure_row_variants, measure_user_variants
 from engines.backends.onnxruntime.session import start_session
 from engines.backends.onnxruntime.variants import ANY, FEW_ROWS, ONE_USER, cut_profiles, row_axis
 from engines.backends.onnxruntime.weight_status import check_weight_statuses, weight_statuses
+from export.io import read_graph
 from export.lowering.passes import Int8Gemms, LoweredGraph, lower_for_cpu, lower_for_one_user
 
 #: One FP32 GEMM per feature token beats one batched MatMul from 4 rows on (1.0 to 2.4 times, tokens 8 and 16, widths
@@ -124,7 +125,7 @@ def _read_back(
     """
     optimised = lowered.path.with_name(f"optimised-{lowered.path.name}")
     loaded = start_session(ort, lowered.path, session, optimised)
-    compiled = onnx.load(optimised, load_external_data=False)
+    compiled = read_graph(optimised)
     for file in (optimised, optimised.with_name(f"{optimised.name}.data")):  # as large as the graph itself
         file.unlink(missing_ok=True)
     statuses = weight_statuses(original, read_graph(lowered.path), compiled, lowered)

@@ -16,7 +16,7 @@ from engines.backends.built_engine import BuiltEngine, EngineWeight, TensorSpec
 from engines.backends.checks import check_options
 from engines.backends.contract import Progress
 from engines.backends.engine_spec import BuildSpec, Profile
-from engines.backends.graph_io import graph_io, read_graph
+from engines.backends.graph_io import graph_io
 from engines.backends.onnxruntime.session import start_session
 from engines.backends.onnxruntime.weight_status import check_weight_statuses, weight_statuses
 from engines.backends.onnxruntime_gpu.session import (
@@ -31,6 +31,7 @@ from engines.backends.onnxruntime_gpu.session import (
     target,
 )
 from engines.backends.trt.plan import row_counts
+from export.io import read_graph
 from export.lowering.passes import LoweredGraph, lower_for_gpu
 from export.lowering.tensorrt import lower_for_tensorrt
 from graphs.base.errors import UgsepError
@@ -72,7 +73,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
                 path.unlink(missing_ok=True)
         else:
             check_provider(start_session(ort, file, session, optimised, providers(session)), name)
-            compiled = onnx.load(optimised, load_external_data=False)
+            compiled = read_graph(optimised)
             statuses = weight_statuses(read_graph(spec.onnx), read_graph(file), compiled, record)
             check_weight_statuses(spec, statuses)
     return BuiltEngine(

@@ -16,9 +16,10 @@ from engines.backends.built_engine import BuiltEngine, EngineWeight, WeightStatu
 from engines.backends.checks import check_options
 from engines.backends.contract import Progress
 from engines.backends.engine_spec import BuildSpec, Option
-from engines.backends.graph_io import graph_io, read_graph
+from engines.backends.graph_io import graph_io
 from engines.backends.openvino.library import NAME, ONNX_VARIANT, OPTIONS, RUNS_AS, import_openvino, runs_as
 from engines.backends.openvino.runner import last_line
+from export.io import read_graph
 from export.lowering.passes import lower_for_cpu
 from graphs.base.errors import UgsepError
 

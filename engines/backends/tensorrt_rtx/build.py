@@ -11,10 +11,11 @@ from engines.backends.built_engine import BuiltEngine, EngineWeight
 from engines.backends.checks import check_options
 from engines.backends.contract import Progress
 from engines.backends.engine_spec import BuildSpec
-from engines.backends.graph_io import graph_io, read_graph
+from engines.backends.graph_io import graph_io
 from engines.backends.tensorrt_rtx.library import NAME, OPTIONS, capability_names, import_tensorrt_rtx, specialization
 from engines.backends.trt.plan import Plan, build_plan, int8_statuses, profile_shapes, write_layers
 from engines.backends.trt.worker import Job, Settings
+from export.io import read_graph
 from export.lowering.tensorrt import Weights, lower_for_tensorrt
 from graphs.base.errors import UgsepError, nearest
 

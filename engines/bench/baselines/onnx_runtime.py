@@ -87,8 +87,8 @@ def _quantized(source: BaselineSource, graph: Path, name: str, per_channel: bool
 
 
 def _has_stacked_weights(path: Path) -> bool:
-    import onnx
+    from export.io import read_graph
 
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = read_graph(path).graph
     read = {name for node in graph.node if node.op_type == "MatMul" for name in node.input}
     return any(len(tensor.dims) == 3 and tensor.name in read for tensor in graph.initializer)

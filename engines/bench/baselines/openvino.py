@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from engines.backends.contract import Array
-from engines.backends.graph_io import graph_io, read_graph
+from engines.backends.graph_io import graph_io
 from engines.bench.baselines.contract import BaselineSource, Bind, Run
+from export.io import read_graph
 from graphs.base.errors import UgsepError
 
 

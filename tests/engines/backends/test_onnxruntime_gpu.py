@@ -14,7 +14,7 @@ import pytest
 from engines.backends.built_engine import BuiltEngine, TensorSpec
 from engines.backends.contract import DeviceRunner
 from engines.backends.engine_spec import BuildSpec, Profile, Rows
-from engines.backends.graph_io import graph_io, read_graph
+from engines.backends.graph_io import graph_io
 from engines.backends.onnxruntime.session import start_session
 from engines.backends.onnxruntime.weight_status import check_weight_statuses, weight_statuses
 from engines.backends.onnxruntime_gpu import backend
@@ -22,6 +22,7 @@ from engines.backends.onnxruntime_gpu import build as building
 from engines.backends.onnxruntime_gpu import session as gpu_session
 from engines.backends.onnxruntime_gpu.bound import BoundRunner, OrtArray
 from engines.serve.ranker import Ranker
+from export.io import read_graph
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import Graph, ffn, item, reference, to_half
 

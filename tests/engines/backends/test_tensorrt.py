@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.engine_spec import BuildSpec, Profile, Rows
-from engines.backends.graph_io import graph_io, read_graph
+from engines.backends.graph_io import graph_io
 from engines.backends.tensorrt import backend, library
 from engines.backends.tensorrt import build as building
 from engines.backends.trt.gpu import accepts, gpu
@@ -22,6 +22,7 @@ from engines.backends.trt.plan import Layer, Plan, build_plan, int8_statuses, pr
 from engines.backends.trt.profiles import padded_candidates
 from engines.backends.trt.w8a16_plugin import problem_size
 from engines.backends.trt.worker import Job, Settings
+from export.io import read_graph
 from export.lowering.tensorrt import lower_for_tensorrt
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import FFN_SHAPE, ffn, to_half

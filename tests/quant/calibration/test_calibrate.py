@@ -8,7 +8,6 @@ from onnx import numpy_helper
 from graphs.base.errors import UgsepError
 from quant.calibration.calibrate import calibrate
 from quant.calibration.statistics import load_calibration, merge, save_calibration
-from quant.graph.gemms import graph_sha256
 from quant.requests.readers import Request, read_requests, request_spec, samples_sha256
 
 
@@ -125,20 +124,6 @@ def test_statistics_of_another_graph_are_refused(graphs, requests, make_graphs, 
         calibrate(*other, requests, resume=found)
     with pytest.raises(UgsepError, match="'nothing' was not calibrated"):
         found.item.of("nothing")
-
-
-def test_the_hash_of_a_graph_sees_its_external_data_but_not_its_folder(make_graphs, tmp_path) -> None:
-    one = make_graphs(tmp_path / "a", threshold=64)[1]
-    two = make_graphs(tmp_path / "b", threshold=64)[1]
-    assert graph_sha256(one) == graph_sha256(two)
-    file = two.with_name("item.onnx.data")
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-    assert graph_sha256(one) != graph_sha256(two)
-    file.unlink()
-    with pytest.raises(UgsepError, match=r"item.onnx.data' is missing"):
-        graph_sha256(two)
 
 
 def test_no_requests_and_nan_on_the_way_are_refused(graphs, requests, capfd) -> None:
