@@ -14,8 +14,9 @@ from onnx import TensorProto
 from graphs.base.errors import UgsepError, first_line
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
+from quant.arrays import Array
 from quant.calibration.statistics import Calibration, InputStatistics, Samples, SideStatistics, combine, observe
-from quant.graph.gemms import Array, Weight, graph_sha256, load_graph, weights_of
+from quant.graph.gemms import Weight, graph_sha256, load_graph, weights_of
 from quant.requests.readers import Request, SamplesHash
 
 Run = Callable[[list[str], dict[str, Array]], list[Array]]  # (outputs, inputs) -> values

@@ -16,9 +16,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from graphs.base.errors import UgsepError
+from quant.arrays import Doubles, Floats
 from quant.graph.gemms import graph_sha256
-
-Doubles = npt.NDArray[np.float64]
 
 FORMAT = 2
 NAME = "calibration"
@@ -60,7 +59,7 @@ class InputStatistics:
         return InputStatistics(self.count, squares, np.zeros_like(mean), self.low - mean, self.high - mean, gram)
 
 
-def observe(x: npt.NDArray[np.float32], tokens: int, gram: bool = False) -> InputStatistics:
+def observe(x: Floats, tokens: int, gram: bool = False) -> InputStatistics:
     """Return the statistics of one batch of MatMul inputs.
 
     ``tokens`` is 0 for a 2-D weight: x is [..., K]. Otherwise x is [T, M, K] (or [M, K], the same for every token)

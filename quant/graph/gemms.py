@@ -7,17 +7,16 @@ import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from graphs.base.errors import UgsepError
+from quant.arrays import Array
 
-Array = npt.NDArray[Any]
 Side = Literal["full", "user", "item"]
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pyarrow as pa
 import pyarrow.ipc as ipc
@@ -23,9 +22,8 @@ import pyarrow.parquet as parquet
 
 from graphs.base.errors import UgsepError, nearest
 from graphs.base.names import USER_INDEX
+from quant.arrays import Array
 from quant.graph.gemms import load_graph, weights_of
-
-Array = npt.NDArray[Any]
 
 REQUEST_ID = "request_id"
 _SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc", ".npz")
