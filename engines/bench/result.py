@@ -20,7 +20,7 @@ from engines.bundle.bundle import Bundle
 from graphs.base.errors import UgsepError
 from graphs.base.finite import finite
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 _SEED = 3
 

@@ -24,7 +24,7 @@ from export.metadata import GraphSide
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 SIDES: tuple[Literal["user", "item"], ...] = ("user", "item")
 PARITY_REQUESTS = 64

@@ -30,7 +30,8 @@ from graphs.split.split import Split
 from quant.calibration.calibrate import calibrate
 from quant.calibration.statistics import Calibration, save_calibration, without_grams
 from quant.policy import policy_from
-from quant.requests.readers import Request, read_requests, request_spec
+from quant.requests.readers import read_requests
+from quant.requests.spec import Request, request_spec
 from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
 from quant.schemes.schemes import needs_grams, scheme_from
 from quant.weight_table import QuantTable

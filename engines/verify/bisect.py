@@ -19,7 +19,7 @@ from engines.bundle.manifest import Engine, engine_for
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 MAX_CANDIDATES = 64  # every intermediate tensor of both graphs is held at once
 _OVER_LOGITS = 3.0

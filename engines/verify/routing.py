@@ -22,7 +22,7 @@ from engines.verify.bisect import read_onnxruntime
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 SIDES = ("user", "item")
 BEYOND = 5e-3  # the usual gate on the largest probability difference

@@ -17,7 +17,8 @@ from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.arrays import Array
 from quant.calibration.statistics import Calibration, InputStatistics, Samples, SideStatistics, combine, observe
 from quant.graph.gemms import Weight, graph_sha256, load_graph, weights_of
-from quant.requests.readers import Request, SamplesHash
+from quant.requests.hash import SamplesHash
+from quant.requests.spec import Request
 
 Run = Callable[[list[str], dict[str, Array]], list[Array]]  # (outputs, inputs) -> values
 

@@ -17,7 +17,7 @@ from quant.arrays import Array
 from quant.calibration.statistics import Calibration
 from quant.graph.gemms import Weight
 from quant.policy import Policy, Precision, Rule, policy_document
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 from quant.schemes.schemes import SchemeConfig
 from quant.search.gemm_latency import MeasureGemm
 from quant.search.metrics import Effect, effect_of

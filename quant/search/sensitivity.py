@@ -18,7 +18,8 @@ from quant.arrays import Array
 from quant.calibration.statistics import Calibration, SideStatistics
 from quant.graph.files import write_whole
 from quant.graph.gemms import Weight, graph_sha256, load_graph, quantizable
-from quant.requests.readers import Request, samples_sha256
+from quant.requests.hash import samples_sha256
+from quant.requests.spec import Request
 from quant.schemes.awq import AwqPlan, Scaling
 from quant.schemes.bias import corrected, mean_shift
 from quant.schemes.schemes import SchemeConfig, check_calibrated, scaling_plan, scheme_name

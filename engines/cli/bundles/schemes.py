@@ -24,7 +24,7 @@ from graphs.base.errors import UgsepError, nearest
 from graphs.base.progress import ProgressCallback, show_progress
 from quant.calibration.calibrate import calibrate
 from quant.policy import policy_document, read_policy
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
 from quant.schemes.schemes import CONFIGS, needs_grams
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from graphs.base.errors import UgsepError
 from quant.calibration.statistics import Calibration, load_calibration
-from quant.requests.readers import Request, read_requests, request_spec, synthetic_requests, table_rows
+from quant.requests.readers import read_requests
+from quant.requests.spec import Request, request_spec
+from quant.requests.synthetic import synthetic_requests, table_rows
 from quant.schemes.schemes import scheme_from
 
 

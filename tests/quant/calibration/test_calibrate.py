@@ -9,7 +9,9 @@ from graphs.base.errors import UgsepError
 from quant.calibration.calibrate import calibrate
 from quant.calibration.statistics import load_calibration, merge, save_calibration
 from quant.graph.gemms import graph_sha256
-from quant.requests.readers import Request, read_requests, request_spec, samples_sha256
+from quant.requests.hash import samples_sha256
+from quant.requests.readers import read_requests
+from quant.requests.spec import Request, request_spec
 
 
 @pytest.fixture
