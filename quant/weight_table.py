@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from export.io import properties
+from graphs.base.finite import finite
 from quant.graph.gemms import Weight, load_graph
 from quant.policy import BITS, Precision
 
@@ -47,7 +46,7 @@ class QuantRow:
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain values; infinite SQNR becomes None."""
-        return {k: _plain(v) for k, v in asdict(self).items()}
+        return dict(finite(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -72,15 +71,8 @@ class QuantTable:
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as plain values; infinite SQNR becomes None."""
-        rows = [r.to_json() for r in self.rows]
         totals = {"fp32_bytes": self.fp32_bytes, "quantized_bytes": self.quantized_bytes}
-        return {**asdict(self), **totals, "rows": rows, "files": list(self.files)}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+        return dict(finite({**asdict(self), **totals}))
 
 
 def float_row(weight: Weight, side: str, reason: str) -> QuantRow:

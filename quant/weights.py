@@ -15,28 +15,23 @@ from export.io import stamp
 from export.metadata import keep_float_patterns, side_of
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
+from quant.arrays import Array, Doubles
 from quant.calibration.statistics import Calibration, InputStatistics, SideStatistics
 from quant.graph.files import append, staged, write_graph
 from quant.graph.fp16_view import to_half
-from quant.graph.gemms import (
-    Array,
-    Weight,
-    load_graph,
-    read_tensor,
-    weights_of,
-)
+from quant.graph.gemms import Weight, load_graph, read_tensor, weights_of
 from quant.graph.rewrite import Encoded, encode_weights, scale_of_matmul
 from quant.policy import Policy, check_policy
 from quant.schemes import numerics
-from quant.schemes.awq import AwqPlan, Scaling, plan_awq, scaled_statistics
-from quant.schemes.bias import Doubles, biases_of, corrected, mean_shift
+from quant.schemes.awq import AwqPlan, Scaling, scaled_statistics
+from quant.schemes.bias import biases_of, corrected, mean_shift
 from quant.schemes.schemes import (
     Absmax,
-    Awq,
     Quantized,
     SchemeConfig,
-    needs_calibration,
+    check_calibrated,
     quantize_weight,
+    scaling_plan,
     scheme_name,
 )
 from quant.weight_plan import WeightPlan, plan_of
@@ -64,21 +59,18 @@ def quantize_side(
     model = load_graph(src)
     side = side_of(model, src)
     check_policy(policy, _graphs_beside(src))
-    if calibration is None and needs_calibration(scheme):
-        raise UgsepError(f"scheme '{scheme_name(scheme)}' needs calibration; run quant calibrate, or use 'absmax'")
+    check_calibrated(scheme, calibration)
     statistics = calibration.side(src) if calibration is not None else None
     tensors = {t.name: t for t in model.graph.initializer}
     weights = weights_of(model)
     keep = keep_float_patterns(model)
     plans = {w.name: plan_of(w, side, policy, keep) for w in weights}
-    scaling = AwqPlan({}, {})
-    if isinstance(scheme, Awq) and statistics is not None:
-        chosen = tuple(w for w in weights if w.kind == "matmul" and plans[w.name].precision == "int8")
-        scaling = plan_awq(
-            model, chosen, statistics.of, lambda n: read_tensor(tensors[n], src.parent), scheme.alphas, policy.block
-        )
-        _scale_constants(tensors, plans, scaling, src.parent)
-    biases = biases_of(model) if needs_calibration(scheme) else {}
+    chosen = tuple(w for w in weights if w.kind == "matmul" and plans[w.name].precision == "int8")
+    scaling = scaling_plan(
+        scheme, model, chosen, statistics, lambda n: read_tensor(tensors[n], src.parent), policy.block
+    )
+    _scale_constants(tensors, plans, scaling, src.parent)
+    biases = biases_of(model) if scheme.needs_calibration else {}
     job = _Job(side, scheme, policy.block, statistics, scaling, frozenset(biases))
     with staged(out_dir) as stage:
         rows: list[QuantRow] = []

@@ -25,7 +25,7 @@ from engines.recipes.recipe import Recipe
 from engines.serve.ranker import Ranker
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 if TYPE_CHECKING:
     from graphs.base.names import GraphSide

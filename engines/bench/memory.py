@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from engines.bench.contender import Contender
 from engines.measure.process_memory import resident_bytes
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 _CALLS = 3
 

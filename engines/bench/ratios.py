@@ -23,7 +23,7 @@ from graphs.base.features import Feature, of_side, random_rows
 from graphs.base.names import GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.models.ranking_model import RankingModel
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 from quant.schemes.schemes import Absmax
 from quant.weights import quantize_side
 

@@ -17,10 +17,10 @@ from engines.bench.machine import Machine, this_machine
 from engines.bench.ratios import RatioPoint, measure_ratios
 from engines.bench.run import Measured, Settings, measure
 from engines.bundle.bundle import Bundle
-from engines.render.json_text import finite
 from graphs.base.errors import UgsepError
+from graphs.base.finite import finite
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 _SEED = 3
 

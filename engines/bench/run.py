@@ -18,7 +18,7 @@ from engines.measure.interleave import interleaved
 from engines.measure.percentiles import Percentiles
 from graphs.base.errors import GateFailed, UgsepError, first_line
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 CHECKED_CANDIDATES = 256
 _GEMMS_ALONE: tuple[None, Variant] = (None, "item")

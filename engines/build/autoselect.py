@@ -23,7 +23,7 @@ from engines.verify.scores import Scores, engine_scores
 from graphs.base.errors import UgsepError
 from graphs.base.names import SIDES, USER_INDEX, GraphSide, Side
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 PARITY_REQUESTS = 64
 

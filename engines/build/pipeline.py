@@ -27,7 +27,7 @@ from engines.verify.failing_rows import save_worst_rows
 from engines.verify.validate import how_to_reproduce
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 
 @dataclass(frozen=True)

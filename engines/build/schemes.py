@@ -27,7 +27,7 @@ from graphs.base.names import SIDES, USER_INDEX, GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.calibration.statistics import Calibration
 from quant.policy import policy_from
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 from quant.schemes.schemes import CONFIGS, scheme_from
 from quant.weight_table import QuantTable
 from quant.weights import quantize_side

@@ -20,7 +20,7 @@ from graphs.split.proof import fresh_rows
 from graphs.split.split import Split, split
 from graphs.trace.factory import load_factory
 from graphs.trace.trace import Example
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 RowSource = Callable[[Mapping[str, Tensor], int, torch.Generator], dict[str, Tensor]]
 TRACE_ROWS = 7

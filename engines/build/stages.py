@@ -31,9 +31,10 @@ from graphs.split.split import Split
 from quant.calibration.calibrate import calibrate
 from quant.calibration.statistics import Calibration, save_calibration, without_grams
 from quant.policy import policy_from
-from quant.requests.readers import Request, read_requests, request_spec
+from quant.requests.readers import read_requests
+from quant.requests.spec import Request, request_spec
 from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
-from quant.schemes.schemes import scheme_from
+from quant.schemes.schemes import needs_grams, scheme_from
 from quant.weight_table import QuantTable
 from quant.weights import quantize_side
 
@@ -110,12 +111,12 @@ def calibrate_and_score(job: Job, model: SplitModel, graphs: Graphs) -> Samples:
     Raises:
         UgsepError: request files that cannot be read, or that do not fit the graphs.
     """
-    sources, threads = job.sources, job.recipe.serving.threads
+    sources, threads, schemes = job.sources, job.recipe.serving.threads, job.recipe.quantization
     samples = _requests(sources.calibration, model, graphs, sources.seed, CALIBRATION_REQUESTS)
     requests = _requests(sources.requests, model, graphs, sources.seed + 1)
     calibration = calibrate(
         graphs["user"], graphs["item"], samples, threads=threads, progress=job.progress,
-        gram=_needs_gram(job.recipe), synthetic=not sources.calibration,
+        gram=needs_grams((schemes.scheme, *schemes.compare)), synthetic=not sources.calibration,
     )  # fmt: skip
     save_calibration(without_grams(calibration), job.work)
     return Samples(calibration, requests, reference_scores(model.split.full, requests, threads, job.progress))
@@ -206,11 +207,6 @@ def verify(job: Job, model: SplitModel, samples: Samples, manifest: Manifest) ->
         lambda candidates, users: fresh_feeds(model.source, model.split, users, candidates, seed=candidates),
     )
     return prove.prove(job.recipe, manifest, job.work, samples.requests, reference, limits, progress=job.progress)
-
-
-def _needs_gram(recipe: Recipe) -> bool:
-    """Say whether a scheme that is built or compared reads Gram matrices, which take most of a calibration's time."""
-    return "gptq" in (recipe.quantization.scheme, *recipe.quantization.compare)
 
 
 def _requests(

@@ -15,7 +15,7 @@ from graphs.base.errors import UgsepError
 
 if TYPE_CHECKING:  # a server imports none of these
     from engines.recipes.recipe import Recipe
-    from quant.requests.readers import Request, RequestSpec
+    from quant.requests.spec import Request, RequestSpec
 
 __all__ = ["RECIPE", "REPORT", "Bundle", "onnx_file", "read_report"]
 
@@ -78,7 +78,7 @@ class Bundle:
         Raises:
             UgsepError: a graph cannot be read.
         """
-        from quant.requests.readers import request_spec
+        from quant.requests.spec import request_spec
 
         return request_spec(self.onnx("user"), self.onnx("item"))
 
@@ -100,8 +100,7 @@ class Bundle:
         Raises:
             UgsepError: a graph cannot be read.
         """
-        from quant.requests.readers import synthetic_requests, table_rows
-        from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
+        from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS, synthetic_requests, table_rows
 
         number = SYNTHETIC_REQUESTS if requests is None else requests
         size = SYNTHETIC_CANDIDATES if candidates is None else candidates

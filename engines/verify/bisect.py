@@ -20,7 +20,7 @@ from export.io import read_graph
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 MAX_CANDIDATES = 64  # every intermediate tensor of both graphs is held at once
 _OVER_LOGITS = 3.0

@@ -13,7 +13,7 @@ from engines.verify.agreement import Agreement, agreement
 from engines.verify.latency import RequestLatency
 from engines.verify.routing import Routing
 from engines.verify.scores import Scores
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 from quant.search.metrics import auc
 
 #: Router logits nearer than this are tied: FP32 sums of some hundred terms differ by that much in another order.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from engines.backends.contract import Array
-from quant.requests.readers import REQUEST_ID, Request
+from quant.requests.spec import REQUEST_ID, Request
 
 ROWS = 64
 

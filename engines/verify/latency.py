@@ -12,7 +12,7 @@ from engines.measure.interleave import interleaved
 from engines.measure.percentiles import Percentiles
 from engines.serve.ranker import Ranker
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 ROUNDS = 30
 

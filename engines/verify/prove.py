@@ -24,7 +24,7 @@ from engines.verify.scores import engine_scores, score_errors
 from engines.verify.weight_checks import int8_checks
 from graphs.base.names import GraphSide
 from graphs.base.progress import ProgressCallback, silent
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 GRAPHS: tuple[GraphSide, ...] = ("full", "user", "item")
 LATENCY_RETRIES = 2

@@ -15,7 +15,7 @@ from graphs.base.errors import GateFailed
 from graphs.base.names import GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.split.split import Split, Subgraph
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 CHECKED_SIZES = ((1, 1), (2, 1), (257, 3))  # candidates, users
 Feeds = Mapping[GraphSide, Mapping[str, torch.Tensor]]

@@ -22,7 +22,7 @@ from export.io import read_graph
 from graphs.base.errors import UgsepError
 from graphs.base.names import SIDES, USER_INDEX, Side
 from graphs.base.progress import Progress, ProgressCallback, silent
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 BEYOND = 5e-3  # the usual gate on the largest probability difference
 

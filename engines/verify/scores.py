@@ -11,7 +11,7 @@ from engines.backends.contract import Array, Runner
 from engines.serve.ranker import Ranker
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.split.split import Subgraph
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 Scores = list[dict[str, Array]]
 

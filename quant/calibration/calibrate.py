@@ -15,9 +15,11 @@ from export.io import file_sha256
 from graphs.base.errors import UgsepError, first_line
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
+from quant.arrays import Array
 from quant.calibration.statistics import Calibration, InputStatistics, Samples, SideStatistics, combine, observe
-from quant.graph.gemms import Array, Weight, load_graph, weights_of
-from quant.requests.readers import Request, SamplesHash
+from quant.graph.gemms import Weight, load_graph, weights_of
+from quant.requests.hash import SamplesHash
+from quant.requests.spec import Request
 
 Run = Callable[[list[str], dict[str, Array]], list[Array]]  # (outputs, inputs) -> values
 

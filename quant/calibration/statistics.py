@@ -17,8 +17,7 @@ from safetensors.numpy import save_file
 
 from export.io import file_sha256
 from graphs.base.errors import UgsepError
-
-Doubles = npt.NDArray[np.float64]
+from quant.arrays import Doubles, Floats
 
 FORMAT = 2
 NAME = "calibration"
@@ -60,7 +59,7 @@ class InputStatistics:
         return InputStatistics(self.count, squares, np.zeros_like(mean), self.low - mean, self.high - mean, gram)
 
 
-def observe(x: npt.NDArray[np.float32], tokens: int, gram: bool = False) -> InputStatistics:
+def observe(x: Floats, tokens: int, gram: bool = False) -> InputStatistics:
     """Return the statistics of one batch of MatMul inputs.
 
     ``tokens`` is 0 for a 2-D weight: x is [..., K]. Otherwise x is [T, M, K] (or [M, K], the same for every token)

@@ -16,7 +16,8 @@ from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from graphs.base.errors import UgsepError
-from quant.graph.gemms import Array, read_tensor
+from quant.arrays import Array
+from quant.graph.gemms import read_tensor
 
 EXTERNAL_BYTES = 64 * 1024  # larger tensors go to the data file, so that the graph stays far below 2 GB
 _ALIGNMENT = 4096  # lets a runtime map the file

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
@@ -16,8 +15,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from export.io import read_graph
 from export.metadata import keep_float_patterns
 from graphs.base.errors import UgsepError
-
-Array = npt.NDArray[Any]
+from quant.arrays import Array
 
 
 @dataclass(frozen=True)

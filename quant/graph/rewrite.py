@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from quant.schemes.numerics import Floats
+from quant.arrays import Floats
 
 
 @dataclass(frozen=True)

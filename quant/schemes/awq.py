@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
+from quant.arrays import Array, Doubles, Floats
 from quant.calibration.statistics import InputStatistics
-from quant.graph.gemms import Array, Weight
+from quant.graph.gemms import Weight
 from quant.schemes import numerics
-from quant.schemes.numerics import Floats
-
-Doubles = npt.NDArray[np.float64]
 
 # f(x / s) = f(x) / s for s > 0, element by element, so a factor passes through them
 _HOMOGENEOUS = ("Relu", "LeakyRelu", "Identity", "Dropout")

@@ -9,14 +9,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
+from quant.arrays import Array, Doubles
 from quant.calibration.statistics import InputStatistics
-from quant.graph.gemms import Array
-
-Doubles = npt.NDArray[np.float64]
 
 
 def biases_of(model: onnx.ModelProto) -> dict[str, str]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from quant.schemes.numerics import QMAX, Floats, Ints, quantize
-
-Doubles = npt.NDArray[np.float64]
+from quant.arrays import Doubles, Floats, Ints
+from quant.schemes.numerics import QMAX, quantize
 
 _ROWS = 128  # rows rounded before their errors reach the remaining rows in one matrix product
 

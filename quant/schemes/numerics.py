@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int8]
+from quant.arrays import Doubles, Floats, Ints
 
 QMAX = 127
 CLIP_RATIOS = tuple(float(r) for r in np.linspace(1.0, 0.4, 25))
@@ -86,7 +85,7 @@ def sqnr_db(signal: npt.NDArray[np.floating], approximation: npt.NDArray[np.floa
     return ratio_db(float(np.sum(reference**2)), float(np.sum((reference - approximation) ** 2)))
 
 
-def row_energy(weight: Floats) -> npt.NDArray[np.float64]:
+def row_energy(weight: Floats) -> Doubles:
     """Return sum_n w_kn^2 per input row, float64 [..., K]: what SQNR and output SQNR are made of."""
     result = np.empty(weight.shape[:-1], np.float64)
     for token in np.ndindex(weight.shape[:-2]):  # one token at a time bounds the temporary
@@ -102,13 +101,13 @@ def ratio_db(signal: float, noise: float) -> float:
     return 10.0 * float(np.log10(signal / noise)) if signal > 0.0 else float("-inf")
 
 
-def output_error(weight: Floats, restored: Floats, moments: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+def output_error(weight: Floats, restored: Floats, moments: npt.NDArray[np.floating]) -> Doubles:
     """Return sum_k E[x_k^2] (w - restored)^2 per output channel, float64 [..., N].
 
     ``moments`` is E[x_k^2], [..., K]. This is the expected squared output error for uncorrelated inputs.
     """
     difference = np.asarray(weight, np.float64) - restored
-    result: npt.NDArray[np.float64] = np.einsum("...kn,...k->...n", difference**2, np.asarray(moments, np.float64))
+    result: Doubles = np.einsum("...kn,...k->...n", difference**2, np.asarray(moments, np.float64))
     return result
 
 

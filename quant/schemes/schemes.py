@@ -2,49 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 
 from graphs.base.errors import UgsepError, nearest
-from quant.calibration.statistics import InputStatistics
+from quant.arrays import Array, Floats, Ints
+from quant.calibration.statistics import InputStatistics, SideStatistics
+from quant.graph.gemms import Weight
 from quant.schemes import numerics
+from quant.schemes.awq import AwqPlan, plan_awq
 from quant.schemes.gptq import gptq
-from quant.schemes.numerics import Floats, Ints
 
 
 @dataclass(frozen=True)
-class Absmax:
-    """The largest magnitude of a channel maps to 127; needs no calibration."""
+class SchemeConfig:
+    """Options of a scheme, each with a default; a subclass per scheme, handled by a registered function."""
 
-
-@dataclass(frozen=True)
-class Mse:
-    """Clip each channel where the calibrated output error is least."""
-
-    ratios: tuple[float, ...] = numerics.CLIP_RATIOS
-    threads: int = 2
-
-
-@dataclass(frozen=True)
-class Gptq:
-    """Error feedback along K with the Gram matrix of the inputs, on the clipping of ``mse``."""
-
-    damping: float = 0.01
-    threads: int = 2
-
-
-@dataclass(frozen=True)
-class Awq:
-    """Input channels with large activations are scaled up before rounding, on the clipping of ``mse``.
-
-    The graph takes the inverse factors (see :mod:`quant.schemes.awq`); ``alphas`` are the exponents tried.
-    """
-
-    alphas: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0)
-    threads: int = 2
+    needs_calibration: ClassVar[bool] = True
+    needs_grams: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -55,24 +34,53 @@ class Quantized:
     scale: Floats
 
 
-SchemeConfig = Absmax | Mse | Gptq | Awq
+@dataclass(frozen=True)
+class Absmax(SchemeConfig):
+    """The largest magnitude of a channel maps to 127; needs no calibration."""
+
+    needs_calibration: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Mse(SchemeConfig):
+    """Clip each channel where the calibrated output error is least."""
+
+    ratios: tuple[float, ...] = numerics.CLIP_RATIOS
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Gptq(SchemeConfig):
+    """Error feedback along K with the Gram matrix of the inputs, on the clipping of ``mse``."""
+
+    needs_grams: ClassVar[bool] = True
+    damping: float = 0.01
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Awq(SchemeConfig):
+    """Input channels with large activations are scaled up before rounding, on the clipping of ``mse``.
+
+    The graph takes the inverse factors (see :mod:`quant.schemes.awq`); ``alphas`` are the exponents tried.
+    """
+
+    alphas: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0)
+    threads: int = 2
+
+
 Handler = Callable[[Any, Floats, InputStatistics | None, int], Quantized]
-_Config = TypeVar("_Config")
 
-CONFIGS: dict[str, type[SchemeConfig]] = {
-    "absmax": Absmax,
-    "mse": Mse,
-    "gptq": Gptq,
-    "awq": Awq,
-}
-_HANDLERS: dict[type, Handler] = {}
+#: Filled by ``register``, in the order of the handlers below.
+CONFIGS: dict[str, type[SchemeConfig]] = {}
+_HANDLERS: dict[type[SchemeConfig], Handler] = {}
 
 
-def register(config: type) -> Callable[[Handler], Handler]:
-    """Register the function that handles a config: (config, weight, statistics, block) -> Quantized."""
+def register(name: str, config: type[SchemeConfig]) -> Callable[[Handler], Handler]:
+    """Register a scheme and the function that handles it: (config, weight, statistics, block) -> Quantized."""
 
     def add(handler: Handler) -> Handler:
-        _HANDLERS[config] = handler
+        CONFIGS[name], _HANDLERS[config] = config, handler
         return handler
 
     return add
@@ -98,9 +106,33 @@ def scheme_from(name: str, options: Mapping[str, Any] | None = None) -> SchemeCo
     return CONFIGS[name](**(options or {}))
 
 
-def needs_calibration(config: SchemeConfig) -> bool:
-    """Whether the scheme cannot work without input statistics."""
-    return not isinstance(config, Absmax)
+def needs_grams(names: Iterable[str]) -> bool:
+    """Whether any of the named schemes reads Gram matrices, which take most of a calibration's time."""
+    return any(CONFIGS[name].needs_grams for name in names if name in CONFIGS)
+
+
+def check_calibrated(config: SchemeConfig, calibration: object | None) -> None:
+    """Refuse a scheme that needs calibration without it.
+
+    Raises:
+        UgsepError: the scheme's name, and how to calibrate.
+    """
+    if config.needs_calibration and calibration is None:
+        raise UgsepError(f"scheme '{scheme_name(config)}' needs calibration; run quant calibrate, or use 'absmax'")
+
+
+def scaling_plan(
+    config: SchemeConfig,
+    model: onnx.ModelProto,
+    weights: tuple[Weight, ...],
+    statistics: SideStatistics | None,
+    read: Callable[[str], Array],
+    block: int,
+) -> AwqPlan:
+    """Return the factors that awq folds into a graph (see :func:`plan_awq`); none for the other schemes."""
+    if not isinstance(config, Awq) or statistics is None:
+        return AwqPlan({}, {})
+    return plan_awq(model, weights, statistics.of, read, config.alphas, block)
 
 
 def quantize_weight(
@@ -110,22 +142,20 @@ def quantize_weight(
     return _HANDLERS[type(config)](config, weight, statistics, block)
 
 
-@register(Absmax)
+@register("absmax", Absmax)
 def _absmax(config: Absmax, weight: Floats, statistics: InputStatistics | None, block: int) -> Quantized:
     scale = numerics.absmax_scale(weight, block)
     return Quantized(numerics.quantize(weight, scale), scale)
 
 
-@register(Mse)
-@register(Awq)
-def _mse(config: Mse | Awq, weight: Floats, statistics: InputStatistics | None, block: int) -> Quantized:
-    moments = _calibrated(config, statistics).moments
-    ratios = config.ratios if isinstance(config, Mse) else numerics.CLIP_RATIOS
-    scale = numerics.mse_scale(weight, moments, block, ratios, config.threads)
+@register("mse", Mse)
+def _mse(config: Mse, weight: Floats, statistics: InputStatistics | None, block: int) -> Quantized:
+    seen = _calibrated(config, statistics)
+    scale = numerics.mse_scale(weight, seen.moments, block, config.ratios, config.threads)
     return Quantized(numerics.quantize(weight, scale), scale)
 
 
-@register(Gptq)
+@register("gptq", Gptq)
 def _gptq(config: Gptq, weight: Floats, statistics: InputStatistics | None, block: int) -> Quantized:
     seen = _calibrated(config, statistics)
     if seen.gram is None:
@@ -139,8 +169,12 @@ def _gptq(config: Gptq, weight: Floats, statistics: InputStatistics | None, bloc
     return Quantized(values, scale)
 
 
+@register("awq", Awq)
+def _awq(config: Awq, weight: Floats, statistics: InputStatistics | None, block: int) -> Quantized:
+    return _mse(Mse(threads=config.threads), weight, _calibrated(config, statistics), block)
+
+
 def _calibrated(config: SchemeConfig, statistics: InputStatistics | None) -> InputStatistics:
-    if statistics is None:
-        name = scheme_name(config)
-        raise UgsepError(f"scheme '{name}' needs calibration; run quant calibrate, or use 'absmax'")
+    check_calibrated(config, statistics)
+    assert statistics is not None
     return statistics

@@ -11,9 +11,10 @@ from onnx import TensorProto, helper
 
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
+from quant.arrays import Array
 from quant.calibration.calibrate import CHUNK_ROWS, Run, session
-from quant.graph.gemms import Array, load_graph, quantizable, read_tensor
-from quant.requests.readers import Request
+from quant.graph.gemms import load_graph, quantizable, read_tensor
+from quant.requests.spec import Request
 from quant.schemes.bias import biases_of
 from quant.search.metrics import Scores
 

@@ -11,11 +11,13 @@ import numpy as np
 import yaml
 
 from graphs.base.errors import GateFailed, UgsepError
+from graphs.base.finite import finite
 from graphs.base.progress import Progress, ProgressCallback, silent
+from quant.arrays import Array
 from quant.calibration.statistics import Calibration
-from quant.graph.gemms import Array, Weight
+from quant.graph.gemms import Weight
 from quant.policy import Policy, Precision, Rule, policy_document
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 from quant.schemes.schemes import SchemeConfig
 from quant.search.gemm_latency import MeasureGemm
 from quant.search.metrics import Effect, effect_of
@@ -62,9 +64,7 @@ class Choice:
 
     def to_json(self) -> dict[str, Any]:
         """Return the choice as plain values; what a backend does not run, and infinite SQNR, become None."""
-        ms = {p: m if np.isfinite(m) else None for p, m in self.ms.items()}
-        sqnr = self.sqnr_db if np.isfinite(self.sqnr_db) else None
-        return {**vars(self), "ms": ms, "sizes": dict(self.sizes), "sqnr_db": sqnr, "bytes": self.bytes}
+        return dict(finite({**vars(self), "bytes": self.bytes}))
 
 
 @dataclass(frozen=True)

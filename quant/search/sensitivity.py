@@ -13,14 +13,17 @@ import numpy as np
 
 from export.io import file_sha256
 from graphs.base.errors import UgsepError
+from graphs.base.finite import finite
 from graphs.base.progress import Progress, ProgressCallback, silent
+from quant.arrays import Array
 from quant.calibration.statistics import Calibration, SideStatistics
 from quant.graph.files import write_whole
-from quant.graph.gemms import Array, Weight, load_graph, quantizable
-from quant.requests.readers import Request, samples_sha256
-from quant.schemes.awq import AwqPlan, Scaling, plan_awq
+from quant.graph.gemms import Weight, load_graph, quantizable
+from quant.requests.hash import samples_sha256
+from quant.requests.spec import Request
+from quant.schemes.awq import AwqPlan, Scaling
 from quant.schemes.bias import corrected, mean_shift
-from quant.schemes.schemes import Awq, SchemeConfig, needs_calibration, scheme_name
+from quant.schemes.schemes import SchemeConfig, check_calibrated, scaling_plan, scheme_name
 from quant.search.metrics import Effect, effect_of
 from quant.search.scoring import OpenGraph, Scorer, open_scorer
 from quant.weights import quantize_values
@@ -42,8 +45,7 @@ class SensitivityRow:
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain values; infinite SQNR becomes None."""
-        sqnr = self.sqnr_db if np.isfinite(self.sqnr_db) else None
-        return {**asdict(self), "shape": list(self.shape), "sqnr_db": sqnr}
+        return dict(finite(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,11 @@ class Candidates:
     def restored(self, side: str, weight: Weight) -> dict[str, Array]:
         """Return the weight as the scheme restores it, and its bias where the scheme corrects that."""
         seen = self.statistics[side].of(weight.name) if self.statistics else None
-        scaling = self.awq[side].scalings.get(weight.name, Scaling()) if self.awq else Scaling()
+        scaling = self.awq[side].scalings.get(weight.name, Scaling())
         block = self.block if self.block and weight.shape[-2] % self.block == 0 else 0
         graph = self.graph(side)
         values = graph.weights[weight.name]
-        bias = graph.biases.get(weight.name) if seen is not None and needs_calibration(self.scheme) else None
+        bias = graph.biases.get(weight.name) if seen is not None and self.scheme.needs_calibration else None
         restored = np.asarray(quantize_values(self.scheme, values, seen, block, scaling, bias is not None)[1])
         found = {weight.name: restored}
         if bias is not None and seen is not None:
@@ -90,8 +92,7 @@ def open_candidates(
     Raises:
         UgsepError: a scheme without its calibration, a calibration of other graphs, no requests.
     """
-    if calibration is None and needs_calibration(scheme):
-        raise UgsepError(f"scheme '{scheme_name(scheme)}' needs calibration; run quant calibrate, or use 'absmax'")
+    check_calibrated(scheme, calibration)
     paths = {"user": user_onnx, "item": item_onnx}
     statistics = {s: calibration.side(p) for s, p in paths.items()} if calibration is not None else {}
     scorer = open_scorer(user_onnx, item_onnx, requests, threads)
@@ -101,9 +102,8 @@ def open_candidates(
         model = load_graph(path)
         found = quantizable(model)
         weights += [(side, w) for w in found]
-        if isinstance(scheme, Awq):
-            values = (scorer.user if side == "user" else scorer.item).weights
-            awq[side] = plan_awq(model, found, statistics[side].of, values.__getitem__, scheme.alphas, block)
+        values = (scorer.user if side == "user" else scorer.item).weights
+        awq[side] = scaling_plan(scheme, model, found, statistics.get(side), values.__getitem__, block)
     return Candidates(scorer, scheme, block, tuple(weights), statistics, awq)
 
 

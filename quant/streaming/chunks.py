@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quant.arrays import Floats, Ints
 from quant.schemes import numerics
-from quant.schemes.numerics import Floats, Ints
 
 _CHUNK_ELEMENTS = 1 << 18  # two float32 buffers of this size stay in the caches, beside what is read and written
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

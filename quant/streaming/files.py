@@ -15,9 +15,8 @@ import numpy as np
 
 from export.weights.direct_io import BLOCK, open_direct
 from export.weights.lazy_weights import Box
-from quant.graph.gemms import Array
+from quant.arrays import Array, Floats
 from quant.graph.rewrite import Encoded, scale_of_matmul
-from quant.schemes import numerics
 from quant.streaming.chunks import Piece
 from quant.streaming.layout import Place
 
@@ -82,7 +81,7 @@ class SideFiles:
         scale, axis, block = scale_of_matmul(scales, place.weight.shape[-2])
         return Encoded(blob, place.offset, place.length, scale, axis, block)
 
-    def scales(self, place: Place) -> numerics.Floats | None:
+    def scales(self, place: Place) -> Floats | None:
         """Return a finished weight's scales, None for FP16."""
         if not place.scale_shape:
             return None

@@ -13,7 +13,8 @@ from quant.calibration.calibrate import calibrate
 from quant.graph.gemms import load_graph, read_tensor, weights_of
 from quant.inspect import inspect_graph
 from quant.policy import Policy, Rule, policy_document, policy_from, read_policy
-from quant.requests.readers import read_requests, request_spec
+from quant.requests.readers import read_requests
+from quant.requests.spec import request_spec
 from quant.schemes import numerics
 from quant.schemes.schemes import Absmax, Awq, Gptq, Mse, scheme_from
 from quant.weight_table import table_of

@@ -24,9 +24,9 @@ from graphs.base.names import SIDES, GraphSide
 from graphs.base.progress import ProgressCallback, show_progress
 from quant.calibration.calibrate import calibrate
 from quant.policy import policy_document, read_policy
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
-from quant.schemes.schemes import CONFIGS
+from quant.schemes.schemes import CONFIGS, needs_grams
 
 CALIBRATION_REQUESTS = 400
 
@@ -117,7 +117,7 @@ def _compare(
         rows = list(held_out)
     threads = recipe.serving.threads
     seen = calibrate(
-        onnx["user"], onnx["item"], samples, threads=threads, gram="gptq" in schemes, progress=progress,
+        onnx["user"], onnx["item"], samples, threads=threads, gram=needs_grams(schemes), progress=progress,
         synthetic=not calibration or manifest.synthetic,
     )  # fmt: skip
     chosen = [engine_for(manifest, side).built for side in SIDES]  # what 'backend: auto' chose in the build

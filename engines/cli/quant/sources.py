@@ -8,7 +8,10 @@ from pathlib import Path
 
 from graphs.base.errors import UgsepError
 from quant.calibration.statistics import Calibration, load_calibration
-from quant.requests.readers import Request, read_requests, request_spec, synthetic_requests, table_rows
+from quant.requests.readers import read_requests
+from quant.requests.spec import Request, request_spec
+from quant.requests.synthetic import synthetic_requests, table_rows
+from quant.schemes.schemes import scheme_from
 
 
 def graph_pair(source: Path) -> tuple[Path, Path]:
@@ -51,4 +54,5 @@ def calibration_of(source: Path, folder: Path | None, scheme: str) -> Calibratio
     Raises:
         UgsepError: they are missing or damaged.
     """
-    return load_calibration(folder or source) if scheme != "absmax" or folder is not None else None
+    needed = scheme_from(scheme).needs_calibration or folder is not None
+    return load_calibration(folder or source) if needed else None

@@ -16,7 +16,8 @@ from engines.build.pipeline import build
 from engines.build.sources import Sources
 from engines.cli.main import main
 from quant.calibration.calibrate import calibrate
-from quant.requests.readers import Request, read_requests, request_spec
+from quant.requests.readers import read_requests
+from quant.requests.spec import Request, request_spec
 from quant.schemes.numerics import sqnr_db
 from quant.schemes.schemes import Absmax
 from quant.weights import quantize_side

@@ -20,7 +20,8 @@ from engines.cli.main import main
 from engines.verify.bisect import bisect, relative_error
 from engines.verify.failing_rows import save_worst_rows
 from graphs.base.errors import UgsepError
-from quant.requests.readers import Request, read_requests, request_spec
+from quant.requests.readers import read_requests
+from quant.requests.spec import Request, request_spec
 
 BROKEN = "layers.1.boost.item.up.weight"
 

@@ -18,7 +18,7 @@ from engines.verify.agreement import EXACT_DB, agreement
 from engines.verify.checks import Check, auc_targets, check_invariance, latency_targets
 from engines.verify.latency import RequestLatency
 from engines.verify.scores import score_errors
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from engines.verify.routing import Routing, compare_graphs
 from graphs.base.features import random_rows
 from graphs.layers.moe import SoftmaxRouter
 from graphs.models.ranking_model import RankingModel
-from quant.requests.readers import Request
+from quant.requests.spec import Request
 from tests.graphs.model_laws import FEATURES, make_config, make_model
 
 USERS, CANDIDATES = 7, 9

@@ -8,7 +8,9 @@ from onnx import numpy_helper
 from graphs.base.errors import UgsepError
 from quant.calibration.calibrate import calibrate
 from quant.calibration.statistics import load_calibration, merge, save_calibration
-from quant.requests.readers import Request, read_requests, request_spec, samples_sha256
+from quant.requests.hash import samples_sha256
+from quant.requests.readers import read_requests
+from quant.requests.spec import Request, request_spec
 
 
 @pytest.fixture

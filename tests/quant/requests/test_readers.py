@@ -7,15 +7,10 @@ import pyarrow.parquet as parquet
 import pytest
 
 from graphs.base.errors import UgsepError
-from quant.requests.readers import (
-    InputSpec,
-    read_requests,
-    request_files,
-    request_spec,
-    samples_sha256,
-    synthetic_requests,
-    table_rows,
-)
+from quant.requests.hash import samples_sha256
+from quant.requests.readers import read_requests, request_files
+from quant.requests.spec import InputSpec, request_spec
+from quant.requests.synthetic import synthetic_requests, table_rows
 
 
 @pytest.fixture

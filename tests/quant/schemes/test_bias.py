@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 from quant.calibration.calibrate import calibrate
 from quant.calibration.statistics import observe
 from quant.graph.gemms import load_graph, read_tensor
-from quant.requests.readers import read_requests, request_spec
+from quant.requests.readers import read_requests
+from quant.requests.spec import request_spec
 from quant.schemes import numerics
 from quant.schemes.awq import Scaling
 from quant.schemes.bias import biases_of, corrected, mean_shift

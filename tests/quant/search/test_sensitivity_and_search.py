@@ -9,7 +9,8 @@ from onnx import numpy_helper
 from graphs.base.errors import GateFailed, UgsepError
 from quant.calibration.calibrate import calibrate
 from quant.policy import policy_from
-from quant.requests.readers import read_requests, request_spec
+from quant.requests.readers import read_requests
+from quant.requests.spec import request_spec
 from quant.schemes.schemes import Absmax, Awq, Gptq, Mse
 from quant.search.metrics import auc, effect_of
 from quant.search.scoring import open_scorer
