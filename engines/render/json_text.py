@@ -1,4 +1,4 @@
-"""JSON that every parser reads: NaN and infinities, which JSON cannot hold, become null."""
+"""Standard JSON: NaN and infinities, which JSON cannot represent, become null."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Return a value of mappings, lists, tuples and scalars as JSON; NaN and infinities become null."""
+    """Serialize mappings, lists, tuples and scalars to JSON; NaN and infinities become null."""
     return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """Return the same mappings, lists and scalars with None for NaN and infinities; tuples become lists."""
+    """Copy mappings, lists and scalars with None for NaN and infinities; tuples become lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
