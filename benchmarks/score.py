@@ -1,7 +1,7 @@
-"""``python -m benchmarks.score --bundle DIR``: time to load a bundle, and what ``Ranker.score`` adds to its engines.
+"""``python -m benchmarks.score --bundle DIR``: time to load a bundle, and overhead of ``Ranker.score``.
 
-The noise of a request of many milliseconds would hide microseconds. So each engine runs once and is then replaced by
-a stand-in that repeats its output: what remains is the checks, the user-state cache and the copies.
+The noise of a request that takes milliseconds would hide microseconds. So each engine runs once and is then replaced
+by a stand-in that replays its output; what remains is the checks, the user-state cache and the copies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _USERS = 50
 
 @dataclass(frozen=True)
 class ScoreCost:
-    """Seconds to load the bundle again, and p50 microseconds that ``score`` adds with the user cached or not."""
+    """Seconds to load the bundle a second time, and p50 overhead of ``score`` in microseconds, user cached or not."""
 
     candidates: int
     load_seconds: float
@@ -39,14 +39,14 @@ class ScoreCost:
     def checks(self) -> list[Check]:
         """Return the figures against their bounds."""
         return [
-            Check("from_bundle again, seconds", self.load_seconds, LOAD_SECONDS),
-            Check("score adds, user cached, microseconds", self.cached_us, ADDED_MICROSECONDS),
-            Check("score adds, user computed, microseconds", self.computed_us, ADDED_MICROSECONDS),
+            Check("second load of the bundle, seconds", self.load_seconds, LOAD_SECONDS),
+            Check("overhead of score, user cached, microseconds", self.cached_us, ADDED_MICROSECONDS),
+            Check("overhead of score, user computed, microseconds", self.computed_us, ADDED_MICROSECONDS),
         ]
 
 
 class Repeats:
-    """A runner that returns the output an engine once computed."""
+    """A runner that replays an output the engine computed earlier."""
 
     def __init__(self, output: Mapping[str, Array]) -> None:
         self.output = dict(output)
@@ -62,10 +62,10 @@ class Repeats:
 
 
 def measure(bundle: Path, candidates: int, rounds: int) -> ScoreCost:
-    """Load a bundle twice and time the second; then time ``score`` around stand-ins that take no time.
+    """Load a bundle twice and time the second load; then time ``score`` around stand-ins that take no time.
 
     Raises:
-        UgsepError: there is no such bundle, or this machine cannot run its engines.
+        UgsepError: the bundle does not exist, or this machine cannot run its engines.
     """
     Ranker.from_bundle(bundle).close()
     started = time.perf_counter()
@@ -97,7 +97,7 @@ def measure(bundle: Path, candidates: int, rounds: int) -> ScoreCost:
 @click.option("--rounds", type=click.IntRange(min=1), default=20, show_default=True, help=f"Of {_USERS} requests.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(bundle: Path, candidates: int, rounds: int, as_json: bool) -> None:
-    """Time loading a bundle and what ``Ranker.score`` adds to its engines."""
+    """Time loading a bundle and the overhead of ``Ranker.score`` over its engines."""
     cost = measure(bundle, candidates, rounds)
     if as_json:
         click.echo(json.dumps(asdict(cost)))

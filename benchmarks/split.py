@@ -1,7 +1,7 @@
-"""``python -m benchmarks.split``: a split's speed-up against what the machine allows, and what takes the rest.
+"""``python -m benchmarks.split``: the speed-up of a split against the machine's limit, and what accounts for the gap.
 
-The limit counts FLOPs for the item side, at the rate the whole model reaches, and bytes for the user side: at one row
-a GEMM reads each weight once for two FLOPs, so it takes the weights' bytes over the memory bandwidth.
+In the limit, the item side is compute-bound: its FLOPs at the rate the whole model reaches. The user side is
+memory-bound: at one row a GEMM reads each weight once for two FLOPs, so it takes weight bytes over memory bandwidth.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from quant.weights import quantize_side
 
 CANDIDATES = 256
 _PROFILED_RUNS = 5
-_READ_BYTES = 512 << 20  # beyond any cache
+_READ_BYTES = 512 << 20  # larger than any cache
 
-#: name -> a shipped recipe and the settings that make it the model of the bound.
+#: Name -> a shipped recipe and the settings changed in it.
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "rankmixer-1:1": ("rankmixer-100m", ("config.user_tokens=8", "config.item_tokens=8", "config.hidden=3072")),
     "rankmixer-3:1": ("rankmixer-100m", ("config.user_tokens=12", "config.item_tokens=4", "config.hidden=3072")),
@@ -49,15 +49,15 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("config.user_tokens=12", "config.item_tokens=4", "config.width=768", "config.hidden=768"),
     ),
 }
-#: Bytes per FP32 byte of the user side's weights, at each precision the user engine may have.
+#: Size of the user weights relative to FP32, by precision of the user engine.
 USER_PRECISIONS = {"fp32": 1.0, "w8a8-dynamic": 0.25}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One case: latencies at ``CANDIDATES`` rows, what the limit is made of, and milliseconds by op and graph.
+    """One case: latencies at ``CANDIDATES`` rows, the terms of the limit, and milliseconds by op and graph.
 
-    ``read_gb_s``: memory bandwidth of one thread; ``user_bytes``: weights the user side reads once per request;
+    ``read_gb_s``: memory bandwidth of one thread; ``user_bytes``: weight bytes the user side reads per request;
     ``item_share``: FLOPs of the item side over those of the whole model.
     """
 
@@ -81,7 +81,7 @@ class Measured:
         return self.latency.speedup / self.limit
 
     def row(self) -> str:
-        """Return the case as a line of a Markdown table."""
+        """Return the case as a row of a Markdown table."""
         at = self.latency
         times = f"{at.full_fp32.p50:.1f} | {at.user.p50:.1f} | {at.item.p50:.1f} | {at.request.p50:.1f}"
         ideal = f"{self.user_bytes / self.read_gb_s / 1e6:.1f} | {at.full_fp32.p50 * self.item_share:.1f}"
@@ -91,7 +91,7 @@ class Measured:
         )
 
     def profile(self, least: float = 0.01) -> list[str]:
-        """Return Markdown lines: milliseconds per op in each graph, without ops below ``least`` of the item graph."""
+        """Return a Markdown table of milliseconds per op and graph, without ops below ``least`` of the item graph."""
         names = {op for by_op in self.ops.values() for op in by_op}
         full, item = self.ops["full"], self.ops["item"]
         floor = least * sum(item.values())
@@ -105,7 +105,7 @@ class Measured:
 
 
 def read_bandwidth(rounds: int = 7) -> float:
-    """Return the bandwidth of one thread in GB/s: the faster of summing and of copying more than any cache holds."""
+    """Return the memory bandwidth of one thread in GB/s: the faster of summing and copying a large array."""
     torch.set_num_threads(1)
     source = torch.ones(_READ_BYTES // 4)
     fastest = float("inf")
@@ -117,9 +117,9 @@ def read_bandwidth(rounds: int = 7) -> float:
 
 
 def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATES) -> Measured:
-    """Build the FP32 whole model, the user engine at ``precision`` and the FP32 item engine; measure and profile.
+    """Build the FP32 whole model, the user engine at ``precision`` and the FP32 item engine; time and profile them.
 
-    All on ONNX Runtime with one thread and the same lowering, interleaved; weights are random.
+    All run on ONNX Runtime with one thread and the same lowering, interleaved; weights are random.
 
     Raises:
         UgsepError: the recipe declares no features, or onnxruntime is missing.
@@ -162,7 +162,7 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
 
 
 def split_only(recipe: Recipe) -> str:
-    """Split a model with random weights; return its size, the time, and the memory the split added, as one line."""
+    """Split a model with random weights; return its size, the time taken and the memory added, as one line."""
     source_model = load_source_model(recipe, Sources(None))
     parameters = sum(p.numel() for p in source_model.module.parameters())
     held, sizes, done = resident_bytes(), [0], threading.Event()
@@ -200,7 +200,7 @@ def _feeds(
 
 
 def _profile(file: Path, feeds: Mapping[str, Array]) -> dict[str, float]:
-    """Return milliseconds per run by op type, as ONNX Runtime's own profiler counts them."""
+    """Return milliseconds per run by op type, from ONNX Runtime's profiler."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -223,9 +223,9 @@ def _profile(file: Path, feeds: Mapping[str, Array]) -> dict[str, float]:
 @click.option("--case", "cases", multiple=True, help="Measure only this case; repeatable.")
 @click.option("--precision", "precisions", multiple=True, help="Precision of the user engine  [default: all]")
 @click.option("--profile/--no-profile", default=True, show_default=True, help="Also print milliseconds by op.")
-@click.option("--split-only", "recipe", help="Only split the model of this recipe; print time and memory.")
+@click.option("--split-only", "recipe", help="Only split the model of this recipe and print time and memory.")
 def main(cases: Sequence[str], precisions: Sequence[str], profile: bool, recipe: str | None) -> None:
-    """Print limit, measured speed-up and their ratio of every case as Markdown, and the profile behind it."""
+    """Print the limit, the measured speed-up and their ratio for every case as Markdown, with profiles."""
     if recipe is not None:
         click.echo(split_only(load_recipe(recipe)))
         return
@@ -234,7 +234,7 @@ def main(cases: Sequence[str], precisions: Sequence[str], profile: bool, recipe:
             if name not in known:
                 raise UgsepError(f"unknown '{name}'{nearest(name, known)}")
     click.echo(
-        "| case | user engine | whole ms | user ms | item ms | request ms | user at memory speed | item by FLOPs | "
+        "| case | user engine | whole ms | user ms | item ms | request ms | user limit ms | item limit ms | "
         "limit | measured | fraction |\n|---|---|---|---|---|---|---|---|---|---|---|"
     )
     found = []

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.streaming``: memory, time and size of a streamed quantization, in a process of its own.
+"""``python -m benchmarks.streaming``: memory, time and size of a streamed quantization, run in a separate process.
 
-The baseline is one cold read of the checkpoint from the same disk. The file cache of the checkpoint is dropped before
-both, so neither reads from memory.
+The baseline is one cold read of the checkpoint from the same disk. The checkpoint is dropped from the page cache
+before both, so neither reads from memory.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _CLI = [sys.executable, "-c", "from engines.cli.main import main; main()"]
 
 
 def measure(model: str, checkpoint: Path, out: Path) -> Measured:
-    """Stream a checkpoint in a fresh process and watch it.
+    """Stream a checkpoint in a fresh process and sample its memory.
 
     Raises:
-        UgsepError: the run failed (its last line is given).
+        UgsepError: the run failed; the message has the last line it printed.
     """
     files = [p for p in weight_files(checkpoint) if p.suffix == ".safetensors"]
     stored = stored_weights(checkpoint).values()
@@ -66,7 +66,7 @@ def measure(model: str, checkpoint: Path, out: Path) -> Measured:
 
 
 def drop_cache(files: list[Path]) -> None:
-    """Drop the files from the page cache, as far as an ordinary user may."""
+    """Drop the files from the page cache, as far as that is possible without root."""
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         try:
@@ -77,7 +77,7 @@ def drop_cache(files: list[Path]) -> None:
 
 
 def read_once(files: list[Path]) -> float:
-    """Read the files from start to end into one buffer; returns seconds."""
+    """Read the files sequentially into one buffer; return the seconds taken."""
     buffer = memoryview(bytearray(_READ_BYTES))
     started = time.perf_counter()
     for file in files:
@@ -88,7 +88,7 @@ def read_once(files: list[Path]) -> float:
 
 
 def _watched(command: list[str]) -> tuple[list[tuple[float, int]], dict[str, float], dict[str, Any], float]:
-    """Run a command; returns its memory curve, when its steps began, what it printed as JSON, and seconds."""
+    """Run a command; return its memory curve, the start of each step, the JSON it printed, and the seconds taken."""
     started = time.perf_counter()
     steps: dict[str, float] = {}
     tail: list[str] = []
@@ -129,9 +129,9 @@ def _elements(shape: tuple[int, ...]) -> int:
 @click.command(cls=Command)
 @click.option("--size", type=click.Choice(sorted(MODELS)), default="20m", show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("build/streaming"), show_default=True)
-@click.option("--keep", is_flag=True, help="Keep the checkpoint and the graphs; by default they are deleted.")
+@click.option("--keep", is_flag=True, help="Keep the checkpoint and the graphs instead of deleting them.")
 def main(size: str, folder: Path, keep: bool) -> None:
-    """Write a random checkpoint, stream it, and hold memory, size and time against their bounds."""
+    """Write a random checkpoint, stream it, and check memory, size and time against their bounds."""
     from benchmarks.streaming_page import page
 
     name, work = MODELS[size], folder / size
@@ -140,7 +140,7 @@ def main(size: str, folder: Path, keep: bool) -> None:
         shutil.rmtree(checkpoint, ignore_errors=True)
         made = subprocess.run([*_CLI, "random-checkpoint", name, "--out", str(checkpoint)], check=False)
         if made.returncode:
-            raise UgsepError(f"no checkpoint of '{name}' could be written to {checkpoint}; see above")
+            raise UgsepError(f"cannot write a checkpoint of '{name}' to {checkpoint}; see the error above")
     found = measure(name, checkpoint, out)
     (work / "memory.json").write_text(json.dumps(asdict(found)) + "\n")
     (work / "memory.html").write_text(page(found, found.checks()))

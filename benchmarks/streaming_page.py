@@ -1,4 +1,4 @@
-"""The page of a streaming measurement: the memory of the process over time, one file that works offline."""
+"""The page of a streaming measurement: memory over time, in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engines.verify.checks import Check
 
 
 def page(found: Measured, checks: Sequence[Check]) -> str:
-    """Return the memory curve, the bounds and the figures as one HTML page."""
+    """Return the memory curve, the checks and the figures as one HTML page."""
     title = f"{found.model}: {found.checkpoint_bytes / 1e9:.2f} GB of weights through {found.peak_bytes / 1e9:.2f} GB"
     values = {"title": title, "curve": memory_curve(found), "checks": checks, "found": found}
     return render("streaming.html", values, folder=Path(__file__).parent)

@@ -1,4 +1,4 @@
-"""What one streaming run measured."""
+"""The measurements of one streaming run, and their bounds."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from engines.verify.checks import Check
 
 PEAK_BYTES = 3 * 1024**3
 OUTPUT_RATIO, READ_RATIO = 1.05, 3.0
-LARGE_BYTES = 10**9  # a smaller output is mostly what stays float
-HUGE_BYTES = 10**10  # a smaller run mostly starts Python and traces the model, whatever the disk does
-#: What quantizing may add to the memory of the traced graph: buffers of the chunks, and the largest weight once.
+LARGE_BYTES = 10**9  # below this, tensors that stay float dominate the output
+HUGE_BYTES = 10**10  # below this, starting Python and tracing dominate the time, not the disk
+#: Memory that quantizing may add to the traced graph, besides one copy of the largest weight: the chunk buffers.
 CHUNK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: bytes and seconds; ``curve`` is (seconds, resident bytes), ``steps`` when each step began."""
+    """One run: bytes and seconds; ``curve`` is (seconds, resident bytes), ``steps`` the start of each step."""
 
     model: str
     checkpoint_bytes: int
@@ -32,7 +32,7 @@ class Measured:
     steps: Mapping[str, float]
 
     def checks(self) -> list[Check]:
-        """Return the bounds: memory, memory added to the traced graph, size if large, time if huge."""
+        """Return the checks: peak memory, memory added by quantizing, size if large, time if huge."""
         found = [
             Check("peak memory, GiB", self.peak_bytes / 2**30, PEAK_BYTES / 2**30),
             Check(

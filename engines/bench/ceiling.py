@@ -1,4 +1,4 @@
-"""The ceiling of an item graph in ONNX Runtime: its FP32 GEMMs alone, with the same shapes and number of weights."""
+"""The ceiling of an item graph in ONNX Runtime: its FP32 GEMMs alone, with weights of the same shapes and number."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from engines.backends.onnxruntime.session import import_onnxruntime, plain_setti
 from engines.measure.gemm_graph import gemm_graph
 from export.lowering.passes import read_inferred
 
-_MESSAGE_BYTES = 3 << 29  # protobuf refuses 2 GiB; this leaves room for the graph around the weights
+_MESSAGE_BYTES = 3 << 29  # protobuf rejects 2 GiB; the margin is for the graph around the weights
 
 
 @dataclass(frozen=True)
 class Gemm:
-    """One product with a constant: ``rows`` rows per candidate times a weight [k, n]."""
+    """One GEMM with a constant weight [k, n] and ``rows`` rows per candidate."""
 
     rows: int
     k: int
     n: int
 
     def flops(self, candidates: int) -> float:
-        """Return multiply-adds, counted two each."""
+        """Return the FLOPs, two per multiply-add."""
         return 2.0 * self.rows * candidates * self.k * self.n
 
 
 def constant_gemms(path: Path) -> list[Gemm]:
-    """Return the GEMMs by FP32 weights of a lowered graph, in order; weights are [K, N] or [T, K, N] (T tokens)."""
+    """Return the GEMMs with FP32 weights of a lowered graph, in order; weights are [K, N] or [T, K, N] (T tokens)."""
     found: list[Gemm] = []
     for node in read_inferred(path).graph:
         if node.op_type != "MatMul":
@@ -47,9 +47,9 @@ def constant_gemms(path: Path) -> list[Gemm]:
 
 
 def gemms_alone(gemms: list[Gemm], threads: int) -> Callable[[int], Callable[[], object]] | None:
-    """Return, for a number of candidates, the call that runs all GEMMs and nothing else, each with its own weight.
+    """Return a function from a number of candidates to a call that runs all GEMMs, each with its own weight.
 
-    None if there is no GEMM, or if the weights do not fit into the one protobuf message that holds the model.
+    None without GEMMs, or if the weights do not fit into one protobuf message.
     """
     if not 0 < sum(4 * gemm.k * gemm.n for gemm in gemms) < _MESSAGE_BYTES:
         return None

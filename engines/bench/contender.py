@@ -30,8 +30,8 @@ from quant.requests.spec import Request
 if TYPE_CHECKING:
     from graphs.base.names import GraphSide
 
-#: What one timed call does: the whole model for N rows; a request with its user computed or found in the cache;
-#: one engine alone.
+#: What one timed call does: score N rows with the whole model; score a request with its user computed or cached;
+#: run one engine alone.
 Variant = Literal["whole", "cold", "cached", "user", "item"]
 Loaded = Callable[[Request], Mapping[Variant, Run]]
 
@@ -39,8 +39,8 @@ Loaded = Callable[[Request], Mapping[Variant, Run]]
 Kind = tuple[str, str]
 
 _FP32: Kind = ("onnxruntime", "fp32")
-#: Pairs built for the run in addition to the bundle's: user side and item side. ``--backend auto``, which decides
-#: about each side separately, can pick the mixed ones.
+#: Pairs of (user, item) kinds built in addition to the bundle's. ``--backend auto`` chooses each side separately, so
+#: it can pick the mixed ones.
 EXTRA_PAIRS: tuple[tuple[Kind, Kind], ...] = (
     (_FP32, _FP32),
     (("onnxruntime", "w8a8-dynamic"), ("onnxruntime", "w8a8-dynamic")),
@@ -51,14 +51,13 @@ EXTRA_PAIRS: tuple[tuple[Kind, Kind], ...] = (
 )
 
 
-@dataclass(frozen=True, eq=False)  # by identity: a key of what is found about it
+@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a dictionary key
 class Contender:
     """One way to score a request.
 
-    ``precision`` is what its scores are held to, ``detail`` how it is configured. ``load(threads)`` gives a function
-    from a request to the calls that are timed; it can be sent to another process. ``weight_bits`` by side is the
-    width in which weights are read in every call. ``item_graph`` is the lowered FP32 graph of the item engine if its
-    GEMMs are to be timed alone too.
+    ``precision`` is what its scores are checked at, ``detail`` its configuration. ``load(threads)``, which can be
+    pickled, returns a function from a request to the calls to time. ``weight_bits`` is the width at which each side
+    reads weights. ``item_graph`` is the lowered FP32 graph of the item engine if its GEMMs are timed alone too.
     """
 
     name: str
@@ -73,7 +72,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two of our engines, and the directories that hold their files."""
+    """A user and an item engine of ours, and their directories."""
 
     user: BuiltEngine
     user_directory: Path
@@ -82,7 +81,7 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """Backend and precision of both sides, once if they are the same."""
+        """Backend and precision of both sides; what they share appears once."""
         return pair_name(*self.kinds)
 
     @property
@@ -97,7 +96,7 @@ class Pair:
 
 
 def pair_name(user: Kind, item: Kind) -> str:
-    """Return (backend, precision) of the user and of the item side in words; what both share appears once."""
+    """Return the name of a pair of engines; what both sides share appears once."""
     first = f"{user[0]} {user[1]}"
     if user == item:
         return first
@@ -119,7 +118,7 @@ def _load_baseline(name: str, source: BaselineSource, threads: int) -> Loaded:
     bind = BASELINES[name].load(source, threads)
 
     def loaded(request: Request) -> Mapping[Variant, Run]:
-        # Repeating the user's row is not part of the time: a server may keep its rows in any form.
+        # Repeating the user's row is not timed: a server may store its rows in any form.
         users = {k: np.repeat(v, request.candidates, axis=0) for k, v in request.user.items()}
         return {"whole": bind({**users, **request.items})}
 
@@ -129,8 +128,8 @@ def _load_baseline(name: str, source: BaselineSource, threads: int) -> Loaded:
 def our_contender(pair: Pair, *, chosen: bool = False, ceiling: bool = False) -> Contender:
     """Return a pair of engines behind a Ranker.
 
-    If it is the bundle's choice (``chosen``) or to be held against its GEMMs alone (``ceiling``), each engine is also
-    timed by itself.
+    The engines of the bundle's choice (``chosen``), and those compared with their GEMMs (``ceiling``), are also timed
+    alone.
     """
     precision = min((pair.user.precision, pair.item.precision), key=lambda p: BITS[p])
     bits = {"user": weight_bits(pair.user), "item": weight_bits(pair.item)}
@@ -167,10 +166,10 @@ def _load_pair(pair: Pair, sides_alone: bool, threads: int) -> Loaded:
 
 
 def bundle_pairs(bundle: Path, manifest: Manifest) -> tuple[list[Pair], dict[str, str]]:
-    """Return the pairs of engines in a bundle that this machine can run, the chosen one first, and why others cannot.
+    """Return the bundle's pairs that can run on this machine, the chosen one first, and the reason for each other.
 
     Raises:
-        UgsepError: the chosen engines cannot run here.
+        UgsepError: the chosen engines cannot run on this machine.
     """
     chosen = _pair(bundle, engine_for(manifest, "user"), engine_for(manifest, "item"))
     pairs, left_out = [chosen], {}
@@ -179,7 +178,7 @@ def bundle_pairs(bundle: Path, manifest: Manifest) -> tuple[list[Pair], dict[str
         if not here.can_run:
             if name in (chosen.user.backend, chosen.item.backend):
                 raise UgsepError(
-                    f"{bundle}: its engines cannot run here ({here.reason}); rebuild: {manifest.rebuild}"
+                    f"{bundle}: its engines cannot run on this machine ({here.reason}); rebuild: {manifest.rebuild}"
                 )
             left_out[f"ugsep {name}"] = here.reason
             continue
@@ -201,14 +200,14 @@ def extra_pairs(
     which: Sequence[tuple[Kind, Kind]] = EXTRA_PAIRS,
     progress: ProgressCallback = silent,
 ) -> tuple[list[Pair], dict[str, str]]:
-    """Build further pairs from the graphs in ``onnx``; returns them, and why others cannot be built.
+    """Build further pairs from the graphs in ``onnx``; return them, and why others cannot be built.
 
     Pairs whose name is in ``taken`` are skipped.
 
     Raises:
-        UgsepError: the FP32 pair in ONNX Runtime, the plain split, cannot be built: there is nothing to compare.
+        UgsepError: the plain split (the FP32 pair in ONNX Runtime) cannot be built, so there is no reference.
     """
-    from engines.compile.compile import EnginePlan, compile_engine  # not in the process that measures memory
+    from engines.compile.compile import EnginePlan, compile_engine  # slow, and not needed to measure memory
 
     pairs: list[Pair] = []
     left_out: dict[str, str] = {}

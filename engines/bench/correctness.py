@@ -1,4 +1,4 @@
-"""Scores before times: every contender is compared with the bundle's FP32 graph before it is timed."""
+"""Correctness first: the scores of every contender are compared with the bundle's FP32 graph before it is timed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from engines.backends.contract import Array
 from engines.verify.agreement import agreement
 
-#: SQNR in dB that scores must reach against FP32. FP32 summed in another order keeps well over 100 dB; one rounding
-#: leaves 53 dB with BF16 (8 bits) and 71 dB with FP16 (11 bits); int8 may have 10 % of error, far more than the gates
-#: of a build allow, so that no baseline is left out for being a little worse.
+#: Minimum SQNR against FP32 in dB. Reordered FP32 sums keep well over 100 dB; a single rounding leaves 53 dB in BF16
+#: (8 bits) and 71 dB in FP16 (11 bits). Int8 may be off by 10 %, far more than the gates of a build allow, so that no
+#: baseline is excluded for being slightly worse.
 FLOORS_DB: Mapping[str, float] = {
     "fp32": 80.0, "fp16": 40.0, "bf16": 30.0, "w8a16": 20.0, "w8a32": 20.0, "w8a8-dynamic": 20.0,
 }  # fmt: skip
@@ -20,7 +20,7 @@ FLOORS_DB: Mapping[str, float] = {
 
 @dataclass(frozen=True)
 class Quality:
-    """Worst task's agreement with FP32: SQNR in dB, Kendall tau, and the floor the SQNR was held to."""
+    """The worst task's agreement with FP32: SQNR in dB, Kendall tau, and the SQNR floor."""
 
     sqnr_db: float
     kendall_tau: float
@@ -33,7 +33,7 @@ class Quality:
 
 
 def compare(reference: Mapping[str, Array], actual: Mapping[str, Array], precision: str) -> Quality:
-    """Compare one request's logits with FP32's; a missing task or another number of rows counts as NaN."""
+    """Compare one request's logits with FP32; a missing task or a wrong number of rows counts as NaN."""
     floor = FLOORS_DB[precision]
     nan = float("nan")
     found = []

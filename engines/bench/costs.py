@@ -1,4 +1,4 @@
-"""What a call has to compute and to read, from the split's costs: the physics next to every time."""
+"""The FLOPs and weight bytes of a call, from the split's costs, to relate times to the hardware."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from graphs.base.errors import UgsepError
 if TYPE_CHECKING:
     from graphs.split.split import Split
 
-#: Width in bits of a weight as the GEMMs read it, by precision.
+#: Width in bits at which GEMMs read a weight, by precision.
 BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "w8a16": 8, "w8a32": 8, "w8a8-dynamic": 8}
 
 
 @dataclass(frozen=True)
 class Costs:
-    """FLOPs per row and FP32 bytes of the weights (tables left out) of the two sides."""
+    """FLOPs per row and FP32 weight bytes (without embedding tables) of both sides."""
 
     user_flops: int
     item_flops: int
@@ -32,12 +32,12 @@ class Costs:
         return float(work.get(variant, item))
 
     def weight_bytes(self, variant: str, bits: Mapping[str, int]) -> float:
-        """Return the bytes of the weights a call reads at least once, each as wide as ``bits`` of its side says."""
+        """Return the weight bytes a call has to read, at ``bits`` per weight by side."""
         user, item = self.user_weight_bytes * bits["user"] / 32, self.item_weight_bytes * bits["item"] / 32
         return {"whole": user + item, "cold": user + item, "user": user}.get(variant, item)
 
     def limit(self, candidates: int) -> float:
-        """Return the FLOP limit of the speed-up of a cold request over the whole model."""
+        """Return the FLOP limit on the speed-up of a cold request over the whole model."""
         return self.flops("whole", candidates) / self.flops("cold", candidates)
 
 
@@ -48,7 +48,7 @@ def costs_of_split(split: Split) -> Costs:
 
 
 def costs_of_report(report: Mapping[str, Any]) -> Costs:
-    """Return the costs a bundle's ``report.json`` holds.
+    """Return the costs in a bundle's ``report.json``.
 
     Raises:
         UgsepError: they are missing.
@@ -63,6 +63,6 @@ def costs_of_report(report: Mapping[str, Any]) -> Costs:
 
 
 def weight_bits(built: BuiltEngine) -> int:
-    """Return the width in which an engine reads its weights: 32 if int8 was folded to float at load time."""
+    """Return the width at which an engine reads its weights: 32 if int8 was folded to float at load time."""
     folded = any(weight.status in ("folded-to-float", "dequantized-each-run") for weight in built.weights)
     return 32 if folded else BITS[built.precision]

@@ -1,4 +1,4 @@
-"""What the times say: who is fastest at which size, from which N the split pays off, and where a baseline wins."""
+"""Findings from the times: what is fastest at which size, from which N the split pays off, where a baseline wins."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from engines.bench.run import Measured, Timing
 class Size:
     """One request size at one thread count, p50 in milliseconds.
 
-    ``chosen`` are the engines the bundle serves with, ``best`` the fastest of all our pairs; both with the user
-    computed (cold) and from the cache. ``baseline`` is the fastest whole model, empty if none ran.
+    ``chosen`` are the engines the bundle serves with, ``best`` is the fastest of our pairs; both with the user
+    computed (cold) and cached. ``baseline`` is the fastest whole model, empty if none ran.
     """
 
     threads: int
@@ -43,14 +43,14 @@ class Size:
 
     @property
     def cached_speedup(self) -> float:
-        """Fastest baseline over the bundle's engines, user from the cache."""
+        """Fastest baseline over the bundle's engines, user cached."""
         return self.baseline_ms / self.chosen_cached_ms
 
 
 def sizes(measured: Measured, costs: Costs, sqnr_db: float = 0.0) -> list[Size]:
     """Return one comparison per thread count and request size, in the order they were timed.
 
-    Apart from the bundle's own, only pairs whose scores keep ``sqnr_db`` against FP32 can be the fastest.
+    Besides the bundle's own, only pairs that reach ``sqnr_db`` against FP32 can be the fastest.
     """
     ours = {s.name for s in measured.standings if s.ours and (s.chosen or s.quality.sqnr_db >= sqnr_db)}
     chosen = next(s.name for s in measured.standings if s.chosen)
@@ -96,12 +96,12 @@ class Standoff:
 
     @property
     def cached_speedup(self) -> float:
-        """Fastest baseline over this pair, user from the cache."""
+        """Fastest baseline over this pair, user cached."""
         return self.baseline_ms / self.cached_ms
 
 
 def standoffs(measured: Measured, at: Size) -> list[Standoff]:
-    """Return every pair of ours against the fastest baseline at one size, fastest first."""
+    """Compare each of our pairs with the fastest baseline at one size, fastest first."""
     by = {
         (t.name, t.variant): t.ms.p50
         for t in measured.timings
@@ -118,7 +118,7 @@ def standoffs(measured: Measured, at: Size) -> list[Standoff]:
 
 
 def headline(found: Sequence[Size]) -> list[Size]:
-    """Return the size that the headline is about, once per thread count."""
+    """Return the size that the headline reports, once per thread count."""
     return [s for s in found if s.candidates == reported(found)]
 
 
@@ -128,10 +128,10 @@ def counted(threads: int) -> str:
 
 
 def break_even(sizes: Sequence[Size], speedup: str = "speedup") -> float | None:
-    """Return the smallest N from which our request is faster than the fastest baseline at every larger size measured.
+    """Return the smallest N from which our request beats the fastest baseline at every larger size measured.
 
-    Between two sizes the crossing is interpolated on logarithmic axes. None if a baseline wins at the largest size.
-    ``speedup`` names the property of ``Size`` to go by.
+    The crossing is interpolated between sizes on logarithmic axes. None if a baseline wins at the largest size.
+    ``speedup`` names the property of ``Size`` to compare.
     """
     ordered = sorted(sizes, key=lambda s: s.candidates)
     ratios = [float(getattr(s, speedup)) for s in ordered]
@@ -155,13 +155,13 @@ def sentences(measured: Measured, found: Sequence[Size]) -> list[str]:
         largest = max(here, key=lambda s: s.candidates)
         over = largest.chosen_cached_ms / largest.item_ms
         said.append(
-            f"With the user's state cached a request of N = {largest.candidates} takes "
+            f"With the user's state cached, a request of N = {largest.candidates} takes "
             f"{largest.chosen_cached_ms:.3g} ms, {over:.2f} times the item engine alone ({counted(threads)})."
         )
     for c in measured.ceilings:
         if c.candidates == reported(found):
             said.append(
-                f"The FP32 item engine spends {c.share:.0%} of its time on what its GEMMs take alone ({c.gflops:.0f} "
+                f"The GEMMs of the FP32 item engine, run alone, take {c.share:.0%} of its time ({c.gflops:.0f} "
                 f"GFLOP/s) at N = {c.candidates}, {counted(c.threads)}."
             )
     return said
@@ -180,7 +180,7 @@ def _against_baselines(here: Sequence[Size], with_threads: str) -> list[str]:
         said.append(
             f"The fastest of our pairs, {main.best}, which --backend auto can pick, answers in "
             f"{main.best_ms:.3g} ms: "
-            f"{main.best_speedup:.2f} times as fast as that (the bundle {main.speedup:.2f} times)."
+            f"{main.best_speedup:.2f} times as fast as the baseline (the bundle {main.speedup:.2f} times)."
         )
     for s in here:
         if s.speedup < 1.0:
@@ -202,7 +202,7 @@ def _against_baselines(here: Sequence[Size], with_threads: str) -> list[str]:
 
 
 def reported(found: Sequence[Size]) -> int:
-    """Return the size the headline is about: 256, else the largest below it, else the smallest."""
+    """Return the size the headline reports: 256, else the largest below it, else the smallest."""
     measured = sorted({s.candidates for s in found})
     below = [n for n in measured if n <= 256]
     return below[-1] if below else measured[0]

@@ -1,4 +1,4 @@
-"""The GEMM timer of ``quant search``: one GEMM in an engine of its own, built by any backend that runs here."""
+"""The GEMM timer of ``quant search``: one GEMM per engine, on any backend that runs on this machine."""
 
 from __future__ import annotations
 
@@ -26,23 +26,25 @@ from quant.schemes.schemes import Absmax
 from quant.search.gemm_latency import MeasureGemm
 from quant.weights import quantize_side
 
-_COLD_BYTES = 64 << 20  # more than the last-level cache share of a core: weights are read from memory, as in a model
+_COLD_BYTES = (
+    64 << 20
+)  # more than a core's share of the last-level cache, so weights are read from memory as in a model
 _MOST_COPIES = 64
 _SECONDS = 0.3
 _LEAST_ROUNDS = 5
-#: The engine precisions that mix int8, fp16 and fp32 weights, the fastest first.
+#: The engine precisions that mix int8, fp16 and fp32 weights, fastest first.
 _MIXED = ("w8a8-dynamic", "w8a16", "w8a32")
-#: Backends that widen FP16 weights when they load them and then run what they run for FP32: two engines with
-#: the same kernels differ by memory layout and noise only, and neither is a reason for FP16.
+#: Backends that widen FP16 weights on load and then run FP32 kernels: measured differences would only be memory
+#: layout and noise, and neither is a reason for FP16.
 _WIDEN_FP16 = frozenset({"onnxruntime"})
 
 
 def gemm_timer(backend: str, threads: int = 1) -> MeasureGemm:
-    """Return the function that times x @ W on a backend, W stored in each precision a policy can name.
+    """Return a function that times x @ W on a backend, with W stored in each precision a policy can name.
 
-    W is [K, N] with x [rows, K], or [T, K, N] with x [T, rows, K]. Times are medians in milliseconds, the precisions
-    in turn, each over several weights of the shape so that none stays in the cache. If a backend widens FP16
-    weights when it loads them, FP16 has the time of FP32.
+    W is [K, N] with x [rows, K], or [T, K, N] with x [T, rows, K]. Times are medians in milliseconds, interleaved
+    over the precisions; each call runs several weights of the shape, so that none stays in cache. If a backend widens
+    FP16 weights on load, FP16 gets the time of FP32.
 
     Raises:
         UgsepError: an unknown backend, or one that cannot build and run engines on this machine.
@@ -52,8 +54,8 @@ def gemm_timer(backend: str, threads: int = 1) -> MeasureGemm:
     if not (here.can_build and here.can_run):
         others = [name for name in backend_names() if (p := find_backend(name).probe()).can_build and p.can_run]
         raise UgsepError(
-            f"backend '{backend}' cannot run here, so nothing can be measured on it ({here.reason}); "
-            f"search on a machine that can, or with --backend {' or '.join(others)}"
+            f"backend '{backend}' cannot run on this machine, so it cannot be measured ({here.reason}); "
+            f"search on a machine that can run it, or with --backend {' or '.join(others)}"
         )
     return partial(_measure, module, threads, backend in _WIDEN_FP16)
 
@@ -100,7 +102,7 @@ def _engine(module: Backend, threads: int, source: Path, precision: Precision, r
 
 
 def _ignore(note: str) -> None:
-    """Ignore a note of the build: one GEMM takes a moment."""
+    """Discard build notes: one GEMM builds quickly."""
 
 
 def _times(calls: Mapping[Precision, Callable[[], object]]) -> dict[Precision, float]:
@@ -113,6 +115,6 @@ def _times(calls: Mapping[Precision, Callable[[], object]]) -> dict[Precision, f
 def _write_gemms(shape: tuple[int, ...], copies: int, path: Path) -> None:
     """Write a graph that multiplies its input [rows, K] or [rows, T, K] with each of ``copies`` weights."""
     first = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
-    model = gemm_graph([("x", np.roll(first, i)) for i in range(copies)])  # equal ones would merge
+    model = gemm_graph([("x", np.roll(first, i)) for i in range(copies)])  # the runtime would merge equal weights
     helper.set_model_props(model, {"ugsep.side": "item"})
     onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")

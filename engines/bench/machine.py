@@ -1,4 +1,4 @@
-"""The machine a benchmark ran on, and its load at that time."""
+"""The machine a benchmark runs on, and its load."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Machine:
 
     @property
     def quiet(self) -> bool:
-        """Whether little else ran: on a busy machine only ratios between contenders mean something."""
+        """Whether the machine was nearly idle; under load, only ratios between contenders are meaningful."""
         return self.load < 0.5
 
 
 def this_machine() -> Machine:
-    """Describe this machine as it is now."""
+    """Describe this machine and its current load."""
     import archspec.cpu
 
     return Machine(

@@ -1,4 +1,4 @@
-"""Resident memory of one contender, measured in a process of its own."""
+"""Resident memory of one contender, measured in a separate process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ _CALLS = 3
 
 
 def load_and_score_bytes(contender: Contender, request: Request, threads: int = 1) -> int | None:
-    """Return what loading a contender and scoring a request adds to a bare process: libraries, weights, activations.
+    """Return the memory that loading a contender and scoring a request adds to a fresh process.
+
+    That is libraries, weights and activations.
 
     None if the process is killed.
     """
-    # A fresh interpreter: a forked one would share our pages, and our allocator would hide what is freed.
+    # Spawned, not forked: a fork would share our pages, and reuse memory that our allocator holds.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(_growth, contender, request, threads).result()

@@ -18,9 +18,9 @@ from engines.verify.agreement import EXACT_DB
 JSON, HTML = "bench.json", "bench.html"
 _HEADER = """# Benchmarks
 
-Written by `ugsep bench BUNDLE --markdown FILE`; every section is one interleaved run on one machine. Whole
-models get the user's row repeated for every candidate beforehand. Each contender's scores were compared with the
-bundle's FP32 graph before it was timed. Ratios travel better between machines than times.
+Written by `ugsep bench BUNDLE --markdown FILE`; every section is one interleaved run on one machine. For whole
+models, the user's row is repeated for every candidate beforehand, untimed. Each contender's scores were compared with
+the bundle's FP32 graph before it was timed. Ratios carry over to other machines better than times.
 """
 
 
@@ -32,7 +32,7 @@ def write_result(folder: Path, result: BenchResult) -> None:
 
 
 def page(result: BenchResult) -> str:
-    """Return the HTML page: words first, then plots, then every number."""
+    """Return the HTML page: summary, plots, tables."""
     threads = list(dict.fromkeys(s.threads for s in result.sizes))
     drawings = {
         "latency": [plots.latency_over_candidates(result, t) for t in threads],
@@ -57,7 +57,7 @@ def page(result: BenchResult) -> str:
 
 
 def series(result: BenchResult, threads: int) -> list[tuple[Standing, str, list[Timing]]]:
-    """Return one row per contender and variant: ours and the baselines, fastest at the largest N first."""
+    """Return one row per contender and variant: ours, then the baselines, fastest at the largest N first."""
     rows = []
     for standing in sorted(
         result.measured.standings, key=lambda s: (not s.chosen, not s.ours, _largest(result, s, threads))
@@ -76,7 +76,7 @@ def _largest(result: BenchResult, standing: Standing, threads: int) -> float:
 
 
 def markdown_section(result: BenchResult) -> str:
-    """Return the result as Markdown: words, one table per thread count, the ratios, who was left out, the command."""
+    """Return the result as Markdown: summary, times per thread count, ratios, what was left out, the command."""
     machine = result.machine
     lines = [f"## {result.model}", "", *(f"- {s}" for s in result.sentences), ""]
     lines += [
@@ -88,7 +88,7 @@ def markdown_section(result: BenchResult) -> str:
         rates = f"{p.gemm_gflops:.0f} GFLOP/s FP32 GEMM ({p.gemm_by}), {p.copy_gb_s:.1f} GB/s copy"
         lines += [f"Measured peak, {counted(p.threads)}: {rates}.", ""]
     if not machine.quiet:
-        lines += [f"The machine was not quiet: load average {machine.load:.1f} before the run.", ""]
+        lines += [f"The machine was not idle: load average {machine.load:.1f} before the run.", ""]
     for at in headline(result.sizes):
         if at.baseline:
             lines += [*_ours(result, at), ""]
@@ -103,7 +103,7 @@ def markdown_section(result: BenchResult) -> str:
 
 
 def write_markdown(path: Path, result: BenchResult) -> None:
-    """Write the result into its model's section of a Markdown file."""
+    """Write the result into the model's section of a Markdown file."""
     write_section(path, result.model, markdown_section(result), _HEADER)
 
 

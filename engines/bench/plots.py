@@ -14,7 +14,7 @@ from engines.bench.result import BenchResult
 from engines.render.svg import new_axes, to_svg
 
 CHOSEN, CACHED, LIMIT = "#c1121f", "#f28482", "#5c6b73"
-#: One colour per family of baselines; the members differ by marker.
+#: One colour per family of baselines; its members differ by marker.
 _FAMILIES = {"pytorch": "#8d6cab", "torch-compile": "#8d6cab", "onnxruntime": "#2f6690", "openvino": "#2a9d8f"}
 _MARKERS = "osD^vPX*"
 
@@ -75,8 +75,8 @@ def speedup_over_candidates(result: BenchResult, threads: int) -> str:
 def roofline(result: BenchResult, threads: int) -> str:
     """Draw both engines of the bundle under the machine's roofline, at every N.
 
-    The intensity is FLOPs over the bytes of the weights a call reads once, so points lie too far right if
-    activations or last-level cache misses matter.
+    Intensity counts weight bytes only, read once per call, so points are too far right if activations or cache misses
+    matter.
     """
     figure, axes = new_axes(f"Roofline of both sides, {counted(threads)}", 6.4, 4.0, grid=True)
     peak = next(p for p in result.measured.peaks if p.threads == threads)
@@ -108,7 +108,7 @@ def roofline(result: BenchResult, threads: int) -> str:
 
 
 def speedup_over_ratio(points: Sequence[RatioPoint]) -> str:
-    """Draw the speed-up over the ratio of user to item tokens, with its FLOP limit."""
+    """Draw the speed-up over the ratio of user to item tokens, with the FLOP limit."""
     first = points[0]
     figure, axes = new_axes(
         f"Speed-up over user:item, N = {first.candidates} (RankMixer, user computed)", 6.4, 4.0, grid=True

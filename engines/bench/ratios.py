@@ -1,4 +1,4 @@
-"""Speed-up over the share of user tokens: small random RankMixers, split and timed on the spot."""
+"""Speed-up over the share of user tokens, measured on small random RankMixers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from quant.requests.spec import Request
 from quant.schemes.schemes import Absmax
 from quant.weights import quantize_side
 
-#: User : item tokens. 16 or 18 tokens in all, whatever gives the ratio in whole tokens.
+#: User and item tokens: 16 or 18 in total, whichever gives the ratio in whole tokens.
 RATIOS = ((6, 12), (8, 8), (12, 6), (12, 4), (15, 3))
-#: Divisible by 16 and by 18, as mixing needs; nearest to 256.
+#: The multiple of 16 and 18 nearest to 256; mixing needs a width divisible by the number of tokens.
 WIDTH = 288
 _KINDS = (
     ("onnxruntime", "fp32"),
@@ -43,10 +43,10 @@ _SAME_ENGINE = "onnxruntime-lowered"
 
 @dataclass(frozen=True)
 class RatioPoint:
-    """One user:item ratio. Times are p50 in milliseconds, of a request whose user is computed.
+    """One user:item ratio. Times are p50 in milliseconds, for a request with its user computed.
 
-    ``whole_ms`` is the whole model in the same engine as ``split_ms`` (ONNX Runtime FP32, lowered), so that only the
-    split differs; ``baseline`` and ``best`` are the fastest whole model and the fastest of our pairs.
+    ``whole_ms`` and ``split_ms`` use the same engine (ONNX Runtime FP32, lowered), so that only the split differs;
+    ``baseline`` and ``best`` are the fastest whole model and the fastest of our pairs.
     """
 
     user_tokens: int
@@ -63,7 +63,7 @@ class RatioPoint:
 
     @property
     def speedup(self) -> float:
-        """Whole over split in the same engine: what ``limit`` bounds."""
+        """Whole over split in the same engine, which ``limit`` bounds."""
         return self.whole_ms / self.split_ms
 
     @property
@@ -73,7 +73,7 @@ class RatioPoint:
 
 
 def ratio_recipe(user_tokens: int, item_tokens: int, candidates: int, width: int = WIDTH) -> Recipe:
-    """Return the RankMixer of one ratio: two layers, inner width 4 D, as many vectors as tokens need on each side."""
+    """Return the RankMixer of one ratio: two layers, inner width 4 D, enough vectors for the tokens of each side."""
     features = [
         *(Feature(f"user_{i}", "user", "id", vocab=1000) for i in range(18)),
         Feature("profile", "user", "dense", width=18),
@@ -102,7 +102,7 @@ def measure_ratios(
     width: int = WIDTH,
     progress: ProgressCallback = silent,
 ) -> list[RatioPoint]:
-    """Time every ratio at the largest size up to 256 and the first thread count of ``settings``.
+    """Time every ratio at the largest size up to 256 and at the first thread count of ``settings``.
 
     Raises:
         UgsepError: ONNX Runtime is missing.

@@ -1,4 +1,4 @@
-"""One benchmark from a bundle to its result, and the result as JSON."""
+"""One benchmark, from a bundle to its result, and the result as JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SEED = 3
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Everything a benchmark measured of a model on a machine."""
+    """Everything a benchmark measured for a model on a machine."""
 
     model: str
     command: str
@@ -44,7 +44,7 @@ class BenchResult:
         return findings.sentences(self.measured, self.sizes)
 
     def break_even(self, threads: int, speedup: str = "speedup") -> float | None:
-        """Return the N from which the split pays off; see ``findings.break_even``."""
+        """Return the N from which the split pays off (``findings.break_even``)."""
         return findings.break_even([s for s in self.sizes if s.threads == threads], speedup)
 
 
@@ -61,11 +61,11 @@ def run_bench(
     """Measure a bundle against baselines on random requests.
 
     Args:
-        bundle: the bundle, whose FP32 graph is what every score is compared with.
+        bundle: the bundle; every score is compared with its FP32 graph.
         baselines: names from ``engines.bench.baselines.table.BASELINES``.
         settings: sizes, threads, rounds.
-        model: source of the PyTorch baselines' weights; without it they are left out.
-        ratios: also time small random models over the ratio of user to item tokens.
+        model: source of weights for the PyTorch baselines, which are left out without it.
+        ratios: also time small random models at several ratios of user to item tokens.
         command: the command line, for the page.
         progress: called at every step.
 
@@ -109,12 +109,12 @@ def run_bench(
 
 
 def random_request(bundle: Bundle, candidates: int) -> Request:
-    """Return one random request of a bundle's inputs; times do not depend on the values."""
+    """Return one random request for a bundle; times do not depend on its values."""
     return next(bundle.synthetic_requests(1, candidates, _SEED))
 
 
 def document(result: BenchResult) -> dict[str, Any]:
-    """Return ``bench.json``: the result with its derived figures, times in milliseconds."""
+    """Return the content of ``bench.json``: the result and figures derived from it, times in milliseconds."""
     whole: dict[str, Any] = dataclasses.asdict(result)
     for entry, size in zip(whole["sizes"], result.sizes, strict=True):
         entry |= {"speedup": size.speedup, "best_speedup": size.best_speedup, "cached_speedup": size.cached_speedup}

@@ -1,4 +1,4 @@
-"""The benchmark run: load all contenders, check their scores, time them in turn, measure their memory."""
+"""The benchmark run: load all contenders, check their scores, time them interleaved, measure their memory."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _GEMMS_ALONE: tuple[None, Variant] = (None, "item")
 
 @dataclass(frozen=True)
 class Settings:
-    """Request sizes, thread counts and rounds to time; ``memory`` also loads every contender in its own process.
+    """Request sizes, thread counts and rounds; ``memory`` also measures every contender's memory in its own process.
 
-    A baseline whose rounds at one size would take longer than ``budget_s`` seconds is left out there.
+    A baseline is left out at sizes where its rounds would take longer than ``budget_s`` seconds.
     """
 
     candidates: tuple[int, ...] = (1, 16, 64, 256, 1024)
@@ -39,9 +39,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.budget_s > 0:
-            raise UgsepError(
-                f"budget {self.budget_s} s is out of range; give more than 0 seconds per baseline and size"
-            )
+            raise UgsepError(f"budget {self.budget_s} s is out of range; must be > 0 seconds per baseline and size")
         if self.rounds < 1 or not self.candidates or not self.threads or min(*self.candidates, *self.threads, 1) < 1:
             raise UgsepError(
                 f"candidates {self.candidates}, threads {self.threads}, rounds {self.rounds}: give at least 1 of each"
@@ -50,9 +48,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Timing:
-    """One series at one size: milliseconds, and what they mean in candidates, arithmetic and weights per second.
+    """One contender, variant and size: milliseconds, and the rates of candidates, arithmetic and weight reads.
 
-    ``gflops`` counts the model's FLOPs of the call; ``weight_gb_s`` the weights it reads at least once.
+    ``gflops`` counts the model's FLOPs in the call; ``weight_gb_s`` the weight bytes it has to read.
     """
 
     name: str
@@ -67,7 +65,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Standing:
-    """One contender: how well it scores, and the memory a process needs for it (None if not measured)."""
+    """One contender: the quality of its scores, and the memory a process needs for it (None if not measured)."""
 
     name: str
     ours: bool
@@ -80,7 +78,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The GEMMs of the FP32 item graph alone, and ``share``: their time over the FP32 item engine's (1 is ideal)."""
+    """The GEMMs of the FP32 item graph alone; ``share`` is their time over the FP32 item engine's (1 is ideal)."""
 
     threads: int
     candidates: int
@@ -90,7 +88,7 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything one run found. ``left_out``: contender -> why it was not timed."""
+    """The results of one run; ``left_out`` maps a contender to the reason it was not timed."""
 
     standings: tuple[Standing, ...]
     timings: tuple[Timing, ...]
@@ -103,7 +101,7 @@ def sized(request: Request, candidates: int) -> Request:
     """Return the request with its first ``candidates`` rows.
 
     Raises:
-        UgsepError: it has fewer rows.
+        UgsepError: the request has fewer rows.
     """
     if candidates > request.candidates:
         raise UgsepError(f"the request has {request.candidates} candidates, {candidates} are needed")
@@ -124,9 +122,9 @@ def measure(
     A baseline that does not load or whose scores are wrong is left out, with the reason.
 
     Args:
-        contenders: all that take part; the GEMMs of the one with an ``item_graph`` are also timed alone.
-        source: its ``onnx`` in ONNX Runtime gives the FP32 scores that all are compared with.
-        request: at least as many candidates as the largest size.
+        contenders: what to time; the GEMMs of the one with an ``item_graph`` are also timed alone.
+        source: its ``onnx``, run in ONNX Runtime, gives the FP32 reference scores.
+        request: must have at least as many candidates as the largest size.
         costs: FLOPs and weight bytes of the model's sides.
         settings: sizes, threads, rounds.
         peak: measures the machine for a thread count.
@@ -172,7 +170,7 @@ def _load_all(
     reference: Mapping[str, Array],
     progress: ProgressCallback,
 ) -> tuple[dict[Contender, tuple[Loaded, Quality]], dict[Contender, str]]:
-    """Load contenders and check their scores; returns those that take part, and why a baseline does not."""
+    """Load contenders and check their scores; return those to time, and why each baseline is left out."""
     ready: dict[Contender, tuple[Loaded, Quality]] = {}
     refused: dict[Contender, str] = {}
     for contender in contenders:
@@ -182,7 +180,7 @@ def _load_all(
             ready[contender] = (loaded, _check(contender, loaded(request), reference))
         except GateFailed:
             raise
-        except Exception as error:  # baselines are third-party libraries: whatever they raise is their result
+        except Exception as error:  # baselines are third-party libraries and may raise anything
             if contender.ours:
                 raise
             refused[contender] = _reason(error)
@@ -200,8 +198,8 @@ def _check(contender: Contender, calls: Mapping[Variant, Run], reference: Mappin
         )
     if contender.precision == "fp32":
         raise UgsepError(
-            f"scores are not the bundle's (SQNR {quality.sqnr_db:.1f} dB < {quality.floor_db:.0f} dB); "
-            "a PyTorch baseline needs the weights the bundle was built from"
+            f"scores differ from the bundle's (SQNR {quality.sqnr_db:.1f} dB < {quality.floor_db:.0f} dB); "
+            "PyTorch baselines need the weights the bundle was built from"
         )
     raise UgsepError(f"SQNR {quality.sqnr_db:.1f} dB against FP32 < {quality.floor_db:.0f} dB")
 
@@ -257,7 +255,7 @@ def _time_sizes(plan: _Plan, loaded: Mapping[Contender, Loaded], threads: int, p
 def _time(
     loaded: Mapping[Contender, Loaded], gemms_alone: Callable[[], object] | None, request: Request, settings: Settings
 ) -> tuple[dict[tuple[Contender | None, Variant], Percentiles], dict[Contender, str]]:
-    """Time every call of every contender in turn; returns milliseconds, and why a baseline was not timed."""
+    """Time all calls of all contenders, interleaved; return milliseconds, and why a baseline was not timed."""
     calls: dict[tuple[Contender | None, Variant], Callable[[], object]] = {
         (contender, variant): run for contender, ready in loaded.items() for variant, run in ready(request).items()
     }

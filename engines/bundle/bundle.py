@@ -1,4 +1,4 @@
-"""A bundle on disk, opened: what it holds, and requests that fit it."""
+"""An open bundle: its files, and requests that fit its model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engines.bundle.files import verify_files
 from engines.bundle.manifest import Manifest, read_manifest
 from graphs.base.errors import UgsepError
 
-if TYPE_CHECKING:  # a server imports none of these
+if TYPE_CHECKING:  # a server must not import these
     from engines.recipes.recipe import Recipe
     from quant.requests.spec import Request, RequestSpec
 
@@ -31,10 +31,10 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read the manifest of a bundle and check every file against it; no engine is loaded.
+        """Read a bundle's manifest and check every file against it; no engine is loaded.
 
         Raises:
-            UgsepError: not a bundle, a manifest that cannot be trusted, or a file that differs from it.
+            UgsepError: not a bundle, an invalid manifest, or a file that does not match it.
         """
         manifest = read_manifest(path)
         verify_files(path, manifest.files, manifest.rebuild)
@@ -42,18 +42,18 @@ class Bundle:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The recipe it was built with, every default filled in.
+        """The recipe of the bundle, with every default filled in.
 
         Raises:
-            UgsepError: it cannot be read.
+            UgsepError: the recipe cannot be read.
         """
         return self.changed_recipe(())
 
     def changed_recipe(self, changes: Sequence[str]) -> Recipe:
-        """Return the recipe with some settings replaced; ``changes`` as ``load_recipe`` takes them.
+        """Return the recipe with some settings replaced; ``changes`` as in ``load_recipe``.
 
         Raises:
-            UgsepError: it cannot be read, or a change is not a valid setting.
+            UgsepError: the recipe cannot be read, or a change is not a valid setting.
         """
         from engines.recipes.recipe import load_recipe
 
@@ -61,19 +61,19 @@ class Bundle:
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """The document in ``report.json``.
+        """The content of ``report.json``.
 
         Raises:
-            UgsepError: it cannot be read.
+            UgsepError: the report cannot be read.
         """
         return read_report(self.path)
 
     def onnx(self, side: str) -> Path:
-        """Return the FP32 ONNX file of one side; quantized variants lie beside it."""
+        """Return the FP32 ONNX file of one side; its quantized variants are in the same folder."""
         return onnx_file(self.path, side)
 
     def request_spec(self) -> RequestSpec:
-        """Return which columns a request needs, read from the graphs.
+        """Return the columns that a request needs, read from the graphs.
 
         Raises:
             UgsepError: a graph cannot be read.
@@ -95,7 +95,7 @@ class Bundle:
     def synthetic_requests(
         self, requests: int | None = None, candidates: int | None = None, seed: int = 0
     ) -> Iterator[Request]:
-        """Yield random requests whose ids lie in every embedding table; the number and size of a build by default.
+        """Yield random requests with valid ids; number and size default to those of a build.
 
         Raises:
             UgsepError: a graph cannot be read.
@@ -109,7 +109,7 @@ class Bundle:
 
 
 def onnx_file(folder: Path, side: str) -> Path:
-    """Return where the FP32 ONNX file of one side lies in a bundle or in a build's working folder."""
+    """Return the path of one side's FP32 ONNX file in a bundle or in a build's working folder."""
     return folder / "onnx" / f"{side}.onnx"
 
 
@@ -117,13 +117,13 @@ def read_report(bundle: Path) -> dict[str, Any]:
     """Return a bundle's ``report.json``.
 
     Raises:
-        UgsepError: it is missing or not a JSON object.
+        UgsepError: the report is missing or not a JSON object.
     """
     path = bundle / REPORT
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UgsepError(f"{path}: no readable report ({error}); build the bundle again") from error
+        raise UgsepError(f"{path}: cannot read the report ({error}); build the bundle again") from error
     if not isinstance(document, dict):
         raise UgsepError(f"{path}: not a JSON object; build the bundle again")
     return document

@@ -1,4 +1,4 @@
-"""Read a JSON document of a directory that may have been tampered with."""
+"""Read a JSON document from a directory that may have been tampered with."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def read_document(directory: Path, name: str, absent: str, fix: str) -> dict[str
     """Return the JSON object in ``directory/name``, its fields unchecked; no other file is touched.
 
     Args:
-        directory: the folder that holds the file; a link may not lead out of it.
+        directory: the folder of the file; links must not lead out of it.
         name: the name of the file.
-        absent: what to say if there is no such file.
-        fix: what to say about every other problem.
+        absent: end of the error if the file is missing.
+        fix: how to fix any other problem, for the error.
 
     Raises:
         UgsepError: the file is missing, not a regular file, larger than 64 MiB, not a JSON object, or repeats a name.
@@ -33,8 +33,8 @@ def read_document(directory: Path, name: str, absent: str, fix: str) -> dict[str
         if not path.resolve().is_relative_to(directory.resolve()):
             raise UgsepError(f"{path}: a link leads out of the bundle; do not use this bundle")
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # reading a pipe would never end
-            raise UgsepError(f"{path}: not a file; {fix}")
+        if not stat.S_ISREG(found.st_mode):  # reading from a pipe could block forever
+            raise UgsepError(f"{path}: not a regular file; {fix}")
         if found.st_size > _MAX_BYTES:
             raise UgsepError(f"{path}: size {found.st_size} is out of range (max {_MAX_BYTES} bytes); {fix}")
         text = path.read_text(encoding="utf-8")
@@ -43,8 +43,8 @@ def read_document(directory: Path, name: str, absent: str, fix: str) -> dict[str
         raise UgsepError(f"{directory}: no {name}{absent}") from error
     except (ValueError, RecursionError) as error:
         raise UgsepError(f"{path}: not valid JSON ({error}); {fix}") from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-        raise UgsepError(f"{path}: cannot read it ({reason(error)}); {fix}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a symlink loop
+        raise UgsepError(f"{path}: cannot be read ({reason(error)}); {fix}") from error
     if not isinstance(raw, dict):
         raise UgsepError(f"{path}: not a JSON object; {fix}")
     return raw

@@ -1,4 +1,4 @@
-"""Hashes of the files of a bundle: taken when it is written, checked before anything is loaded."""
+"""Hashes of a bundle's files: recorded when it is written, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -35,40 +35,39 @@ def hash_file(path: Path) -> FileEntry:
 
 
 def hash_files(directory: Path) -> dict[str, FileEntry]:
-    """Return the entry of every file under ``directory`` but the manifest, by its path there."""
+    """Return the entry of every file under ``directory`` except the manifest, by relative path."""
     found = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {path.relative_to(directory).as_posix(): hash_file(path) for path in found}
 
 
 def verify_files(directory: Path, files: Mapping[str, FileEntry], rebuild: str = "") -> None:
-    """Check size and sha256 of files, given by their path in ``directory``.
+    """Check size and sha256 of files, given by their path relative to ``directory``.
 
-    ``rebuild`` is the command that builds the bundle again; empty for a cached engine, which needs none.
+    ``rebuild`` is the command that builds the bundle again; empty for a cached engine.
 
     Raises:
-        UgsepError: a file is missing, leaves the bundle through a link, cannot be read, or differs; both values are
-            printed.
+        UgsepError: a file is missing, is a link out of the bundle, cannot be read, or differs (with both values).
     """
     root = directory.resolve()
     for name, entry in files.items():
         path = directory / name
         try:
             problem = _file_problem(path, root, entry)
-        except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-            problem = f"cannot read it ({reason(error)})"
+        except (OSError, RuntimeError) as error:  # RuntimeError: a symlink loop
+            problem = f"cannot be read ({reason(error)})"
         if problem:
             raise UgsepError(f"{path}: {problem}" + (f"; rebuild: {rebuild}" if rebuild else ""))
 
 
 def unlisted_files(directory: Path, files: Mapping[str, FileEntry]) -> list[str]:
-    """Return the files and links of a bundle that are not among ``files`` nor the manifest, sorted."""
+    """Return the files and links of a bundle that are neither in ``files`` nor the manifest, sorted."""
     known = {MANIFEST, *files}
     found = (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted({path.relative_to(directory).as_posix() for path in found} - known)
 
 
 def _file_problem(path: Path, root: Path, entry: FileEntry) -> str:
-    """Say what is wrong with one file of a bundle, or return an empty string."""
+    """Return the problem with one file of a bundle, or an empty string."""
     if not path.resolve().is_relative_to(root):
         return "a link leads out of the bundle"
     if not path.is_file():
@@ -83,5 +82,5 @@ def _file_problem(path: Path, root: Path, entry: FileEntry) -> str:
 
 
 def reason(error: OSError | RuntimeError) -> str:
-    """Return what the system says of an error, without the path, which our messages name."""
+    """Return the system's message without the path, which our messages already name."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

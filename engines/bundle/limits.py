@@ -1,4 +1,4 @@
-"""Limits on what a manifest may say: paths stay inside, sizes and shapes stay computable, settings stay harmless."""
+"""Limits on the values of a manifest: paths inside the bundle, bounded sizes and shapes, harmless settings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from graphs.base.errors import UgsepError
 
 __all__ = ["check_built", "check_files", "check_path", "check_rows"]
 
-_MAX_FILE_BYTES = 1 << 42  # 4 TiB: beyond any model, below what breaks arithmetic
+_MAX_FILE_BYTES = 1 << 42  # 4 TiB: larger than any model, small enough for int64 arithmetic
 _MAX_RANK = 8
 _MAX_DIM = 1 << 31
 _MAX_SETTING = 4096  # threads, streams, group sizes
 
 
 def check_files(path: Path, files: Mapping[str, FileEntry]) -> None:
-    """Check the entries of the hashed files; ``path`` is the document that lists them, for errors.
+    """Check the entries of the hashed files; ``path`` is the document that lists them, for error messages.
 
     Raises:
         UgsepError: a path that leaves the bundle, a size out of range, or a hash that is not a sha256.
@@ -36,10 +36,10 @@ def check_files(path: Path, files: Mapping[str, FileEntry]) -> None:
 
 
 def check_built(path: Path, prefix: str, built: BuiltEngine, files: Mapping[str, FileEntry]) -> None:
-    """Check one engine's files, which ``files`` must list below ``prefix``, its shapes, profiles and settings.
+    """Check one engine: its files, listed in ``files`` under ``prefix``, shapes, profiles and settings.
 
     Raises:
-        UgsepError: a file that is not hashed or leaves the bundle, or a value out of range.
+        UgsepError: a file that is not hashed or is outside the bundle, or a value out of range.
     """
     for name in built.files:
         whole = f"{prefix}{name}"
@@ -55,10 +55,10 @@ def check_built(path: Path, prefix: str, built: BuiltEngine, files: Mapping[str,
 
 
 def check_path(path: Path, name: str) -> None:
-    """Refuse a path that is not relative, or that leaves the bundle on any operating system.
+    """Reject a path that is not relative, or that leaves the bundle on any operating system.
 
     Raises:
-        UgsepError: names the path.
+        UgsepError: with the path.
     """
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name or "\0" in name:
@@ -66,10 +66,10 @@ def check_path(path: Path, name: str) -> None:
 
 
 def check_rows(path: Path, what: str, rows: int) -> None:
-    """Refuse a number of rows that no table or profile has.
+    """Reject a number of rows that no table or profile can have.
 
     Raises:
-        UgsepError: names ``what`` and the rows.
+        UgsepError: with ``what`` and the number of rows.
     """
     if not 1 <= rows <= _MAX_DIM:
         raise UgsepError(f"{path}: {what} has {rows} rows, out of range (max {_MAX_DIM}); build the bundle again")
@@ -88,7 +88,7 @@ def _check_shape(path: Path, spec: TensorSpec) -> None:
 
 
 def _check_setting(path: Path, name: str, value: Option) -> None:
-    """Refuse what no build writes: settings are names, switches and small counts, never a path."""
+    """Reject what no build writes: settings are names, switches and small counts, never paths."""
     if isinstance(value, str) and ("/" in value or "\\" in value):
         raise UgsepError(f"{path}: setting '{name}' is {value!r:.60}, which is a path; do not use this bundle")
     if isinstance(value, int) and not 0 <= value <= _MAX_SETTING:

@@ -1,4 +1,4 @@
-"""Load an engine of a bundle, or say what this machine lacks."""
+"""Load an engine of a bundle, or report what this machine lacks."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def load_engine(
     """Load one engine of a verified bundle; ``runtime_cache`` is a folder for kernels compiled while serving.
 
     Raises:
-        UgsepError: the backend is unknown or cannot run here; what the engine needs and what this machine has
-            are both printed, with the command that rebuilds it.
+        UgsepError: the backend is unknown or cannot run on this machine; the message has what the engine needs, what
+            this machine has, and the command that rebuilds it.
     """
     built = engine.built
     backend = find_backend(built.backend)
@@ -40,15 +40,15 @@ def load_engine(
         return backend.load(directory / engine.directory, built, threads, kernels)
     except UgsepError as error:
         raise UgsepError(f"{error}{_other_versions(manifest)}; rebuild: {manifest.rebuild}") from error
-    except (TypeError, ValueError) as error:  # a setting of a type that the runtime does not take
-        refused = f"{built.backend} refuses its settings ({first_line(error)})"
+    except (TypeError, ValueError) as error:  # a setting of the wrong type
+        refused = f"{built.backend} rejects its settings ({first_line(error)})"
         raise UgsepError(
             f"{directory / engine.directory}: {refused}{_other_versions(manifest)}; rebuild: {manifest.rebuild}"
         ) from error
 
 
 def _other_versions(manifest: Manifest) -> str:
-    """Return which tools differ from those that built a bundle, as the end of an error; empty if none does."""
+    """Return the tools whose versions differ from those of the build, for the end of an error, or an empty string."""
     from engines.bundle.provenance import tool_versions
 
     differ = compare_versions(manifest.tools, tool_versions())

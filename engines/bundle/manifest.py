@@ -1,4 +1,4 @@
-"""``manifest.json``: what a bundle contains, typed, parsed strictly, and checked before anything is loaded."""
+"""``manifest.json``: the content of a bundle, typed, strictly parsed, and checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FIX = "build the bundle again"
 
 @dataclass(frozen=True)
 class Engine:
-    """One built engine and the directory, relative to the bundle, that holds its files."""
+    """One built engine and its directory, relative to the bundle."""
 
     directory: str
     built: BuiltEngine
@@ -32,13 +32,13 @@ class Engine:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a bundle says of itself.
+    """The description of a bundle.
 
-    ``choice`` is the directory of the engine that serves each side; ``reasons`` says in a line per side why, if the
-    build chose by measuring. ``calibration`` is the sha256 of the samples, empty if there were none; ``synthetic`` is
-    true if weights or samples are random. ``vocabularies``: rows of the table behind each id input; ids beyond them
-    are refused. ``content_key`` is the sha256 of everything the bundle was built from: a build with the same key is
-    skipped. ``passed``: whether every gate held.
+    ``choice`` is the directory of the engine that serves each side; ``reasons`` explains it in a line per side if the
+    build chose by measuring. ``calibration`` is the sha256 of the samples, empty without samples; ``synthetic`` is
+    true if weights or samples are random. ``vocabularies``: rows of each id input's embedding table; larger ids are
+    rejected. ``content_key`` is the sha256 of everything the bundle was built from: a build with the same key
+    is skipped. ``passed``: whether every gate held.
     """
 
     model: str
@@ -59,10 +59,10 @@ class Manifest:
 
 
 def engine_for(manifest: Manifest, side: str, backend: str | None = None, precision: str | None = None) -> Engine:
-    """Return the engine of one side: the chosen one, or the first of a given backend and precision.
+    """Return the engine of one side: the chosen one, or the first with a given backend and precision.
 
     Raises:
-        UgsepError: the bundle holds no such engine.
+        UgsepError: the bundle has no such engine.
     """
     for engine in manifest.engines:
         if engine.built.side != side:
@@ -77,7 +77,7 @@ def engine_for(manifest: Manifest, side: str, backend: str | None = None, precis
     held = ", ".join(f"{e.built.side}/{e.built.backend}/{e.built.precision}" for e in manifest.engines) or "none"
     raise UgsepError(
         f"the bundle of '{manifest.model}' has no {side} engine for backend '{backend or 'any'}', precision "
-        f"'{precision or 'any'}'; it holds {held}; build it: {manifest.rebuild}"
+        f"'{precision or 'any'}'; it has {held}; build it: {manifest.rebuild}"
     )
 
 
@@ -93,8 +93,8 @@ def read_manifest(directory: Path) -> Manifest:
     """Parse a bundle's manifest; no other file of the bundle is touched.
 
     Raises:
-        UgsepError: no manifest, not JSON, another version, an unknown or missing field, a wrong type, a path that
-            leaves the bundle, or a shape or size out of range.
+        UgsepError: no manifest, not JSON, unsupported version, an unknown or missing field, a wrong type, a path out
+            of the bundle, or a shape or size out of range.
     """
     path = directory / MANIFEST
     raw = read_document(directory, MANIFEST, ", so not a bundle; build one with 'ugsep build'", _FIX)
@@ -127,7 +127,7 @@ def _check_sane(path: Path, manifest: Manifest) -> None:
         check_path(path, engine.directory)
         check_built(path, f"{engine.directory}/", engine.built, manifest.files)
     for name, rows in manifest.vocabularies.items():
-        check_rows(path, f"the table behind '{name}'", rows)
+        check_rows(path, f"the table of '{name}'", rows)
     directories = {(e.built.side, e.directory) for e in manifest.engines}
     for side, directory in manifest.choice.items():
         if (side, directory) not in directories:

@@ -1,4 +1,4 @@
-"""What made a bundle: tool versions, and hashes of the code that shaped it."""
+"""Provenance of a bundle: tool versions, and hashes of the code that determines its content."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 __all__ = ["BUNDLE_CODE", "ENGINE_CODE", "code_sha256", "tool_versions"]
 
-#: The code that turns an ONNX file into an engine; an edit elsewhere leaves every cached engine valid.
+#: The code that turns an ONNX file into an engine; edits elsewhere keep cached engines valid.
 ENGINE_CODE = (
     "graphs/base/names.py", "export/io.py", "export/lowering", "engines/backends", "engines/measure/interleave.py",
     "engines/measure/percentiles.py",
 )  # fmt: skip
-#: The code that shapes a bundle: everything but the commands, the benchmarks and the serving runtime.
+#: The code that determines a bundle's content: everything but the commands, the benchmarks and the serving runtime.
 BUNDLE_CODE = (
     "graphs", "export", "quant", "engines/backends", "engines/build", "engines/bundle", "engines/compile",
     "engines/measure", "engines/recipes", "engines/render", "engines/verify",
@@ -28,7 +28,7 @@ TOOLS = (
 
 
 def tool_versions() -> dict[str, str]:
-    """Return the installed versions of every tool that shapes a build; absent ones are left out."""
+    """Return the versions of the installed tools that affect a build."""
     found: dict[str, str] = {}
     for name in TOOLS:
         try:
@@ -39,10 +39,10 @@ def tool_versions() -> dict[str, str]:
 
 
 def code_sha256(paths: Sequence[str], root: Path = _ROOT) -> str:
-    """Return the sha256 of source files and templates, so that no result outlives a change of the code that made it.
+    """Return the sha256 of source files and templates, so that results are invalidated when their code changes.
 
     Args:
-        paths: files and folders below ``root``; one that does not exist counts as empty.
+        paths: files and folders below ``root``; a missing one counts as empty.
         root: the folder of the four packages.
     """
     digest = hashlib.sha256()

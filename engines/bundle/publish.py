@@ -1,4 +1,4 @@
-"""Publish a bundle directory atomically: whole or not at all."""
+"""Publish a bundle directory atomically."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _RETIRED = ".retired-"
 def publish(destination: Path, timeout: float = 0.0) -> Iterator[Path]:
     """Yield an empty sibling directory to build in; it replaces the destination if the block succeeds.
 
-    A build that fails or is killed at any moment leaves the old bundle, or none: the new directory is flushed to disk
+    A build that fails or is killed at any moment keeps the old bundle, if any: the new directory is flushed to disk
     first, then renamed to the destination. An existing bundle is exchanged with it atomically if the system supports
-    that, else with two renames. The remains of killed builds are removed. ``timeout``: seconds to wait for another
+    that, otherwise with two renames. Leftovers of killed builds are removed. ``timeout``: seconds to wait for another
     build of the same destination.
 
     If the destination is a link, its target is replaced.
 
     Raises:
-        UgsepError: another process is building there, the directory cannot be written or holds something other than a
-            bundle, or the disk is full.
+        UgsepError: another process is building there, the directory is not writable or not a bundle, or the disk is
+            full.
     """
     with _user_errors(destination):
         destination = _resolved(destination)
@@ -46,7 +46,7 @@ def publish(destination: Path, timeout: float = 0.0) -> Iterator[Path]:
             raise UgsepError(f"{destination}: a file is in the way; remove it or choose another directory")
         if destination.is_dir() and any(destination.iterdir()) and not _was_built(destination):
             raise UgsepError(
-                f"{destination}: holds files but not a bundle, and a build replaces everything in it; choose "
+                f"{destination}: has files but is not a bundle, and a build replaces everything in it; choose "
                 "another directory or empty this one"
             )
         lock = FileLock(destination.parent / f".{destination.name}.lock")
@@ -90,19 +90,19 @@ def _user_errors(destination: Path) -> Iterator[None]:
 def _resolved(destination: Path) -> Path:
     try:
         return destination.resolve()
-    except RuntimeError as error:  # what Python 3.11 raises for a link that leads to itself
-        raise UgsepError(f"{destination}: a link that leads to itself; choose another directory") from error
+    except RuntimeError as error:  # Python 3.11 raises this for a symlink loop
+        raise UgsepError(f"{destination}: a link that points to itself; choose another directory") from error
 
 
 def _was_built(directory: Path) -> bool:
-    """Whether a directory looks like a bundle, sound or not; web pages have a manifest.json too."""
+    """Whether a directory looks like a bundle, valid or not; a manifest.json alone could be a web page's."""
     return (directory / MANIFEST).is_file() and (directory / "engines").is_dir()
 
 
 def _clean(destination: Path) -> None:
-    """Remove the remains of killed builds; we hold the lock, so no live build owns them."""
+    """Remove the leftovers of killed builds; we hold the lock, so no live build owns them."""
     retired = _retired(destination)
-    if retired.is_dir() and not destination.exists():  # killed between two renames: the old bundle is still good
+    if retired.is_dir() and not destination.exists():  # killed between the two renames: restore the old bundle
         retired.rename(destination)
     for kind in (_BUILDING, _RETIRED):
         for stale in destination.parent.glob(f".{glob.escape(destination.name)}{kind}*"):
@@ -128,7 +128,7 @@ def _swap(work: Path, destination: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two names atomically; False if the system or the file system does not support it."""
+    """Exchange two names atomically; return False if the system or the file system does not support it."""
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None, use_errno=True)
@@ -140,12 +140,12 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _share(work: Path) -> None:
-    """Give every file the mode of a new file under the caller's umask: libraries write some as 0600.
+    """Give every file the mode of a new file under the caller's umask, because libraries write some as 0600.
 
-    Whoever may read one file of a published bundle may then serve it.
+    Any user who can read one file of a published bundle can then serve it.
     """
     probe = work / ".mode"
-    probe.touch()  # not os.umask, which would change it for other threads for a moment
+    probe.touch()  # os.umask would briefly change the umask of other threads
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
     for path in (work, *work.rglob("*")):
@@ -154,7 +154,7 @@ def _share(work: Path) -> None:
 
 
 def _sync(directory: Path) -> None:
-    """Flush files and directories to disk, so that a power cut cannot publish a bundle of empty files."""
+    """Flush files and directories to disk, so that a power failure cannot publish a bundle of empty files."""
     for path in sorted(directory.rglob("*")):
         if path.is_file() and not path.is_symlink():
             with path.open("rb") as stream:

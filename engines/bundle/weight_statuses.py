@@ -1,4 +1,4 @@
-"""What every engine of a bundle does with every weight, from its manifest."""
+"""The status of every weight in every engine of a bundle, from its manifest."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["WeightStatusRow", "engine_statuses"]
 
 @dataclass(frozen=True)
 class WeightStatusRow:
-    """What one engine does with one weight: fused-int8, dequantized-each-run, folded-to-float, ...
+    """The status of one weight in one engine: fused-int8, dequantized-each-run, folded-to-float, ...
 
-    ``precision`` is what the engine was asked for, ``detail`` names the node, kernel or layer of the optimised graph.
+    ``precision`` is that requested of the engine, ``detail`` the node, kernel or layer of the optimized graph.
     """
 
     engine: str

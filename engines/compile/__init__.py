@@ -1,4 +1,4 @@
-"""From an ONNX file to an engine, never twice."""
+"""From an ONNX file to an engine, through the engine cache."""
 
 from engines.compile.compile import EnginePlan, compile_engine
 

@@ -1,4 +1,4 @@
-"""Engine cache: engines are found by a hash of everything that went into them."""
+"""Engine cache: engines are keyed by a hash of everything that went into them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from export.io import content_sha256
 from graphs.base.config import check_plain, parse
 from graphs.base.errors import UgsepError
 
-#: Part of every key: raise it when a build's output changes for the same input.
+#: Part of every key: increment it when a build's output changes for the same input.
 CACHE_VERSION = 1
 _ENGINE, _RECORD = "engine", "engine.json"
 _FIX = "remove it: ugsep cache gc"
@@ -35,7 +35,7 @@ _STALE_SECONDS = 24 * 3600
 
 @dataclass(frozen=True)
 class Record:
-    """What an entry of the cache says of itself: the engine, and the hashes of its files by name."""
+    """The description of a cache entry: the engine, and the hashes of its files by name."""
 
     built: BuiltEngine
     files: Mapping[str, FileEntry]
@@ -43,7 +43,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of the cache: key, engine, bytes on disk, seconds since it was last used, and the problem if any."""
+    """A cache entry: key, engine, bytes on disk, seconds since its last use, and its problem, if any."""
 
     key: str
     side: str
@@ -61,14 +61,14 @@ def default_root(environ: Mapping[str, str]) -> Path:
 
 
 def engine_key(backend: str, spec: BuildSpec, tools: Mapping[str, str], target: str) -> str:
-    """Return the sha256 of everything that decides a build's result.
+    """Return the sha256 of everything that determines a build's result.
 
     That is: the graph and its weights (bytes, not file names), side, precision, profiles in order, every option, tool
     versions, and ``target``, the ISA or GPU the engine is built for. Paths, times, the order of options or tools, and
-    how weights are stored in files do not count.
+    the storage of weights do not matter.
 
     Raises:
-        UgsepError: the ONNX file or its external data is missing or broken.
+        UgsepError: the ONNX file or its external data is missing or damaged.
     """
     described = {
         "cache": CACHE_VERSION,
@@ -91,13 +91,13 @@ def cached_build(
     build: Callable[[Path], BuiltEngine],
     wait: Callable[[str], None] | None = None,
 ) -> tuple[BuiltEngine, bool]:
-    """Put the engine of ``key`` into ``out_dir``, building it on a miss. Returns (engine, was cached).
+    """Copy the engine of ``key`` to ``out_dir``, building it on a miss; return (engine, was cached).
 
-    If two processes want one key, the second waits (``wait`` is told) and takes the result of the first; other keys
-    are built in parallel. A damaged entry is removed and built again.
+    If two processes need one key, the second waits (``wait`` is called) and reuses the result of the first; other
+    keys are built in parallel. A damaged entry is removed and built again.
 
     Raises:
-        UgsepError: what ``build`` raises (nothing is cached then), or a cache directory that cannot be used.
+        UgsepError: ``build`` failed (nothing is cached then), or the cache directory cannot be used.
     """
     _open_root(root)
     with _locked(root, key, wait):
@@ -140,7 +140,7 @@ def list_entries(root: Path, verify: bool = False) -> list[Entry]:
 def collect(root: Path, max_bytes: int) -> list[Entry]:
     """Remove damaged entries, abandoned builds and the least recently used engines beyond ``max_bytes``; return them.
 
-    An entry that another process is building or copying is left alone.
+    Entries that another process is building or copying are kept.
     """
     entries = sorted(list_entries(root, verify=True), key=lambda entry: not entry.problem)  # damaged ones first
     total = sum(entry.bytes for entry in entries)
@@ -165,7 +165,7 @@ def _open_root(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UgsepError(f"{root}: cannot make an engine cache there ({error.strerror}); {_OTHER_CACHE}") from error
+        raise UgsepError(f"{root}: cannot create an engine cache ({error.strerror}); {_OTHER_CACHE}") from error
     if not os.access(root, os.W_OK | os.X_OK):
         raise UgsepError(f"{root}: the engine cache is not writable; {_OTHER_CACHE}")
 
@@ -176,13 +176,13 @@ def _lock(root: Path, key: str) -> FileLock:
 
 @contextmanager
 def _locked(root: Path, key: str, wait: Callable[[str], None] | None) -> Iterator[None]:
-    """Hold the lock of a key; ``wait`` is told if another process holds it now."""
+    """Hold the lock of a key; ``wait`` is called if another process holds it."""
     lock = _lock(root, key)
     try:
-        lock.acquire(timeout=0)  # taken if free, not only looked at: another process could take it in between
+        lock.acquire(timeout=0)  # try to acquire it: a check alone could race with another process
     except TimeoutError:
         if wait is not None:
-            wait(f"waiting for another process that builds {key[:12]}")
+            wait(f"waiting for another process that is building {key[:12]}")
         lock.acquire()
     try:
         yield
@@ -198,10 +198,10 @@ def _write_record(entry: Path, built: BuiltEngine) -> Record:
 
 
 def _read_record(entry: Path) -> Record:
-    """Read and check the record of an entry, as strictly as a manifest: an engine is loaded by what it says.
+    """Read and check the record of an entry as strictly as a manifest, because it controls how an engine is loaded.
 
     Raises:
-        UgsepError: it is missing, malformed, or out of range.
+        UgsepError: the record is missing, malformed, or out of range.
     """
     path = entry / _RECORD
     raw = read_document(entry, _RECORD, f"; {_FIX}", _FIX)
@@ -216,7 +216,7 @@ def _read_record(entry: Path) -> Record:
 
 
 def _sound(entry: Path) -> Record | None:
-    """Return the record of an entry whose files all match their hashes, else None: it is then built again."""
+    """Return the record of an entry if all files match their hashes, else None: the engine is then built again."""
     try:
         record = _read_record(entry)
         verify_files(entry / _ENGINE, record.files)

@@ -1,4 +1,4 @@
-"""Compile engines: pick the ONNX variant that a precision reads, and build it with a backend through the cache."""
+"""Compile engines: pick the ONNX file of a precision, and build it with a backend through the cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SCRATCH = ".scratch"
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """One engine to build: for a side, with a backend, at a precision."""
+    """One engine to build: side, backend and precision."""
 
     side: GraphSide
     backend: str
@@ -37,17 +37,17 @@ class EnginePlan:
 
 
 def serving_plans(recipe: Recipe) -> tuple[EnginePlan, ...]:
-    """Return the two engines a recipe with a named backend serves with.
+    """Return the two engines that serve a recipe with a named backend.
 
     Raises:
-        UgsepError: an unknown backend, a side without a precision, or a precision the backend does not build.
+        UgsepError: an unknown backend, a side without a precision, or a precision the backend does not support.
     """
     serving = recipe.serving
     backend = find_backend(serving.backend)
     for side in ("user", "item"):
         if side not in serving.precision:
             raise UgsepError(
-                f"serving.precision names no precision for the {side} side; give both, as in "
+                f"serving.precision has no precision for the {side} side; give both, as in "
                 "serving.precision={user: w8a8-dynamic, item: w8a32}"
             )
     for precision in serving.precision.values():
@@ -66,7 +66,7 @@ def build_engines(
     cache: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> tuple[list[Engine], list[str]]:
-    """Build the planned engines and those for ``serving.compile_for``; returns them and notes on those left out."""
+    """Build the planned engines and those for ``serving.compile_for``; return them and notes on those left out."""
     built: list[Engine] = []
     notes: list[str] = []
     wanted = list(plans)
@@ -75,7 +75,7 @@ def build_engines(
         if available.can_build:
             wanted += [EnginePlan("user", name, "w8a16"), EnginePlan("item", name, "w8a16")]
         else:
-            notes.append(f"{name}: not built here: {available.reason}")
+            notes.append(f"{name}: not built on this machine: {available.reason}")
             progress(Progress("build", 0, None, notes[-1]))
     for plan in dict.fromkeys(wanted):
         target = work / plan.directory
@@ -92,12 +92,12 @@ def compile_engine(
     cache: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> BuiltEngine:
-    """Build one engine into ``folder`` from the FP32 file ``onnx`` or the quantized variant next to it.
+    """Build one engine into ``folder`` from the FP32 file ``onnx`` or the quantized file next to it.
 
-    An engine with the same key is copied from the ``cache`` directory, if one is given.
+    With a ``cache`` directory, an engine with the same key is copied from there.
 
     Raises:
-        UgsepError: a precision the backend does not build, or the backend's own reasons.
+        UgsepError: the backend does not support the precision, or the build failed.
     """
     module = find_backend(plan.backend)
     variant = check_precision(plan.backend, module, plan.precision)
@@ -107,7 +107,7 @@ def compile_engine(
     options = dict(recipe.serving.options.get(plan.backend, {}))
     if "threads" in module.OPTIONS:
         options.setdefault("threads", recipe.serving.threads)
-    # Kernel timings are shared by all engines of a backend and belong to none, so they lie next to the entries.
+    # All engines of a backend share kernel timings, so they are stored next to the entries.
     scratch = cache / _SCRATCH if cache is not None else None
     spec = BuildSpec(plan.side, source, plan.precision, (profile,), options, scratch)
 
@@ -125,5 +125,5 @@ def compile_engine(
 
 
 def load_built(built: BuiltEngine, folder: Path) -> Runner:
-    """Load an engine that was just built into ``folder``."""
+    """Load an engine that was built into ``folder``."""
     return find_backend(built.backend).load(folder, built)

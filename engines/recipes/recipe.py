@@ -18,9 +18,9 @@ AUTO = "auto"  # choose the backend by measuring
 
 @dataclass(frozen=True)
 class Quantization:
-    """The scheme, its options, and the policy per weight (``quant.policy.policy_from``).
+    """The scheme, its options, and the per-weight policy (``quant.policy.policy_from``).
 
-    ``compare`` names further schemes that a build from real requests tries, for the table in its report.
+    ``compare`` names the schemes that a build from real requests compares in its report.
     """
 
     scheme: str = "mse"
@@ -33,10 +33,10 @@ class Quantization:
 class Serving:
     """Which engines are built and how they run.
 
-    ``precision`` is per side (see ``PRECISIONS`` of the backends), for the backend that serves; ``compile_for`` lists
+    ``precision`` is that of the serving backend, by side (see ``PRECISIONS`` of the backends); ``compile_for`` lists
     further backends to compile the W8A16 graphs for, if this machine can; ``candidates`` are the request sizes to
     measure, of which the last is reported; ``threads`` is pinned in the engines. Engines are tuned for one user and
-    take up to ``max_users`` and ``max_candidates`` per call.
+    accept up to ``max_users`` and ``max_candidates`` per call.
     """
 
     backend: str = "onnxruntime"
@@ -51,13 +51,12 @@ class Serving:
 
 @dataclass(frozen=True)
 class Gates:
-    """Bounds that a build must keep (docs/architecture.md, gates); the build fails if a gate does not hold.
+    """The bounds of a build (docs/architecture.md, gates); a build that misses one fails.
 
-    ``split_max_abs`` bounds FP32 scores against the whole PyTorch model, ``auc_change`` applies if there are labels.
-    ``same_experts_probability`` is ``max_probability`` for rows that top-k routers send to the experts of FP32,
+    ``split_max_abs`` bounds FP32 scores against the whole PyTorch model; ``auc_change`` applies if there are labels.
+    ``same_experts_probability`` is ``max_probability`` for rows that top-k routers send to the same experts as FP32,
     ``rerouted_rows`` the share of rows that may go to others; both apply if the engines' routers can be read.
-    ``fraction_of_limit`` is the share of the FLOP limit's speed-up to reach at the largest request size, or 0 to
-    only report it.
+    ``fraction_of_limit`` is the share of the speed-up limit to reach at the largest request size; 0 only reports it.
     """
 
     split_max_abs: float = 1e-5
@@ -92,16 +91,16 @@ def recipe_names() -> tuple[str, ...]:
 def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
     """Return a shipped recipe by name, or the one in a YAML file.
 
-    ``changes`` are settings to replace, ``config.user_tokens=12``, the value read as YAML.
+    ``changes`` are settings to replace, such as ``config.user_tokens=12``, with YAML values.
 
     Raises:
-        UgsepError: unknown name (the nearest is given), unreadable file, unknown setting, value of the wrong type.
+        UgsepError: unknown name (with the nearest), unreadable file, unknown setting, or value of the wrong type.
     """
     shipped = {p.stem: p for p in RECIPES.glob("*/*.yaml")}
     path = Path(name) if name.endswith((".yaml", ".yml")) else shipped.get(name, RECIPES / f"{name}.yaml")
     if not path.is_file():
         if path == Path(name):
-            raise UgsepError(f"{path}: no such recipe file; give the path of one, or a model of 'ugsep models'")
+            raise UgsepError(f"{path}: no such recipe file; give an existing file, or a model from 'ugsep models'")
         raise UgsepError(f"unknown model '{name}'{nearest(name, recipe_names())}")
     try:
         values = yaml.safe_load(path.read_text())

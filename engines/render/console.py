@@ -1,4 +1,4 @@
-"""Tables on stdout: as wide as the terminal, or wide enough for a file."""
+"""Tables on stdout: as wide as the terminal, or unlimited if redirected to a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FILE_COLUMNS = 200
 
 
 def stdout_console() -> Console:
-    """Return a console on stdout that prints text as it is: brackets are no markup, numbers have no colour."""
+    """Return a console on stdout that prints text verbatim, without markup or highlighting."""
     width = None if sys.stdout.isatty() else _FILE_COLUMNS
     return Console(file=sys.stdout, width=width, highlight=False, markup=False)
 

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages from templates: values are escaped, a missing one is an error."""
+"""Self-contained HTML pages from templates; values are escaped, and a missing one is an error."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def render(
     filters: Mapping[str, Callable[..., str]] | None = None,
     folder: Path = TEMPLATES,
 ) -> str:
-    """Return the page that a template of ``folder`` makes of ``values``; the filter ``bytes`` is always there."""
-    import jinja2  # most commands write no page
+    """Render a template of ``folder`` with ``values``; the filter ``bytes`` is always available."""
+    import jinja2  # most commands render no page
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True

@@ -1,4 +1,4 @@
-"""JSON that every parser reads: NaN and infinities, which JSON cannot hold, become null."""
+"""Standard JSON: NaN and infinities, which JSON cannot represent, become null."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from graphs.base.finite import finite
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Return a value of mappings, lists, tuples and scalars as JSON; NaN and infinities become null."""
+    """Serialize mappings, lists, tuples and scalars to JSON; NaN and infinities become null."""
     return json.dumps(finite(value), indent=indent, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Markdown tables, and the sections of a page that commands write between marks."""
+"""Markdown tables, and the sections of a page that commands write between markers."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> list[str]:
-    """Return the lines of a table; ``align`` is ``l`` or ``r`` per column, by default left for the first only."""
+    """Return the lines of a table; ``align`` is ``l`` or ``r`` per column, by default ``l`` for the first only."""
     sides = align or "l" + "r" * (len(heads) - 1)
     lines = [_line(heads), "|" + "|".join("---" if side == "l" else "---:" for side in sides) + "|"]
     return lines + [_line(row) for row in rows]
 
 
 def write_section(path: Path, name: str, section: str, header: str) -> None:
-    """Write a section between its marks into a Markdown file, over the older one of the same name if there is one.
+    """Write a section between its markers in a Markdown file, replacing an older one of the same name.
 
     Args:
         path: the file; it and its folder are created if missing.
-        name: of the section, in its marks ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
+        name: of the section, in its markers ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
         section: text that ends with a newline.
         header: what a new file starts with.
     """

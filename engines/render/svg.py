@@ -1,4 +1,4 @@
-"""Plots as inline SVG, so that a page is one file that works offline; all with one look."""
+"""Plots as inline SVG in a common style, so that a page is one self-contained file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GRID = "#e6ebee"
 
 
 def new_axes(title: str, width: float = 6.4, height: float = 3.4, *, grid: bool = False) -> tuple[Figure, Any]:
-    """Return an empty figure of ``width`` x ``height`` inches and its axes, with the title and without a frame."""
+    """Return an empty figure of ``width`` x ``height`` inches and its axes, titled and frameless."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
@@ -30,10 +30,10 @@ def new_axes(title: str, width: float = 6.4, height: float = 3.4, *, grid: bool 
 
 def to_svg(figure: Figure) -> str:
     """Return the figure as an ``<svg>`` element with text as text."""
-    import matplotlib  # most commands draw nothing, and the import is slow
+    import matplotlib  # a slow import that most commands do not need
 
     stream = io.StringIO()
-    # A fixed salt and no date keep the page's bytes a function of its numbers.
+    # A fixed salt and no date make the bytes of a page reproducible.
     with matplotlib.rc_context({"svg.hashsalt": "ugsep", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True, bbox_inches="tight")
     text = stream.getvalue()

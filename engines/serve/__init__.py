@@ -1,4 +1,4 @@
-"""The serving runtime: no torch, no ONNX tooling."""
+"""The serving runtime, without torch or ONNX tooling."""
 
 from engines.serve.ranker import Ranker
 

@@ -1,4 +1,4 @@
-"""Checks of the features of a request, before an engine sees them."""
+"""Checks of a request's features before they reach an engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["FeatureChecks", "check_array", "check_ids", "check_mapping"]
 
 @dataclass(frozen=True)
 class FeatureChecks:
-    """What the features of one side must be: its engine's inputs, and the rows of the table behind each id input."""
+    """The expected features of one side: its engine's inputs, and the rows of each id input's embedding table."""
 
     side: Side
     inputs: tuple[TensorSpec, ...]
@@ -34,11 +34,11 @@ class FeatureChecks:
         return {name: self.table_rows[name] for name in self.names if name in self.table_rows}
 
     def rows(self, given: Mapping[str, Array]) -> int:
-        """Return the number of rows after checking names, rows, finiteness and ids; the runner checks dtypes.
+        """Check names, rows, finite values and ids, and return the number of rows; the runner checks dtypes.
 
         Raises:
-            UgsepError: a missing or unknown feature, no rows, rows that do not match, a value that is not finite,
-                or an id outside its table.
+            UgsepError: a missing or unknown feature, no rows, differing numbers of rows, a non-finite value, or an id
+                outside its table.
         """
         check_mapping(self.side, given)
         for name in self.names:
@@ -55,14 +55,12 @@ class FeatureChecks:
                 raise UgsepError(f"{self.side} feature '{name}' has {value.shape[0]} rows, others have {rows}")
             rows = value.shape[0]
             if value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise UgsepError(
-                    f"{self.side} feature '{name}' has a value that is not finite; clean it before scoring"
-                )
+                raise UgsepError(f"{self.side} feature '{name}' has a NaN or infinite value; clean it before scoring")
         check_ids(self.side, given, self._own_tables)
         return rows
 
     def in_order(self, given: Mapping[str, Array]) -> list[Array]:
-        """Return the arrays in the order of the inputs, names checked but not values: enough to look up a cache.
+        """Return the arrays in input order; only names are checked, which suffices for a cache lookup.
 
         Raises:
             UgsepError: a missing or unknown feature, or one that is not an array of numbers.
@@ -88,20 +86,20 @@ class FeatureChecks:
 
 
 def check_mapping(side: str, given: object) -> None:
-    """Refuse features that are not a mapping.
+    """Reject features that are not a mapping.
 
     Raises:
-        UgsepError: names the type.
+        UgsepError: with the type.
     """
     if not isinstance(given, Mapping):
         raise UgsepError(f"{side} features are a {type(given).__name__}; give a mapping of names to NumPy arrays")
 
 
 def check_array(side: str, name: str, value: object) -> None:
-    """Refuse what is not a NumPy array of numbers: it would fail deep inside or be scored as something else.
+    """Reject anything but a NumPy array of numbers, which would fail deep inside or be misread.
 
     Raises:
-        UgsepError: names the feature and its type or dtype.
+        UgsepError: with the feature and its type or dtype.
     """
     if not isinstance(value, np.ndarray):
         raise UgsepError(f"{side} feature '{name}' is a {type(value).__name__}; give a NumPy array")
@@ -110,19 +108,19 @@ def check_array(side: str, name: str, value: object) -> None:
 
 
 def check_ids(side: str, given: Mapping[str, Array], table_rows: Mapping[str, int]) -> None:
-    """Refuse an id outside its embedding table.
+    """Reject an id outside its embedding table.
 
     Raises:
-        UgsepError: names the feature, the id, and the largest valid id.
+        UgsepError: with the feature, the id, and the largest valid id.
     """
     for name, rows in table_rows.items():
         ids = given.get(name)
         if ids is None or ids.dtype != np.int64 or ids.size == 0:
             continue
-        # Seen as unsigned a negative id is a huge one, so that one pass finds both; a single id needs no pass.
+        # Viewed as unsigned, a negative id is huge, so one pass finds both errors; a single id needs no pass.
         sound = 0 <= ids.item() < rows if ids.size == 1 else ids.view(np.uint64).max() < rows
         if not sound:
             wrong = int(ids[(ids < 0) | (ids >= rows)].flat[0])
             raise UgsepError(
-                f"{side} feature '{name}' has id {wrong}; its table has {rows} rows, so ids go from 0 to {rows - 1}"
+                f"{side} feature '{name}' has id {wrong}; its table has {rows} rows, valid ids are 0 to {rows - 1}"
             )

@@ -1,4 +1,4 @@
-"""The runtime: score candidates for a user from a bundle, computing each user once."""
+"""The runtime: score a user's candidates with the engines of a bundle, computing each user once."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ DEFAULT_CACHE_BYTES = 64 << 20
 
 
 class Ranker:
-    """Scores candidates with a user engine and an item engine; safe to call from several threads.
+    """Scores candidates with a user engine and an item engine; thread-safe.
 
-    The states of recent users are cached up to ``cache_bytes``, the least recently used evicted first; on the device
-    if both engines run on the same one, so that a state never passes through the host. A context manager: leaving it
-    releases both engines.
+    The states of recent users are cached up to ``cache_bytes``, least recently used evicted first. They stay on the
+    device if both engines share one, so that a state never passes through the host. As a context manager, it releases
+    both engines on exit.
     """
 
     def __init__(
@@ -44,7 +44,9 @@ class Ranker:
         self._state_names = tuple(o.name for o in user_built.outputs)
         missing = [n for n in self._state_names if n not in {i.name for i in item_built.inputs}]
         if missing:
-            raise UgsepError(f"item engine takes no state '{missing[0]}'; the engines are of different models")
+            raise UgsepError(
+                f"item engine has no input for state '{missing[0]}'; the engines are of different models"
+            )
         engine_only = {*self._state_names, USER_INDEX}
         self.user_inputs = user_built.inputs
         self.item_inputs = tuple(i for i in item_built.inputs if i.name not in engine_only)
@@ -72,19 +74,19 @@ class Ranker:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         runtime_cache: str | Path | None = None,
     ) -> Self:
-        """Load the engines that the bundle chose (or of one backend and precision), after checking their hashes.
+        """Load the bundle's chosen engines, or those of one backend and precision, after checking their hashes.
 
-        Only the files that are loaded are hashed; ``ugsep verify`` checks the whole bundle. ``threads`` replaces the
-        pinned intra-op thread count. ``runtime_cache`` is a folder, outside the bundle, where a backend that compiles
-        kernels while serving (tensorrt-rtx) keeps them for the next process.
+        Only the files that are loaded are hashed; ``ugsep verify`` checks the whole bundle. ``threads`` overrides the
+        pinned intra-op thread count. ``runtime_cache`` is a folder outside the bundle where a backend that compiles
+        kernels while serving (tensorrt-rtx) stores them for the next process.
 
         Raises:
-            UgsepError: not a bundle, a tampered or truncated file, a wrong setting, or an engine this machine cannot
-                run.
+            UgsepError: not a bundle, a modified or truncated file, an invalid setting, or an engine that this machine
+                cannot run.
         """
         for name, value, least in (("threads", threads, 1), ("cache_bytes", cache_bytes, 0)):
             if value is not None and (type(value) is not int or value < least):
-                raise UgsepError(f"{name} is {value!r}; it must be an integer >= {least}")
+                raise UgsepError(f"{name} is {value!r}; must be an integer >= {least}")
         root = Path(directory)
         manifest = read_manifest(root)
         pair = [engine_for(manifest, side, backend, precision) for side in ("user", "item")]
@@ -104,10 +106,10 @@ class Ranker:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         runtime_cache: Path | None = None,
     ) -> Self:
-        """Load two engines whose files were checked before.
+        """Load two engines whose files were already checked.
 
         Raises:
-            UgsepError: as ``from_bundle``; nothing stays loaded.
+            UgsepError: as in ``from_bundle``; nothing stays loaded.
         """
         with ExitStack() as loaded:
             user_runner = load_engine(root, manifest, user, threads, runtime_cache)
@@ -119,16 +121,15 @@ class Ranker:
         return ranker
 
     def score(self, user: Mapping[str, Array], items: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the logits, float32 [N], of every task for one user's N candidates.
+        """Return the logits of every task, float32 [N], for one user's N candidates.
 
         Args:
             user: user features by name, one row each ([1, ...]).
             items: item and cross features by name, N rows each ([N, ...]).
 
         Raises:
-            UgsepError: a missing or unknown feature, a wrong dtype or shape, rows that do not match, no rows at all,
-                more rows than the engine's profile allows, a value that is not finite (a logit included), or an id
-                outside its table.
+            UgsepError: a missing or unknown feature, a wrong dtype or shape, differing numbers of rows, no rows, more
+                rows than the engine's profile allows, a non-finite feature or logit, or an id outside its table.
         """
         rows = self._candidates(items)
         return self._run_item(items, self._state(user), self.one_user_index(rows))
@@ -138,18 +139,18 @@ class Ranker:
     ) -> dict[str, Array]:
         """Return the logits, float32 [N], for candidates of several users in one item call.
 
-        ``users`` has U rows; ``user_index`` int64 [N] gives the row of ``users`` each candidate belongs to.
+        ``users`` has U rows; ``user_index`` int64 [N] has each candidate's row of ``users``.
 
         Raises:
-            UgsepError: as ``score``, an index outside [0, U), or an engine built for single users.
+            UgsepError: as in ``score``, an index outside [0, U), or an engine built for single users.
         """
         if not self.takes_index:
-            raise UgsepError("the item engine serves one user per call; build it with several users")
+            raise UgsepError("the item engine serves one user per call; build it for several users")
         rows = self._candidates(items)
         count = self._user_checks.rows(users)
         if self.max_users and count > self.max_users:
             raise UgsepError(
-                f"{count} users, but the engines' profiles end at {self.max_users}; score them in batches or build "
+                f"{count} users, but the engines accept at most {self.max_users}; score them in batches or build "
                 "with a larger serving.max_users"
             )
         check_array("item", USER_INDEX, user_index)
@@ -158,7 +159,7 @@ class Ranker:
             raise UgsepError(f"user_index is {got}; give int64[{rows}], one row of users per candidate")
         if user_index.min() < 0 or user_index.max() >= count:
             raise UgsepError(
-                f"user_index goes from {user_index.min()} to {user_index.max()}, but users from 0 to {count - 1}"
+                f"user_index ranges from {user_index.min()} to {user_index.max()}; must be in 0 to {count - 1}"
             )
         index = self.one_user_index(rows) if count == 1 else {USER_INDEX: user_index}
         return self._run_item(items, self._run_user(users), index)
@@ -166,18 +167,18 @@ class Ranker:
     def one_user_index(self, rows: int) -> dict[str, Array]:
         """Return the item engine's input that assigns all ``rows`` candidates to one user.
 
-        It has one row if the engine was built to broadcast it, else one per candidate; an engine for a single user
-        takes no such input.
+        It has one row if the engine broadcasts it, else one per candidate; an engine for a single user has no such
+        input.
         """
         return {USER_INDEX: np.zeros(1 if self.broadcasts else rows, np.int64)} if self.takes_index else {}
 
     def user_state(self, user: Mapping[str, Array]) -> dict[str, Array]:
         """Return one user's state, from the cache if the same features were seen before.
 
-        The arrays may be the cache's own and are read-only.
+        The arrays are read-only, because they may belong to the cache.
 
         Raises:
-            UgsepError: as ``score``.
+            UgsepError: as in ``score``.
         """
         state = self._state(user)
         return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in state.items()}
@@ -210,7 +211,7 @@ class Ranker:
         state = self._run_user(user)
         for value in state.values():
             if isinstance(value, np.ndarray):
-                value.flags.writeable = False  # a caller that wrote into it would change later scores
+                value.flags.writeable = False  # writing to it would change later scores
         return state
 
     def _run_user(self, users: Mapping[str, Array]) -> State:
@@ -225,11 +226,13 @@ class Ranker:
         else:
             scores = self.item_runner.infer(cast(dict[str, Array], given))  # no device: every state is an array
         for task, logits in scores.items():
-            if not np.isfinite(logits).all():  # finite features can still overflow inside, a NaN must not be ranked
+            if not np.isfinite(
+                logits
+            ).all():  # finite features can overflow inside the model, and a NaN must not be ranked
                 row = int(np.flatnonzero(~np.isfinite(logits))[0])
                 raise UgsepError(
-                    f"task '{task}' scores candidate {row} {logits[row]}; its features are finite but overflow "
-                    "inside the model; clean or clip them"
+                    f"task '{task}': the score of candidate {row} is {logits[row]}; its features are finite but "
+                    "overflow inside the model; clean or clip them"
                 )
         return {task: logits.astype(np.float32, copy=False) for task, logits in scores.items()}
 
@@ -244,14 +247,14 @@ class Ranker:
         rows = self._item_checks.rows(items)
         if self.max_candidates and rows > self.max_candidates:
             raise UgsepError(
-                f"{rows} candidates, but the item engine's profile ends at {self.max_candidates}; score them in "
+                f"{rows} candidates, but the item engine accepts at most {self.max_candidates}; score them in "
                 "batches or build with a larger serving.max_candidates"
             )
         return rows
 
 
 def _on_one_device(user: Runner, item: Runner) -> tuple[DeviceRunner, DeviceRunner] | None:
-    """Return both runners if the item engine can read what the user engine leaves on its device."""
+    """Return both runners if the item engine can read the user engine's outputs on the device."""
     if isinstance(user, DeviceRunner) and isinstance(item, DeviceRunner) and user.memory == item.memory:
         return user, item
     return None

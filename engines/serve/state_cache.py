@@ -1,4 +1,4 @@
-"""A cache of user states: least recently used out first, and a state that several threads want is computed once."""
+"""An LRU cache of user states in which concurrent lookups of one state compute it once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ State = dict[str, Array | DeviceArray]
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """Counters of the user-state cache: lookups that hit and missed, users and bytes held, and the byte limit.
+    """Counters of the user-state cache: hits, misses, users and bytes held, and the byte limit.
 
     A lookup that waited for another thread to compute the same user counts as a hit.
     """
@@ -34,7 +34,7 @@ class CacheInfo:
 
 
 class StateCache:
-    """States by key, up to ``limit`` bytes; safe to use from several threads."""
+    """States by key, up to ``limit`` bytes; thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self._states: OrderedDict[bytes, State] = OrderedDict()
@@ -46,7 +46,7 @@ class StateCache:
     def get(self, key: bytes, compute: Callable[[], State]) -> State:
         """Return the state of a key, computing it on a miss.
 
-        Threads that want a key which another thread is computing wait for it, and get what it raises.
+        Threads that need a key which another thread is computing wait for its result or its exception.
         """
         with self._lock:
             found = self._states.get(key)
@@ -78,14 +78,14 @@ class StateCache:
             return CacheInfo(self._hits, self._misses, len(self._states), self._bytes, self._limit)
 
     def clear(self) -> None:
-        """Drop every state; those being computed are handed out, but not kept."""
+        """Drop every state; states still being computed are returned to their callers but not cached."""
         with self._lock:
             self._states.clear()
             self._running.clear()
             self._bytes = 0
 
     def _end(self, key: bytes, mine: Future[State], state: State | None = None) -> None:
-        """Keep what was computed, unless the cache was cleared in the meantime."""
+        """Store the computed state, unless the cache was cleared in the meantime."""
         with self._lock:
             if self._running.get(key) is not mine:
                 return

@@ -69,7 +69,7 @@ def checkpoint_command(model: str, out: Path | None, data: Path) -> None:
     "--model", "models", multiple=True, help="Recipes to train  [default: rankmixer, zenith, tokenmixer-large]"
 )
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
-@click.option("--threads", default=1, show_default=True, help="Threads per training; a new number trains anew.")
+@click.option("--threads", default=1, show_default=True, help="Threads per training; another number retrains.")
 @click.option("--page", type=click.Path(path_type=Path), default=Path("docs/quality.md"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/quality"), show_default=True)
 @data_option

@@ -1,4 +1,4 @@
-"""Replace a folder atomically, and hash the source files that made it."""
+"""Replace a folder atomically, and hash the source files that produced it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("graphs", "examples")
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """Yield an empty sibling of ``out`` that replaces it on success; a killed run leaves the old folder or none.
+    """Yield an empty sibling of ``out`` that replaces it on success; a killed run keeps the old folder, if any.
 
     Raises:
         UgsepError: the folder cannot be written.
@@ -39,7 +39,7 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def source_hash(*modules: str) -> str:
-    """Return one SHA-256 over the sources of the modules and of all they import from this repository."""
+    """Return one SHA-256 over the modules' sources and everything they import from this repository."""
     files: dict[str, bytes] = {}
     queue = list(modules)
     while queue:
@@ -57,7 +57,7 @@ def source_hash(*modules: str) -> str:
 
 
 def _source_file(module: str) -> Path | None:
-    """Return the file of a module, None if the name is an attribute of a module instead."""
+    """Return the file of a module, or None if the name is an attribute of a module."""
     spec = importlib.util.find_spec(module.split(".")[0])
     if spec is None or spec.origin is None:
         return None

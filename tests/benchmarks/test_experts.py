@@ -1,4 +1,4 @@
-"""The benchmark of routed experts: both layers are built as served, right, and of the same active FLOPs."""
+"""The benchmark of routed experts: both layers are built as served, correct, and have the same active FLOPs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_measure_times_what_it_has_checked(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_wrong_layer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graph is built from the right module; what it is compared with is then changed."""
+    """The graph is built from the right module; the module it is compared with is changed afterwards."""
     loaded = experts._loaded
 
     def change_after(layer: nn.Module, x: Tensor, folder: Path) -> Callable[[], dict[str, Any]]:

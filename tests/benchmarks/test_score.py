@@ -1,4 +1,4 @@
-"""The command that times loading and scoring; what it says of this machine is not asserted."""
+"""The command that times loading and scoring; its figures depend on the machine and are not asserted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which bounds a streaming measurement is held against, by the size of its checkpoint."""
+"""Which bounds apply to a streaming measurement, by the size of its checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a baseline is: a function that loads the whole model and returns a function that binds inputs to it."""
+"""The contract of a baseline: a function that loads the whole model and returns a function that binds its inputs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from engines.backends.contract import Array
 from engines.recipes.recipe import Recipe
 from graphs.base.errors import UgsepError
 
-if TYPE_CHECKING:  # only the PyTorch baselines load torch
+if TYPE_CHECKING:  # only the PyTorch baselines import torch
     from graphs.models.ranking_model import RankingModel
 
-#: Score the inputs it was bound to; logits [N] by task.
+#: Score the bound inputs; logits [N] by task.
 Run = Callable[[], dict[str, Array]]
-#: Take the whole model's inputs, N rows each with the user's row repeated, and return the call that is timed.
+#: Bind the whole model's inputs (N rows, the user's row repeated) and return the call to time.
 Bind = Callable[[Mapping[str, Array]], Run]
 
 
@@ -31,10 +31,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class BaselineSource:
-    """What a baseline starts from.
+    """The inputs of a baseline.
 
-    ``onnx`` is the whole FP32 graph as exported, ``folder`` holds files that a baseline writes for itself (another
-    process finds them again), ``model`` is the source of the PyTorch weights, None if there is none.
+    ``onnx`` is the exported FP32 graph of the whole model, ``folder`` a scratch folder shared between processes,
+    ``model`` the source of the PyTorch weights, if any.
     """
 
     onnx: Path
@@ -46,7 +46,7 @@ class BaselineSource:
         """Load the PyTorch model in eval mode.
 
         Raises:
-            UgsepError: there are no weights, or the errors of ``engines.build.sources.load_model``.
+            UgsepError: no source of weights, or see ``engines.build.sources.load_model``.
         """
         if self.model is None:
             raise UgsepError("needs the PyTorch model; pass --checkpoint DIR, or --random for a random build")
@@ -58,7 +58,7 @@ class BaselineSource:
 
 @dataclass(frozen=True)
 class Baseline:
-    """One baseline: the precision its scores are held to, how it is configured, and the function that loads it.
+    """One baseline: the precision its scores are checked at, its configuration, and the function that loads it.
 
     ``load(source, threads)`` raises UgsepError if this machine cannot run the baseline.
     """

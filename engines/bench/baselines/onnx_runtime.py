@@ -1,4 +1,4 @@
-"""The whole model in ONNX Runtime on a CPU: FP32, and its own dynamic int8."""
+"""The whole model in ONNX Runtime on a CPU: FP32, and the runtime's own dynamic int8."""
 
 from __future__ import annotations
 
@@ -11,32 +11,30 @@ from engines.backends.onnxruntime.session import import_onnxruntime, plain_setti
 from engines.bench.baselines.contract import BaselineSource, Bind, Run
 from graphs.base.errors import UgsepError
 
-_ONE_MESSAGE_BYTES = (
-    1 << 30
-)  # a protobuf message is limited to 2 GiB; larger models keep their weights in a file of their own
+_ONE_MESSAGE_BYTES = 1 << 30  # protobuf messages are limited to 2 GiB; larger models need external data
 
 
 def exported(source: BaselineSource, threads: int) -> Bind:
-    """Run the exported FP32 graph with every optimisation of the runtime."""
+    """Run the exported FP32 graph with all of the runtime's optimizations."""
     return _session(source.onnx, threads)
 
 
 def lowered(source: BaselineSource, threads: int) -> Bind:
-    """Run the FP32 graph lowered to one GEMM per feature token, from which our own engines gain too."""
+    """Run the FP32 graph lowered to one GEMM per feature token, as our own engines are."""
     return _session(_lowered(source), threads)
 
 
 def dynamic_int8(source: BaselineSource, threads: int) -> Bind:
-    """Run ``quantize_dynamic`` of the exported graph: int8 weights, activations quantized while running.
+    """Run the exported graph after ``quantize_dynamic``: int8 weights, activations quantized at run time.
 
-    Scales are per channel, except that graphs with stacked weights per feature token have one scale per weight
-    [T, K, N]: the runtime's kernel refuses a zero point per channel there.
+    Scales are per channel. Graphs with weights stacked per feature token get one scale per weight [T, K, N], because
+    the runtime's kernel rejects per-channel zero points there.
     """
     return _session(_quantized(source, source.onnx, "full.int8.onnx", not _has_stacked_weights(source.onnx)), threads)
 
 
 def lowered_dynamic_int8(source: BaselineSource, threads: int) -> Bind:
-    """Run ``quantize_dynamic`` of the graph with one GEMM per feature token, scales per channel."""
+    """Run the graph with one GEMM per feature token after ``quantize_dynamic``, with per-channel scales."""
     return _session(_quantized(source, _lowered(source), "full.lowered.int8.onnx", True), threads)
 
 
@@ -74,7 +72,7 @@ def _quantized(source: BaselineSource, graph: Path, name: str, per_channel: bool
             raise UgsepError("needs onnxruntime; pip install 'ugsep[cpu]'") from error
         data = graph.with_name(f"{graph.name}.data")
         large = data.exists() and data.stat().st_size > _ONE_MESSAGE_BYTES
-        # It warns that a pre-processing step might help; the exported graph is already in the form that step makes.
+        # Silence the advice to run a pre-processing step: it would not change the exported graph.
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:

@@ -1,4 +1,4 @@
-"""The whole model in OpenVINO on a CPU: FP32, BF16 or FP16 hint, and int8 compressed weights."""
+"""The whole model in OpenVINO on a CPU: FP32, BF16 or FP16 hint, and compressed int8 weights."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def hinted(precision: str, source: BaselineSource, threads: int) -> Bind:
 
 
 def compressed_int8(source: BaselineSource, threads: int) -> Bind:
-    """Run the graph with int8 weights, one scale per channel, kept compressed, as a weight compressor leaves them.
+    """Run the graph with compressed int8 weights, one scale per channel.
 
-    The weights are rounded by this tool's ``absmax`` (the rule of OpenVINO's INT8_SYM mode); activations are then
-    quantized by OpenVINO's own default while running.
+    Weights are rounded with our ``absmax``, the same rule as OpenVINO's INT8_SYM mode; OpenVINO quantizes
+    activations at run time by default.
     """
     file = source.folder / "openvino-int8" / "full.w8a32.onnx"
     if not file.exists():

@@ -10,7 +10,7 @@ from engines.backends.contract import Array
 from engines.bench.baselines.contract import BaselineSource, Bind, Run
 from graphs.base.errors import UgsepError
 
-_SIZES = 64  # request sizes compiled for before Dynamo would fall back to eager
+_SIZES = 64  # request sizes to compile before Dynamo falls back to eager
 
 
 def eager(source: BaselineSource, threads: int) -> Bind:
@@ -33,10 +33,10 @@ def eager(source: BaselineSource, threads: int) -> Bind:
 
 
 def compiled(source: BaselineSource, threads: int) -> Bind:
-    """Compile the model for each request size, with frozen weights so that they are packed ahead of time.
+    """Compile the model for each request size, with weights frozen so that they are packed ahead of time.
 
     Raises:
-        UgsepError: there is no C++ compiler.
+        UgsepError: no C++ compiler is installed.
     """
     compiler = "clang++" if sys.platform == "darwin" else "g++"
     if shutil.which(compiler) is None:

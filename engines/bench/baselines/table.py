@@ -12,8 +12,8 @@ from graphs.base.errors import UgsepError, nearest
 BASELINES: Mapping[str, Baseline] = {
     "pytorch": Baseline("fp32", "eager, inference mode", pytorch.eager),
     "torch-compile": Baseline("fp32", "static shapes, frozen weights", pytorch.compiled),
-    "onnxruntime": Baseline("fp32", "the graph as exported, all optimisations", onnx_runtime.exported),
-    "onnxruntime-lowered": Baseline("fp32", "one GEMM per feature token, as our engines", onnx_runtime.lowered),
+    "onnxruntime": Baseline("fp32", "the graph as exported, all optimizations", onnx_runtime.exported),
+    "onnxruntime-lowered": Baseline("fp32", "one GEMM per feature token, like our engines", onnx_runtime.lowered),
     "onnxruntime-int8": Baseline("w8a8-dynamic", "quantize_dynamic of the exported graph", onnx_runtime.dynamic_int8),
     "onnxruntime-int8-lowered": Baseline(
         "w8a8-dynamic", "quantize_dynamic per channel, one GEMM per feature token", onnx_runtime.lowered_dynamic_int8
@@ -22,7 +22,7 @@ BASELINES: Mapping[str, Baseline] = {
     "openvino-bf16": Baseline("bf16", "latency mode, bf16", partial(openvino.hinted, "bf16")),
     "openvino-fp16": Baseline("fp16", "latency mode, f16", partial(openvino.hinted, "f16")),
     "openvino-int8": Baseline(
-        "w8a8-dynamic", "int8 compressed weights, its own dynamic quantization", openvino.compressed_int8
+        "w8a8-dynamic", "compressed int8 weights, OpenVINO's dynamic quantization", openvino.compressed_int8
     ),
 }
 
@@ -31,7 +31,7 @@ def choose_baselines(names: str) -> tuple[str, ...]:
     """Return baseline names from ``all``, ``none`` or a comma-separated list.
 
     Raises:
-        UgsepError: an unknown name; the message carries the nearest one.
+        UgsepError: an unknown name; the message has the nearest one.
     """
     if names == "all":
         return tuple(BASELINES)

@@ -1,4 +1,4 @@
-"""Get the MovieLens-100K tables from inside the wheel of recbole, which is read and never installed."""
+"""Extract the MovieLens-100K tables from the recbole wheel, which is never installed."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ def sha256_of(path: Path) -> str:
 
 
 def fetch(folder: Path, sha256: str = WHEEL_SHA256, requirement: str = REQUIREMENT) -> Path:
-    """Return the wheel in ``folder``; download it with pip unless it exists with the right hash.
+    """Return the path of the wheel in ``folder``, downloading it with pip if it is missing.
 
     The download goes to a temporary folder and is moved once its hash is verified, so an interrupted run
     leaves nothing half-written.
 
     Raises:
-        UgsepError: the existing or the downloaded wheel has another hash, pip cannot reach an index, the folder
-            cannot be written.
+        UgsepError: the wheel has the wrong hash, pip cannot reach an index, or the folder cannot be written.
     """
     wheel = folder / WHEEL
     if wheel.exists():
@@ -62,7 +61,7 @@ def read_member(wheel: Path, table: str) -> bytes:
     """Return the bytes of one table (``inter``, ``item`` or ``user``) inside the wheel.
 
     Raises:
-        UgsepError: the file is not a wheel or lacks the table.
+        UgsepError: the file is not a wheel or does not contain the table.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:

@@ -1,4 +1,4 @@
-"""The features of a request: declared for the models, and computed only from what precedes it.
+"""The features of a request: declared for the models, and computed only from earlier ratings.
 
 Smoothing and scaling use constants, never statistics of the data, so no feature leaks the future.
 """
@@ -27,7 +27,7 @@ RECENT = 20  # length of the history sequences
 MAX_GENRES = 6
 FIRST_YEAR, YEARS = 1920, 80
 AGES = 16  # five-year steps, 0 unknown
-GROUP_RATE = 0.5  # expected share of likes before anything is known
+GROUP_RATE = 0.5  # prior share of likes
 STEP = 1024.0  # residuals are rounded to 1/STEP, so their sums are exact in any order
 
 
@@ -86,7 +86,7 @@ def compute(ratings: Ratings, requests: Requests, users: Users, items: Items) ->
     """Return one column per declared feature, and the label ``like`` float32 [R], for grouped ratings."""
     moment = Moment(ratings, requests, ratings.rating >= LIKE, requests.start[requests.of_row])
     rate = _item_rate(moment)
-    residual = np.round((moment.liked - rate) * STEP) / STEP  # how much kinder than earlier raters of the item
+    residual = np.round((moment.liked - rate) * STEP) / STEP  # leniency relative to earlier raters of the item
     taste, share, history = _taste(moment, items, residual)
     columns: Columns = {
         "user_id": ratings.user,
@@ -115,7 +115,7 @@ def compute(ratings: Ratings, requests: Requests, users: Users, items: Items) ->
 
 
 def _item_rate(moment: Moment) -> Floats:
-    """Share of likes of the candidate so far, [R], with a prior of 4 ratings at ``GROUP_RATE``."""
+    """Return each candidate's share of likes so far, [R], with a prior of 4 ratings at ``GROUP_RATE``."""
     count, likes = moment.before(moment.ratings.item, moment.counts[:, :2]).T
     return np.asarray((likes + 4 * GROUP_RATE) / (count + 4))
 
@@ -167,7 +167,7 @@ def _clock(start: Ints) -> Floats:
 
 
 def _taste(moment: Moment, items: Items, residual: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return per genre the user's kindness relative to others, share of the history, number of ratings; [R, 18]."""
+    """Return the user's leniency, share of the history and number of ratings per genre; [R, 18] each."""
     genres = items.genres[moment.ratings.item].astype(np.float64)
     count = moment.before(moment.ratings.user, genres)
     kinder = moment.before(moment.ratings.user, genres * residual[:, None])
@@ -228,7 +228,7 @@ def _affinity(genres: NDArray[np.bool_], taste: Floats, share: Floats, history: 
 
 
 def _era(moment: Moment, items: Items, residual: Floats) -> Floats:
-    """Return the user's kindness to the candidate's decade, films seen of it, distance to the mean year; [R, 3]."""
+    """Return the user's leniency to the candidate's decade, ratings in it, distance to the mean year; [R, 3]."""
     year = items.year[moment.ratings.item]
     known = (year > 0).astype(np.float64)
     decade = np.where(year > 0, np.clip((year - FIRST_YEAR) // 10 + 1, 1, 8), 0)
@@ -242,7 +242,7 @@ def _era(moment: Moment, items: Items, residual: Floats) -> Floats:
 
 
 def _peers(moment: Moment, users: Users, rate: Floats, residual: Floats) -> Floats:
-    """Return how users of the same gender, age and occupation deviate from the candidate's rate; [R, 6]."""
+    """Return how far users of the same gender, age and occupation deviate from the candidate's rate; [R, 6]."""
     user = moment.ratings.user
     columns = []
     for attribute in (users.gender, np.clip(users.age // 10, 0, 9), users.occupation):

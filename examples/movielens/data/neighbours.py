@@ -1,4 +1,4 @@
-"""Agreement between items: did users who rated the items of this user's history rate the candidate alike?
+"""Item-item agreement: did users who rated the items in this user's history rate the candidate alike?
 
 Item-to-item counts end on the day before a request, the user's own history at its start.
 """
@@ -14,7 +14,7 @@ from examples.movielens.data.tables import Ratings
 
 Floats = NDArray[np.float64]
 
-# Rare pairs of items carry little evidence: their agreement is divided by (count + SHRINK).
+# Agreement is divided by (count + SHRINK), because rare pairs carry little evidence.
 SHRINK = 10.0
 
 

@@ -1,4 +1,4 @@
-"""Sums and latest events per key, over events strictly earlier than each query's time."""
+"""Sums and latest events per key, over events strictly before each query's time."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def window(past: Past, key: Ints, time: Ints) -> tuple[Ints, Ints]:
 def sums_before(past: Past, values: Floats, key: Ints, time: Ints) -> Floats:
     """Sum the events' ``values`` [E, C] over each query's past; float64 [Q, C].
 
-    Integer values give exact sums, because the running sums stay exact too.
+    Sums of integer values are exact, because the running sums are exact too.
     """
     first, last = window(past, key, time)
     running = np.zeros((len(values) + 1, values.shape[1]))

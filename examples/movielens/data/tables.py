@@ -67,7 +67,7 @@ class Items:
 
 
 def read_ratings(text: bytes) -> Ratings:
-    """Parse the ``.inter`` table; rows are sorted by (time, user, item), so the order in the file does not matter.
+    """Parse the ``.inter`` table; rows are sorted by (time, user, item), so file order does not matter.
 
     Raises:
         UgsepError: a column is missing, a value is not a number or out of range, the table is empty.
@@ -136,7 +136,7 @@ def _integers(name: str, table: pa.Table, column: str) -> Ints:
         return np.array(table.column(column).to_pylist(), np.float64).astype(np.int64)
     except (TypeError, ValueError) as error:
         raise UgsepError(
-            f"ml-100k.{name}: column '{column}' holds a value that is not a number; download the data again"
+            f"ml-100k.{name}: column '{column}' has a value that is not a number; download the data again"
         ) from error
 
 

@@ -1,3 +1,3 @@
-"""What UG-Sep and int8 cost in quality: the training runs, and the page about them."""
+"""The quality cost of UG-Sep and int8: the training runs, and the page about them."""
 
 __all__: list[str] = []

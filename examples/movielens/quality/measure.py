@@ -1,4 +1,4 @@
-"""What UG-Sep costs in quality: train every variant with several seeds, and quantize the last one."""
+"""The quality cost of UG-Sep: train every variant with several seeds, and quantize the last one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def measure(
     threads: int,
     progress: ProgressCallback = silent,
 ) -> list[Result]:
-    """Train every variant of every model, then quantize the last one; finished runs are kept, so a rerun resumes.
+    """Train every variant of every model and quantize the last one; a rerun reuses finished runs.
 
     Args:
         data: prepared requests.
@@ -55,7 +55,7 @@ def measure(
         models: recipe names.
         seeds: one training each.
         threads: torch threads per training.
-        progress: told about every run.
+        progress: called for every run.
     """
     results: list[Result] = []
     total = len(models) * len(RATIOS) * len(VARIANTS) * len(seeds)
@@ -102,7 +102,7 @@ def _quantized_auc(data: Path, folder: Path, model: str) -> float:
     """Build the bundle of a checkpoint and return the AUC of its int8 engines on the test requests."""
     shipped = load_recipe(model)
     serving = dataclasses.replace(shipped.serving, compile_for=(), candidates=(64,))
-    # This measures quality, so no gate may stop it.
+    # This run only measures quality, so the gates are off.
     gates = Gates(
         split_max_abs=1.0, sqnr_db=-400.0, kendall_tau=-1.0, max_probability=1.0, same_experts_probability=1.0,
         rerouted_rows=1.0, auc_change=1.0, invariance=1.0,

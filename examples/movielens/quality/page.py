@@ -24,7 +24,7 @@ PAPER = {
     (COMPENSATED, "3:1"): (-0.02, -0.02),
 }
 
-#: ``write`` replaces everything up to this line; the text below it is written by hand.
+#: ``write`` replaces everything up to this line and keeps the hand-written text below it.
 END = "<!-- end quality -->"
 
 
@@ -51,7 +51,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Change:
-    """Relative AUC change in per cent between two variants trained from the same seeds, and its standard error."""
+    """Relative AUC change in percent between two variants trained from the same seeds, and its standard error."""
 
     mean: float
     error: float
@@ -67,7 +67,7 @@ class Change:
 
 
 def change(before: Result, after: Result) -> Change:
-    """Return the change from one variant to another, paired by seed.
+    """Return the change between two variants, paired by seed.
 
     All variants are scored on the same rows, so most of the sampling error of an AUC cancels in the difference and
     the spread over the seeds remains.
@@ -88,7 +88,7 @@ def findings(results: Sequence[Result]) -> list[str]:
         base = by_key[model, ratio, BASE]
         parts = [
             _said("the mask", change(base, masked)),
-            _said("compensation on top of it", change(masked, full)),
+            _said("compensation on top", change(masked, full)),
             _said("both", change(base, full)) + _against_paper(change(base, full), ratio),
         ]
         if (model, ratio, QUANTIZED) in by_key:
@@ -134,7 +134,7 @@ def markdown(results: Sequence[Result], seeds: Sequence[int], plot: str) -> str:
         )
     found = [
         "",
-        "Findings; a change within two standard errors of zero is called noise:",
+        "Findings (a change within two standard errors of zero is noise):",
         "",
         *findings(results),
     ]

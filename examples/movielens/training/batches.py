@@ -61,7 +61,7 @@ def read_rows(path: Path, features: tuple[Feature, ...], tasks: tuple[str, ...])
     """Read one request file.
 
     Raises:
-        UgsepError: the file is missing, unreadable or empty, or a column is missing or has another width.
+        UgsepError: the file is missing, unreadable or empty, or a column is missing or has the wrong width.
     """
     try:
         table = pq.read_table(path)

@@ -1,4 +1,4 @@
-"""The settings of a checkpoint: those of the model and those of its training."""
+"""The settings of a checkpoint: model and training."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ FROM_DATA = ("features", "tasks")
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of the training.
+    """Training settings.
 
-    ``batch_rows``: most rows per step; ``warmup``: share of all steps; ``patience``: epochs; ``clip``: bound of the
+    ``batch_rows``: most rows per step; ``warmup``: share of all steps; ``patience``: epochs; ``clip``: bound on the
     gradient norm; ``forget``: share of requests per epoch whose id is hidden.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Train any shipped architecture on the prepared requests and save it with its held-out metrics."""
+"""Train a shipped architecture on the prepared requests and save it with its held-out metrics."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ def checkpoint(
 def fit(
     model: RankingModel, rows: RequestRows, training: Training, progress: ProgressCallback = silent
 ) -> list[dict[str, float]]:
-    """Train ``model`` in place, restore its best validation log-loss, and return the metrics of every epoch.
+    """Train ``model`` in place, restore the weights with the best validation log-loss, and return metrics per epoch.
 
-    Batches are whole requests, reshuffled per epoch; the latest requests are held back for validation.
+    Batches are whole requests, reshuffled per epoch; the latest requests are held out for validation.
     """
     order = np.random.default_rng(training.seed)
     cut = validation_from(rows.requests)
@@ -196,7 +196,7 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 @contextmanager
 def fixed_threads(threads: int) -> Iterator[None]:
-    """Run with ``threads`` torch threads: sums are split by thread, so weights repeat only for a fixed number."""
+    """Run with ``threads`` torch threads: sums are split by thread, so weights depend on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -206,7 +206,7 @@ def fixed_threads(threads: int) -> Iterator[None]:
 
 
 def parameters_hash(model: nn.Module) -> str:
-    """Return the SHA-256 over names and bytes of all parameters and buffers."""
+    """Return the SHA-256 of names and bytes of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}\n".encode() + value.detach().contiguous().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""The benchmark: scores before times, honest words about who wins, one page that needs nothing from outside."""
+"""The benchmark: scores are checked before times, losses are reported, and the page is self-contained."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_everybody_is_timed_at_every_size_or_left_out_with_a_reason(result: Benc
 def test_scores_reach_their_floor_and_quantized_ones_are_not_exact(result: BenchResult) -> None:
     quality = {s.name: s.quality for s in result.measured.standings}
     assert all(q.holds for q in quality.values())
-    # FP32 in another order of summation; an int8 baseline that were exact would be the FP32 graph under another name.
+    # Reordered FP32 sums are close but not equal; an exact int8 baseline would be the FP32 graph under another name.
     assert 100 < quality["pytorch"].sqnr_db < 400
     assert 20 < quality["onnxruntime-int8-lowered"].sqnr_db < 60
 
@@ -100,7 +100,7 @@ def test_costs_of_a_call() -> None:
 def test_a_baseline_with_wrong_scores_is_left_out_and_our_wrong_engine_fails(
     built_bundle: Path, tiny_sources, tmp_path: Path
 ) -> None:
-    """Every logit head of the reference is changed, so everybody else is wrong by the same amount."""
+    """Every logit head of the reference is changed, so every contender is wrong by the same amount."""
     other = tmp_path / "full.onnx"
     model = onnx.load(built_bundle / "onnx" / "full.onnx")
     for tensor in model.graph.initializer:
@@ -114,7 +114,7 @@ def test_a_baseline_with_wrong_scores_is_left_out_and_our_wrong_engine_fails(
     baselines = baseline_contenders(["onnxruntime", "pytorch"], source)
     fixed = MachinePeak(1, 100.0, "none", 20.0)
     found = measure(baselines, source, request, COSTS, QUICK, peak=lambda _: fixed)
-    assert "scores are not the bundle's (SQNR" in found.left_out["pytorch"]
+    assert "scores differ from the bundle's (SQNR" in found.left_out["pytorch"]
     assert [s.name for s in found.standings] == ["onnxruntime"]
     with pytest.raises(GateFailed, match=r"SQNR .* dB against FP32 < 20 dB; find the tensor with 'ugsep bisect'"):
         measure([our_contender(pair)], source, request, COSTS, QUICK, peak=lambda _: fixed)

@@ -1,4 +1,4 @@
-"""The GEMM timer of ``quant search``: any backend that runs here, and a reason if it does not."""
+"""The GEMM timer of ``quant search``: on any backend that runs on this machine, else with the reason."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_backend_that_cannot_run_here_says_why_and_who_can() -> None:
         if here.can_run:
             pytest.skip(f"{name} runs here")
         with pytest.raises(
-            UgsepError, match=f"backend '{name}' cannot run here, so nothing can be measured"
+            UgsepError, match=f"backend '{name}' cannot run on this machine, so it cannot be measured"
         ) as error:
             gemm_timer(name, 1)
         assert here.reason in str(error.value)

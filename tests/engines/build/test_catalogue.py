@@ -108,4 +108,4 @@ def test_a_broken_report_is_one_line(tmp_path: Path) -> None:
     (tmp_path / NAME / "report.json").write_text("{")
     result = run("--features", tmp_path / "none.json", "--bundles", tmp_path)
     assert result.exit_code == 2
-    assert "no readable report" in result.stderr
+    assert "cannot read the report" in result.stderr

@@ -102,7 +102,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "another machine class": (GPU, "item engine needs compute_capability 8.9, this machine: .*rebuild: make engines"),
     "setting of another type": (
         of_item(session={"intra_op_num_threads": "many"}),
-        "onnxruntime refuses its settings .*rebuild: make",
+        "onnxruntime rejects its settings .*rebuild: make",
     ),
     "directory that leads out": (lead_out, "a link leads out of the bundle"),
     "manifest that leads out": (manifest_elsewhere, "a link leads out of the bundle"),

@@ -45,7 +45,7 @@ def test_a_bundle_without_a_report_is_refused_in_one_line(bundle: Path) -> None:
     with pytest.raises(UgsepError, match=r"report.json: missing from the bundle; rebuild: make engines"):
         Bundle.open(bundle)
     opened = Bundle(bundle, read_manifest(bundle))
-    with pytest.raises(UgsepError, match=r"report.json: no readable report .*; build the bundle again") as caught:
+    with pytest.raises(UgsepError, match=r"report.json: cannot read the report .*; build the bundle again") as caught:
         _ = opened.report
     assert "\n" not in str(caught.value)
 

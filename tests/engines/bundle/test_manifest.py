@@ -146,7 +146,11 @@ def test_a_directory_without_a_manifest(tmp_path: Path) -> None:
 
 def test_a_manifest_that_is_no_file_is_refused_and_not_waited_for(bundle: Path) -> None:
     path = bundle / "manifest.json"
-    for make, says in ((os.mkfifo, "not a file"), (os.mkdir, "not a file"), (_link_to_itself, "cannot read it")):
+    for make, says in (
+        (os.mkfifo, "not a regular file"),
+        (os.mkdir, "not a regular file"),
+        (_link_to_itself, "cannot be read"),
+    ):
         path.rmdir() if path.is_dir() else path.unlink()
         make(path)
         with pytest.raises(UgsepError, match=says):
@@ -162,10 +166,10 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(bundle: Path) -> None
     engine = bundle / "engines" / "a.bin"
     engine.unlink()
     _link_to_itself(engine)
-    with pytest.raises(UgsepError, match=r"a.bin: cannot read it .*rebuild: make engines"):
+    with pytest.raises(UgsepError, match=r"a.bin: cannot be read .*rebuild: make engines"):
         verify_files(bundle, manifest.files, manifest.rebuild)
     too_long = dataclasses.replace(manifest, files={"x" * 5000: FileEntry(1, "0" * 64)})
-    with pytest.raises(UgsepError, match="cannot read it"):
+    with pytest.raises(UgsepError, match="cannot be read"):
         verify_files(bundle, too_long.files)
 
 
@@ -181,7 +185,7 @@ def test_engines_are_found_by_side_backend_and_precision(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     assert engine_for(manifest, "item") is manifest.engines[0]
     assert engine_for(manifest, "item", "onnxruntime", "w8a32") is manifest.engines[0]
-    with pytest.raises(UgsepError, match=r"no user engine.*holds item/onnxruntime/w8a32; build it: make engines"):
+    with pytest.raises(UgsepError, match=r"no user engine.*has item/onnxruntime/w8a32; build it: make engines"):
         engine_for(manifest, "user")
     with pytest.raises(UgsepError, match="precision 'fp16'"):
         engine_for(manifest, "item", precision="fp16")

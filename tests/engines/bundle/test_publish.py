@@ -112,7 +112,7 @@ def test_a_directory_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None
     target.mkdir()
     (target / "thesis.txt").write_text("years of work")
     (target / "manifest.json").write_text("{}")  # of a web page
-    with pytest.raises(UgsepError, match="holds files but not a bundle"), publish(target):
+    with pytest.raises(UgsepError, match="has files but is not a bundle"), publish(target):
         pytest.fail("the block must not run")
     assert (target / "thesis.txt").read_text() == "years of work"
     (target / "thesis.txt").unlink()
@@ -129,7 +129,7 @@ def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "v1" / "engines" / "a.bin").read_text() == "new"
     assert _leftovers(tmp_path / "v1") == []
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(UgsepError, match="leads to itself"), publish(tmp_path / "loop"):
+    with pytest.raises(UgsepError, match="points to itself"), publish(tmp_path / "loop"):
         pytest.fail("the block must not run")
 
 

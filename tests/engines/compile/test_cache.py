@@ -190,7 +190,7 @@ def test_one_key_is_built_once_and_others_go_on(tmp_path: Path) -> None:
     second.join()
     assert results == {"first": False, "second": True}
     assert calls == ["other", "slow"]
-    assert waits == ["waiting for another process that builds kkkkkkkkkkkk"]
+    assert waits == ["waiting for another process that is building kkkkkkkkkkkk"]
 
 
 _BUILD_ONCE = """
@@ -264,7 +264,7 @@ def test_an_empty_or_missing_cache(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_used_says_where_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UgsepError, match=r"cannot make an engine cache there \(Not a directory\); .* --no-cache"):
+    with pytest.raises(UgsepError, match=r"cannot create an engine cache \(Not a directory\); .* --no-cache"):
         cached_build(tmp_path / "file" / "engines", "a" * 64, tmp_path / "out", _builder())
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(UgsepError, match="the engine cache is not writable; set XDG_CACHE_HOME"):

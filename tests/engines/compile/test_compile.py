@@ -91,7 +91,7 @@ def test_engines_are_tuned_for_one_user_and_take_several(tmp_path: Path, source:
 
 
 def test_a_side_without_a_precision_is_refused() -> None:
-    with pytest.raises(UgsepError, match=r"serving.precision names no precision for the user side; give both"):
+    with pytest.raises(UgsepError, match=r"serving.precision has no precision for the user side; give both"):
         serving_plans(serving(precision={"item": "fp32"}))
 
 

@@ -147,7 +147,7 @@ BAD = {
     "no candidates": (put(1, "item_id", np.zeros(0, np.int64)), "'item_id' has no rows"),
     "rows that differ": (put(1, "item_id", np.zeros(3, np.int64)), "has [34] rows, others have [34]"),
     "two users": (put(0, "user_id", np.zeros(2, np.int64)), "has .* rows"),
-    "user NaN": (put(0, "age", np.full((1, 3), np.nan, np.float32)), "'age' has a value that is not finite"),
+    "user NaN": (put(0, "age", np.full((1, 3), np.nan, np.float32)), "'age' has a NaN or infinite value"),
     "user list": (put(0, "age", [[0.0, 0.0, 0.0]]), "user feature 'age' is a list; give a NumPy array"),
     "item tensor": (put(1, "genres", torch.zeros(4, 7)), "'genres' is a Tensor; give a NumPy array"),
     "user dates": (put(0, "user_id", np.zeros(1, "datetime64[s]")), r"'user_id' has dtype datetime64\[s\]"),
@@ -155,10 +155,10 @@ BAD = {
     "item text": (put(1, "item_id", np.array(["a"] * 4)), "'item_id' has dtype <U1; give numbers"),
     "user complex": (put(0, "age", np.zeros((1, 3), np.complex64)), "'age' has dtype complex64; give numbers"),
     "byte order": (put(1, "genres", np.ones((4, 7), ">f4")), "'genres' has dtype >f4; give numbers in native"),
-    "a name that is no text": (lambda user, items: items.update({3: items["genres"]}), "unknown item feature '3'"),
+    "a name that is not text": (lambda user, items: items.update({3: items["genres"]}), "unknown item feature '3'"),
     "user scalar": (put(0, "user_id", np.array(3)), "'user_id' has no rows"),
     "negative id": (put(1, "item_id", np.array([1, 2, -1, 3])), "'item_id' has id -1; its table has 61 rows"),
-    "item infinity": (put(1, "affinity", np.full((4, 4), np.inf, np.float32)), "'affinity' has a value that is not"),
+    "item infinity": (put(1, "affinity", np.full((4, 4), np.inf, np.float32)), "'affinity' has a NaN or infinite"),
 }  # fmt: skip
 
 
@@ -174,14 +174,14 @@ def test_a_bad_request_is_one_line_and_the_process_lives_on(ranker: Ranker, case
 
 
 def test_more_candidates_than_the_profile_are_refused(ranker: Ranker) -> None:
-    with pytest.raises(UgsepError, match="65 candidates, but the item engine's profile ends at 64"):
+    with pytest.raises(UgsepError, match="65 candidates, but the item engine accepts at most 64"):
         ranker.score(*tiny.user_and_items(65))
 
 
 def test_more_users_than_the_profile_are_refused(ranker: Ranker) -> None:
     user, items = tiny.user_and_items(4)
     users = {name: np.repeat(value, 17, axis=0) for name, value in user.items()}
-    with pytest.raises(UgsepError, match="17 users, but the engines' profiles end at 16"):
+    with pytest.raises(UgsepError, match="17 users, but the engines accept at most 16"):
         ranker.score_users(users, items, np.zeros(4, np.int64))
 
 
@@ -195,15 +195,15 @@ def test_what_is_no_mapping_is_refused(ranker: Ranker) -> None:
 
 @pytest.mark.parametrize("setting", [{"threads": 0}, {"threads": "2"}, {"threads": True}, {"cache_bytes": -1}])
 def test_a_wrong_setting_is_refused(built_bundle: Path, setting) -> None:
-    with pytest.raises(UgsepError, match=f"{next(iter(setting))} is .*; it must be an integer >= [01]"):
+    with pytest.raises(UgsepError, match=f"{next(iter(setting))} is .*; must be an integer >= [01]"):
         Ranker.from_bundle(built_bundle, **setting)
 
 
 def test_a_user_index_out_of_range_is_refused(ranker: Ranker) -> None:
     user, items = tiny.user_and_items(4)
-    with pytest.raises(UgsepError, match="user_index goes from 0 to 1, but users from 0 to 0"):
+    with pytest.raises(UgsepError, match="user_index ranges from 0 to 1; must be in 0 to 0"):
         ranker.score_users(user, items, np.array([0, 0, 1, 0]))
-    with pytest.raises(UgsepError, match="user_index goes from -1 to 0"):
+    with pytest.raises(UgsepError, match="user_index ranges from -1 to 0"):
         ranker.score_users(user, items, np.array([0, 0, -1, 0]))
     with pytest.raises(UgsepError, match=r"user_index is int64\[3\]; give int64\[4\]"):
         ranker.score_users(user, items, np.zeros(3, np.int64))

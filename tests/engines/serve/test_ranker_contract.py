@@ -73,7 +73,9 @@ def test_a_score_that_is_not_finite_is_never_ranked(value: float) -> None:
     state = {"state": np.zeros((1, 3, WIDTH), np.float32)}
     click = {"click": np.array([0.5, value, 1.5, value], np.float32)}
     ranker = Ranker(Instant(user_built, state), Instant(item_built, click), user_built, item_built)
-    with pytest.raises(UgsepError, match=f"task 'click' scores candidate 1 {value}; its features are finite"):
+    with pytest.raises(
+        UgsepError, match=f"task 'click': the score of candidate 1 is {value}; its features are finite"
+    ):
         ranker.score(rows(USER, 1), rows(FEATURES, 4))
 
 
@@ -165,5 +167,5 @@ def test_float32_features_and_scores_around_a_float16_engine() -> None:
 def test_engines_of_different_models_are_refused() -> None:
     _, item_built = pair()
     other = engine("user", USER, (TensorSpec("memory", "float32", ("users", 7)),))
-    with pytest.raises(UgsepError, match="takes no state 'memory'; the engines are of different models"):
+    with pytest.raises(UgsepError, match="has no input for state 'memory'; the engines are of different models"):
         Ranker(Instant(other, {}), Instant(item_built, {}), other, item_built)

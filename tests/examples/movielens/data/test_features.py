@@ -134,7 +134,7 @@ def test_odd_values_are_unknown_not_wrong(tables: Tables) -> None:
     ("table", "find", "put", "message"),
     [
         ("inter", b"timestamp:float", b"time:float", "timestamp:float"),
-        ("inter", b"\t875", b"\tsoon", "column 'timestamp:float' holds a value that is not a number"),
+        ("inter", b"\t875", b"\tsoon", "column 'timestamp:float' has a value that is not a number"),
         ("inter", b"1\t1\t", b"0\t0\t", "a rating outside"),
         ("user", b"age:token", b"years:token", "age:token"),
         ("item", b"item_id:token", b"id:token", "item_id:token"),

@@ -86,7 +86,7 @@ def test_an_empty_split_is_refused(tables: Tables, days: int) -> None:
 def test_a_rating_of_an_unknown_item_is_refused(tables: Tables) -> None:
     ratings, users, items = tables
     short = Items(items.year[:-1], items.genres[:-1])
-    with pytest.raises(UgsepError, match="without a row in its table"):
+    with pytest.raises(UgsepError, match="has no row in its table"):
         build(ratings, users, short, test_days=5)
 
 

@@ -1,4 +1,4 @@
-"""The quality runs: what is trained, kept and quantized, and what the page says about it."""
+"""The quality runs: what is trained, kept and quantized, and what the page says."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_one_seed_proves_nothing() -> None:
 def test_findings_say_where_the_paper_is_missed_and_met() -> None:
     (line,) = findings(_results())
     assert "**m 3:1**: the mask: -1.4" in line
-    assert "compensation on top of it: +0.0" in line
+    assert "compensation on top: +0.0" in line
     assert "(noise)" in line
     assert "worse than in the paper" in line
     near = Result("m", "3:1", COMPENSATED, (0.6999, 0.7198, 0.71), (0.6, 0.6, 0.6))
