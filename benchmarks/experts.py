@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from engines.backends.build import build_engine
 from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.table import find_backend
 from engines.bench.machine import this_machine
@@ -127,7 +128,9 @@ def _loaded(layer: nn.Module, x: Tensor, folder: Path) -> Callable[[], dict[str,
     )
     backend = find_backend("onnxruntime")
     profile = Profile(Rows(1, 1, 1), Rows(1, len(x), len(x)))
-    built = backend.build(BuildSpec("full", file.path, "fp32", (profile,), {"threads": 1}), folder, lambda _: None)
+    built = build_engine(
+        backend, BuildSpec("full", file.path, "fp32", (profile,), {"threads": 1}), folder, lambda _: None
+    )
     runner = backend.load(folder, built)
     return partial(runner.infer, {"x": x.numpy()})
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.engine_spec import BuildSpec, Option
+
+if TYPE_CHECKING:
+    from export.lowering.passes import LoweredGraph
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
@@ -100,8 +103,15 @@ class Backend(Protocol):
         """Name what an engine built here is tied to: the ISA, the GPU, or ``any machine``; part of cache keys."""
         ...
 
-    def build(self, spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
-        """Write the engine's files into ``out_dir``, read back what was compiled, fail if not as named."""
+    def lower(self, spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
+        """Write the graph into ``folder`` in the form the runtime runs fastest; refuse what cannot be built here."""
+        ...
+
+    def compile(self, spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress) -> BuiltEngine:
+        """Write the engine's files into ``out_dir``, read back what was compiled, fail if it is not as named.
+
+        The files of ``lowered`` are the compiler's to move or rewrite; their folder lies within ``out_dir``.
+        """
         ...
 
     def load(

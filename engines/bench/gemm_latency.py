@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from engines.backends.build import build_engine
 from engines.backends.contract import Backend, Runner
 from engines.backends.engine_spec import BuildSpec, Option, Profile, Rows
 from engines.backends.table import backend_names, find_backend
@@ -98,7 +99,7 @@ def _engine(module: Backend, threads: int, source: Path, precision: Precision, r
     profile = Profile(Rows(), Rows(1, rows, rows))
     out = folder / "engine"
     out.mkdir()
-    return module.load(out, module.build(BuildSpec("item", view, mixed, (profile,), options), out, _ignore))
+    return module.load(out, build_engine(module, BuildSpec("item", view, mixed, (profile,), options), out, _ignore))
 
 
 def _ignore(note: str) -> None:

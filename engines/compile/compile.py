@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.backends.build import build_engine
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.checks import check_precision
 from engines.backends.contract import Runner
@@ -115,10 +116,10 @@ def compile_engine(
         progress(Progress(f"build {plan.backend}", 0, None, note))
 
     if cache is None:
-        return module.build(spec, folder, tell)
+        return build_engine(module, spec, folder, tell)
     tools = {**tool_versions(), "code": code_sha256(ENGINE_CODE)}
     key = engine_key(plan.backend, spec, tools, module.target())
-    built, found = cached_build(cache, key, folder, lambda out: module.build(spec, out, tell), tell)
+    built, found = cached_build(cache, key, folder, lambda out: build_engine(module, spec, out, tell), tell)
     if found:
         tell(f"{plan.backend}: {plan.side} {plan.precision} from the engine cache")
     return built

@@ -9,7 +9,6 @@ costs one pass over the activations, or nothing where the compiler puts it in th
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from export.lowering.nodes import Int8Weight, add_initializer, add_node, constant, int8_weight
-from export.lowering.passes import read_inferred, write_model
+from export.lowering.passes import LoweredGraph, read_inferred, write_model
 from graphs.base.errors import UgsepError
 
 #: "int8": as quantized. "folded": int8 weights as FP16 constants, the twin that sizes are compared with.
@@ -31,22 +30,13 @@ _HALF_MAX = 65504.0
 _VIEWS = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze"})
 
 
-@dataclass(frozen=True)
-class TensorRTGraph:
-    """A lowered file; ``merged`` maps an int8 weight to the merged one that holds it.
-
-    The node that dequantizes weight ``w`` is called ``int8:w``, the GEMM that reads it ``gemm:w``, so that the
-    compiled engine's layers can be traced back.
-    """
-
-    path: Path
-    merged: dict[str, str]
-
-
 def lower_for_tensorrt(
     source: Path, destination: Path, weights: Weights = "int8", plugin: frozenset[str] = frozenset()
-) -> TensorRTGraph:
+) -> LoweredGraph:
     """Write ``source`` for TensorRT, strongly typed; the int8 weights named in ``plugin`` run in our own kernel.
+
+    The node that dequantizes weight ``w`` is called ``int8:w``, the GEMM that reads it ``gemm:w``, so that layers of
+    the compiled engine can be traced back; ``parts`` maps an int8 weight to the merged one that holds it.
 
     Raises:
         UgsepError: ``source`` is missing or broken, or a value does not fit FP16.
@@ -65,7 +55,7 @@ def lower_for_tensorrt(
         _use_plugin(model.graph, plugin | {merged[name] for name in plugin if name in merged})
         model.opset_imports[PLUGIN_NAMESPACE] = 1
     write_model(model, destination)
-    return TensorRTGraph(destination, merged)
+    return LoweredGraph(destination, {name: (whole,) for name, whole in merged.items()})
 
 
 def merge_siblings(graph: ir.Graph) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,16 +12,29 @@ from engines.backends.checks import check_options
 from engines.backends.contract import Progress
 from engines.backends.engine_spec import BuildSpec
 from engines.backends.host import host_isa
-from engines.backends.onnxruntime.plan import Variant, plan_variants
+from engines.backends.onnxruntime.plan import Variant, lower_any, plan_variants
 from engines.backends.onnxruntime.session import NAME, OPTIONS, import_onnxruntime, pinned_settings, start_session
 from engines.backends.onnxruntime.variants import ONE_USER, variant_file, with_one_user_variant
 from export.io import read_graph
+from export.lowering.passes import LoweredGraph
 from graphs.base.errors import UgsepError
 from graphs.base.names import GraphSide
 
 
-def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
-    """Write ``<side>.onnx``, lowered for CPUs, and the variants of it that pay on this machine.
+def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
+    """Lower the graph for CPUs, for requests of any size.
+
+    Raises:
+        UgsepError: onnxruntime is missing, an option is unknown, or the source is missing or broken.
+    """
+    import_onnxruntime()
+    check_options(NAME, spec.options, OPTIONS)
+    progress(f"onnxruntime: lowering {spec.side} for the CPU ({spec.precision})")
+    return lower_any(spec, folder)
+
+
+def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress) -> BuiltEngine:
+    """Write ``<side>.onnx`` and the variants of it that pay on this machine.
 
     Raises:
         UgsepError: onnxruntime is missing, an option is unknown, or a weight does not run as the precision says.
@@ -31,13 +42,11 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     ort = import_onnxruntime()
     options = check_options(NAME, spec.options, OPTIONS)
     session = pinned_settings(options)
-    started = time.perf_counter()
     main = out_dir / variant_file(spec.side)
     if main.resolve() == spec.onnx.resolve():
         raise UgsepError(f"{main}: the engine would overwrite the graph it is built from; give another directory")
-    with tempfile.TemporaryDirectory(dir=out_dir, prefix=".variants-") as scratch:
-        plan = plan_variants(ort, spec, session, Path(scratch), progress)
-        files = _write(plan.variants, spec.side, out_dir)
+    plan = plan_variants(ort, spec, lowered, session, progress)
+    files = _write(plan.variants, spec.side, out_dir)
     requires: dict[str, str] = {}
     if options["save_optimized"]:
         requires["isa"] = host_isa()
@@ -58,7 +67,6 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         profiles=plan.profiles,
         weights=plan.weights,
         figures={
-            "build_seconds": time.perf_counter() - started,
             "nodes": float(plan.nodes),
             **{name: value for times in plan.measured for name, value in times.figures().items()},
         },

@@ -65,31 +65,35 @@ class _Loaded:
     nodes: int
 
 
+def lower_any(spec: BuildSpec, folder: Path) -> LoweredGraph:
+    """Lower the graph for requests of any size."""
+    rounds_rows = spec.precision == "w8a8-dynamic"
+    few_usual = usual_rows(spec) < _ROWS_THAT_PAY
+    return lower_for_cpu(
+        spec.onnx,
+        folder / f"{ANY}.onnx",
+        _MANY_ROWS_GEMMS if rounds_rows else "keep",
+        _SMALL_TOKEN_WEIGHT if rounds_rows or few_usual else 0,
+    )
+
+
 def plan_variants(
-    ort: Any, spec: BuildSpec, session: Mapping[str, Option], scratch: Path, progress: Progress
+    ort: Any, spec: BuildSpec, lowered: LoweredGraph, session: Mapping[str, Option], progress: Progress
 ) -> Plan:
-    """Lower the candidate graphs into ``scratch``, measure those that compete, and return the variants to ship.
+    """Lower other candidate graphs beside the first, measure those that compete, and return the variants to ship.
 
     Raises:
         UgsepError: a weight does not run as the precision says, or two variants disagree.
     """
     original = read_graph(spec.onnx)
-    rounds_rows = spec.precision == "w8a8-dynamic"
-    few_usual = usual_rows(spec) < _ROWS_THAT_PAY
-    progress(f"onnxruntime: lowering {spec.side} for the CPU ({spec.precision})")
-    lowered = lower_for_cpu(
-        spec.onnx,
-        scratch / f"{ANY}.onnx",
-        _MANY_ROWS_GEMMS if rounds_rows else "keep",
-        _SMALL_TOKEN_WEIGHT if rounds_rows or few_usual else 0,
-    )
     progress(f"onnxruntime: reading back the optimised {spec.side} graph")
     main = _read_back(ort, spec, original, lowered, session)
     inputs, outputs = graph_io(read_graph(main.graph))
     few: _Loaded | None = None
     profiles = spec.profiles
     measured: list[RowTimes | UserTimes] = []
-    if rounds_rows and lowered.fused:
+    scratch = lowered.path.parent
+    if spec.precision == "w8a8-dynamic" and lowered.fused:
         progress(f"onnxruntime: measuring which int8 GEMMs suit how many rows of the {spec.side} graph")
         few = _read_back(
             ort, spec, original, lower_for_cpu(spec.onnx, scratch / f"{FEW_ROWS}.onnx", _FEW_ROWS_GEMMS), session

@@ -7,7 +7,6 @@ weights, the bindings (on host memory), and every refusal. The providers themsel
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 
 import onnx
@@ -37,26 +36,47 @@ from export.lowering.tensorrt import lower_for_tensorrt
 from graphs.base.errors import UgsepError
 
 
-def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
-    """Write ``<side>.onnx`` for the GPU, start it there once, and read back what became of each weight.
+def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
+    """Lower the graph to ``<side>.onnx``: FP16 if that is the precision, int8 tables gathered as int8 otherwise.
+
+    Raises:
+        UgsepError: the GPU package, a driver or a GPU is missing, an option is unknown, the source is missing or
+            broken, or a value does not fit FP16.
+    """
+    provider_name(str(check_options(NAME, spec.options, OPTIONS)["provider"]))
+    here = probe()
+    if not here.can_build:
+        raise UgsepError(f"backend '{NAME}' cannot build here: {here.reason}")
+    progress(f"{NAME}: lowering {spec.side} for the GPU ({spec.precision})")
+    return lower_graph(spec, folder)
+
+
+def lower_graph(spec: BuildSpec, folder: Path) -> LoweredGraph:
+    """Lower the graph as ``lower`` does, whether or not this machine has a GPU."""
+    file = folder / f"{spec.side}.onnx"
+    return lower_for_tensorrt(spec.onnx, file, "fp16") if spec.precision == "fp16" else lower_for_gpu(spec.onnx, file)
+
+
+def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress) -> BuiltEngine:
+    """Start ``<side>.onnx`` on the GPU once, and read back how each weight runs.
 
     With the tensorrt provider the compiled engine is embedded in ``<side>.context.onnx``; it does not tell which of
     its layers reads which weight, so no statuses are listed.
 
     Raises:
-        UgsepError: the GPU package, a driver or a GPU is missing, an option is unknown, or a weight does not run as
-            the precision says.
+        UgsepError: an option is unknown, the engine would overwrite its source, or a weight does not run as the
+            precision says.
     """
     options = check_options(NAME, spec.options, OPTIONS)
     name = provider_name(str(options["provider"]))
-    here = probe()
-    if not here.can_build:
-        raise UgsepError(f"backend '{NAME}' cannot build here: {here.reason}")
     import onnxruntime as ort
 
-    started = time.perf_counter()
-    progress(f"{NAME}: lowering {spec.side} for the GPU ({spec.precision})")
-    file, record = lower(spec, out_dir)
+    file = out_dir / lowered.path.name
+    if file.resolve() == spec.onnx.resolve():
+        raise UgsepError(f"{file}: the engine would overwrite the graph it is built from; give another directory")
+    for path in (lowered.path, lowered.path.with_name(f"{lowered.path.name}.data")):
+        if path.exists():
+            path.rename(out_dir / path.name)
     inputs, outputs = graph_io(read_graph(file))
     session = session_settings(options)
     files = [file.name, *(data.name for data in [file.with_name(f"{file.name}.data")] if data.exists())]
@@ -74,7 +94,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         else:
             check_provider(start_session(ort, file, session, optimised, providers(session)), name)
             compiled = read_graph(optimised)
-            statuses = weight_statuses(read_graph(spec.onnx), read_graph(file), compiled, record)
+            statuses = weight_statuses(read_graph(spec.onnx), read_graph(file), compiled, lowered)
             check_weight_statuses(spec, statuses)
     return BuiltEngine(
         backend=NAME,
@@ -89,23 +109,7 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         tools={"onnxruntime": ort.__version__, "onnx": onnx.__version__},
         profiles=spec.profiles,
         weights=statuses,
-        figures={"build_seconds": time.perf_counter() - started},
     )
-
-
-def lower(spec: BuildSpec, out_dir: Path) -> tuple[Path, LoweredGraph]:
-    """Write the graph of ``spec`` as the GPU runs it best; returns the file and what was rewritten.
-
-    Raises:
-        UgsepError: the source is missing or broken, or a value does not fit FP16.
-    """
-    file = out_dir / f"{spec.side}.onnx"
-    if file.resolve() == spec.onnx.resolve():
-        raise UgsepError(f"{file}: the engine would overwrite the graph it is built from; give another directory")
-    if spec.precision == "fp16":
-        lower_for_tensorrt(spec.onnx, file, "fp16")
-        return file, LoweredGraph(file)
-    return file, lower_for_gpu(spec.onnx, file)
 
 
 def _profile_shapes(inputs: tuple[TensorSpec, ...], profiles: tuple[Profile, ...]) -> dict[str, str]:

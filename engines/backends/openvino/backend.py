@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.contract import Progress, Runner
 from engines.backends.engine_spec import BuildSpec
 from engines.backends.openvino.library import NAME, ONNX_VARIANT, OPTIONS, probe, target
 
-__all__ = ["NAME", "ONNX_VARIANT", "OPTIONS", "build", "load", "probe", "target"]
+if TYPE_CHECKING:
+    from export.lowering.passes import LoweredGraph
+
+__all__ = ["NAME", "ONNX_VARIANT", "OPTIONS", "compile", "load", "lower", "probe", "target"]
 
 
-def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
-    """Build an engine; see ``engines.backends.openvino.build``, which imports the ONNX tooling."""
-    from engines.backends.openvino.build import build as build_engine
+def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
+    """Lower a graph; see ``engines.backends.openvino.build``, which imports the ONNX tooling."""
+    from engines.backends.openvino import build
 
-    return build_engine(spec, out_dir, progress)
+    return build.lower(spec, folder, progress)
+
+
+def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress) -> BuiltEngine:
+    """Compile a lowered graph; see ``engines.backends.openvino.build``."""
+    from engines.backends.openvino import build
+
+    return build.compile(spec, lowered, out_dir, progress)
 
 
 def load(

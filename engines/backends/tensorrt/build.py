@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from engines.backends.built_engine import BuiltEngine, EngineWeight, TensorSpec
+from engines.backends.built_engine import BuiltEngine, EngineWeight
 from engines.backends.checks import check_options
 from engines.backends.contract import Progress
 from engines.backends.engine_spec import BuildSpec, Option, Profile, Rows
@@ -17,6 +16,7 @@ from engines.backends.trt.gpu import gpu
 from engines.backends.trt.plan import Plan, build_plan, int8_statuses, profile_shapes, write_layers
 from engines.backends.trt.worker import Job, Settings
 from export.io import read_graph
+from export.lowering.passes import LoweredGraph
 from export.lowering.tensorrt import Weights, lower_for_tensorrt
 from graphs.base.errors import UgsepError, nearest
 
@@ -24,7 +24,20 @@ _HARDWARE = {"none": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampe
 _WEIGHTS: dict[str, Weights] = {"w8a16": "int8", "fp16": "fp16"}
 
 
-def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
+def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
+    """Lower the graph for a strongly typed network.
+
+    Raises:
+        UgsepError: TensorRT's libraries or a GPU are missing, an option is wrong, or the source is missing or broken.
+    """
+    import_tensorrt()
+    check_values(check_options(NAME, spec.options, OPTIONS))
+    capability = _capability()
+    progress(f"tensorrt: lowering {spec.side} {spec.precision} for compute capability {capability}")
+    return lower_for_tensorrt(spec.onnx, folder / f"{spec.side}.onnx", _WEIGHTS[spec.precision])
+
+
+def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress) -> BuiltEngine:
     """Compile ``<side>.engine`` for this machine's GPU and list its layers in ``<side>.layers.json``.
 
     ``spec.scratch`` keeps the timing cache, so that a later build times no kernel twice.
@@ -35,23 +48,26 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     """
     trt = import_tensorrt()
     options = check_options(NAME, spec.options, OPTIONS)
-    check_values(options)
-    capability, reason = gpu()
-    if capability is None:
-        raise UgsepError(f"backend 'tensorrt' builds only on the GPU it builds for: {reason}")
+    capability = _capability()
     if options["buckets"] and spec.side != "user" and len(spec.profiles) == 1:
         spec = dataclasses.replace(spec, profiles=buckets(spec.profiles[0]))
-    started = time.perf_counter()
     progress(f"tensorrt: compiling {spec.side} {spec.precision} for compute capability {capability}")
     timing = None if spec.scratch is None else spec.scratch / f"tensorrt-{trt.__version__}-sm{capability}.timing"
-    plan, inputs, outputs, statuses = _compile(spec, out_dir, options, timing)
-    folded = frozenset(status.name for status in statuses if status.status == "folded-to-float")
+    settings = dataclasses.replace(settings_of(options), timing_cache=None if timing is None else str(timing))
+    if timing is not None:
+        timing.parent.mkdir(parents=True, exist_ok=True)
+    inputs, outputs = graph_io(read_graph(lowered.path))
+    plan = _plan(spec, lowered, out_dir, settings)
+    statuses = _statuses(spec, lowered, plan)
+    folded = _folded(statuses)
     notes: tuple[str, ...] = ()
     if folded and options["int8_plugin"]:
         progress(f"tensorrt: {len(folded)} int8 weights were folded to FP16; compiling again with the int8 plugin")
         notes = (f"int8 plugin runs {', '.join(sorted(folded))}",)
-        plan, inputs, outputs, statuses = _compile(spec, out_dir, options, timing, folded, capability)
-        folded = frozenset(status.name for status in statuses if status.status == "folded-to-float")
+        with_plugin = lower_for_tensorrt(spec.onnx, lowered.path, _WEIGHTS[spec.precision], folded)
+        plan = _plan(spec, with_plugin, out_dir, dataclasses.replace(settings, plugin=capability))
+        statuses = _statuses(spec, with_plugin, plan, folded)
+        folded = _folded(statuses)
     if folded:
         raise UgsepError(
             f"{spec.onnx}: TensorRT folded {len(folded)} int8 weights to FP16 ({', '.join(sorted(folded)[:3])}), so "
@@ -75,7 +91,6 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
         profiles=spec.profiles,
         weights=statuses,
         figures={
-            "build_seconds": time.perf_counter() - started,
             "engine_bytes": float(plan.bytes),
             "weight_bytes": float(plan.weight_bytes),
             "device_memory_bytes": float(plan.device_bytes),
@@ -85,38 +100,31 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
     )
 
 
-def _compile(
-    spec: BuildSpec,
-    out_dir: Path,
-    options: Mapping[str, Option],
-    timing: Path | None,
-    plugin: frozenset[str] = frozenset(),
-    capability: str | None = None,
-) -> tuple[Plan, tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[EngineWeight, ...]]:
-    """Compile once to ``<side>.engine``; the int8 weights of ``plugin`` run in our own kernel for ``capability``.
+def _capability() -> str:
+    capability, reason = gpu()
+    if capability is None:
+        raise UgsepError(f"backend 'tensorrt' builds only on the GPU it builds for: {reason}")
+    return capability
 
-    Returns the plan, the engine's inputs and outputs, and what became of each int8 weight.
-    """
-    scratch = out_dir / f".{spec.side}.lowered.onnx"
-    if timing is not None:
-        timing.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lowered = lower_for_tensorrt(spec.onnx, scratch, _WEIGHTS[spec.precision], plugin)
-        inputs, outputs = graph_io(read_graph(scratch))
-        settings = dataclasses.replace(
-            settings_of(options),
-            timing_cache=None if timing is None else str(timing),
-            plugin=capability if plugin else None,
-        )
-        engine = out_dir / f"{spec.side}.engine"
-        plan = build_plan(Job(NAME, str(scratch), str(engine), profile_shapes(inputs, spec.profiles), settings))
-    finally:
-        for path in (scratch, scratch.with_name(f"{scratch.name}.data")):
-            path.unlink(missing_ok=True)
+
+def _plan(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, settings: Settings) -> Plan:
+    """Compile a lowered graph to ``<side>.engine``."""
+    profiles = profile_shapes(graph_io(read_graph(lowered.path))[0], spec.profiles)
+    return build_plan(Job(NAME, str(lowered.path), str(out_dir / f"{spec.side}.engine"), profiles, settings))
+
+
+def _statuses(
+    spec: BuildSpec, lowered: LoweredGraph, plan: Plan, plugin: frozenset[str] = frozenset()
+) -> tuple[EngineWeight, ...]:
+    """Return how each int8 weight runs; those of ``plugin`` run in our own kernel."""
     if spec.precision != "w8a16":
-        return plan, inputs, outputs, ()
+        return ()
     names = [n.input[0] for n in read_graph(spec.onnx).graph.node if n.op_type == "DequantizeLinear"]
-    return plan, inputs, outputs, int8_statuses(plan.layers, {n: lowered.merged.get(n, n) for n in names}, plugin)
+    return int8_statuses(plan.layers, {n: lowered.parts.get(n, (n,))[0] for n in names}, plugin)
+
+
+def _folded(statuses: tuple[EngineWeight, ...]) -> frozenset[str]:
+    return frozenset(status.name for status in statuses if status.status == "folded-to-float")
 
 
 def settings_of(options: Mapping[str, Option]) -> Settings:

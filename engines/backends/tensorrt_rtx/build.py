@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engines.backends.built_engine import BuiltEngine, EngineWeight
 from engines.backends.checks import check_options
 from engines.backends.contract import Progress
-from engines.backends.engine_spec import BuildSpec
+from engines.backends.engine_spec import BuildSpec, Option
 from engines.backends.graph_io import graph_io
 from engines.backends.tensorrt_rtx.library import NAME, OPTIONS, capability_names, import_tensorrt_rtx, specialization
 from engines.backends.trt.plan import Plan, build_plan, int8_statuses, profile_shapes, write_layers
 from engines.backends.trt.worker import Job, Settings
 from export.io import read_graph
+from export.lowering.passes import LoweredGraph
 from export.lowering.tensorrt import Weights, lower_for_tensorrt
 from graphs.base.errors import UgsepError, nearest
 
 _WEIGHTS: dict[str, Weights] = {"w8a16": "int8", "fp16": "fp16"}
 
 
-def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
-    """Compile ``<side>.engine`` for all asked compute capabilities and read back what became of each weight.
+def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
+    """Lower the graph for a strongly typed network.
+
+    Raises:
+        UgsepError: tensorrt-rtx is missing, an option is wrong, or the source is missing or broken.
+    """
+    _checked_options(spec)
+    progress(f"tensorrt-rtx: lowering {spec.side} {spec.precision}")
+    return lower_for_tensorrt(spec.onnx, folder / f"{spec.side}.onnx", _WEIGHTS[spec.precision])
+
+
+def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress) -> BuiltEngine:
+    """Compile ``<side>.engine`` for all requested compute capabilities and read back how each weight runs.
 
     Figures: ``engine_bytes``, ``weight_bytes``, ``device_memory_bytes`` (a context, beside the weights), for w8a16
     also sizes of its FP16 twin and the two ratios.
@@ -33,43 +45,27 @@ def build(spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
             was folded to FP16.
     """
     trt = import_tensorrt_rtx()
-    options = check_options(NAME, spec.options, OPTIONS)
-    capabilities = _capabilities(trt, str(options["compute_capabilities"]))
-    specialization(trt, str(options["specialization"]))
-    started = time.perf_counter()
+    options, capabilities = _checked_options(spec)
     progress(f"tensorrt-rtx: compiling {spec.side} {spec.precision} for {', '.join(capabilities)}")
-    scratch = out_dir / f".{spec.side}.lowered.onnx"
-    try:
-        lowered = lower_for_tensorrt(spec.onnx, scratch, _WEIGHTS[spec.precision])
-        inputs, outputs = graph_io(read_graph(scratch))
-
-        engine = out_dir / f"{spec.side}.engine"
-        job = Job(
-            "tensorrt_rtx",
-            onnx=str(scratch),
-            engine=str(engine),
-            profiles=profile_shapes(inputs, spec.profiles),
-            settings=Settings(tuple((int(c.split(".")[0]), int(c.split(".")[1])) for c in capabilities)),
-        )
-        plan = build_plan(job)
-        layers = write_layers(out_dir / f"{spec.side}.layers.json", plan.layers)
-        seconds = time.perf_counter() - started
-        figures = {"build_seconds": seconds, "layers": float(len(plan.layers)), **_sizes(plan, "")}
-        figures["device_memory_bytes"] = float(plan.device_bytes)
-        statuses: tuple[EngineWeight, ...] = ()
-        if spec.precision == "w8a16":
-            names = [n.input[0] for n in read_graph(spec.onnx).graph.node if n.op_type == "DequantizeLinear"]
-            statuses = int8_statuses(plan.layers, {name: lowered.merged.get(name, name) for name in names})
-            if options["twin"]:
-                progress(f"tensorrt-rtx: compiling the FP16 twin of {spec.side} to compare sizes")
-                lower_for_tensorrt(spec.onnx, scratch, "folded")
-                twin = out_dir / f".{spec.side}.twin.engine"
-                figures |= _sizes(build_plan(dataclasses.replace(job, engine=str(twin))), "fp16_")
-                figures["engine_ratio"] = figures["engine_bytes"] / figures["fp16_engine_bytes"]
-                figures["weight_ratio"] = figures["weight_bytes"] / max(figures["fp16_weight_bytes"], 1.0)
-    finally:
-        for name in (scratch.name, f"{scratch.name}.data", f".{spec.side}.twin.engine"):
-            (out_dir / name).unlink(missing_ok=True)
+    inputs, outputs = graph_io(read_graph(lowered.path))
+    engine = out_dir / f"{spec.side}.engine"
+    job = Job(
+        "tensorrt_rtx",
+        onnx=str(lowered.path),
+        engine=str(engine),
+        profiles=profile_shapes(inputs, spec.profiles),
+        settings=Settings(tuple((int(c.split(".")[0]), int(c.split(".")[1])) for c in capabilities)),
+    )
+    plan = build_plan(job)
+    layers = write_layers(out_dir / f"{spec.side}.layers.json", plan.layers)
+    figures = {"layers": float(len(plan.layers)), **_sizes(plan, ""), "device_memory_bytes": float(plan.device_bytes)}
+    statuses: tuple[EngineWeight, ...] = ()
+    if spec.precision == "w8a16":
+        names = [n.input[0] for n in read_graph(spec.onnx).graph.node if n.op_type == "DequantizeLinear"]
+        statuses = int8_statuses(plan.layers, {name: lowered.parts.get(name, (name,))[0] for name in names})
+        if options["twin"]:
+            progress(f"tensorrt-rtx: compiling the FP16 twin of {spec.side} to compare sizes")
+            figures |= _twin_figures(spec, job, lowered.path.with_name("twin"), figures)
     return BuiltEngine(
         backend=NAME,
         side=spec.side,
@@ -97,6 +93,24 @@ def _capabilities(trt: Any, asked: str) -> list[str]:
     if not names:
         raise UgsepError(f"backend 'tensorrt-rtx': no compute capability given; known: {', '.join(known)}")
     return names
+
+
+def _checked_options(spec: BuildSpec) -> tuple[dict[str, Option], list[str]]:
+    """Return all options, and the compute capabilities among them."""
+    trt = import_tensorrt_rtx()
+    options = check_options(NAME, spec.options, OPTIONS)
+    specialization(trt, str(options["specialization"]))
+    return options, _capabilities(trt, str(options["compute_capabilities"]))
+
+
+def _twin_figures(spec: BuildSpec, job: Job, twin: Path, own: Mapping[str, float]) -> dict[str, float]:
+    """Compile the same graph with FP16 weights to ``<twin>.engine``; return its sizes, and the ratios to them."""
+    onnx, engine = twin.with_suffix(".onnx"), twin.with_suffix(".engine")
+    lower_for_tensorrt(spec.onnx, onnx, "folded")
+    figures = _sizes(build_plan(dataclasses.replace(job, onnx=str(onnx), engine=str(engine))), "fp16_")
+    figures["engine_ratio"] = own["engine_bytes"] / figures["fp16_engine_bytes"]
+    figures["weight_ratio"] = own["weight_bytes"] / max(figures["fp16_weight_bytes"], 1.0)
+    return figures
 
 
 def _sizes(plan: Plan, prefix: str) -> dict[str, float]:

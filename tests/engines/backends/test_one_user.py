@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from engines import Ranker
+from engines.backends.build import build_engine
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.engine_spec import BuildSpec
 from engines.backends.onnxruntime import autotune, variants
@@ -34,7 +35,7 @@ def silent(_: str) -> None:
 def build_item(folder: Path, precision: str) -> tuple[Path, BuiltEngine]:
     source = item(folder / "onnx" / "item.onnx", np.random.default_rng(3), precision != "fp32")
     (folder / "out").mkdir()
-    return source, ort_backend.build(BuildSpec("item", source, precision), folder / "out", silent)
+    return source, build_engine(ort_backend, BuildSpec("item", source, precision), folder / "out", silent)
 
 
 def requests(candidates: int, users: int, seed: int = 0) -> dict[str, np.ndarray]:

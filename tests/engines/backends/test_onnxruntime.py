@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from engines.backends.build import build_engine
 from engines.backends.checks import check_precision
 from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.onnxruntime import backend
@@ -39,7 +40,7 @@ def test_every_weight_runs_as_the_precision_says(
     tmp_path: Path, rng: np.random.Generator, kind: str, precision: str, status: str, bound: float
 ) -> None:
     source = ffn(tmp_path / "onnx" / "full.onnx", rng, precision != "fp32", kind)
-    built = backend.build(BuildSpec("full", source, precision), tmp_path, _silent)
+    built = build_engine(backend, BuildSpec("full", source, precision), tmp_path, _silent)
     statuses = {weight.name: weight.status for weight in built.weights}
     assert statuses.pop("head.weight") == "float"
     assert set(statuses) == {"up.weight", "down.weight", "dense.weight"} | (
@@ -61,8 +62,8 @@ def engine(tmp_path: Path, rng: np.random.Generator):
     (tmp_path / "out").mkdir()
     source = ffn(tmp_path / "onnx" / "full.onnx", rng, True, "gelu")
     options = {"save_optimized": True}
-    return tmp_path / "out", backend.build(
-        BuildSpec("full", source, "w8a32", options=options), tmp_path / "out", _silent
+    return tmp_path / "out", build_engine(
+        backend, BuildSpec("full", source, "w8a32", options=options), tmp_path / "out", _silent
     )
 
 
@@ -72,7 +73,7 @@ def test_a_single_row_keeps_small_weights_in_one_gemm(tmp_path: Path, rng: np.ra
     for users in (1, 8):
         (tmp_path / f"out{users}").mkdir()
         spec = BuildSpec("user", source, "w8a32", (Profile(Rows(1, users, 8)),))
-        built = backend.build(spec, tmp_path / f"out{users}", _silent)
+        built = build_engine(backend, spec, tmp_path / f"out{users}", _silent)
         assert {w.status for w in built.weights} == {"folded-to-float", "float"}
         details[users] = next(w.detail for w in built.weights if w.name == "up.weight")
     assert (details[1], details[8]) == ("FusedMatMul", "3 x Gemm")  # the first with the Transpose in it
@@ -120,7 +121,7 @@ def test_infer_from_several_threads(engine, rng: np.random.Generator) -> None:
 def test_item_side(tmp_path: Path, rng: np.random.Generator) -> None:
     source = item(tmp_path / "onnx" / "item.onnx", rng, True)
     (tmp_path / "out").mkdir()
-    built = backend.build(BuildSpec("item", source, "w8a32"), tmp_path / "out", _silent)
+    built = build_engine(backend, BuildSpec("item", source, "w8a32"), tmp_path / "out", _silent)
     assert {w.name: w.status for w in built.weights} == {"table": "gathered-int8", "mix.weight": "folded-to-float"}
     feeds = {
         "ids": rng.integers(0, 50, 9),
@@ -148,7 +149,7 @@ def test_a_weight_that_would_not_run_as_named_fails_the_build(
     float32 = onnx.TensorProto.FLOAT
     source = g.save(tmp_path / "onnx" / "full.onnx", {"x": (float32, ["m", k])}, {"y": ["m", n]})
     with pytest.raises(UgsepError, match=r"1 weights do not run as w8a8-dynamic: odd.weight"):
-        backend.build(BuildSpec("full", source, "w8a8-dynamic"), tmp_path, _silent)
+        build_engine(backend, BuildSpec("full", source, "w8a8-dynamic"), tmp_path, _silent)
 
 
 @pytest.mark.parametrize(
@@ -196,14 +197,14 @@ def test_names_and_options_are_checked(tmp_path: Path, rng: np.random.Generator)
     source = ffn(tmp_path / "onnx" / "full.onnx", rng, False, "gelu")
     for options, says in [({"thread": 1}, "did you mean 'threads'"), ({"threads": "1"}, "give int")]:
         with pytest.raises(UgsepError, match=says):
-            backend.build(BuildSpec("full", source, "fp32", options=options), tmp_path, _silent)  # type: ignore[arg-type]  # invariant
+            build_engine(backend, BuildSpec("full", source, "fp32", options=options), tmp_path, _silent)  # type: ignore[arg-type]  # invariant
 
 
 def test_an_engine_never_overwrites_its_source(tmp_path: Path, rng: np.random.Generator) -> None:
     source = ffn(tmp_path / "full.onnx", rng, False, "gelu")
     before = source.read_bytes()
     with pytest.raises(UgsepError, match="would overwrite the graph"):
-        backend.build(BuildSpec("full", source, "fp32"), tmp_path, _silent)
+        build_engine(backend, BuildSpec("full", source, "fp32"), tmp_path, _silent)
     assert source.read_bytes() == before
 
 
@@ -233,5 +234,5 @@ def test_equal_tiny_weights_that_the_runtime_merges_are_not_missing(
         {"x": (onnx.TensorProto.FLOAT, ["candidates", 1])},
         {name: ["candidates", 4] for name in outputs},
     )
-    built = backend.build(BuildSpec("full", source, precision), tmp_path, _silent)
+    built = build_engine(backend, BuildSpec("full", source, precision), tmp_path, _silent)
     assert {w.name: w.status for w in built.weights} == dict.fromkeys(("a.weight", "b.weight", "c.weight"), status)

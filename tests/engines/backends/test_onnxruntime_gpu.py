@@ -11,6 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from engines.backends.build import build_engine
 from engines.backends.built_engine import BuiltEngine, TensorSpec
 from engines.backends.contract import DeviceRunner
 from engines.backends.engine_spec import BuildSpec, Profile, Rows
@@ -37,7 +38,8 @@ def _on_host(source: Path, folder: Path, side: Any, precision: str) -> tuple[Bou
     """Lower a graph as for a GPU, check its weights, and bind it on host memory."""
     folder.mkdir()
     spec = BuildSpec(side, source, precision)
-    file, record = building.lower(spec, folder)
+    record = building.lower_graph(spec, folder)
+    file = record.path
     settings = gpu_session.session_settings(backend.OPTIONS)
     optimised = folder / "optimised.onnx"
     session = start_session(ort, file, settings, optimised)
@@ -173,7 +175,7 @@ def test_options_are_checked(tmp_path: Path) -> None:
         ({"gpu": 1}, "unknown option 'gpu'"),
     ]:
         with pytest.raises(UgsepError, match=says):
-            backend.build(BuildSpec("full", source, "fp32", options=options), tmp_path, _silent)  # type: ignore[arg-type]  # invariant
+            build_engine(backend, BuildSpec("full", source, "fp32", options=options), tmp_path, _silent)  # type: ignore[arg-type]  # invariant
 
 
 @pytest.mark.skipif(HERE.can_build, reason="a GPU is here")
@@ -183,7 +185,7 @@ def test_without_a_gpu_it_says_what_is_missing(tmp_path: Path) -> None:
     source = ffn(tmp_path / "f32.onnx", np.random.default_rng(), False, "gelu")
     (tmp_path / "out").mkdir()
     with pytest.raises(UgsepError, match="backend 'onnxruntime-gpu' cannot build here: onnxruntime") as error:
-        backend.build(BuildSpec("full", source, "fp32"), tmp_path / "out", _silent)
+        build_engine(backend, BuildSpec("full", source, "fp32"), tmp_path / "out", _silent)
     assert "\n" not in str(error.value)
     assert list((tmp_path / "out").iterdir()) == []
     built = BuiltEngine(backend.NAME, "full", "fp32", (), 0, (), (), gpu_session.session_settings(backend.OPTIONS))
@@ -206,7 +208,7 @@ def test_scores_on_a_gpu(tmp_path: Path, provider: str) -> None:
     f32 = ffn(tmp_path / "f32.onnx", rng, True, "swiglu")
     (tmp_path / "out").mkdir()
     spec = BuildSpec("full", to_half(f32, tmp_path / "f16.onnx"), "w8a16", options={"provider": provider})
-    built = backend.build(spec, tmp_path / "out", _silent)
+    built = build_engine(backend, spec, tmp_path / "out", _silent)
     runner = backend.load(tmp_path / "out", built)
     for rows in (1, 2, 257):
         x = rng.standard_normal((rows, 3, 24)).astype(np.float32)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engines.backends.build import build_engine
 from engines.backends.engine_spec import BuildSpec
 from engines.backends.openvino import backend
 from graphs.base.errors import UgsepError
@@ -32,7 +33,7 @@ def _rows(rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
 def _build(tmp_path: Path, source: Path, precision: str, side: str = "full", **options: Any):
     (tmp_path / "out").mkdir(exist_ok=True)
     spec = BuildSpec(side, source, precision, options=options)  # type: ignore[arg-type]  # a Literal
-    return backend.build(spec, tmp_path / "out", _silent)
+    return build_engine(backend, spec, tmp_path / "out", _silent)
 
 
 @pytest.mark.parametrize("kind", ["gelu", "swiglu"])

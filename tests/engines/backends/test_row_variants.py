@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
+from engines.backends.build import build_engine
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.contract import Runner
 from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.onnxruntime import autotune
 from engines.backends.onnxruntime import backend as ort_backend
-from engines.backends.onnxruntime import build as ort_build
 from engines.backends.onnxruntime import plan as ort_plan
 from engines.backends.onnxruntime.autotune import RowTimes, UserTimes, measure_row_variants
 from engines.backends.onnxruntime.variants import ANY, FEW_ROWS, ONE_USER, VariantRunner, cut_profiles, variant_file
@@ -41,7 +41,7 @@ def build_item(
     source = item(folder / "onnx" / "item.onnx", np.random.default_rng(3), True)
     (folder / "out").mkdir()
     spec = BuildSpec("item", source, "w8a8-dynamic", (Profile(Rows(1, 1, 4), Rows(1, 16, 64)),))
-    return source, ort_build.build(spec, folder / "out", lambda _: None)
+    return source, build_engine(ort_backend, spec, folder / "out", lambda _: None)
 
 
 def requests(candidates: int, users: int) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engines.backends.build import build_engine
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.graph_io import graph_io
@@ -40,7 +41,7 @@ def test_it_says_what_is_missing(tmp_path: Path) -> None:
     assert not HERE.can_run
     source = to_half(ffn(tmp_path / "f32.onnx", np.random.default_rng(), True, "gelu"), tmp_path / "full.onnx")
     with pytest.raises(UgsepError, match=r"backend 'tensorrt' (needs TensorRT 11|builds only on the GPU)") as error:
-        backend.build(BuildSpec("full", source, "w8a16"), tmp_path, _silent)
+        build_engine(backend, BuildSpec("full", source, "w8a16"), tmp_path, _silent)
     assert str(error.value) == HERE.reason or "builds only" in HERE.reason
     assert "\n" not in str(error.value)
 
@@ -247,7 +248,7 @@ def test_scores_on_a_gpu(tmp_path: Path) -> None:
     f32 = ffn(tmp_path / "f32.onnx", rng, True, "swiglu")
     (tmp_path / "out").mkdir()
     spec = BuildSpec("full", to_half(f32, tmp_path / "full.onnx"), "w8a16", PROFILES, scratch=tmp_path / "timing")
-    built = backend.build(spec, tmp_path / "out", _silent)
+    built = build_engine(backend, spec, tmp_path / "out", _silent)
     runner = backend.load(tmp_path / "out", built)
     from tests.export.lowering_graphs import reference
 

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
+from engines.backends.build import build_engine
 from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.tensorrt_rtx import backend, library
 from engines.backends.trt import load as trt_load
@@ -33,7 +34,7 @@ def _silent(message: str) -> None:
 def _build(tmp_path: Path, source: Path, precision: str = "w8a16", side: str = "full", **options: Any):
     (tmp_path / "out").mkdir()
     spec = BuildSpec(side, source, precision, (PROFILE,), options)  # type: ignore[arg-type]  # a Literal
-    return backend.build(spec, tmp_path / "out", _silent)
+    return build_engine(backend, spec, tmp_path / "out", _silent)
 
 
 @pytest.mark.parametrize("kind", ["gelu", "swiglu"])
@@ -254,7 +255,7 @@ def test_user_state_stays_on_a_gpu(tmp_path: Path, rng: np.random.Generator) -> 
     for side, source in (("user", user), ("item", items)):
         (tmp_path / side).mkdir()
         spec = BuildSpec(side, source, "fp16", (PROFILE,), {"twin": False})  # type: ignore[arg-type]  # a Literal
-        records.append(backend.build(spec, tmp_path / side, _silent))
+        records.append(build_engine(backend, spec, tmp_path / side, _silent))
         runners.append(backend.load(tmp_path / side, records[-1], runtime_cache=tmp_path / "kernels"))
     ranker = Ranker(runners[0], runners[1], records[0], records[1])
     features = {"profile": rng.standard_normal((1, 8)).astype(np.float32)}

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
+from engines.backends.build import build_engine
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.onnxruntime import backend as ort_backend
@@ -129,7 +130,10 @@ def test_a_real_engine_from_the_cache_scores(spec: BuildSpec, tmp_path: Path) ->
     key = _key(spec)
     for folder in ("first", "second"):
         built, cached = cached_build(
-            tmp_path / "cache", key, tmp_path / folder, lambda out: ort_backend.build(spec, out, lambda message: None)
+            tmp_path / "cache",
+            key,
+            tmp_path / folder,
+            lambda out: build_engine(ort_backend, spec, out, lambda _: None),
         )
         assert cached == (folder == "second")
         x = np.ones((3, FFN_SHAPE[0], FFN_SHAPE[1]), np.float32)

@@ -191,9 +191,9 @@ def test_builds_share_a_folder_beside_the_cache_for_what_speeds_up_later_ones(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Path | None] = []
-    build = ort_backend.build
+    lower = ort_backend.lower
     monkeypatch.setattr(
-        ort_backend, "build", lambda spec, out, tell: (seen.append(spec.scratch), build(spec, out, tell))[1]
+        ort_backend, "lower", lambda spec, out, tell: (seen.append(spec.scratch), lower(spec, out, tell))[1]
     )
     assert not was_cached(tmp_path, source)
     assert not was_cached(tmp_path, source, serving(threads=2))

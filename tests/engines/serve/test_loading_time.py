@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from engines.backends.build import build_engine
 from engines.backends.engine_spec import BuildSpec
 from engines.backends.onnxruntime import backend
 from engines.bundle.manifest import Engine, Manifest, write_manifest
@@ -51,7 +52,7 @@ def test_a_bundle_of_115_million_weights(tmp_path: Path) -> None:
         source = _graph(tmp_path / "onnx" / f"{side}.onnx", side, layers)
         (bundle / side).mkdir(parents=True)
         spec = BuildSpec(side, source, precision)  # type: ignore[arg-type]  # a Literal
-        engines.append(Engine(side, backend.build(spec, bundle / side, lambda message: None)))
+        engines.append(Engine(side, build_engine(backend, spec, bundle / side, lambda message: None)))
     assert sum(e.built.bytes for e in engines) > 110e6
     write_manifest(bundle, Manifest("large", "make engines", 21, tuple(engines)))
     seconds = []

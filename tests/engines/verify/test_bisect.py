@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 from onnx import numpy_helper
 
+from engines.backends.build import build_engine
 from engines.backends.engine_spec import BuildSpec
 from engines.backends.table import find_backend
 from engines.bundle.manifest import Engine, engine_for, read_manifest, write_manifest
@@ -79,7 +80,8 @@ def test_openvino_engines_are_read_too(bundle: Path) -> None:
     for side in ("user", "item"):
         folder = bundle / "engines" / "openvino" / f"{side}.fp32"
         folder.mkdir(parents=True)
-        built = find_backend("openvino").build(
+        built = build_engine(
+            find_backend("openvino"),
             BuildSpec(side, bundle / "onnx" / f"{side}.onnx", "fp32"),  # type: ignore[arg-type]  # a literal
             folder,
             lambda _: None,

@@ -30,8 +30,8 @@ def test_scores_are_equal(tmp_path: Path, rng: np.random.Generator, weights: str
 
 def test_siblings_are_merged_and_transposes_kept_apart(tmp_path: Path, rng: np.random.Generator) -> None:
     lowered = lower_for_tensorrt(ffn(tmp_path / "a.onnx", rng, True, "swiglu"), tmp_path / "b.onnx")
-    assert set(lowered.merged) == {"gate.weight", "up.weight"}
-    (name,) = set(lowered.merged.values())
+    assert set(lowered.parts) == {"gate.weight", "up.weight"}
+    ((name,),) = set(lowered.parts.values())
     model = onnx.load(lowered.path)
     shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
     assert shapes[name] == (TOKENS, WIDTH, 2 * HIDDEN)
@@ -51,7 +51,7 @@ def test_two_dimensional_siblings_of_unequal_width(tmp_path: Path, rng: np.rando
         outputs[name] = ["m", width]
     source = g.save(tmp_path / "a.onnx", {"x": (onnx.TensorProto.FLOAT, ["m", 16])}, outputs)
     lowered = lower_for_tensorrt(source, tmp_path / "b.onnx")
-    assert len(set(lowered.merged.values())) == 1
+    assert len(set(lowered.parts.values())) == 1
     feeds = {"x": rng.standard_normal((7, 16)).astype(np.float32)}
     want, got = reference(source, feeds), reference(lowered.path, feeds)
     assert list(got) == ["q", "k", "v"]
@@ -122,7 +122,7 @@ def test_weights_handed_to_the_plugin(tmp_path: Path, rng: np.random.Generator, 
     lowered = lower_for_tensorrt(source, tmp_path / "b.onnx", "int8", frozenset(plugin))
     model = onnx.load(lowered.path)
     made = {n.name: n for n in model.graph.node if n.op_type == PLUGIN_OP}
-    held = {lowered.merged.get(name, name) for name in plugin}
+    held = {lowered.parts.get(name, (name,))[0] for name in plugin}
     assert set(made) == {f"gemm:{name}" for name in held}
     constants = {t.name: t for t in model.graph.initializer}
     for node in made.values():
