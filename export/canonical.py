@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 import onnxscript.optimizer
 
+from export import names
 from export.weights.placeholders import transposed
 
 
@@ -51,12 +52,12 @@ def _transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     assert weight.const_value is not None
     assert weight.name is not None
     name = weight.name
-    plain = name.removesuffix(".T")
+    plain = names.without(name, "T")
     if weight.meta.get("transposed") is not None:
         existing: ir.Value = weight.meta["transposed"]
         return existing
     del graph.initializers[name]
-    weight.name = f"{plain}.T"
+    weight.name = names.derived(plain, "T")
     graph.initializers[weight.name] = weight
     tensor: ir.TensorProtocol | None = transposed(weight.const_value, plain)
     if tensor is None:
@@ -77,7 +78,7 @@ def _gemm_to_matmul(graph: ir.Graph, node: ir.Node) -> None:
     output = node.outputs[0]
     product = ir.node("MatMul", [node.inputs[0], layout])
     product.outputs[0].shape, product.outputs[0].type = output.shape, output.type
-    product.outputs[0].name = f"{output.name}.product"
+    product.outputs[0].name = names.derived(output.name, "product")
     nodes = [product]
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         nodes.append(ir.node("Add", [product.outputs[0], node.inputs[2]]))
@@ -120,7 +121,7 @@ def _reshape_by_constant(graph: ir.Graph, node: ir.Node) -> None:
     sizes = [size if isinstance(size, int) else -1 for size in shape]
     if sizes.count(-1) != 1 or 0 in sizes:
         return
-    name = f"shape.{'x'.join(map(str, sizes))}"
+    name = names.shape(sizes)
     if name not in graph.initializers:
         tensor = ir.tensor(np.array(sizes, np.int64), name=name)
         kind = ir.TensorType(tensor.dtype)

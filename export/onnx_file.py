@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.onnx import ONNXProgram
 
+from export import names
 from export.canonical import canonicalize
 from export.io import check_file
 from export.metadata import IR_VERSION, OPSET, Stamp
@@ -143,12 +144,12 @@ def _name_ends(model: ir.Model, half: Subgraph) -> None:
         value.name = name
 
 
-def _make_way(graph: ir.Graph, names: set[str]) -> None:
+def _make_way(graph: ir.Graph, taken: set[str]) -> None:
     """Rename whatever is called like an input or output: a product, or a parameter of that name."""
     for value in [v for node in graph for v in node.outputs]:
-        if value.name in names:
-            value.name = f"{value.name}.inner"
-    for name in sorted(names & set(graph.initializers)):
+        if value.name in taken:
+            value.name = names.derived(value.name, "inner")
+    for name in sorted(taken & set(graph.initializers)):
         value = graph.initializers.pop(name)
-        value.name = f"{name}.inner"
+        value.name = names.derived(name, "inner")
         graph.initializers[value.name] = value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from export import names
 from export.lowering.nodes import add_initializer, add_node, int8_weight, ints
 
 
@@ -23,16 +24,22 @@ def gather_int8_rows(graph: ir.Graph) -> frozenset[str]:
             continue
         ids, out = node.inputs[1], node.outputs[0]
         name = str(out.name)
-        rows = add_node(node, "Gather", [table.values, ids], {"axis": 0}, name=f"{name}.int8", like=table.values)
+        rows = add_node(
+            node, "Gather", [table.values, ids], {"axis": 0}, name=names.derived(name, "int8"), like=table.values
+        )
         dtype = ir.DataType.from_numpy(table.s.dtype)
-        floats = add_node(node, "Cast", [rows], {"to": int(dtype)}, name=f"{name}.float", like=out)
+        floats = add_node(node, "Cast", [rows], {"to": int(dtype)}, name=names.derived(name, "float"), like=out)
         if table.s.ndim == 1 and table.axis in (0, -2):
-            row_scale = add_node(node, "Gather", [table.scale, ids], {"axis": 0}, name=f"{name}.scale", like=out)
-            axes = add_initializer(graph, "lowering.axes.last", np.array([-1], dtype=np.int64))
-            factor = add_node(node, "Unsqueeze", [row_scale, axes], name=f"{name}.scale.column", like=out)
+            row_scale = add_node(
+                node, "Gather", [table.scale, ids], {"axis": 0}, name=names.derived(name, "scale"), like=out
+            )
+            axes = add_initializer(graph, names.shared("axes", "last"), np.array([-1], dtype=np.int64))
+            factor = add_node(
+                node, "Unsqueeze", [row_scale, axes], name=names.derived(name, "scale", "column"), like=out
+            )
         else:
             factor = table.scale
-        out.name = f"{name}.before"
+        out.name = names.derived(name, "before")
         rescaled = add_node(node, "Mul", [floats, factor], name=name, like=out)
         rescaled.shape = out.shape
         ir.convenience.replace_all_uses_with(out, rescaled, replace_graph_outputs=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from export import names
 from export.lowering.nodes import add_initializer, add_node, constant, fp16_weight, int8_weight, ints, rank
 
 UNARY = frozenset(
@@ -87,7 +88,7 @@ def _gemms(tokens: _Tokens, node: ir.Node) -> Parts | None:
         return None
     out = node.outputs[0]
     return tuple(
-        add_node(node, "MatMul", [row, column], name=f"{out.name}[{t}]")
+        add_node(node, "MatMul", [row, column], name=names.sliced(out.name, t))
         for t, (row, column) in enumerate(zip(rows, columns, strict=True))
     )
 
@@ -101,30 +102,32 @@ def _cut_weight(tokens: _Tokens, node: ir.Node, w: ir.Value) -> Parts | None:
     """Cut W [T, K, N] in T times [K, N]; slices are views of the file, nothing is copied before the save."""
     whole = constant(w)
     if whole is not None:
-        cut = tuple(add_initializer(tokens.graph, f"{w.name}[{t}]", part) for t, part in enumerate(whole))
+        cut = tuple(add_initializer(tokens.graph, names.sliced(w.name, t), part) for t, part in enumerate(whole))
         tokens.names[str(w.name)] = tuple(str(value.name) for value in cut)
         return cut
     half = fp16_weight(w)
     if half is not None:
         stored, values = half
-        narrow = tuple(add_initializer(tokens.graph, f"{stored.name}[{t}]", part) for t, part in enumerate(values))
+        narrow = tuple(
+            add_initializer(tokens.graph, names.sliced(stored.name, t), part) for t, part in enumerate(values)
+        )
         tokens.names[str(stored.name)] = tuple(str(value.name) for value in narrow)
-        return tuple(_cast(node, value, name=f"{w.name}[{t}]", like=w) for t, value in enumerate(narrow))
+        return tuple(_cast(node, value, name=names.sliced(w.name, t), like=w) for t, value in enumerate(narrow))
     int8 = int8_weight(w)
     if int8 is None or int8.axis not in (1, -2):
         return None
     if int8.q.ndim != 3 or int8.s.shape != (int8.q.shape[0], 1, int8.q.shape[2]):
         return None
     dequantized: list[ir.Value] = []
-    names: list[str] = []
+    quantized: list[ir.Value] = []
     for t in range(int8.q.shape[0]):
-        q = add_initializer(tokens.graph, f"{int8.values.name}[{t}]", int8.q[t])
-        s = add_initializer(tokens.graph, f"{int8.scale.name}[{t}]", int8.s[t, 0])
-        column = add_node(node, "DequantizeLinear", [q, s], {"axis": 1}, name=f"{w.name}[{t}]", like=s)
+        q = add_initializer(tokens.graph, names.sliced(int8.values.name, t), int8.q[t])
+        s = add_initializer(tokens.graph, names.sliced(int8.scale.name, t), int8.s[t, 0])
+        column = add_node(node, "DequantizeLinear", [q, s], {"axis": 1}, name=names.sliced(w.name, t), like=s)
         column.shape = q.shape
         dequantized.append(column)
-        names.append(str(q.name))
-    tokens.names[str(int8.values.name)] = tuple(names)
+        quantized.append(q)
+    tokens.names[str(int8.values.name)] = tuple(str(q.name) for q in quantized)
     return tuple(dequantized)
 
 
@@ -143,7 +146,7 @@ def _token_rows(tokens: _Tokens, node: ir.Node, x: ir.Value, count: int) -> Part
         return (x,) * count
     assert x.shape is not None
     if x.shape[0] == 1 and count > 1:
-        return _squeeze(tokens, node, (x,), 0, f"{x.name}.row") * count
+        return _squeeze(tokens, node, (x,), 0, names.derived(x.name, "row")) * count
     if x.shape[0] != count:
         return None
     source, axis = x, 0
@@ -152,14 +155,14 @@ def _token_rows(tokens: _Tokens, node: ir.Node, x: ir.Value, count: int) -> Part
         source, axis = transpose.inputs[0], 1
     pieces = _concatenated(source, axis, count)
     if pieces is not None:
-        tokens.split[x] = _squeeze(tokens, node, pieces, axis, f"{x.name}.token")
+        tokens.split[x] = _squeeze(tokens, node, pieces, axis, names.derived(x.name, "token"))
     elif count == 1:
-        tokens.split[x] = _squeeze(tokens, node, (source,), axis, f"{x.name}.token")
+        tokens.split[x] = _squeeze(tokens, node, (source,), axis, names.derived(x.name, "token"))
     else:
         width = _width(x)
         if width is None:
             return None
-        tokens.split[x] = _split(tokens, node, source, axis, count, width, f"{x.name}.token")
+        tokens.split[x] = _split(tokens, node, source, axis, count, width, names.derived(x.name, "token"))
     return tokens.split[x]
 
 
@@ -178,10 +181,12 @@ def _concatenated(value: ir.Value, axis: int, count: int) -> Parts | None:
 
 def _split(tokens: _Tokens, node: ir.Node, source: ir.Value, axis: int, count: int, width: int, name: str) -> Parts:
     """Cut [T, M, K] (axis 0) or [M, T, K] (axis 1) into T values [M, K], as a matrix: slices have no axis to drop."""
-    flat = _reshape(tokens.graph, node, source, (-1, width if axis == 0 else count * width), f"{name}.flat")
+    flat = _reshape(
+        tokens.graph, node, source, (-1, width if axis == 0 else count * width), names.derived(name, "flat")
+    )
     split = ir.node("Split", [flat], {"axis": axis, "num_outputs": count}, num_outputs=count)
     for t, value in enumerate(split.outputs):
-        value.name = f"{name}[{t}]"
+        value.name = names.sliced(name, t)
         value.type = source.type
     node.prepend(split)
     return tuple(split.outputs)
@@ -189,7 +194,7 @@ def _split(tokens: _Tokens, node: ir.Node, source: ir.Value, axis: int, count: i
 
 def _reshape(graph: ir.Graph, node: ir.Node, value: ir.Value, shape: tuple[int, ...], name: str) -> ir.Value:
     sizes = "x".join(map(str, shape)).replace("-1", "rows")
-    constant_shape = add_initializer(graph, f"lowering.shape.{sizes}", np.array(shape, dtype=np.int64))
+    constant_shape = add_initializer(graph, names.shared("shape", sizes), np.array(shape, dtype=np.int64))
     out = add_node(node, "Reshape", [value, constant_shape], name=name)
     out.shape = ir.Shape([None if size == -1 else size for size in shape])
     return out
@@ -208,11 +213,11 @@ def _swaps_rows_and_tokens(node: ir.Node) -> bool:
 
 def _squeeze(tokens: _Tokens, node: ir.Node, values: Parts, axis: int, name: str) -> Parts:
     axes = _axes(tokens.graph, axis)
-    return tuple(add_node(node, "Squeeze", [v, axes], name=f"{name}[{t}]") for t, v in enumerate(values))
+    return tuple(add_node(node, "Squeeze", [v, axes], name=names.sliced(name, t)) for t, v in enumerate(values))
 
 
 def _axes(graph: ir.Graph, axis: int) -> ir.Value:
-    return add_initializer(graph, f"lowering.axes.{axis}", np.array([axis], dtype=np.int64))
+    return add_initializer(graph, names.shared("axes", axis), np.array([axis], dtype=np.int64))
 
 
 def _between_gemms(tokens: _Tokens) -> set[ir.Value]:
@@ -280,7 +285,7 @@ def _elementwise(tokens: _Tokens, node: ir.Node) -> Parts | None:
             node.op_type,
             [column[t] for column in columns],
             node.attributes,
-            name=f"{out.name}[{t}]",
+            name=names.sliced(out.name, t),
             like=out,
         )
         for t in range(count)
@@ -299,7 +304,7 @@ def _operand(tokens: _Tokens, value: ir.Value, count: int) -> Parts | None:
             part = whole[t]  # [M or 1, N or 1]
             if part.shape[0] == 1:
                 part = part[0]  # a 1-D bias lets the runtime fuse GEMM and Add
-            cut.append(add_initializer(tokens.graph, f"{value.name}[{t}]", part))
+            cut.append(add_initializer(tokens.graph, names.sliced(value.name, t), part))
         return tuple(cut) if len(cut) == count else (cut[0],) * count
     dims = rank(value)
     return (value,) * count if dims is not None and dims <= 2 else None
@@ -319,10 +324,10 @@ def _take_over(tokens: _Tokens, value: ir.Value, parts: Parts, axis: int) -> ir.
     node = value.producer()
     assert node is not None
     name = value.name
-    value.name = f"{name}.before"
+    value.name = names.derived(name, "before")
     width = _width(value)
     assert width is not None  # slices are only made of values whose width is known
-    joined = add_node(node, "Concat", [*parts], {"axis": axis}, name=f"{name}.joined", like=value)
+    joined = add_node(node, "Concat", [*parts], {"axis": axis}, name=names.derived(name, "joined"), like=value)
     shape = (len(parts), -1, width) if axis == 0 else (-1, len(parts), width)
     whole = _reshape(tokens.graph, node, joined, shape, str(name))
     whole.shape = value.shape

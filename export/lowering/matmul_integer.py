@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from export import names
 from export.lowering.nodes import Int8Weight, add_initializer, add_node, int8_weight, ints, rank
 
 _LARGEST = 127.0
@@ -89,8 +90,8 @@ def _quantize_tokens(graph: ir.Graph, x: ir.Value) -> dict[ir.Value, _Rows]:
     )
     split.prepend([values, scales])
     for token, value, scale in zip(tokens, values.outputs, scales.outputs, strict=True):
-        value.name, value.type = f"{token.name}.rounded", rows.values.type
-        scale.name, scale.type = f"{token.name}.scale", rows.scale.type
+        value.name, value.type = names.derived(token.name, "rounded"), rows.values.type
+        scale.name, scale.type = names.derived(token.name, "scale"), rows.scale.type
     return {token: _Rows(*pair) for token, *pair in zip(tokens, values.outputs, scales.outputs, strict=True)}
 
 
@@ -100,24 +101,26 @@ def _meets_int8(node: ir.Node) -> bool:
 
 def _quantize(graph: ir.Graph, before: ir.Node, x: ir.Value, width: int) -> _Rows:
     name = str(x.name)
-    axes = add_initializer(graph, "lowering.rows.axes", np.array([-1], np.int64))
-    size = add_node(before, "Abs", [x], name=f"{name}.size")
-    maximum = add_node(before, "ReduceMax", [size, axes], {"keepdims": 1}, name=f"{name}.maximum")
+    axes = add_initializer(graph, names.shared("rows", "axes"), np.array([-1], np.int64))
+    size = add_node(before, "Abs", [x], name=names.derived(name, "size"))
+    maximum = add_node(before, "ReduceMax", [size, axes], {"keepdims": 1}, name=names.derived(name, "maximum"))
     # With as many axes as the scales, or the runtime broadcasts value by value: 20 us instead of 1 for 2048 rows.
     axes_of_scale = (1,) * (rank(x) or 0)
     largest, smallest = (
         add_initializer(
-            graph, f"lowering.rows.{end}.{len(axes_of_scale)}", np.full(axes_of_scale, number, np.float32)
+            graph, names.shared("rows", end, len(axes_of_scale)), np.full(axes_of_scale, number, np.float32)
         )
         for end, number in (("inverse", 1 / _LARGEST), ("smallest", _SMALLEST))
     )
-    step = add_node(before, "Mul", [maximum, largest], name=f"{name}.step")
-    scale = add_node(before, "Max", [step, smallest], name=f"{name}.scale")
+    step = add_node(before, "Mul", [maximum, largest], name=names.derived(name, "step"))
+    scale = add_node(before, "Max", [step, smallest], name=names.derived(name, "scale"))
     zero = _constant(graph, "zero", np.uint8(_ZERO))
     beyond = _constant(graph, "beyond", np.float32(_BEYOND_SCALES))
-    zeros = add_node(before, "QuantizeLinear", [scale, beyond, zero], name=f"{name}.zeros", like=zero)
+    zeros = add_node(before, "QuantizeLinear", [scale, beyond, zero], name=names.derived(name, "zeros"), like=zero)
     by_row = {"axis": -1, "block_size": width}
-    values = add_node(before, "QuantizeLinear", [x, scale, zeros], by_row, name=f"{name}.rounded", like=zero)
+    values = add_node(
+        before, "QuantizeLinear", [x, scale, zeros], by_row, name=names.derived(name, "rounded"), like=zero
+    )
     return _Rows(values, scale)
 
 
@@ -125,14 +128,19 @@ def _multiply(graph: ir.Graph, node: ir.Node, weight: Int8Weight, rows: _Rows) -
     columns = weight.scale
     if weight.q.ndim == 2:
         scales = np.broadcast_to(weight.s.reshape(-1), weight.q.shape[1:])
-        columns = add_initializer(graph, f"{weight.scale.name}.columns", scales)
+        columns = add_initializer(graph, names.derived(weight.scale.name, "columns"), scales)
     one, zero = _constant(graph, "one", np.float32(1.0)), _constant(graph, "zero", np.uint8(_ZERO))
     out = node.outputs[0]
     name = str(out.name)
-    out.name = f"{name}.before"
+    out.name = names.derived(name, "before")
     inputs = [rows.values, weight.values, one, columns, zero]
     product = add_node(
-        node, "MatMulIntegerToFloat", inputs, name=f"{name}.product", like=rows.scale, domain="com.microsoft"
+        node,
+        "MatMulIntegerToFloat",
+        inputs,
+        name=names.derived(name, "product"),
+        like=rows.scale,
+        domain="com.microsoft",
     )
     whole = add_node(node, "Mul", [product, rows.scale], name=name, like=out)
     whole.shape = out.shape
@@ -140,4 +148,4 @@ def _multiply(graph: ir.Graph, node: ir.Node, weight: Int8Weight, rows: _Rows) -
 
 
 def _constant(graph: ir.Graph, name: str, value: np.float32 | np.uint8) -> ir.Value:
-    return add_initializer(graph, f"lowering.rows.{name}", np.array(value))
+    return add_initializer(graph, names.shared("rows", name), np.array(value))

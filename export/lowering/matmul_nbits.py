@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from export import names
 from export.lowering.nodes import Int8Weight, add_initializer, add_node, constant, int8_weight
 
 _BLOCKS = (256, 128, 64, 32, 16)
@@ -40,13 +41,13 @@ def fuse_int8_gemms(graph: ir.Graph) -> tuple[str, ...]:
 def _fuse(graph: ir.Graph, node: ir.Node, weight: Int8Weight) -> None:
     k, n = weight.q.shape
     block = block_size(k)
-    name = f"{weight.values.name}.blocks"
+    name = names.derived(weight.values.name, "blocks")
     packed = graph.initializers.get(name)
     if packed is None:
         packed = add_initializer(graph, name, pack_blocks(weight.q, block))
     column_scales = np.broadcast_to(weight.s.reshape(-1, 1), (n, 1))
     scales = np.repeat(column_scales, -(-k // block), axis=1)  # [N, K / block]
-    scale_value = add_initializer(graph, f"{weight.scale.name}.blocks", scales)
+    scale_value = add_initializer(graph, names.derived(weight.scale.name, "blocks"), scales)
     last, bias = _bias_after(graph, node, n)
     out = last.outputs[0]
     attributes = {"K": k, "N": n, "bits": 8, "block_size": block, "accuracy_level": _INT8_ACTIVATIONS}
@@ -60,7 +61,7 @@ def _fuse(graph: ir.Graph, node: ir.Node, weight: Int8Weight) -> None:
         like=out,
         domain="com.microsoft",
     )
-    out.name = f"{out.name}.before"
+    out.name = names.derived(out.name, "before")
     whole.shape = out.shape
     ir.convenience.replace_all_uses_with(out, whole, replace_graph_outputs=True)
 
@@ -92,4 +93,6 @@ def _bias_after(graph: ir.Graph, node: ir.Node, n: int) -> tuple[ir.Node, ir.Val
     if bias is None or bias.size != n or bias.shape[-1:] != (n,) or bias.ndim > 2:
         return node, None
     assert others[0] is not None
-    return add, others[0] if bias.ndim == 1 else add_initializer(graph, f"{others[0].name}.flat", bias.reshape(n))
+    return add, others[0] if bias.ndim == 1 else add_initializer(
+        graph, names.derived(others[0].name, "flat"), bias.reshape(n)
+    )

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from export import names
 from export.lowering.feature_tokens import BINARY, UNARY
 from export.lowering.nodes import add_initializer, add_node, constant, int8_weight, ints, rank, swaps_first_axes
 
@@ -51,12 +52,12 @@ def route_experts(graph: ir.Graph, min_elements: int = MIN_EXPERT_ELEMENTS) -> d
     experts have fewer than ``min_elements`` weights per token is left dense. Numerics: the same products for
     the experts with a gate other than 0, added in another order.
     """
-    names: dict[str, tuple[str, ...]] = {}
+    held: dict[str, tuple[str, ...]] = {}
     for node in list(graph):
         mixture = _match(node)
         if mixture is not None and mixture.elements_per_expert() >= min_elements:
-            _rewrite(graph, mixture, names)
-    return names
+            _rewrite(graph, mixture, held)
+    return held
 
 
 def _match(down: ir.Node) -> _Mixture | None:
@@ -127,9 +128,9 @@ def _collect(mixture: _Mixture, value: ir.Value) -> bool:
     return kind != ""
 
 
-def _rewrite(graph: ir.Graph, mixture: _Mixture, names: dict[str, tuple[str, ...]]) -> None:
+def _rewrite(graph: ir.Graph, mixture: _Mixture, held: dict[str, tuple[str, ...]]) -> None:
     out = mixture.down.outputs[0]
-    slices = _Slices(graph, mixture, names)
+    slices = _Slices(graph, mixture, held)
     routes = _Routes(graph, mixture, slices)
     users = [use.node for use in out.uses()]
     rows_first = len(users) == 1 and swaps_first_axes(users[0]) and not out.is_graph_output()
@@ -141,34 +142,34 @@ def _rewrite(graph: ir.Graph, mixture: _Mixture, names: dict[str, tuple[str, ...
         for e in range(mixture.experts):
             hidden = routes.hidden(mixture.hidden, t, e, {})
             weight = slices.weight(mixture.weights[-1], t, e, by_row=True)
-            results.append(routes.add("MatMul", [hidden, weight], f"[{t},{e}].result"))  # [R_te, D]
+            results.append(routes.add("MatMul", [hidden, weight], names.of_index("result", t, e)))  # [R_te, D]
         summed.append(routes.sum_by_row(results, t, rows_first))
     whole = routes.add("Concat", summed, "sum", axis=1 if rows_first else 0)
     whole.shape, whole.type, whole.name = out.shape, out.type, out.name  # a graph output keeps its name
-    out.name = f"{out.name}.before"
+    out.name = names.derived(out.name, "before")
     ir.convenience.replace_all_uses_with(out, whole, replace_graph_outputs=True)
 
 
 class _Slices:
     """Cuts constants to one token and one expert and names the pieces after the whole."""
 
-    def __init__(self, graph: ir.Graph, mixture: _Mixture, names: dict[str, tuple[str, ...]]) -> None:
-        self.graph, self.mixture, self.names = graph, mixture, names
+    def __init__(self, graph: ir.Graph, mixture: _Mixture, held: dict[str, tuple[str, ...]]) -> None:
+        self.graph, self.mixture, self.held = graph, mixture, held
 
     def weight(self, value: ir.Value, token: int, expert: int, by_row: bool) -> ir.Value:
         """Return the columns (rows of the down projection) of one expert, [K, h] or [h, D]."""
         whole, int8 = constant(value), int8_weight(value)
-        suffix = f"[{token},{expert}]"
+        at = (token, expert)
         if whole is not None:
-            part = add_initializer(self.graph, f"{value.name}{suffix}", self._own(whole[token], expert, by_row))
+            part = add_initializer(self.graph, names.sliced(value.name, *at), self._own(whole[token], expert, by_row))
             self._record(str(value.name), part)
             return part
         assert int8 is not None
-        q = add_initializer(self.graph, f"{int8.values.name}{suffix}", self._own(int8.q[token], expert, by_row))
+        q = add_initializer(self.graph, names.sliced(int8.values.name, *at), self._own(int8.q[token], expert, by_row))
         scales = int8.s[token, 0] if by_row else self._own(int8.s[token], expert, by_row)[0]
-        s = add_initializer(self.graph, f"{int8.scale.name}{suffix}", scales)
+        s = add_initializer(self.graph, names.sliced(int8.scale.name, *at), scales)
         self._record(str(int8.values.name), q)
-        name = f"{value.name}{suffix}"
+        name = names.sliced(value.name, *at)
         out = add_node(self.mixture.down, "DequantizeLinear", [q, s], {"axis": 1}, name=name, like=s)
         out.shape = q.shape
         return out
@@ -183,7 +184,7 @@ class _Slices:
             whole = whole[..., self._range(whole.shape[-1], expert)]
         if whole.ndim == 2 and whole.shape[0] == 1:
             whole = whole[0]  # a 1-D bias lets the runtime fuse GEMM and Add
-        return add_initializer(self.graph, f"{value.name}[{token},{expert}]", whole) if whole.ndim else value
+        return add_initializer(self.graph, names.sliced(value.name, token, expert), whole) if whole.ndim else value
 
     def _own(self, matrix: NDArray[Any], expert: int, by_row: bool) -> NDArray[Any]:
         if by_row:
@@ -195,8 +196,8 @@ class _Slices:
         return slice(expert * width, (expert + 1) * width)
 
     def _record(self, name: str, part: ir.Value) -> None:
-        known = self.names.get(name, ())
-        self.names[name] = known if part.name in known else (*known, str(part.name))
+        known = self.held.get(name, ())
+        self.held[name] = known if part.name in known else (*known, str(part.name))
 
 
 class _Routes:
@@ -230,7 +231,7 @@ class _Routes:
         """
         t, e = self.mixture.tokens, self.mixture.experts
         of_token = self.add("Reshape", [self.ones, self.ints(t, -1)], "ones.token", _INT64)  # [T, E * N]
-        last = add_initializer(self.graph, "lowering.axis.1", np.array(1, np.int64))
+        last = add_initializer(self.graph, names.shared("axis", 1), np.array(1, np.int64))
         number = self.add("CumSum", [of_token, last], "number", _INT64)
         number = self.add("Mul", [number, of_token], "number.chosen", _INT64)  # 0 where not chosen
         number = self.add("Reshape", [number, self.ints(t, e, -1)], "number.cut", _INT64)
@@ -243,7 +244,7 @@ class _Routes:
         top = ir.node("TopK", [number, most], {"axis": -1, "sorted": 0}, num_outputs=2)
         self.mixture.down.prepend(top)
         for output, what in zip(top.outputs, ("results", "experts"), strict=True):
-            output.name = f"{self.mixture.down.outputs[0].name}.moe.{what}"
+            output.name = names.routed(self.mixture.down.outputs[0].name, what)
             output.type = ir.TensorType(_INT64)
         return top.outputs[0], top.outputs[1]
 
@@ -252,7 +253,7 @@ class _Routes:
         shape = self.mixture.down.outputs[0].shape
         assert shape is not None
         assert isinstance(shape[2], int)
-        return add_initializer(self.graph, f"lowering.zeros.{shape[2]}", np.zeros((1, shape[2]), np.float32))
+        return add_initializer(self.graph, names.shared("zeros", shape[2]), np.zeros((1, shape[2]), np.float32))
 
     def sum_by_row(self, results: list[ir.Value], token: int, rows_first: bool) -> ir.Value:
         """Add up each row's results of one token under their gates; returns [1, N, D], or [N, 1, D].
@@ -260,26 +261,27 @@ class _Routes:
         Every row gathers its own. (ScatterND with addition takes longer: ONNX Runtime copies all rows for every
         expert. In one piece for all experts it even loses additions to the same row on several threads.)
         """
-        together = self.add("Concat", [*results], f"[{token}].results", axis=0)  # [1 + R_t, D]
-        numbers = self.add("Gather", [self.results, self.ints(token)], f"[{token}].numbers", _INT64, axis=0)
-        found = self.add("Gather", [together, numbers], f"[{token}].found", axis=0)  # [1, N, most, D]
-        gates = self.add("Gather", [self.gates, self.ints(token)], f"[{token}].gates", axis=0)  # [1, N, 1, most]
-        product = self.add("MatMul", [gates, found], f"[{token}].sum")  # [1, N, 1, D]
-        return self.add("Squeeze", [product, self.ints(0 if rows_first else 2)], f"[{token}].summed")
+        together = self.add("Concat", [*results], names.of_index("results", token), axis=0)  # [1 + R_t, D]
+        at = self.ints(token)
+        numbers = self.add("Gather", [self.results, at], names.of_index("numbers", token), _INT64, axis=0)
+        found = self.add("Gather", [together, numbers], names.of_index("found", token), axis=0)  # [1, N, most, D]
+        gates = self.add("Gather", [self.gates, at], names.of_index("gates", token), axis=0)  # [1, N, 1, most]
+        product = self.add("MatMul", [gates, found], names.of_index("sum", token))  # [1, N, 1, D]
+        return self.add("Squeeze", [product, self.ints(0 if rows_first else 2)], names.of_index("summed", token))
 
     def add(
         self, op: str, inputs: list[ir.Value | None], what: str, dtype: ir.DataType | None = None, **attributes: Any
     ) -> ir.Value:
         """Insert a node before the mixture's last MatMul; float unless ``dtype`` says otherwise."""
         out = self.mixture.down.outputs[0]
-        value = add_node(self.mixture.down, op, inputs, attributes, name=f"{out.name}.moe.{what}", like=out)
+        value = add_node(self.mixture.down, op, inputs, attributes, name=names.routed(out.name, what), like=out)
         if dtype is not None:
             value.type = ir.TensorType(dtype)
         return value
 
     def ints(self, *numbers: int) -> ir.Value:
         """Return a constant vector."""
-        name = f"lowering.ints.{'.'.join(map(str, numbers))}"
+        name = names.shared("ints", *numbers)
         return add_initializer(self.graph, name, np.array(numbers, np.int64))
 
     def hidden(self, value: ir.Value, token: int, expert: int, done: dict[ir.Value, ir.Value]) -> ir.Value:
@@ -304,7 +306,7 @@ class _Routes:
         else:
             inputs = [None if v is None else self.hidden(v, token, expert, done) for v in source.inputs]
         attributes = {name: attribute.value for name, attribute in source.attributes.items()}
-        done[value] = self.add(source.op_type, inputs, f"[{token},{expert}].{value.name}", **attributes)
+        done[value] = self.add(source.op_type, inputs, names.of_index(value.name, token, expert), **attributes)
         return done[value]
 
     def _at_rows(self, value: ir.Value, token: int, expert: int, wide: bool) -> ir.Value:
@@ -325,12 +327,12 @@ class _Routes:
         assert value.shape is not None
         single = not rows_first and value.shape[1] == 1
         source = self._cut_by_expert(value) if wide else value  # [T, N or U or 1, W], [N, T, W] or [T, ..., E, h]
-        what = f"[{token},{expert}].{value.name}"
+        what = names.of_index(value.name, token, expert)
         if not single:
             at = self.places(index, wide, rows_first)[token * self.mixture.experts + expert]
         else:
             at = self.ints(token, 0, expert) if wide else self.ints(token, 0)
-        return self.add("GatherND", [source, at], f"{what}.rows")
+        return self.add("GatherND", [source, at], names.derived(what, "rows"))
 
     def _cut_by_expert(self, value: ir.Value) -> ir.Value:
         """[T, N, E*h] -> [T, N, E, h], once for all experts."""
@@ -339,24 +341,28 @@ class _Routes:
             width = value.shape[2]
             assert isinstance(width, int)
             e = self.mixture.experts
-            self._by_expert[value] = self.add("Reshape", [value, self.ints(0, 0, e, width // e)], f"{value.name}.cut")
+            self._by_expert[value] = self.add(
+                "Reshape", [value, self.ints(0, 0, e, width // e)], names.derived(value.name, "cut")
+            )
         return self._by_expert[value]
 
     def places(self, index: ir.Value | None, wide: bool, rows_first: bool) -> list[ir.Value]:
         """Where each list reads: token and row, or the row's user by ``index``; and the expert where ``wide``."""
         key = (index, wide, rows_first)
         if key not in self._lists:
-            what = f"{'rows' if index is None else index.name}{'.cells' if wide else ''}{'.first' * rows_first}"
-            lists, rows = self._column(0, f"{what}.lists"), self._column(1, f"{what}.rows")
+            what = "rows" if index is None else str(index.name)
+            what = names.derived(what, "cells") if wide else what
+            what = names.derived(what, "first") if rows_first else what
+            lists, rows = self._column(0, names.derived(what, "lists")), self._column(1, names.derived(what, "rows"))
             if index is not None:
-                users = self.add("GatherND", [index, rows], f"{what}.flat", _INT64)
-                rows = self.add("Unsqueeze", [users, self.ints(1)], f"{what}.users", _INT64)
+                users = self.add("GatherND", [index, rows], names.derived(what, "flat"), _INT64)
+                rows = self.add("Unsqueeze", [users, self.ints(1)], names.derived(what, "users"), _INT64)
             e = self.ints(self.mixture.experts)
-            tokens = self.add("Div", [lists, e], f"{what}.tokens", _INT64)
+            tokens = self.add("Div", [lists, e], names.derived(what, "tokens"), _INT64)
             parts: list[ir.Value | None] = [rows, tokens] if rows_first else [tokens, rows]
             if wide:
-                parts.append(self.add("Mod", [lists, e], f"{what}.experts", _INT64))
-            self._lists[key] = self._cut(self.add("Concat", parts, f"{what}.places", _INT64, axis=1))
+                parts.append(self.add("Mod", [lists, e], names.derived(what, "experts"), _INT64))
+            self._lists[key] = self._cut(self.add("Concat", parts, names.derived(what, "places"), _INT64, axis=1))
         return self._lists[key]
 
     def _column(self, column: int, what: str) -> ir.Value:
@@ -369,5 +375,5 @@ class _Routes:
         split = ir.node("Split", [value, self.lengths], {"axis": 0}, num_outputs=count)
         self.mixture.down.prepend(split)
         for at, part in enumerate(split.outputs):
-            part.name, part.type = f"{value.name}[{at}]", value.type
+            part.name, part.type = names.sliced(value.name, at), value.type
         return list(split.outputs)

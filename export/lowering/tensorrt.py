@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from export import names
 from export.lowering.nodes import Int8Weight, add_initializer, add_node, constant, int8_weight
 from export.lowering.passes import LoweredGraph, read_inferred, write_model
 from graphs.base.errors import UgsepError
@@ -81,27 +82,29 @@ def merge_siblings(graph: ir.Graph) -> dict[str, str]:
 
 def _merge(graph: ir.Graph, rows: ir.Value, group: list[tuple[ir.Node, Int8Weight]]) -> dict[str, str]:
     first = group[0][0]
-    names = [str(weight.values.name) for _, weight in group]
-    name = "+".join(names)
+    weights = [str(weight.values.name) for _, weight in group]
+    name = names.merged(weights)
     q = add_initializer(graph, name, np.concatenate([weight.q for _, weight in group], axis=-1))
-    s = add_initializer(graph, f"{name}.scale", np.concatenate([weight.s for _, weight in group], axis=-1))
+    s = add_initializer(
+        graph, names.derived(name, "scale"), np.concatenate([weight.s for _, weight in group], axis=-1)
+    )
     attributes = {"axis": 1} if group[0][1].q.ndim == 2 else {"axis": 1, "block_size": group[0][1].q.shape[1]}
-    floats = add_node(first, "DequantizeLinear", [q, s], attributes, name=f"{name}.float", like=s)
-    product = add_node(first, "MatMul", [rows, floats], name=f"{name}.product")
+    floats = add_node(first, "DequantizeLinear", [q, s], attributes, name=names.derived(name, "float"), like=s)
+    product = add_node(first, "MatMul", [rows, floats], name=names.derived(name, "product"))
     sizes = np.array([weight.q.shape[-1] for _, weight in group], dtype=np.int64)
     split = ir.node(
         "Split",
-        [product, add_initializer(graph, f"{name}.sizes", sizes)],
+        [product, add_initializer(graph, names.derived(name, "sizes"), sizes)],
         {"axis": -1},
         num_outputs=len(group),
     )
     first.prepend(split)
     for (node, _), part in zip(group, split.outputs, strict=True):
         out = node.outputs[0]
-        part.name, out.name = out.name, f"{out.name}.before"
+        part.name, out.name = out.name, names.derived(out.name, "before")
         part.type, part.shape = out.type, out.shape
         ir.convenience.replace_all_uses_with(out, part, replace_graph_outputs=True)
-    return dict.fromkeys(names, name)
+    return dict.fromkeys(weights, name)
 
 
 def _separate_transposes(graph: ir.Graph) -> None:
@@ -112,18 +115,18 @@ def _separate_transposes(graph: ir.Graph) -> None:
         if weight is None or rows is None or not rows.uses() or not _is_transposed(rows):
             continue
         if rows not in zeros:
-            zero = add_initializer(graph, "lowering.zero", np.zeros((1,) * weight.q.ndim, weight.s.dtype))
-            zeros[rows] = add_node(node, "Add", [rows, zero], name=f"{rows.name}.separate")
+            zero = add_initializer(graph, names.shared("zero"), np.zeros((1,) * weight.q.ndim, weight.s.dtype))
+            zeros[rows] = add_node(node, "Add", [rows, zero], name=names.derived(rows.name, "separate"))
             zeros[rows].shape = rows.shape
         node.replace_input_with(0, zeros[rows])
 
 
-def _use_plugin(graph: ir.Graph, names: frozenset[str]) -> None:
+def _use_plugin(graph: ir.Graph, weights: frozenset[str]) -> None:
     """Replace the MatMul of each named int8 weight by one node of the plugin: rows, int8 weight, scales."""
     for node in list(graph):
         weight = int8_weight(node.inputs[1]) if node.op_type == "MatMul" else None
         rows = node.inputs[0] if weight is not None else None
-        if weight is None or rows is None or str(weight.values.name) not in names:
+        if weight is None or rows is None or str(weight.values.name) not in weights:
             continue
         # The parser finds a plugin by the operator's name and these two attributes.
         attributes = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": "1"}
@@ -131,7 +134,7 @@ def _use_plugin(graph: ir.Graph, names: frozenset[str]) -> None:
         made.name = node.name
         node.prepend(made)
         out, result = node.outputs[0], made.outputs[0]
-        result.name, out.name = out.name, f"{out.name}.before"
+        result.name, out.name = out.name, names.derived(out.name, "before")
         result.type, result.shape = out.type, out.shape
         ir.convenience.replace_all_uses_with(out, result, replace_graph_outputs=True)
 
@@ -154,7 +157,7 @@ def _fold(graph: ir.Graph) -> None:
         if scale.ndim == 1 and weight.q.ndim > 1:
             scale = scale.reshape([-1 if axis == weight.axis % weight.q.ndim else 1 for axis in range(weight.q.ndim)])
         out = node.outputs[0]
-        folded = add_initializer(graph, f"{weight.values.name}.folded", floats * scale)
+        folded = add_initializer(graph, names.derived(weight.values.name, "folded"), floats * scale)
         ir.convenience.replace_all_uses_with(out, folded, replace_graph_outputs=True)
 
 
@@ -183,7 +186,7 @@ def _name_gemms(graph: ir.Graph) -> None:
     for index, node in enumerate(graph):
         weight = int8_weight(node.outputs[0])
         if weight is not None:
-            node.name = f"int8:{weight.values.name}"
+            node.name = names.dequantize_node(weight.values.name)
             continue
         read = int8_weight(node.inputs[1]) if node.op_type == "MatMul" else None
-        node.name = f"{index}:{node.op_type}" if read is None else f"gemm:{read.values.name}"
+        node.name = names.numbered_node(index, node.op_type) if read is None else names.gemm_node(read.values.name)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from export import names
 from export.lowering.nodes import add_initializer, add_node, constant
 from graphs.base.names import USER_INDEX
 
@@ -55,7 +56,7 @@ class _Users:
             assert value.shape is not None
             axis = self.axis[value]
             shape = self._shape(len(value.shape), axis)
-            whole = add_node(before, "Expand", [value, shape], name=f"{value.name}.all_rows", like=value)
+            whole = add_node(before, "Expand", [value, shape], name=names.derived(value.name, "all_rows"), like=value)
             whole.shape = _resized(value.shape, axis, ROWS)
             self.expanded[value] = whole
         return self.expanded[value]
@@ -64,8 +65,10 @@ class _Users:
         """Return a batch of one matrix [1, K, M] as the matrix."""
         if value not in self.matrices:
             assert value.shape is not None
-            axes = add_initializer(self.graph, "lowering.axes.0", np.array([0], np.int64))
-            self.matrices[value] = add_node(before, "Squeeze", [value, axes], name=f"{value.name}.matrix", like=value)
+            axes = add_initializer(self.graph, names.shared("axes", 0), np.array([0], np.int64))
+            self.matrices[value] = add_node(
+                before, "Squeeze", [value, axes], name=names.derived(value.name, "matrix"), like=value
+            )
             self.matrices[value].shape = ir.Shape(value.shape[1:])
         return self.matrices[value]
 
@@ -78,13 +81,13 @@ class _Users:
             counting = self.count.producer()
             assert counting is not None
             shape = ir.node("Concat", pieces, {"axis": 0})
-            shape.outputs[0].name, shape.outputs[0].type = f"lowering.rows.{axis}.{rank}", self.count.type
+            shape.outputs[0].name, shape.outputs[0].type = names.shared("rows", axis, rank), self.count.type
             counting.append(shape)
             self.shapes[rank, axis] = shape.outputs[0]
         return self.shapes[rank, axis]
 
     def _ones(self, count: int) -> list[ir.Value]:
-        return [add_initializer(self.graph, f"lowering.ones.{count}", np.ones(count, np.int64))] if count else []
+        return [add_initializer(self.graph, names.shared("ones", count), np.ones(count, np.int64))] if count else []
 
 
 def broadcast_user(graph: ir.Graph) -> bool:
@@ -98,10 +101,10 @@ def broadcast_user(graph: ir.Graph) -> bool:
     if index is None or counted is None or not all(_is_known_use(n, index) for n in index.consumers()):
         return False
     first = graph[0]
-    count = add_node(first, "Shape", [counted], {"start": 0, "end": 1}, name="lowering.rows", like=index)
+    count = add_node(first, "Shape", [counted], {"start": 0, "end": 1}, name=names.shared("rows"), like=index)
     count.shape = ir.Shape([1])
     users = _Users(graph, count)
-    names = [str(value.name) for value in graph.outputs]
+    output_names = [str(value.name) for value in graph.outputs]
     for value in graph.inputs:
         if _row_axis(value, USERS) is not None:
             users.keep(value, 0)
@@ -125,21 +128,21 @@ def broadcast_user(graph: ir.Graph) -> bool:
             for place, read in enumerate(inner.inputs):
                 if read is not None and read in users.axis:
                     inner.replace_input_with(place, users.all_rows(read, node))
-    _expand_outputs(users, names)
+    _expand_outputs(users, output_names)
     graph.inputs.remove(index)
     return True
 
 
-def _expand_outputs(users: _Users, names: list[str]) -> None:
+def _expand_outputs(users: _Users, output_names: list[str]) -> None:
     """Give outputs that depend on the user alone all rows, under their own names."""
-    for position, (value, name) in enumerate(zip(list(users.graph.outputs), names, strict=True)):
+    for position, (value, name) in enumerate(zip(list(users.graph.outputs), output_names, strict=True)):
         if value in users.axis:
             last = ir.node("Identity", [value])
             users.graph.append(last)
             whole = users.all_rows(value, last)
             last.replace_input_with(0, whole)
             if value.name == name:
-                value.name = f"{name}.one_row"
+                value.name = names.derived(name, "one_row")
             last.outputs[0].name, last.outputs[0].type, last.outputs[0].shape = name, value.type, whole.shape
             users.graph.outputs[position] = last.outputs[0]
 

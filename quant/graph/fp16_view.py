@@ -8,13 +8,13 @@ from fnmatch import fnmatchcase
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from export import names
 from graphs.base.errors import UgsepError
 
 # Element-wise operators join a region of FP32 when everything they compute on lies in it (mean + eps).
 _FOLLOWERS = frozenset(
     {"Add", "Sub", "Mul", "Div", "Max", "Min", "Clip", "Abs", "Neg", "Exp", "Log", "Unsqueeze", "Squeeze"}
 )
-_WIDE = ".fp32"
 
 
 def to_half(model: onnx.ModelProto, keep_fp32: tuple[str, ...]) -> frozenset[str]:
@@ -54,11 +54,11 @@ def to_half(model: onnx.ModelProto, keep_fp32: tuple[str, ...]) -> frozenset[str
         wide = index in kept
         for position, name in enumerate(node.input):
             if name in floats and wide and not (name in constants and wanted[name] == {True}):
-                node.input[position] = name + _WIDE
+                node.input[position] = names.derived(name, "fp32")
         made = [o for o in node.output if o in floats]
         for position, name in enumerate(node.output):
             if name in floats and wide:
-                node.output[position] = name + _WIDE
+                node.output[position] = names.derived(name, "fp32")
         if not wide:
             _narrow_attributes(node)
         nodes.append(node)
@@ -105,12 +105,12 @@ def _kept_nodes(graph: onnx.GraphProto, patterns: tuple[str, ...], floats: set[s
     wide: set[str] = set()
     decoded = {o for n in graph.node if n.op_type in ("DequantizeLinear", "Cast") for o in n.output}
     for index, node in enumerate(graph.node):
-        names = [node.op_type, *([node.name] if node.name else [])]
+        known_as = [node.op_type, *([node.name] if node.name else [])]
         if node.op_type == "MatMul" and not {*node.input} & (constants | decoded):
-            names.append("MatMul:activations")
+            known_as.append("MatMul:activations")
         dynamic = [n for n in node.input if n in floats and n not in constants]
         follows = node.op_type in _FOLLOWERS and dynamic and all(n in wide for n in dynamic)
-        named = any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+        named = any(fnmatchcase(name, pattern) for name in known_as for pattern in patterns)
         if node.op_type != "DequantizeLinear" and (follows or named):
             kept.add(index)
             wide.update(o for o in node.output if o in floats)
@@ -145,7 +145,7 @@ def _split_constants(
         narrow.add(name)
         if True in wanted[name]:
             copy = TensorProto.FromString(tensor.SerializeToString())
-            copy.name = name + _WIDE
+            copy.name = names.derived(name, "fp32")
             graph.initializer.append(copy)
     return frozenset(narrow)
 
@@ -161,6 +161,7 @@ def _narrow_attributes(node: NodeProto) -> None:
 
 
 def _cast(name: str, wide: bool) -> NodeProto:
+    other = names.derived(name, "fp32")
     if wide:
-        return helper.make_node("Cast", [name], [name + _WIDE], name=f"{name}/to_fp32", to=TensorProto.FLOAT)
-    return helper.make_node("Cast", [name + _WIDE], [name], name=f"{name}/to_fp16", to=TensorProto.FLOAT16)
+        return helper.make_node("Cast", [name], [other], name=names.step_node(name, "to_fp32"), to=TensorProto.FLOAT)
+    return helper.make_node("Cast", [other], [name], name=names.step_node(name, "to_fp16"), to=TensorProto.FLOAT16)

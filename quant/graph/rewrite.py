@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from export import names
 from quant.arrays import Floats
 
 
@@ -53,7 +54,7 @@ def encode_weights(model: onnx.ModelProto, encoded: Mapping[str, Encoded]) -> No
         tensor.CopyFrom(_external(tensor.name, data_type, tuple(tensor.dims), entry))
         if entry.scale is not None:
             scale = np.ascontiguousarray(entry.scale)
-            graph.initializer.append(numpy_helper.from_array(scale, f"{tensor.name}.scale"))
+            graph.initializer.append(numpy_helper.from_array(scale, names.derived(tensor.name, "scale")))
     # Exporters also declare initializers as value_info; those of rewritten weights would claim the old type.
     declared = [v for v in graph.value_info if v.name not in encoded]
     kept = [ValueInfoProto.FromString(v.SerializeToString()) for v in declared]
@@ -77,14 +78,14 @@ def encode_weights(model: onnx.ModelProto, encoded: Mapping[str, Encoded]) -> No
 
 def _decode(name: str, entry: Encoded) -> NodeProto:
     if entry.scale is None:
-        out = f"{name}.float"
-        return helper.make_node("Cast", [name], [out], name=f"{name}/cast", to=TensorProto.FLOAT)
+        out = names.derived(name, "float")
+        return helper.make_node("Cast", [name], [out], name=names.step_node(name, "cast"), to=TensorProto.FLOAT)
     attributes: dict[str, Any] = {"axis": entry.axis, **({"block_size": entry.block} if entry.block else {})}
     return helper.make_node(
         "DequantizeLinear",
-        [name, f"{name}.scale"],
-        [f"{name}.dequantized"],
-        name=f"{name}/dequantize",
+        [name, names.derived(name, "scale")],
+        [names.derived(name, "dequantized")],
+        name=names.step_node(name, "dequantize"),
         **attributes,
     )
 

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from engines.backends.built_engine import EngineWeight, WeightStatus
 from engines.backends.contract import Array
 from engines.backends.engine_spec import BuildSpec
+from export import names
 from export.lowering.passes import LoweredGraph
 from graphs.base.errors import UgsepError
 
@@ -53,7 +54,7 @@ def weight_statuses(
                 found.add(("gathered-int8", "Gather"))
             elif part in at_run:
                 found.add(("dequantized-each-run", "DequantizeLinear"))
-            elif users.get(f"{part}.blocks") == "MatMulNBits":
+            elif users.get(names.derived(part, "blocks")) == "MatMulNBits":
                 found.add(("fused-int8", "MatMulNBits"))
             elif "MatMulIntegerToFloat" in (users.get(part), users.get(f"{part}{_AS_UINT8}")):
                 found.add(("fused-int8", "MatMulIntegerToFloat"))
@@ -87,7 +88,7 @@ def _merged(graph: onnx.ModelProto) -> Iterator[tuple[str, ...]]:
     groups: dict[tuple[str, tuple[int, ...], bytes], list[str]] = defaultdict(list)
     for name, values in small.items():
         groups[values.dtype.name, values.shape, values.tobytes()].append(name)
-    yield from (tuple(names) for names in groups.values() if len(names) > 1)
+    yield from (tuple(equal) for equal in groups.values() if len(equal) > 1)
 
 
 def _dequantized(node: onnx.NodeProto, values: Array, scale: Array) -> Array:

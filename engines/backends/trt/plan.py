@@ -17,6 +17,7 @@ from typing import Any
 from engines.backends.built_engine import EngineWeight, TensorSpec, WeightStatus
 from engines.backends.engine_spec import Profile
 from engines.backends.trt.worker import Job, Outcome, Shapes
+from export import names
 from graphs.base.errors import UgsepError
 
 
@@ -140,17 +141,17 @@ def int8_statuses(
     """
     statuses = []
     for name, held in weights.items():
-        own = [layer for layer in layers if name in plugin and f"gemm:{held}" in layer.nodes]
+        own = [layer for layer in layers if name in plugin and names.gemm_node(held) in layer.nodes]
         if own:
             statuses.append(EngineWeight(name, "fused-int8", f"{own[0].name} plugin"))
             continue
         readers = [
             layer
             for layer in layers
-            if f"int8:{held}" in layer.nodes and any(kind == "Int8" for _, kind in layer.constants)
+            if names.dequantize_node(held) in layer.nodes and any(kind == "Int8" for _, kind in layer.constants)
         ]
         gathers = [layer for layer in readers if "Gath" in layer.name]
-        fused = [layer for layer in readers if f"gemm:{held}" in layer.nodes]
+        fused = [layer for layer in readers if names.gemm_node(held) in layer.nodes]
         status: WeightStatus = "folded-to-float"
         if fused:
             status = "fused-int8"
