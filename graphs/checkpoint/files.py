@@ -74,12 +74,14 @@ def stored_weights(folder: Path) -> dict[str, Stored]:
             if promised.get(name) != shard.name:
                 known = [n for n, s in promised.items() if s == shard.name]
                 raise UgsepError(
-                    f"{shard}: unknown weight '{name}', the index does not place it here{nearest(name, known)}"
+                    f"{shard}: unknown weight '{name}', not listed for this shard in the index{nearest(name, known)}"
                 )
             found[name] = stored
-    for name, place in promised.items():
+    for name, shard_name in promised.items():
         if name not in found:
-            raise UgsepError(f"{folder / place}: weight '{name}' is missing, the index places it here; copy it again")
+            raise UgsepError(
+                f"{folder / shard_name}: weight '{name}' is missing, although the index lists it here; copy it again"
+            )
     return found
 
 

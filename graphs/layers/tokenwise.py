@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def cut_last(x: Tensor, parts: int) -> Tensor:
-    """Cut the last axis in equal parts; [..., parts * w] -> [..., parts, w]."""
-    return x.reshape(*x.shape[:-1], parts, x.shape[-1] // parts)
+def cut_last(x: Tensor, count: int) -> Tensor:
+    """Cut the last axis into ``count`` equal chunks; [..., count * w] -> [..., count, w]."""
+    return x.reshape(*x.shape[:-1], count, x.shape[-1] // count)
 
 
 class RMSNorm(nn.Module):

@@ -24,11 +24,11 @@ def load_checkpoint(directory: Path) -> RankingModel:
     return _class_of(directory, read_config(directory)).from_pretrained(directory)
 
 
-def weightless_model(directory: Path) -> RankingModel:
-    """Return the model a checkpoint folder holds on the meta device, in eval mode: names and shapes, no numbers.
+def meta_model(directory: Path) -> RankingModel:
+    """Return the model a checkpoint folder holds on the meta device, in eval mode: names and shapes, no values.
 
     Raises:
-        UgsepError: as ``load_checkpoint``, but the numbers are not looked at.
+        UgsepError: as ``load_checkpoint``, except that values are not checked.
     """
     config = read_config(directory)
     kind = _class_of(directory, config)

@@ -67,15 +67,17 @@ class ModelConfig:
         raise NotImplementedError(f"{type(self).__name__} must define counts")
 
 
-def check_divides(field: str, value: int, parts_field: str, parts: int) -> None:
-    """Refuse a width that does not fall into equal parts.
+def check_divides(field: str, value: int, divisor_field: str, divisor: int) -> None:
+    """Refuse a width that cannot be divided evenly.
 
     Raises:
-        UgsepError: ``parts`` does not divide ``value``; names both fields and the next larger value that works.
+        UgsepError: ``divisor`` does not divide ``value``; names both fields and the next larger value that works.
     """
-    if value % parts:
-        works = -(-value // parts) * parts
-        raise UgsepError(f"{field} {value} is not divisible by the {parts} {parts_field}; {field} = {works} works")
+    if value % divisor:
+        works = -(-value // divisor) * divisor
+        raise UgsepError(
+            f"{field} {value} is not divisible by the {divisor} {divisor_field}; {field} = {works} works"
+        )
 
 
 class RankingModel(nn.Module, ModelHubMixin):

@@ -116,7 +116,7 @@ class TokenMixerLargeConfig(ModelConfig):
         user, item = (plan_counts(plan, self.embedding_width, self.width) for plan in self.plans())
         total = Counts(user, item) + heads(len(self.tasks), self.width, self.tower)
         total += Counts(
-            *(group_network_counts(part, self.embedding_width, self.width) for part in self.global_features())
+            *(group_network_counts(read, self.embedding_width, self.width) for read in self.global_features())
         )
         (n, m), (c_u, c_g) = self.sides(), self.rows()
         row_width = self.tokens * self.width // (c_u + c_g)
