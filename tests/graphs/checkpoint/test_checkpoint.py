@@ -74,11 +74,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown setting": (_config(widht=8), "unknown setting 'widht', did you mean 'width'"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "no weights at"),
     "truncated": (_truncate, "truncated or not safetensors"),
-    "pickle": (_pickle, "found model.pt: pickles are refused"),
+    "pickle": (_pickle, "found model.pt: pickles are not accepted"),
     "NaN": (_weights(lambda w: w[SPREAD].view(-1)[:2].fill_(torch.nan)), f"'{SPREAD}' has 2 NaN or infinite"),
     "missing weight": (_weights(lambda w: w.pop(SPREAD)), f"weight '{SPREAD}' is missing"),
     "surplus weight": (_weights(lambda w: w.update(odd=torch.zeros(1))), "unknown weight 'odd'"),
-    "wrong shape": (_config(hidden=11), r"has shape \(4, 10, 24\), config.json asks for \(4, 11, 24\)"),
+    "wrong shape": (_config(hidden=11), r"has shape \(4, 10, 24\), config.json requires \(4, 11, 24\)"),
 }
 
 

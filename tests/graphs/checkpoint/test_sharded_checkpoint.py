@@ -113,7 +113,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated shard": (_truncate, r"model-00002-of-00003.safetensors is truncated or not safetensors"),
     "index is not JSON": (lambda d: (d / INDEX).write_text("{"), "index.json is not JSON"),
     "index without map": (lambda d: (d / INDEX).write_text("{}"), "has no 'weight_map'"),
-    "shard elsewhere": (_index(lambda m: m.update({SPREAD: "../x.safetensors"})), "'../x.safetensors' lies outside"),
+    "shard elsewhere": (_index(lambda m: m.update({SPREAD: "../x.safetensors"})), "'../x.safetensors' is outside"),
     "weight not in its shard": (_in_shard(lambda w: w.pop(SPREAD)), rf"weight '{SPREAD}' is missing, although"),
     "weight not in the index": (
         _in_shard(lambda w: w.update({"extra": torch.zeros(2)})),
@@ -121,13 +121,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "weight that the model lacks": (
         _both(lambda m: m.update({"extra": m[SPREAD]}), lambda w: w.update({"extra": torch.zeros(2)})),
-        "unknown weight 'extra'.*is config.json of this model",
+        "unknown weight 'extra'.*is config.json from this model",
     ),
     "weight that the checkpoint lacks": (
         _both(lambda m: m.pop(SPREAD), lambda w: w.pop(SPREAD)),
         rf"weight '{SPREAD}' is missing, did you",
     ),
-    "wrong shape": (_in_shard(lambda w: w.update({SPREAD: torch.zeros(2, 5)})), r"shape \(2, 5\), config.json asks"),
+    "wrong shape": (_in_shard(lambda w: w.update({SPREAD: torch.zeros(2, 5)})), r"shape \(2, 5\), config.json"),
     "NaN": (_in_shard(lambda w: w[SPREAD].fill_(float("nan"))), rf"{SPREAD}' has 8 NaN or infinite values"),
 }
 
