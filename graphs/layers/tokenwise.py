@@ -1,7 +1,7 @@
-"""Layers that every architecture shares. Token tensors are token-major, ``[T, N, D]``.
+"""Layers shared by all architectures. Token tensors are token-major, ``[T, N, D]``.
 
-Token-major keeps each token's rows contiguous, so a per-token GEMM is one batched MatMul over ``[T, N, K]``
-with no transpose before it (that is the form TensorRT fuses with int8 weights).
+Token-major keeps the rows of a feature token contiguous, so the GEMMs of all tokens are one batched MatMul over
+``[T, N, K]`` without a transpose, the form that TensorRT fuses with int8 weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class TokenwiseLinear(nn.Module):
-    """One linear layer per token: ``[T, N, K] -> [T, N, M]``, weight [T, K, M], bias [T, 1, M]."""
+    """One linear layer per feature token: ``[T, N, K] -> [T, N, M]``, weight [T, K, M], bias [T, 1, M]."""
 
     def __init__(self, tokens: int, inputs: int, outputs: int, bias: bool = True, gain: float = 1.0) -> None:
         super().__init__()
@@ -36,20 +36,20 @@ class TokenwiseLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weights uniform with variance ``gain² / (3 K)``, as nn.Linear does; zero bias."""
+        """Initialise weights uniformly with variance ``gain² / (3 K)``, as nn.Linear does, and biases with zero."""
         bound = self.gain / math.sqrt(self.weight.shape[1])
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return each token's rows times its own weight, [T, N, M]."""
+        """Return each token's rows times its weight, [T, N, M]."""
         y = torch.matmul(x, self.weight)  # [T, N, M]
         return y if self.bias is None else y + self.bias
 
 
 class TokenwiseSwiGLU(nn.Module):
-    """``W_down(SiLU(W_gate x) * (W_up x))`` with weights of its own for every token; [T, N, D] -> [T, N, D]."""
+    """``W_down(SiLU(W_gate x) * (W_up x))`` with separate weights per feature token; [T, N, D] -> [T, N, D]."""
 
     def __init__(self, tokens: int, width: int, hidden: int, down_gain: float = 1.0) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class TokenwiseSwiGLU(nn.Module):
 
 
 class TokenwiseFFN(nn.Module):
-    """``W2 GELU(W1 x + b1) + b2`` with weights of its own for every token; [T, N, K] -> [T, N, M]."""
+    """``W2 GELU(W1 x + b1) + b2`` with separate weights per feature token; [T, N, K] -> [T, N, M]."""
 
     def __init__(self, tokens: int, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -72,13 +72,13 @@ class TokenwiseFFN(nn.Module):
         self.down = TokenwiseLinear(tokens, hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return each token's rows through its own network, [T, N, M]."""
+        """Return each token's rows through its network, [T, N, M]."""
         y: Tensor = self.down(functional.gelu(self.up(x)))
         return y
 
 
 class Head(nn.Module):
-    """One task's tower: [N, D] -> logits [N]; the last layer, ``logit``, stays out of int8."""
+    """One task's tower: [N, D] -> logits [N]; the last layer, ``logit``, is never quantized to int8."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()

@@ -43,9 +43,7 @@ class ModelConfig:
     tower: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "user_tokens", "item_tokens", "tower"):
-            if getattr(self, name) < 1:
-                raise UgsepError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_at_least(1, self, "width", "layers", "user_tokens", "item_tokens", "tower")
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise UgsepError(f"tasks are {list(self.tasks)}; name one or more different tasks")
         names = [f.name for f in self.features]
@@ -65,6 +63,17 @@ class ModelConfig:
     def counts(self) -> Counts:
         """Return parameters and FLOPs of both sides from the sizes alone; embedding tables are not counted."""
         raise NotImplementedError(f"{type(self).__name__} must define counts")
+
+
+def check_at_least(least: int, config: object, *names: str) -> None:
+    """Reject settings below ``least``, and NaN.
+
+    Raises:
+        UgsepError: names the field and its value.
+    """
+    for name in names:
+        if not getattr(config, name) >= least:
+            raise UgsepError(f"{name} is {getattr(config, name)}; it must be at least {least}")
 
 
 def check_divides(field: str, value: int, divisor_field: str, divisor: int) -> None:

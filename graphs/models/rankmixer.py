@@ -7,9 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from graphs.base.errors import UgsepError
 from graphs.base.names import SIDES
-from graphs.layers.moe import ReLUSparseFFN, check_experts, check_loss_weights
+from graphs.layers.moe import ReLUSparseFFN, check_experts
 from graphs.layers.parameter_counts import (
     Count,
     Counts,
@@ -24,7 +23,7 @@ from graphs.layers.parameter_counts import (
 from graphs.layers.tokenize import ChunkTokenizer, FeatureEmbedding, chunk_counts, chunk_width, in_semantic_order
 from graphs.layers.tokenwise import Head, TokenwiseFFN
 from graphs.layers.ugsep import Compensation, SeparatedResidual, Tokens, each_side, masked_mix, separate
-from graphs.models.ranking_model import ModelConfig, RankingModel, check_divides
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least, check_divides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +49,9 @@ class RankMixerConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("hidden", "embedding_width"):
-            if getattr(self, name) < 1:
-                raise UgsepError(f"{name} is {getattr(self, name)}; give at least 1")
-        if self.mixed_user_tokens < 0 or self.mixed_item_tokens < 0:
-            raise UgsepError("mixed_user_tokens and mixed_item_tokens cannot be negative; 0 keeps the counts")
+        check_at_least(1, self, "hidden", "embedding_width")
+        check_at_least(0, self, "mixed_user_tokens", "mixed_item_tokens", "l1_weight")
         check_experts(self.experts, self.experts, ("experts", "experts"))
-        check_loss_weights(self, "l1_weight")
         self.chunks()
         user, item = self.token_counts()[1]
         check_divides("width", self.width, "mixed tokens (user_tokens + item_tokens, or the mixed ones)", user + item)

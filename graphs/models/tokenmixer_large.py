@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from graphs.base.errors import UgsepError
 from graphs.base.features import Feature, of_side
 from graphs.base.names import SIDES
-from graphs.layers.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts, check_loss_weights
+from graphs.layers.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts
 from graphs.layers.parameter_counts import Count, Counts, compensation, heads, norm, swiglu_experts, tokenwise_swiglu
 from graphs.layers.tokenize import (
     FeatureEmbedding,
@@ -25,7 +25,7 @@ from graphs.layers.tokenize import (
 )
 from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseSwiGLU
 from graphs.layers.ugsep import Compensation, Tokens, each_side, masked_mix, separate
-from graphs.models.ranking_model import ModelConfig, RankingModel, check_divides
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least, check_divides
 
 DOWN_GAIN = 0.01  # 2602.06563: the last projection starts at a hundredth, so a block starts near the identity
 
@@ -62,17 +62,12 @@ class TokenMixerLargeConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("hidden", "embedding_width"):
-            if getattr(self, name) < 1:
-                raise UgsepError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_at_least(1, self, "hidden", "embedding_width")
+        check_at_least(0, self, "mixed_user_rows", "mixed_item_rows", "residual_every", "auxiliary_weight")
         for name, known in (("global_token", ("item", "split")), ("read_out", ("mean", "global"))):
             if getattr(self, name) not in known:
                 raise UgsepError(f"{name} is '{getattr(self, name)}'; give '{known[0]}' or '{known[1]}'")
-        for name in ("mixed_user_rows", "mixed_item_rows", "residual_every"):
-            if getattr(self, name) < 0:
-                raise UgsepError(f"{name} is {getattr(self, name)}; give 0 or more")
         check_experts(self.experts, self.active_experts, ("experts", "active_experts"))
-        check_loss_weights(self, "auxiliary_weight")
         if self.experts:
             if self.active_experts < 2:
                 raise UgsepError("active_experts is 1, but one is the shared expert; active_experts = 2 works")

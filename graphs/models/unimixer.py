@@ -14,7 +14,7 @@ from graphs.layers.parameter_counts import Count, Counts, compensation, heads, n
 from graphs.layers.tokenize import ChunkTokenizer, FeatureEmbedding, chunk_counts, chunk_width, in_semantic_order
 from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseSwiGLU
 from graphs.layers.ugsep import Compensation, Tokens, each_side, separate
-from graphs.models.ranking_model import ModelConfig, RankingModel
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,10 @@ class UniMixerConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("hidden", "embedding_width", "block", "bases", "rank", "sinkhorn_steps"):
-            if getattr(self, name) < 1:
-                raise UgsepError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_at_least(1, self, "hidden", "embedding_width", "block", "bases", "rank", "sinkhorn_steps")
         for name in ("first_temperature", "last_temperature"):
             if not getattr(self, name) > 0:
-                raise UgsepError(f"{name} is {getattr(self, name)}; give a number above 0")
+                raise UgsepError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.width % self.block:
             works = next(b for b in range(min(self.block, self.width), 0, -1) if self.width % b == 0)
             raise UgsepError(

@@ -19,7 +19,7 @@ from graphs.layers.tokenize import (
 )
 from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseSwiGLU
 from graphs.layers.ugsep import Compensation, Tokens, each_side, separate
-from graphs.models.ranking_model import ModelConfig, RankingModel
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,7 @@ class ZenithConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden < 1:
-            raise UgsepError(f"hidden is {self.hidden}; give at least 1")
+        check_at_least(1, self, "hidden")
         self.plans()
         self.token_counts()
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from graphs.base.errors import UgsepError
-from graphs.layers.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts, check_loss_weights
+from graphs.layers.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts
 from graphs.layers.parameter_counts import (
     Count,
     Counts,
@@ -28,7 +27,7 @@ from graphs.layers.tokenize import (
 )
 from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseLinear, TokenwiseSwiGLU
 from graphs.layers.ugsep import Compensation, Tokens, each_side, separate, ug_attention
-from graphs.models.ranking_model import ModelConfig, RankingModel, check_divides
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least, check_divides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +50,10 @@ class ZenithPPConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("attention_heads", "hidden"):
-            if getattr(self, name) < 1:
-                raise UgsepError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_at_least(1, self, "attention_heads", "hidden")
         check_divides("width", self.width, "attention_heads", self.attention_heads)
         check_experts(self.experts, self.active_experts, ("experts", "active_experts"))
-        check_loss_weights(self, "balance_weight", "z_weight")
+        check_at_least(0, self, "balance_weight", "z_weight")
         self.plans()
 
     def sides(self) -> tuple[int, int]:
