@@ -68,7 +68,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "no checkpoint at .*config.json is missing; train one"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
     "config is no JSON": (lambda d: (d / "config.json").write_text("{"), "is not JSON"),
-    "config is a list": (lambda d: (d / "config.json").write_text("[]"), "holds a list, not a mapping"),
+    "config is a list": (lambda d: (d / "config.json").write_text("[]"), "contains a list, not a mapping"),
     "no architecture": (_config(architecture=None), "no 'architecture'"),
     "unknown architecture": (_config(architecture="zenit"), "unknown model 'zenit', did you mean 'zenith'"),
     "unknown setting": (_config(widht=8), "unknown setting 'widht', did you mean 'width'"),
