@@ -126,11 +126,11 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
     """
     torch.set_num_threads(1)
     source_model = load_source_model(recipe, Sources(None))
-    subgraphs = split_source_model(source_model)
-    request = synthetic_requests(source_model, subgraphs, 1, candidates, seed=1)[0]
+    split_model = split_source_model(source_model)
+    request = synthetic_requests(source_model, split_model, 1, candidates, seed=1)[0]
     with tempfile.TemporaryDirectory(prefix="ugsep-split-bench-") as scratch:
         folder = Path(scratch)
-        onnx = export_graphs(case, source_model, subgraphs, folder / "onnx")
+        onnx = export_graphs(case, source_model, split_model, folder / "onnx")
         if precision != "fp32":
             quantize_side(onnx["user"], folder / "onnx", scheme=scheme_from("absmax"))
         engines = {
@@ -142,7 +142,7 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
         runners = {side: load_built(built, folder) for side, built in engines.items()}
         ranker = Ranker(runners["user"], runners["item"], engines["user"], engines["item"])
         bandwidth = read_bandwidth()
-        latency = measure(runners["full"], ranker, request, {candidates: subgraphs.speedup_limit(candidates)})[0]
+        latency = measure(runners["full"], ranker, request, {candidates: split_model.speedup_limit(candidates)})[0]
         feeds = _feeds(ranker, request.user, request.items, candidates)
         for runner in runners.values():
             runner.close()
@@ -154,8 +154,8 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
         case,
         precision,
         latency,
-        subgraphs.item_cost.flops / subgraphs.full_cost.flops,
-        subgraphs.user_cost.weight_bytes * USER_PRECISIONS[precision],
+        split_model.item_cost.flops / split_model.full_cost.flops,
+        split_model.user_cost.weight_bytes * USER_PRECISIONS[precision],
         bandwidth,
         ops,
     )
@@ -174,12 +174,14 @@ def split_only(recipe: Recipe) -> str:
     watcher = threading.Thread(target=watch)
     watcher.start()
     started = time.perf_counter()
-    subgraphs = split_source_model(source_model)
+    split_model = split_source_model(source_model)
     seconds = time.perf_counter() - started
     done.set()
     watcher.join()
     own = {p.untyped_storage().data_ptr() for p in source_model.module.parameters()}
-    weights = [p for graph in (subgraphs.full, subgraphs.user, subgraphs.item) for p in graph.module.parameters()]
+    weights = [
+        p for graph in (split_model.full, split_model.user, split_model.item) for p in graph.module.parameters()
+    ]
     copied = sum(p.nbytes for p in weights if p.untyped_storage().data_ptr() not in own)
     return (
         f"{parameters / 1e9:.2f} B parameters, {held / 1e9:.2f} GB resident: split in {seconds:.1f} s, at most "

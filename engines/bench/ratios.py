@@ -123,8 +123,8 @@ def _point(recipe: Recipe, baselines: Sequence[str], settings: Settings, work: P
     torch.set_num_threads(1)
     model = load_model(recipe, Sources(None))
     source_model = of_model(model)
-    subgraphs = split_source_model(source_model)
-    graphs = export_graphs("ratio", source_model, subgraphs, work / "onnx")
+    split_model = split_source_model(source_model)
+    graphs = export_graphs("ratio", source_model, split_model, work / "onnx")
     source = BaselineSource(graphs["full"], work, recipe, Weights())
     sides: tuple[GraphSide, ...] = ("user", "item")
     for side in sides:
@@ -133,7 +133,7 @@ def _point(recipe: Recipe, baselines: Sequence[str], settings: Settings, work: P
     ours = [our_contender(pair) for pair in pairs]
     plain = next(c.name for c, pair in zip(ours, pairs, strict=True) if pair.is_plain)
     contenders = [*baseline_contenders(tuple(dict.fromkeys((_SAME_ENGINE, *baselines))), source), *ours]
-    costs = costs_of_split(subgraphs)
+    costs = costs_of_split(split_model)
     request = _request(model, settings.candidates[0])
     found = measure(contenders, source, request, costs, settings, peak=lambda _: peak)
     whole = {t.name: t.ms.p50 for t in found.timings if t.variant == "whole"}

@@ -81,44 +81,44 @@ def module_sha256(module: nn.Module) -> str:
 def split_source_model(source_model: SourceModel, progress: ProgressCallback = silent) -> Split:
     """Split a source_model by its named sides; the errors of ``graphs.split.split``."""
     progress(Progress("split", 0, 1))
-    subgraphs = split(source_model.module, source_model.example, user=source_model.user, item=source_model.item)
-    progress(Progress("split", 1, 1, f"{subgraphs.reusable_share:.0%} of the FLOPs are saved per candidate"))
-    return subgraphs
+    split_model = split(source_model.module, source_model.example, user=source_model.user, item=source_model.item)
+    progress(Progress("split", 1, 1, f"{split_model.reusable_share:.0%} of the FLOPs are saved per candidate"))
+    return split_model
 
 
 def fresh_feeds(
-    source_model: SourceModel, subgraphs: Split, users: int, candidates: int, seed: int
+    source_model: SourceModel, split_model: Split, users: int, candidates: int, seed: int
 ) -> dict[GraphSide, dict[str, Tensor]]:
     """Return fresh random feeds of the three graphs that describe the same request.
 
     Args:
         source_model: where rows come from.
-        subgraphs: its split.
+        split_model: its split.
         users: rows of the user graph.
         candidates: rows of the item and the full graph.
         seed: of the rows and of the candidates' users.
     """
     generator = torch.Generator().manual_seed(seed)
-    example = dict(zip(subgraphs.traced.inputs, subgraphs.traced.example, strict=True))
+    example = dict(zip(split_model.traced.inputs, split_model.traced.example, strict=True))
     rows = source_model.rows_like(example, users, generator)
     items = source_model.rows_like(example, candidates, generator)
     index = torch.randint(0, users, (candidates,), generator=generator)
     everything = {n: rows[n][index] if n in source_model.user else items[n] for n in example}
-    given = {**everything, **subgraphs.user({n: rows[n] for n in subgraphs.user.inputs}), USER_INDEX: index}
+    given = {**everything, **split_model.user({n: rows[n] for n in split_model.user.inputs}), USER_INDEX: index}
     return {
-        "full": {n: everything[n] for n in subgraphs.full.inputs},
-        "user": {n: rows[n] for n in subgraphs.user.inputs},
-        "item": {n: given[n] for n in subgraphs.item.inputs},
+        "full": {n: everything[n] for n in split_model.full.inputs},
+        "user": {n: rows[n] for n in split_model.user.inputs},
+        "item": {n: given[n] for n in split_model.item.inputs},
     }
 
 
 def synthetic_requests(
-    source_model: SourceModel, subgraphs: Split, requests: int, candidates: int, seed: int
+    source_model: SourceModel, split_model: Split, requests: int, candidates: int, seed: int
 ) -> list[Request]:
     """Return random requests without labels, rows drawn as the source_model says; for trials, not for calibration."""
     generator = torch.Generator().manual_seed(seed)
-    example = dict(zip(subgraphs.traced.inputs, subgraphs.traced.example, strict=True))
-    engine_only = {*subgraphs.user.outputs, USER_INDEX}
+    example = dict(zip(split_model.traced.inputs, split_model.traced.example, strict=True))
+    engine_only = {*split_model.user.outputs, USER_INDEX}
     made = []
     for identity in range(requests):
         user = source_model.rows_like(example, 1, generator)
@@ -126,8 +126,8 @@ def synthetic_requests(
         made.append(
             Request(
                 identity,
-                {n: np.ascontiguousarray(user[n]) for n in subgraphs.user.inputs},
-                {n: np.ascontiguousarray(item[n]) for n in subgraphs.item.inputs if n not in engine_only},
+                {n: np.ascontiguousarray(user[n]) for n in split_model.user.inputs},
+                {n: np.ascontiguousarray(item[n]) for n in split_model.item.inputs if n not in engine_only},
             )
         )
     return made

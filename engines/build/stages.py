@@ -91,7 +91,7 @@ class CompiledEngines:
 
 
 def split_model(job: Job, source: SourceModel) -> SplitModel:
-    """Split the model and compare the halves with it on random rows.
+    """Split the model and compare its user and item graph with it on random rows.
 
     Raises:
         UgsepError: the errors of ``graphs.split.split``; GateFailed if the graphs differ from the model.

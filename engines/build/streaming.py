@@ -20,7 +20,7 @@ from graphs.base.features import Feature, of_side, random_rows
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.checkpoint.files import fingerprint, stored_weights
-from graphs.models.pretrained import weightless_model
+from graphs.models.pretrained import meta_model
 from graphs.models.ranking_model import RankingModel
 from graphs.split.split import Split, split_traced
 from graphs.trace.trace import trace
@@ -54,7 +54,7 @@ def stream(
     check_architecture(recipe, checkpoint)
     torch.set_num_threads(1)  # weights are quantized in parallel, not the operations of each
     stored = stored_weights(checkpoint)
-    model = weightless_model(checkpoint)
+    model = meta_model(checkpoint)
     with open_weights(stored) as weights, weights.reading_ahead(_ahead_bytes()) as enough:
         graphs = _traced(weightless_graphs(name, model, weights, progress), enough)
         source = json.dumps([fingerprint(checkpoint), tool_versions()])

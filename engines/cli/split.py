@@ -61,11 +61,11 @@ def split_command(
 
     with redirect_stdout(sys.stderr):  # what the user's code prints is not part of the output
         model, example = load_factory(factory)
-        subgraphs = split(model, example, user=_names(user), item=_names(item), hoisting=hoisting)
-        proof = prove(subgraphs)
-    explanation = explain(subgraphs, candidates)
+        split_model = split(model, example, user=_names(user), item=_names(item), hoisting=hoisting)
+        proof = prove(split_model)
+    explanation = explain(split_model, candidates)
     if graph is not None:
-        graph.write_text(draw(subgraphs, factory, candidates), encoding="utf-8")
+        graph.write_text(draw(split_model, factory, candidates), encoding="utf-8")
     if as_json:
         click.echo(
             json.dumps({"proof": dataclasses.asdict(proof), "split": to_json(explanation)}, indent=2, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Errors, names, strict configs, progress and feature declarations: what every package stands on."""
+"""Errors, names, strict configs, progress and feature declarations, shared by all packages."""
 
 from graphs.base.errors import GateFailed, UgsepError, nearest
 

@@ -17,19 +17,19 @@ from graphs.base.errors import UgsepError, nearest
 __all__ = ["check_plain", "parse", "to_mapping", "unique_names"]
 
 T = TypeVar("T")
-_MAX_NUMBER = 1e300  # beyond every size, count and time, and below what overflows
+_MAX_NUMBER = 1e300  # above any size, count or time, and safe from overflow
 _STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 
 
 def parse(cls: type[T], values: Any, location: str, *, complete: bool = False) -> T:
-    """Build the dataclass ``cls`` from ``values``; ``location`` names the file or the document in errors.
+    """Build the dataclass ``cls`` from ``values``; ``location`` names the file or document in errors.
 
-    Lists become tuples and integers are accepted for floats, as YAML and JSON write them; nothing else is converted.
-    ``complete``: fields with a default must be given too.
+    Lists become tuples, and integers are accepted for floats; nothing else is converted. With ``complete``, fields
+    that have a default must be given too.
 
     Raises:
-        UgsepError: an unknown field (with the nearest name), a missing one, or a value of the wrong type; the path of
-            the field is named.
+        UgsepError: an unknown field (with the nearest name), a missing field, or a value of the wrong type; names
+            the path of the field.
     """
     if not isinstance(values, Mapping):
         raise UgsepError(f"{location}: expected a mapping of settings, got {type(values).__name__}")
@@ -44,11 +44,11 @@ def parse(cls: type[T], values: Any, location: str, *, complete: bool = False) -
 
 
 def check_plain(value: Any, location: str) -> None:
-    """Refuse numbers and texts that no document of ours holds, at any depth.
+    """Reject numbers and strings that none of our documents contain, at any depth.
 
     Raises:
-        UgsepError: a number beyond 1e300, or a text or name with a control character or a lone surrogate, which would
-            drive the reader's terminal.
+        UgsepError: a number beyond 1e300, or a string or key with a control character, which could control the
+            reader's terminal, or a lone surrogate.
     """
     if isinstance(value, Mapping):
         for key, item in value.items():
@@ -65,10 +65,10 @@ def check_plain(value: Any, location: str) -> None:
 
 
 def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object, as ``object_pairs_hook``: readers disagree on which value of a repeated name counts.
+    """Build a JSON object (an ``object_pairs_hook``), since parsers disagree on which of two equal names counts.
 
     Raises:
-        ValueError: a name is given twice.
+        ValueError: a name occurs twice.
     """
     made = dict(pairs)
     if len(made) != len(pairs):
@@ -96,7 +96,7 @@ Path = tuple[str | int, ...]
 
 
 def _fields(cls: Any) -> Mapping[str, tuple[Any, bool]]:
-    """Return the type of every field of a dataclass, and whether it must be given."""
+    """Return the type of every field of a dataclass, and whether it is required."""
     hints = _hints(cls)
     missing = dataclasses.MISSING
     return {
@@ -134,7 +134,7 @@ def _wrong_names(kind: Any, value: Any, path: Path, complete: bool) -> Iterator[
 
 
 def _path_of(error: msgspec.ValidationError, cls: Any, values: Any) -> Path:
-    """Return the path of the refused value; msgspec does not name the key of a mapping, so each is tried."""
+    """Return the path of the rejected value; msgspec does not name the key of a mapping, so try each."""
     path: Path = ()
     for name, index in _STEP.findall(str(error).rpartition(" - at `$")[2]):
         if index != "...":
@@ -169,7 +169,7 @@ def _type_at(kind: Any, path: Path) -> Any:
 
 
 def _wanted(kind: Any) -> str:
-    """Say what a type takes, in the words of JSON."""
+    """Describe the values a type accepts, in JSON terms."""
     words = []
     for member in _members(kind):
         if get_origin(member) is Literal:
@@ -184,6 +184,6 @@ def _wanted(kind: Any) -> str:
 
 
 def _named(location: str, path: Path) -> str:
-    """Name a field: ``recipe: serving.threads``, ``manifest: engines[0].built``."""
+    """Return the name of a field: ``recipe: serving.threads``, ``manifest: engines[0].built``."""
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{ascii(step)[1:-1]:.60}" for step in path)
     return f"{location}: {text.lstrip('.')}" if text else location

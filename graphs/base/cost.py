@@ -1,7 +1,12 @@
-"""FLOPs and bytes of a traced graph, per row: multiply-adds count two, element-wise ops one per element."""
+"""FLOPs and bytes of a traced graph, per row: two per multiply-add, one per element of an element-wise op.
+
+torch's FlopCounterMode gives the same counts for products (tests compare them), but it has to run the op: ten times
+slower per product, 1.2 s for an LSTM over 200 steps. It also counts neither matrix-vector nor outer products.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +30,7 @@ _FREE = {
 
 @dataclass(frozen=True)
 class SideCost:
-    """Cost of one side: FLOPs per row, and bytes of the weights it reads (``tables``: embedding tables, gathered)."""
+    """Cost of one side: FLOPs per row, bytes of the weights it reads, and bytes of its embedding tables."""
 
     flops: int
     gemm_flops: int
@@ -33,30 +38,27 @@ class SideCost:
     table_bytes: int
 
 
-def static(value: Any, rows: int = 1) -> int:
-    """Return a size with the batch symbol set to ``rows``."""
+def static(value: Any) -> int:
+    """Return a size for a batch of one row."""
     if isinstance(value, torch.SymInt):
         expression: Any = value.node.expr
-        return int(expression.subs(dict.fromkeys(expression.free_symbols, rows)))
+        return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
     return int(value)
 
 
-def numel(value: torch.Tensor, rows: int = 1) -> int:
-    """Return the number of elements of a traced tensor for ``rows`` rows."""
-    count = 1
-    for size in value.shape:
-        count *= static(size, rows)
-    return count
+def numel(value: torch.Tensor) -> int:
+    """Return the number of elements per row of a traced tensor."""
+    return static(value.numel())
 
 
-def nbytes(node: fx.Node, rows: int = 1) -> int:
-    """Return the bytes of a node's tensor for ``rows`` rows."""
+def nbytes(node: fx.Node) -> int:
+    """Return the bytes per row of a node's tensor."""
     value = node.meta["val"]
-    return numel(value, rows) * int(value.element_size())
+    return numel(value) * int(value.element_size())
 
 
 def gemm_flops(node: fx.Node) -> int:
-    """Return the FLOPs per row of a matrix product or convolution, 0 for any other node."""
+    """Return the FLOPs per row of a product, convolution or recurrence, 0 for any other node."""
     if node.op != "call_function":
         return 0
     target: Any = node.target
@@ -88,14 +90,11 @@ def _recurrent_or_einsum(node: fx.Node) -> int:
         for term, operand in zip(equation.split("->")[0].split(","), operands, strict=True):
             assert isinstance(operand, fx.Node)
             sizes.update({c: static(s) for c, s in zip(term.strip(), operand.meta["val"].shape, strict=False)})
-        total = 2
-        for size in sizes.values():
-            total *= size
-        return total
+        return 2 * math.prod(sizes.values())
     inputs, weights = node.args[0], node.args[2]
     assert isinstance(inputs, fx.Node)
     assert isinstance(weights, (list, tuple))
-    # Every time step multiplies each weight matrix once; sequences are batch-first or time-first alike.
+    # Every time step multiplies each weight matrix once, whether sequences are batch first or time first.
     steps = numel(inputs.meta["val"]) // static(inputs.meta["val"].shape[-1])
     return (
         2 * steps * sum(numel(w.meta["val"]) for w in weights if isinstance(w, fx.Node) and w.meta["val"].dim() == 2)
@@ -103,7 +102,7 @@ def _recurrent_or_einsum(node: fx.Node) -> int:
 
 
 def flops(node: fx.Node) -> int:
-    """Return the FLOPs per row of a node; moving data costs none."""
+    """Return the FLOPs per row of a node; data movement costs none."""
     dense = gemm_flops(node)
     value = node.meta.get("val")
     if dense or node.op != "call_function" or node.target in _FREE or not isinstance(value, torch.Tensor):
@@ -112,7 +111,7 @@ def flops(node: fx.Node) -> int:
 
 
 def side_cost(nodes: Iterable[fx.Node]) -> SideCost:
-    """Add up the cost of the nodes of one side, each parameter counted once."""
+    """Sum the cost of the nodes of one side, counting each parameter once."""
     total = dense = 0
     weights: dict[str, int] = {}
     tables: dict[str, int] = {}

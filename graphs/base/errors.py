@@ -1,4 +1,4 @@
-"""The two errors a user can meet: bad input (exit 2) and a failed gate (exit 1)."""
+"""The two errors a user can see: bad input (exit 2) and a failed gate (exit 1)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterable
 
 
 class UgsepError(Exception):
-    """Bad input or usage: one line saying what is wrong, where, and how to fix it; exit status 2."""
+    """Bad input or usage: one line that says what is wrong, where, and how to fix it; exit status 2."""
 
 
 class GateFailed(Exception):
-    """A parity, quality or latency gate did not hold; the message names value and bound; exit status 1."""
+    """A parity, quality or latency gate did not hold; the message gives value and bound; exit status 1."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``", did you mean 'x'?"`` for the closest known name, else the list of known names.
 
-    Made to be appended to an error message: ``f"unknown model 'zenit'{nearest('zenit', models)}"``.
+    Meant to be appended to an error message: ``f"unknown model 'zenit'{nearest('zenit', models)}"``.
     """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -27,6 +27,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: object) -> str:
-    """Return the first line of what an error of a library says, or the name of its class if it says nothing."""
+    """Return the first line of an error's message, or its class name if the message is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

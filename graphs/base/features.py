@@ -1,4 +1,4 @@
-"""What goes into a ranking model: named features, each with a side, a kind and a shape."""
+"""The inputs of a ranking model: named features, each with a side, a kind and a shape."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Feature:
     """One model input; batch first.
 
     ``id``: int64 [N] in [0, vocab). ``dense``: float32 [N, width]. ``sequence``: int64 [N, width] in
-    [0, vocab), 0 is padding. ``group`` names the features that share a token; ``table`` lets a sequence
-    (or a second id) look its rows up in another feature's embedding table.
+    [0, vocab), 0 is padding. Features with the same ``group`` share a token; ``table`` lets a sequence (or a
+    second id) use another feature's embedding table.
 
     Raises:
-        UgsepError: an unknown side or kind, a vocabulary or a width below 1.
+        UgsepError: an unknown side or kind, or a vocabulary or width below 1.
     """
 
     name: str
@@ -43,13 +43,13 @@ class Feature:
         if self.kind != "dense" and self.vocab < 1:
             raise UgsepError(f"feature '{self.name}': vocab is {self.vocab}; an {self.kind} feature needs vocab >= 1")
         if self.width < 1:
-            raise UgsepError(f"feature '{self.name}': width is {self.width}; give at least 1")
+            raise UgsepError(f"feature '{self.name}': width is {self.width}; it must be at least 1")
         if self.kind == "id" and self.width != 1:
             raise UgsepError(f"feature '{self.name}': an id has width 1, not {self.width}; use kind 'sequence'")
 
     @property
     def table_name(self) -> str:
-        """Name of the embedding table the feature reads."""
+        """Name of the feature's embedding table."""
         return self.table or self.name
 
     @property
@@ -69,7 +69,7 @@ def of_side(features: Iterable[Feature], side: Side) -> tuple[Feature, ...]:
 
 
 def random_rows(features: Iterable[Feature], rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return fresh random inputs: ids uniform over the vocabulary, dense normal; [rows, ...] each."""
+    """Return random inputs [rows, ...]: ids uniform over the vocabulary, dense values normal."""
     out: dict[str, Tensor] = {}
     for f in features:
         shape = (rows, *f.row_shape)

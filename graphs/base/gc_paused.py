@@ -1,4 +1,4 @@
-"""Trace without the garbage collector: it would look through the growing graph over and over and find little."""
+"""Pause the garbage collector while tracing: it would rescan the growing graph again and again and free little."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Hold the collector of reference cycles back, for work that mostly makes objects that stay.
-
-    A collector that was off before stays off.
-    """
+    """Disable the cyclic garbage collector during work whose objects mostly stay alive."""
     was_on = gc.isenabled()
     gc.disable()
     try:

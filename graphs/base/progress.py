@@ -18,9 +18,9 @@ SECONDS_BETWEEN_LINES = 5.0
 
 @dataclass(frozen=True)
 class Progress:
-    """``done`` of ``total`` units of ``step`` are finished.
+    """``done`` of ``total`` items of ``step`` are finished.
 
-    ``total`` is None if it is not known in advance; ``note`` names what is being worked on (a file, a weight).
+    ``total`` is None if unknown in advance; ``note`` names the current item (a file, a weight).
     """
 
     step: str
@@ -40,8 +40,8 @@ def silent(event: Progress) -> None:
 def show_progress(stream: IO[str] | None = None) -> Iterator[ProgressCallback]:
     """Yield a callback that draws one bar per step on a terminal and plain lines elsewhere.
 
-    ``stream`` is stderr by default, so that stdout stays clean for ``--json``. Plain lines come at the start
-    and the end of a step, and in between at most every five seconds.
+    ``stream`` is stderr by default, so that stdout stays clean for ``--json``. Plain lines are written at the
+    start and the end of a step, and at most every five seconds in between.
     """
     out = stream if stream is not None else sys.stderr
     console = Console(file=out)

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: safetensors files, read, written and checked."""
+"""Checkpoints on disk: reading, writing and checking safetensors files."""
 
 from graphs.checkpoint.files import stored_weights, weight_files
 from graphs.checkpoint.weights import load_weights, save_weights

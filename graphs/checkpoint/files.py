@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint: one file, or shards named by an index, read without loading them.
+"""The safetensors files of a checkpoint: one file, or shards and their index. Only headers are read.
 
 A sharded checkpoint has ``model.safetensors.index.json`` with ``weight_map`` (weight -> shard), as Hugging Face
 writes it.
@@ -30,7 +30,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one weight lies: a row-major tensor ``offset`` bytes into ``file``."""
+    """Location of a weight: a row-major tensor ``offset`` bytes into ``file``."""
 
     file: Path
     dtype: torch.dtype
@@ -39,17 +39,17 @@ class Stored:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """Return the files that hold the weights, the index first where there is one.
+    """Return the files that hold the weights, the index first if there is one.
 
     Raises:
-        UgsepError: there are none, or the index is not one.
+        UgsepError: no weights, or an invalid index.
     """
     if (folder / SINGLE).is_file():
         return (folder / SINGLE,)
     if (folder / INDEX).is_file():
         return (folder / INDEX, *sorted({folder / shard for shard in _weight_map(folder / INDEX).values()}))
     pickles = [p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES]
-    found = f" (found {pickles[0]}: pickles are refused, convert it to safetensors)" if pickles else ""
+    found = f" (found {pickles[0]}: pickles are not accepted, convert it to safetensors)" if pickles else ""
     raise UgsepError(
         f"no weights at {folder / SINGLE}{found}; a checkpoint is config.json and model.safetensors, "
         f"or shards and {INDEX}"
@@ -57,10 +57,10 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def stored_weights(folder: Path) -> dict[str, Stored]:
-    """Return where every weight of a checkpoint folder lies; only the files' headers are read.
+    """Return the location of every weight of a checkpoint folder.
 
     Raises:
-        UgsepError: no weights, a missing or truncated shard, an index that does not agree with its shards.
+        UgsepError: no weights, a missing or truncated shard, or an index that does not match its shards.
     """
     first, *shards = weight_files(folder)
     if first.name != INDEX:
@@ -74,49 +74,51 @@ def stored_weights(folder: Path) -> dict[str, Stored]:
             if promised.get(name) != shard.name:
                 known = [n for n, s in promised.items() if s == shard.name]
                 raise UgsepError(
-                    f"{shard}: unknown weight '{name}', the index does not place it here{nearest(name, known)}"
+                    f"{shard}: unknown weight '{name}', not listed for this shard in the index{nearest(name, known)}"
                 )
             found[name] = stored
-    for name, place in promised.items():
+    for name, shard_name in promised.items():
         if name not in found:
-            raise UgsepError(f"{folder / place}: weight '{name}' is missing, the index places it here; copy it again")
+            raise UgsepError(
+                f"{folder / shard_name}: weight '{name}' is missing, although the index lists it here; copy it again"
+            )
     return found
 
 
-def check_weights(expected: Mapping[str, Tensor], stored: Mapping[str, Stored], where: Path) -> None:
-    """Refuse a checkpoint whose weights are not exactly those of a model, by name and shape.
+def check_weights(expected: Mapping[str, Tensor], stored: Mapping[str, Stored], location: Path) -> None:
+    """Reject a checkpoint whose weights differ from a model's in name or shape.
 
     Raises:
-        UgsepError: a missing or unknown weight, or one of another shape than the model's.
+        UgsepError: a missing or unknown weight, or a wrong shape.
     """
     for name in expected:
         if name not in stored:
             raise UgsepError(
-                f"{where}: weight '{name}' is missing{nearest(name, stored)}; is config.json of this model?"
+                f"{location}: weight '{name}' is missing{nearest(name, stored)}; is config.json from this model?"
             )
     for name, value in stored.items():
         if name not in expected:
             raise UgsepError(
-                f"{where}: unknown weight '{name}'{nearest(name, expected)}; is config.json of this model?"
+                f"{location}: unknown weight '{name}'{nearest(name, expected)}; is config.json from this model?"
             )
         if value.shape != tuple(expected[name].shape):
             want = tuple(expected[name].shape)
             raise UgsepError(
-                f"{where}: weight '{name}' has shape {value.shape}, config.json asks for {want}; "
-                "use the matching pair"
+                f"{location}: weight '{name}' has shape {value.shape}, config.json requires {want}; "
+                "use a matching pair"
             )
 
 
-def check_finite(name: str, value: Tensor, where: Path) -> None:
-    """Refuse NaN and infinite weights.
+def check_finite(name: str, value: Tensor, location: Path) -> None:
+    """Reject NaN and infinite weights.
 
     Raises:
-        UgsepError: says how many there are.
+        UgsepError: the message has their number.
     """
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
         bad = int((~torch.isfinite(value)).sum())
         raise UgsepError(
-            f"{where}: weight '{name}' has {bad} NaN or infinite values; retrain or repair the checkpoint"
+            f"{location}: weight '{name}' has {bad} NaN or infinite values; retrain or repair the checkpoint"
         )
 
 
@@ -127,16 +129,16 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise UgsepError(f"{index} is not JSON ({error}); save the checkpoint again") from error
     found = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise UgsepError(f"{index} has no 'weight_map' of weight to shard; save the checkpoint again")
+        raise UgsepError(f"{index} has no 'weight_map' from weights to shards; save the checkpoint again")
     outside = [s for s in found.values() if Path(s).name != s]
     if outside:
-        raise UgsepError(f"{index}: shard '{outside[0]}' lies outside its folder; save the checkpoint again")
+        raise UgsepError(f"{index}: shard '{outside[0]}' is outside its folder; save the checkpoint again")
     return found
 
 
 def _header(file: Path) -> dict[str, Stored]:
     try:
-        # The library checks that the header is sound and that the file is exactly as long as it says.
+        # The library checks that the header is valid and that the file has exactly the length it gives.
         with safetensors.safe_open(file, framework="pt"):
             pass
     except (safetensors.SafetensorError, OSError) as error:
@@ -156,9 +158,9 @@ def _header(file: Path) -> dict[str, Stored]:
 
 
 def fingerprint(folder: Path) -> list[list[str | int]]:
-    """Return name, size and times of change of the weight files: what tells one checkpoint from another quickly.
+    """Return name, size, mtime and ctime of the weight files: a cheap way to tell checkpoints apart.
 
-    The time of the last change of the file itself (ctime) is among them, which nobody can set back.
+    Unlike mtime, ctime cannot be set back.
     """
     stats = ((p.name, p.stat()) for p in weight_files(folder))
     return [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats]

@@ -13,13 +13,13 @@ from graphs.checkpoint.files import check_finite, check_weights, stored_weights,
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Fill every parameter and buffer of ``model`` from a checkpoint folder; the errors of ``load_checkpoint``.
+    """Fill every parameter and buffer of ``model`` from a checkpoint folder, converting to the model's dtypes.
 
-    One file or shards; weights are converted to the model's own dtypes, one at a time.
+    Raises:
+        UgsepError: as ``load_checkpoint``.
     """
-    where = weight_files(folder)[0]
     stored, expected = stored_weights(folder), model.state_dict()
-    check_weights(expected, stored, where)
+    check_weights(expected, stored, weight_files(folder)[0])
     for file in sorted({s.file for s in stored.values()}):
         with safetensors.safe_open(file, framework="pt") as opened, torch.no_grad():
             for name in opened.keys():

@@ -15,13 +15,13 @@ from graphs.explain.text import amount, count, summary
 from graphs.split.split import Split
 from graphs.trace.node_location import module_path, source_line
 
-_BOXES = 18  # per side, before modules are collapsed further
+_BLOCKS = 18  # per side, before modules are collapsed further
 _WIDTH, _HEIGHT, _GAP, _TOP = 330, 46, 16, 40
-_LEFT, _RIGHT = 60, 610  # x of the user's and the items' boxes
+_LEFT, _RIGHT = 60, 610  # x of the user's and the items' blocks
 
 
 @dataclass(frozen=True)
-class Box:
+class Block:
     """A module's nodes of one side, placed on the page."""
 
     kind: Kind
@@ -35,7 +35,7 @@ class Box:
 
     @property
     def centre(self) -> int:
-        """Return the y of the box's middle."""
+        """Return the y of the block's middle."""
         return self.y + _HEIGHT // 2
 
 
@@ -50,9 +50,9 @@ class Arrow:
 
 def draw(split: Split, title: str, candidates: int = CANDIDATES) -> str:
     """Return the page: user modules left, item modules right, state tensors as arrows between them."""
-    boxes = _boxes(split)
-    home = {node: box for box in boxes for node in box.nodes}
-    height = max((b.y for b in boxes), default=0) + _HEIGHT + _TOP
+    blocks = _blocks(split)
+    block_of = {node: block for block in blocks for node in block.nodes}
+    height = max((b.y for b in blocks), default=0) + _HEIGHT + _TOP
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -63,21 +63,21 @@ def draw(split: Split, title: str, candidates: int = CANDIDATES) -> str:
     return environment.get_template("picture.html").render(
         title=title,
         summary=summary(explain(split, candidates)).splitlines(),
-        boxes=boxes,
-        arrows=[*_inner_arrows(split, boxes, home), *_state_arrows(split, home)],
+        blocks=blocks,
+        arrows=[*_inner_arrows(split, blocks, block_of), *_state_arrows(split, block_of)],
         explanation=explain(split, candidates),
         amount=amount,
         count=count,
         width=_RIGHT + _WIDTH + _LEFT,
         height=height,
-        box_width=_WIDTH,
-        box_height=_HEIGHT,
+        block_width=_WIDTH,
+        block_height=_HEIGHT,
         columns=((_LEFT, "user graph: once per request"), (_RIGHT, "item graph: per candidate")),
     )
 
 
-def _boxes(split: Split) -> list[Box]:
-    made: list[Box] = []
+def _blocks(split: Split) -> list[Block]:
+    made: list[Block] = []
     for kind, x in (("user", _LEFT), ("item", _RIGHT)):
         nodes = [n for n in computed_nodes(split) if kind_of(split, n) == kind]
         total = sum(flops(n) for n in nodes) or 1
@@ -85,7 +85,7 @@ def _boxes(split: Split) -> list[Box]:
         for row, (path, members) in enumerate(grouped.items()):
             work = sum(flops(n) for n in members)
             made.append(
-                Box(
+                Block(
                     "user" if kind == "user" else "item",
                     path or "(model)",
                     tuple(members),
@@ -107,7 +107,7 @@ def _grouped(nodes: list[fx.Node]) -> dict[str, list[fx.Node]]:
         groups: dict[str, list[fx.Node]] = defaultdict(list)
         for node in nodes:
             groups[".".join(module_path(node).split(".")[:depth])].append(node)
-        if best and len(groups) > _BOXES:
+        if best and len(groups) > _BLOCKS:
             break
         best = dict(groups)
     return best
@@ -120,31 +120,31 @@ def _line(node: fx.Node) -> tuple[str, str, str, str]:
     return (target, shape or "1", work, source_line(node))
 
 
-def _inner_arrows(split: Split, boxes: list[Box], home: dict[fx.Node, Box]) -> list[Arrow]:
-    """Draw what flows between boxes of one side, on their outer edge."""
+def _inner_arrows(split: Split, blocks: list[Block], block_of: dict[fx.Node, Block]) -> list[Arrow]:
+    """Draw what flows between blocks of one side, on their outer edge."""
     drawn: dict[tuple[str, str, str], Arrow] = {}
-    order = {id(b): i for i, b in enumerate(boxes)}
-    for box in boxes:
-        for node in box.nodes:
+    order = {id(b): i for i, b in enumerate(blocks)}
+    for block in blocks:
+        for node in block.nodes:
             for source in node.all_input_nodes:
-                other = home.get(source)
-                if other is None or other is box or other.kind != box.kind or order[id(other)] > order[id(box)]:
+                other = block_of.get(source)
+                if other is None or other is block or other.kind != block.kind or order[id(other)] > order[id(block)]:
                     continue
-                out = -1 if box.kind == "user" else 1
-                x = box.x if out < 0 else box.x + _WIDTH
-                bulge = x + out * min(16 + (box.y - other.y) // 14, 54)
-                path = f"M {x} {other.centre} C {bulge} {other.centre}, {bulge} {box.centre}, {x} {box.centre}"
-                drawn[box.kind, other.path, box.path] = Arrow(path, f"{other.path} to {box.path}", False)
+                out = -1 if block.kind == "user" else 1
+                x = block.x if out < 0 else block.x + _WIDTH
+                bulge = x + out * min(16 + (block.y - other.y) // 14, 54)
+                path = f"M {x} {other.centre} C {bulge} {other.centre}, {bulge} {block.centre}, {x} {block.centre}"
+                drawn[block.kind, other.path, block.path] = Arrow(path, f"{other.path} to {block.path}", False)
     return list(drawn.values())
 
 
-def _state_arrows(split: Split, home: dict[fx.Node, Box]) -> list[Arrow]:
+def _state_arrows(split: Split, block_of: dict[fx.Node, Block]) -> list[Arrow]:
     arrows = []
     for tensor, node in zip(split.state, split.cut.state, strict=True):
-        source = home.get(node)
+        source = block_of.get(node)
         start = f"{_LEFT + _WIDTH} {source.centre if source else _TOP // 2}"
         middle = (_LEFT + _WIDTH + _RIGHT) // 2
-        readers = {id(home[n]): home[n] for n in node.users if n in home and home[n].kind == "item"}
+        readers = {id(block_of[n]): block_of[n] for n in node.users if n in block_of and block_of[n].kind == "item"}
         shape = " x ".join(str(n) for n in tensor.row_shape) or "1"
         label = (
             f"{tensor.name}: {shape} {str(tensor.dtype).removeprefix('torch.')}, {tensor.bytes_per_user} B per user"

@@ -42,15 +42,15 @@ def summary(e: Explanation) -> str:
 
 def render(e: Explanation) -> RenderableType:
     """Return the explanation for a rich console: modules, state, hoisted products, and where the sides meet."""
-    parts: list[RenderableType] = [summary(e), _modules(e), _state(e)]
+    shown: list[RenderableType] = [summary(e), _modules(e), _state(e)]
     if e.hoisted:
         hoisted = Table("hoisted product", "saved per candidate", "state per user", title="Hoisted to the user graph")
         for h in e.hoisted:
             hoisted.add_row(h.where, amount(h.saved_flops, "FLOP"), amount(h.state_bytes, "B"))
-        parts.append(hoisted)
+        shown.append(hoisted)
     if e.meetings:
-        parts.append(_meetings(e))
-    return Group(*parts)
+        shown.append(_meetings(e))
+    return Group(*shown)
 
 
 def _modules(e: Explanation) -> Table:

@@ -1,7 +1,7 @@
 """UniMixing (arXiv 2604.00590): learned mixing of blocks by doubly stochastic matrices, masked after Sinkhorn.
 
-The tokens are one vector cut into N_b blocks of width B. Local mixing multiplies each block by a B x B matrix of
-its own, global mixing combines whole blocks by an N_b x N_b matrix. None of it depends on the input.
+The tokens are one vector cut into N_b blocks of width B. Local mixing multiplies each block by its own B x B matrix,
+global mixing combines whole blocks by an N_b x N_b matrix. No matrix depends on the input.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from graphs.layers.ugsep import Tokens
 
 
 class FixedBlockMixing(nn.Module):
-    """The mixing with its matrices computed: what inference runs. Tokens [n, N, D], [m, N, D] in and out.
+    """Mixing with precomputed matrices, used for inference. Tokens [n, N, D], [m, N, D] in and out.
 
     Args:
-        local: B x B matrix of every block, [N_b, B, B].
+        local: one B x B matrix per block, [N_b, B, B].
         across: W_G [N_b, N_b], output block by input block, already doubly stochastic.
-        user_blocks: number of U blocks, the first ones; 0 when unmasked.
+        user_blocks: number of U blocks, which come first; 0 when unmasked.
     """
 
     def __init__(self, local: Tensor, across: Tensor, user_blocks: int) -> None:
@@ -28,7 +28,7 @@ class FixedBlockMixing(nn.Module):
         u = user_blocks
         self.user_local = nn.Parameter(local[:u]) if u else None  # [u, B, B]
         self.item_local = nn.Parameter(local[u:])
-        # Input blocks by output blocks, so that data is on the left of every product.
+        # Input blocks by output blocks, so that data is the left operand of every product.
         self.user_to_user = nn.Parameter(across[:u, :u].T.contiguous()) if u else None
         self.user_to_item = nn.Parameter(across[u:, :u].T.contiguous()) if u else None
         self.item_to_item = nn.Parameter(across[u:, u:].T.contiguous())
@@ -50,11 +50,11 @@ def mix_blocks(
     across: tuple[Tensor | None, Tensor | None, Tensor],
     blocks_per_token: int,
 ) -> Tokens:
-    """Mix [n, N, D] and [m, N, D]; W_G[U, G] is absent, so U blocks are made from U blocks only.
+    """Mix [n, N, D] and [m, N, D]; W_G[U, G] is absent, so U blocks are computed from U blocks only.
 
     Args:
         x: tokens of D = blocks_per_token * B.
-        local: U and G blocks' matrices [blocks, B, B].
+        local: matrices of the U and of the G blocks, [blocks, B, B].
         across: user to user, user to item, item to item, each [input blocks, output blocks].
         blocks_per_token: D / B.
     """
@@ -79,16 +79,16 @@ def _to_tokens(x: Tensor, blocks_per_token: int) -> Tensor:
 
 
 class BlockMixing(nn.Module):
-    """The mixing as it is trained: free matrices, symmetrised, through Sinkhorn at a temperature.
+    """Mixing for training: free matrices, symmetrised, then Sinkhorn at a temperature.
 
-    ``lite`` (UniMixing-Lite) makes them from little: local ones are weighted sums of ``bases`` shared matrices,
-    the global one has rank ``rank``.
+    With ``lite`` (UniMixing-Lite), local matrices are weighted sums of ``bases`` shared ones, and the global one
+    has rank ``rank``.
 
     Args:
-        blocks: (U blocks, G blocks), U is 0 when unmasked.
+        blocks: (U blocks, G blocks); U is 0 when unmasked.
         width: block width B.
         blocks_per_token: D / B.
-        steps: Sinkhorn steps.
+        steps: number of Sinkhorn steps.
         lite: None, or (bases, rank).
     """
 
@@ -118,12 +118,12 @@ class BlockMixing(nn.Module):
         u = self.user_blocks
         if not u:
             return mix_blocks(x, (None, local), (None, None, across.T), self.blocks_per_token)
-        # The mask comes after Sinkhorn: a doubly stochastic matrix with W_G[U, G] = 0 has W_G[G, U] = 0 as well.
+        # Mask after Sinkhorn: a doubly stochastic matrix with W_G[U, G] = 0 has W_G[G, U] = 0 as well.
         kept = (across[:u, :u].T, across[u:, :u].T, across[u:, u:].T)
         return mix_blocks(x, (local[:u], local[u:]), kept, self.blocks_per_token)
 
     def fold(self) -> FixedBlockMixing:
-        """Return the same mixing with symmetrisation, Sinkhorn, temperature and the Lite forms computed."""
+        """Return the same mixing with the final matrices precomputed."""
         with torch.no_grad():
             return FixedBlockMixing(*self.matrices(), self.user_blocks)
 
@@ -155,7 +155,7 @@ class LiteLocal(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw so that the sums are of order 1."""
+        """Initialise so that the sums are of order 1."""
         nn.init.normal_(self.bases)
         nn.init.normal_(self.weights, std=self.weights.shape[1] ** -0.5)
 
@@ -165,7 +165,7 @@ class LiteLocal(nn.Module):
 
 
 class LiteGlobal(nn.Module):
-    """A score matrix of low rank, A B with A [N_b, r] and B [r, N_b]; given out as [1, N_b, N_b]."""
+    """A low-rank score matrix A B, A [N_b, r] and B [r, N_b]; returned as [1, N_b, N_b]."""
 
     def __init__(self, blocks: int, rank: int) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class LiteGlobal(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw so that the product is of order 1."""
+        """Initialise so that the product is of order 1."""
         nn.init.normal_(self.left)
         nn.init.normal_(self.right, std=self.left.shape[1] ** -0.5)
 

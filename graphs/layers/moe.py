@@ -1,9 +1,9 @@
-"""Sparse mixtures of experts, one set of experts and one router per token.
+"""Sparse mixtures of experts, one set of experts and one router per feature token.
 
-The experts of a token are slices of one enlarged network: expert j owns hidden units [j h, (j + 1) h). Computing
-all of them and scaling each slice's hidden units by its gate is the dense-gated form; a gate of zero removes an
-expert exactly. Rows stay independent and every weight stays visible in the graph; computing only the chosen
-experts is a rewrite of the exported graph.
+The experts of a token are slices of one wide network: expert j owns hidden units [j h, (j + 1) h). All of them are
+computed and each slice's hidden units scaled by its gate, so that a gate of zero removes an expert exactly, rows stay
+independent and every weight is visible in the graph. Computing only the chosen experts is a rewrite of the exported
+graph.
 """
 
 from __future__ import annotations
@@ -24,37 +24,26 @@ def gate_hidden(hidden: Tensor, gates: Tensor) -> Tensor:
 
 
 def top_k_gates(probabilities: Tensor, k: int) -> Tensor:
-    """Keep the k largest of the last axis, zero elsewhere; [T, N, E] -> [T, N, E]."""
+    """Keep the k largest values of the last axis and zero the rest; [T, N, E] -> [T, N, E]."""
     values, indices = probabilities.topk(k, -1)  # [T, N, k]
     numbers = torch.arange(probabilities.shape[-1], device=probabilities.device)
     gates = torch.zeros_like(probabilities)
-    # One pass per choice: runtimes are several times slower at a sum over a middle axis, [T, N, k, E].
+    # One pass per choice: runtimes are several times slower at summing over a middle axis, [T, N, k, E].
     for j in range(k):
         gates = torch.where(indices[..., j, None] == numbers, values[..., j, None], gates)
     return gates
 
 
 def check_experts(experts: int, active: int, names: tuple[str, str]) -> None:
-    """Refuse more active experts than there are; ``names`` are the two config fields.
+    """Reject more active experts than experts; ``names`` are the two config fields.
 
     Raises:
-        UgsepError: a negative number, a single expert, or k larger than E.
+        UgsepError: a negative number, a single expert, or k > E.
     """
     if experts < 0 or experts == 1:
         raise UgsepError(f"{names[0]} is {experts}; give 0 for a dense network or at least 2")
     if experts and not 1 <= active <= experts:
         raise UgsepError(f"{names[1]} is {active}, but {names[0]} is {experts}; {names[1]} = {min(2, experts)} works")
-
-
-def check_loss_weights(config: object, *names: str) -> None:
-    """Refuse a training-only loss of negative weight: it would reward what it is there to hold down.
-
-    Raises:
-        UgsepError: a field of ``config`` among ``names`` is negative or not a number.
-    """
-    for name in names:
-        if not getattr(config, name) >= 0:
-            raise UgsepError(f"{name} is {getattr(config, name)}; give 0 to switch that loss off, or more")
 
 
 class SwiGLUExperts(nn.Module):
@@ -64,7 +53,7 @@ class SwiGLUExperts(nn.Module):
         super().__init__()
         self.gate = TokenwiseLinear(tokens, width, experts * hidden)
         self.up = TokenwiseLinear(tokens, width, experts * hidden)
-        # An expert has no output bias: the experts' sum needs none beside the shared expert's.
+        # Experts have no output bias: the shared expert's suffices for the sum.
         self.down = TokenwiseLinear(tokens, experts * hidden, width, bias=False, gain=down_gain)
 
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:
@@ -95,11 +84,11 @@ class GELUExperts(nn.Module):
 
 
 class SoftmaxRouter(nn.Module):
-    """Per-token softmax router: gates [T, N, E] with the k largest probabilities, zero elsewhere.
+    """Softmax router per feature token: gates [T, N, E] with the k largest probabilities, zero elsewhere.
 
-    In training it leaves ``auxiliary``: ``balance_weight`` * E * sum_j f_j P_j (f: share of rows routed to expert
+    In training it sets ``auxiliary``: ``balance_weight`` * E * sum_j f_j P_j (f: share of rows routed to expert
     j, P: its mean probability; 1 when balanced) plus ``z_weight`` * mean logsumexp(logits)^2, means over tokens.
-    Probabilities are not renormalised over the chosen ones [open in 2602.06563 and 2601.21285].
+    Probabilities are not renormalised over the chosen experts [open in 2602.06563 and 2601.21285].
     """
 
     def __init__(
@@ -128,7 +117,7 @@ class SoftmaxRouter(nn.Module):
 class SparseSwiGLU(nn.Module):
     """Shared expert plus the top-k routed experts: ``Shared(x) + scale * sum g_j Expert_j(x)``; [T, N, D].
 
-    Per-token sparse MoE of TokenMixer-Large (2602.06563) and Zenith++ (2601.21285).
+    Sparse MoE per feature token, as in TokenMixer-Large (2602.06563) and Zenith++ (2601.21285).
     """
 
     def __init__(
@@ -153,9 +142,9 @@ class SparseSwiGLU(nn.Module):
 class ReLUSparseFFN(nn.Module):
     """RankMixer's sparse MoE: gates ReLU(h(x)), dense training and sparse inference (2507.15551).
 
-    Two routers: training sums the experts under the mean of both [open: how they are combined], so every expert
-    keeps learning; the L1 penalty ``l1_weight`` * mean_rows sum_j gate_j goes to the inference router alone,
-    which is the only one that inference runs.
+    It has two routers. Training weights the experts by the mean of both gates [open: how they are combined], so that
+    every expert keeps learning. The L1 penalty ``l1_weight`` * mean_rows sum_j gate_j applies only to the inference
+    router, the only one used for inference.
     """
 
     def __init__(self, tokens: int, experts: int, inputs: int, hidden: int, outputs: int, l1_weight: float) -> None:

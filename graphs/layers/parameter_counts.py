@@ -1,4 +1,4 @@
-"""Parameters and FLOPs from sizes alone: formulas, so that no model has to be built to be counted."""
+"""Parameters and FLOPs by formula from sizes alone, without building the model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Count:
-    """Cost of one part.
+    """Cost of a layer or of a side.
 
-    ``parameters``: number of weights, embedding tables not counted. ``flops``: of matrix products, per row, two
-    per multiply-add, every expert computed. ``idle_flops``: of these, the experts a row is not routed to.
+    ``parameters``: number of weights without embedding tables. ``flops``: of matrix products, per row, two per
+    multiply-add, all experts included. ``idle_flops``: those of experts a row is not routed to.
     """
 
     parameters: int = 0
@@ -24,18 +24,18 @@ class Count:
         return Count(self.parameters * times, self.flops * times, self.idle_flops * times)
 
     def again(self) -> Count:
-        """Return the cost of running the part once more with the same weights."""
+        """Return the cost of running the layer once more with the same weights."""
         return Count(0, self.flops, self.idle_flops)
 
     @property
     def active_flops(self) -> int:
-        """FLOPs per row when only the chosen experts are computed."""
+        """FLOPs per row if only the chosen experts are computed."""
         return self.flops - self.idle_flops
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Cost of both sides: ``user`` per user row, ``item`` per candidate row, read-out and heads included."""
+    """Cost of both sides: ``user`` per user row, ``item`` per candidate row including read-out and heads."""
 
     user: Count = field(default_factory=Count)
     item: Count = field(default_factory=Count)
@@ -45,7 +45,7 @@ class Counts:
 
     @property
     def parameters(self) -> int:
-        """Number of weights of the model, embedding tables not counted."""
+        """Number of weights of the model without embedding tables."""
         return self.user.parameters + self.item.parameters
 
     @property
@@ -55,7 +55,7 @@ class Counts:
 
 
 def product(rows: int, inputs: int, outputs: int) -> Count:
-    """[rows, inputs] @ [inputs, outputs] between activations: no parameters."""
+    """[rows, inputs] @ [inputs, outputs] of two activations: no parameters."""
     return Count(0, 2 * rows * inputs * outputs)
 
 
@@ -65,22 +65,22 @@ def linear(inputs: int, outputs: int, bias: bool = True, rows: int = 1) -> Count
 
 
 def tokenwise_linear(tokens: int, inputs: int, outputs: int, bias: bool = True) -> Count:
-    """A weight [inputs, outputs] of its own for every token."""
+    """One weight [inputs, outputs] per feature token."""
     return linear(inputs, outputs, bias) * tokens
 
 
 def tokenwise_ffn(tokens: int, inputs: int, hidden: int, outputs: int) -> Count:
-    """Two tokenwise linear layers."""
+    """Two linear layers per feature token."""
     return tokenwise_linear(tokens, inputs, hidden) + tokenwise_linear(tokens, hidden, outputs)
 
 
 def tokenwise_swiglu(tokens: int, width: int, hidden: int) -> Count:
-    """Gate, up and down of every token."""
+    """Gate, up and down projections per feature token."""
     return tokenwise_linear(tokens, width, hidden) * 2 + tokenwise_linear(tokens, hidden, width)
 
 
 def swiglu_experts(tokens: int, width: int, hidden: int, count: int, active: int) -> Count:
-    """``count`` SwiGLU experts of ``hidden`` units per token and their router; ``active`` are chosen per row."""
+    """``count`` SwiGLU experts of ``hidden`` units per feature token and their router; each row uses ``active``."""
     inner = tokenwise_linear(tokens, width, count * hidden) * 2
     inner += tokenwise_linear(tokens, count * hidden, width, bias=False)
     router = tokenwise_linear(tokens, width, count, bias=False)
@@ -88,13 +88,13 @@ def swiglu_experts(tokens: int, width: int, hidden: int, count: int, active: int
 
 
 def gelu_experts(tokens: int, inputs: int, hidden: int, outputs: int, count: int) -> Count:
-    """``count`` GELU experts of ``hidden`` units per token and the inference router.
+    """``count`` GELU experts of ``hidden`` units per feature token and the inference router.
 
-    How many a ReLU router leaves idle is learned, so all count as active.
+    A ReLU router learns how many to leave idle, so all count as active.
     """
     inner = tokenwise_linear(tokens, inputs, count * hidden)
     inner += tokenwise_linear(tokens, count * hidden, outputs, bias=False)
-    inner += tokenwise_linear(tokens, count, outputs, bias=False)  # the gated output biases
+    inner += tokenwise_linear(tokens, count, outputs, bias=False)  # output biases, weighted by the gates
     return inner + tokenwise_linear(tokens, inputs, count, bias=False)
 
 
@@ -104,12 +104,12 @@ def attention(queries: int, keys: int, width: int) -> Count:
 
 
 def norm(width: int, bias: bool = False) -> Count:
-    """A gain, and a shift where ``bias``, over the last axis."""
+    """A gain, and with ``bias`` a shift, over the last axis."""
     return Count(width * (1 + bias))
 
 
 def compensation(user_tokens: int, item_tokens: int, width: int) -> Counts:
-    """Projection of the user rows and its spread over the item rows; all of it on the user side."""
+    """Projection of the user rows and its spread over the item rows, all on the user side."""
     cost = linear(width, width, rows=user_tokens) + product(item_tokens, user_tokens, width)
     return Counts(user=cost + Count(item_tokens * user_tokens))
 

@@ -1,4 +1,4 @@
-"""Sinkhorn normalisation: a square matrix of scores becomes (nearly) doubly stochastic."""
+"""Sinkhorn normalisation: make a square matrix of scores (nearly) doubly stochastic."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 def sinkhorn(scores: Tensor, temperature: Tensor, steps: int) -> Tensor:
     """Return exp(scores / temperature) with rows and columns scaled to sum to 1; [..., K, K] -> [..., K, K].
 
-    Computed on logarithms, since at temperature 0.05 the exponentials overflow FP32. ``steps`` pairs of row and
-    column scalings; the columns come last, so column sums are exact and row sums approach 1.
+    Uses logarithms, since at temperature 0.05 the exponentials overflow FP32. Each of the ``steps`` scales rows, then
+    columns, so column sums are exact and row sums approach 1.
     """
     logs = scores / temperature
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""From features to tokens: embeddings, and prime tokens that never cut a feature (Zenith, 2601.21285)."""
+"""From features to tokens: embeddings, and prime tokens that never split a feature (Zenith, 2601.21285)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from graphs.layers.tokenwise import TokenwiseLinear, cut_last
 
 
 class FeatureEmbedding(nn.Module):
-    """One vector per feature: ids looked up [N, D], sequences mean-pooled without padding [N, D], dense as is."""
+    """One vector per feature: ids looked up [N, D], sequences mean-pooled without padding [N, D], dense unchanged."""
 
     def __init__(self, features: tuple[Feature, ...], width: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class FeatureEmbedding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the tables with a small standard deviation, so that rare ids start near zero."""
+        """Initialise with a small standard deviation, so that rare ids start near zero."""
         for table in self.tables.values():
             assert isinstance(table, nn.Embedding)
             nn.init.normal_(table.weight, std=0.05)
@@ -50,13 +50,13 @@ class FeatureEmbedding(nn.Module):
 
 
 def vector_width(feature: Feature, width: int) -> int:
-    """Width of a feature's vector: D, or its own width where it is dense."""
+    """Return the width of a feature's vector: D, or its own width if dense."""
     return feature.width if feature.kind == "dense" else width
 
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """One embedded id (``tokens=1``, used as it is) or features projected together to ``tokens`` tokens."""
+    """One embedded id (``tokens=1``, not projected) or features projected together to ``tokens`` tokens."""
 
     features: tuple[Feature, ...]
     tokens: int
@@ -64,10 +64,10 @@ class TokenPlan:
 
 
 def plan_prime_tokens(features: tuple[Feature, ...], side: Side, count: int, field: str) -> tuple[TokenPlan, ...]:
-    """Share ``count`` tokens out over one side's features: a token per id, the rest by semantic group.
+    """Allot ``count`` tokens to one side's features: one per id, the rest by semantic group.
 
-    Groups are merged with their neighbours when there are more groups than tokens, and get several tokens
-    each when there are fewer; no feature is cut across two groups.
+    If there are more groups than tokens, neighbouring groups are merged; if fewer, groups get several tokens. No
+    feature is split between two groups.
 
     Raises:
         UgsepError: too few tokens for the id features; ``field`` names the config field.
@@ -82,14 +82,14 @@ def plan_prime_tokens(features: tuple[Feature, ...], side: Side, count: int, fie
     if count < least or (not groups and count != least):
         need = f"at least {least}" if groups else f"{least}"
         raise UgsepError(
-            f"{field} is {count}, but the {side} side has {len(ids)} id features with a token each; give {need}"
+            f"{field} is {count}, but the {side} side has {len(ids)} id features that take a token each; give {need}"
         )
     plans = tuple(TokenPlan((f,), 1, projected=False) for f in ids)
     return plans + _share_out(groups, count - len(ids)) if groups else plans
 
 
 def plan_group_tokens(features: tuple[Feature, ...], side: Side, count: int) -> tuple[TokenPlan, ...]:
-    """Share ``count`` >= 1 tokens out over one side's semantic groups, ids included, each group projected."""
+    """Allot ``count`` >= 1 tokens to one side's semantic groups, ids included; each group is projected."""
     groups: dict[str, list[Feature]] = {}
     for f in of_side(features, side):
         groups.setdefault(f.group or f.name, []).append(f)
@@ -97,7 +97,7 @@ def plan_group_tokens(features: tuple[Feature, ...], side: Side, count: int) -> 
 
 
 def _share_out(groups: dict[str, list[Feature]], count: int) -> tuple[TokenPlan, ...]:
-    """Merge neighbouring groups where there are more than ``count``, give each several tokens where fewer."""
+    """Merge neighbouring groups if there are more than ``count``, else give each several tokens."""
     buckets: list[list[Feature]] = [[] for _ in range(min(count, len(groups)))]
     for index, members in enumerate(groups.values()):
         buckets[index * len(buckets) // len(groups)].extend(members)
@@ -109,7 +109,7 @@ def _share_out(groups: dict[str, list[Feature]], count: int) -> tuple[TokenPlan,
 
 
 def joined_width(features: Iterable[Feature], width: int) -> int:
-    """Width of the concatenated vectors of some features."""
+    """Return the width of the concatenated vectors of some features."""
     return sum(vector_width(f, width) for f in features)
 
 
@@ -121,10 +121,10 @@ def group_network(features: Iterable[Feature], embedding_width: int, outputs: in
 
 
 class PlannedTokenizer(nn.Module):
-    """The tokens of one side after a plan: [T, N, D] from the feature vectors.
+    """The tokens of one side by a plan: [T, N, D] from the feature vectors.
 
-    With ``plan_prime_tokens`` Zenith's prime tokens (2601.21285), with ``plan_group_tokens`` the semantic
-    groups of TokenMixer-Large (2602.06563), each with an MLP of its own.
+    ``plan_prime_tokens`` gives Zenith's prime tokens (2601.21285), ``plan_group_tokens`` the semantic groups of
+    TokenMixer-Large (2602.06563). Each projected group has its own MLP.
     """
 
     def __init__(self, plans: tuple[TokenPlan, ...], embedding_width: int, width: int) -> None:
@@ -168,14 +168,14 @@ def prime_token_counts(
 
 
 def group_network_counts(features: tuple[Feature, ...], embedding_width: int, outputs: int) -> Count:
-    """Return the cost of a ``group_network``, nothing where there are no features."""
+    """Return the cost of a ``group_network``, zero without features."""
     if not features:
         return Count()
     return linear(joined_width(features, embedding_width), outputs) + linear(outputs, outputs)
 
 
 def in_semantic_order(features: tuple[Feature, ...], side: Side) -> tuple[Feature, ...]:
-    """Return one side's features with those of a group next to each other, groups in order of appearance."""
+    """Return one side's features ordered by group, groups in order of appearance."""
     mine = of_side(features, side)
     groups = list(dict.fromkeys(f.group or f.name for f in mine))
     return tuple(sorted(mine, key=lambda f: groups.index(f.group or f.name)))
@@ -185,7 +185,7 @@ def chunk_width(features: tuple[Feature, ...], side: Side, count: int, embedding
     """Return the width of each of ``count`` equal chunks of one side's concatenated vectors, the last padded.
 
     Raises:
-        UgsepError: so many chunks that one would hold padding only; ``field`` names the config field.
+        UgsepError: so many chunks that one would be all padding; ``field`` names the config field.
     """
     total = joined_width(of_side(features, side), embedding_width)
     chunk = -(-total // count)
@@ -201,7 +201,7 @@ def chunk_width(features: tuple[Feature, ...], side: Side, count: int, embedding
 class ChunkTokenizer(nn.Module):
     """RankMixer's tokens of one side: vectors concatenated in semantic order, cut into equal chunks, projected.
 
-    The last chunk is padded with zeros. [T, N, D] from the feature vectors (2507.15551, tokenization).
+    [T, N, D] from the feature vectors; the last chunk is padded with zeros (2507.15551, tokenization).
     """
 
     def __init__(self, features: tuple[Feature, ...], embedding_width: int, chunk: int, tokens: int, width: int):

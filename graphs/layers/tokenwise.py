@@ -1,7 +1,7 @@
-"""Layers that every architecture shares. Token tensors are token-major, ``[T, N, D]``.
+"""Layers shared by all architectures. Token tensors are token-major, ``[T, N, D]``.
 
-Token-major keeps each token's rows contiguous, so a per-token GEMM is one batched MatMul over ``[T, N, K]``
-with no transpose before it (that is the form TensorRT fuses with int8 weights).
+Token-major keeps the rows of a feature token contiguous, so the GEMMs of all tokens are one batched MatMul over
+``[T, N, K]`` without a transpose, the form that TensorRT fuses with int8 weights.
 """
 
 from __future__ import annotations
@@ -13,26 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def cut_last(x: Tensor, parts: int) -> Tensor:
-    """Cut the last axis in equal parts; [..., parts * w] -> [..., parts, w]."""
-    return x.reshape(*x.shape[:-1], parts, x.shape[-1] // parts)
+def cut_last(x: Tensor, count: int) -> Tensor:
+    """Cut the last axis into ``count`` equal chunks; [..., count * w] -> [..., count, w]."""
+    return x.reshape(*x.shape[:-1], count, x.shape[-1] // count)
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis with a gain [width]; any leading shape."""
+class RMSNorm(nn.RMSNorm):
+    """torch's root-mean-square norm over the last axis, gain [width]; eps 1e-6 instead of the dtype's smallest."""
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x / rms(x) * weight``, same shape."""
-        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        super().__init__(width, eps)
 
 
 class TokenwiseLinear(nn.Module):
-    """One linear layer per token: ``[T, N, K] -> [T, N, M]``, weight [T, K, M], bias [T, 1, M]."""
+    """One linear layer per feature token: ``[T, N, K] -> [T, N, M]``, weight [T, K, M], bias [T, 1, M]."""
 
     def __init__(self, tokens: int, inputs: int, outputs: int, bias: bool = True, gain: float = 1.0) -> None:
         super().__init__()
@@ -42,20 +36,20 @@ class TokenwiseLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weights uniform with variance ``gain² / (3 K)``, as nn.Linear does; zero bias."""
+        """Initialise weights uniformly with variance ``gain² / (3 K)``, as nn.Linear does, and biases with zero."""
         bound = self.gain / math.sqrt(self.weight.shape[1])
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return each token's rows times its own weight, [T, N, M]."""
+        """Return each token's rows times its weight, [T, N, M]."""
         y = torch.matmul(x, self.weight)  # [T, N, M]
         return y if self.bias is None else y + self.bias
 
 
 class TokenwiseSwiGLU(nn.Module):
-    """``W_down(SiLU(W_gate x) * (W_up x))`` with weights of its own for every token; [T, N, D] -> [T, N, D]."""
+    """``W_down(SiLU(W_gate x) * (W_up x))`` with separate weights per feature token; [T, N, D] -> [T, N, D]."""
 
     def __init__(self, tokens: int, width: int, hidden: int, down_gain: float = 1.0) -> None:
         super().__init__()
@@ -70,7 +64,7 @@ class TokenwiseSwiGLU(nn.Module):
 
 
 class TokenwiseFFN(nn.Module):
-    """``W2 GELU(W1 x + b1) + b2`` with weights of its own for every token; [T, N, K] -> [T, N, M]."""
+    """``W2 GELU(W1 x + b1) + b2`` with separate weights per feature token; [T, N, K] -> [T, N, M]."""
 
     def __init__(self, tokens: int, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -78,13 +72,13 @@ class TokenwiseFFN(nn.Module):
         self.down = TokenwiseLinear(tokens, hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return each token's rows through its own network, [T, N, M]."""
+        """Return each token's rows through its network, [T, N, M]."""
         y: Tensor = self.down(functional.gelu(self.up(x)))
         return y
 
 
 class Head(nn.Module):
-    """One task's tower: [N, D] -> logits [N]; the last layer, ``logit``, stays out of int8."""
+    """One task's tower: [N, D] -> logits [N]; the last layer, ``logit``, is never quantized to int8."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()

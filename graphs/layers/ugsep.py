@@ -1,8 +1,8 @@
 """UG-Sep (arXiv 2602.10455): token mixing in which user rows are computed from user tensors only.
 
-A model carries its activations as ``Tokens(user, item)``. The user rows never touch an item tensor, so the
-mask of the paper holds by construction and the splitter finds the cut by itself. ``user=None`` is the
-unmasked original: all tokens are then on the item side.
+Activations are ``Tokens(user, item)``. User rows never read an item tensor, so the paper's mask holds by construction
+and the splitter finds the cut without hints. ``user=None`` is the unmasked original, with all tokens on the item
+side.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class Tokens:
     item: Tensor
 
     def everything(self) -> Tensor:
-        """Return all tokens [n + m, N, D]: what an item row may see."""
+        """Return all tokens [n + m, N, D], which an item row may read."""
         return self.item if self.user is None else torch.cat([self.user, self.item])
 
     def __add__(self, other: Tokens) -> Tokens:
-        """Add side by side: the plain residual, where both have the same token counts."""
+        """Add each side: the plain residual, for equal token counts."""
         user = None if self.user is None or other.user is None else self.user + other.user
         return Tokens(user, self.item + other.item)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Tokens:
-        """Apply one function, weights shared, to each side."""
+        """Apply one function with shared weights to each side."""
         return Tokens(None if self.user is None else function(self.user), function(self.item))
 
     def mean(self) -> Tensor:
-        """Return the mean over all tokens [N, D], the user part summed on the user side."""
+        """Return the mean over all tokens [N, D], the user tokens summed on the user side."""
         item = self.item.sum(0)
         if self.user is None:
             return item / self.item.shape[0]
@@ -46,12 +46,12 @@ class Tokens:
 
 
 def separate(user: Tensor, item: Tensor, ug_sep: bool) -> Tokens:
-    """Return the two sides apart, or all tokens together when ``ug_sep`` is off."""
+    """Keep the two sides separate, or join all tokens if ``ug_sep`` is off."""
     return Tokens(user, item) if ug_sep else Tokens(None, torch.cat([user, item]))
 
 
 class Sided(nn.Module):
-    """The same layer with weights of its own on each side; the user side may be absent.
+    """The same layer with separate weights on each side; the user side may be absent.
 
     Args:
         user: module applied to the user tokens [n, N, D], None when the model is unmasked.
@@ -64,22 +64,22 @@ class Sided(nn.Module):
         self.item = item
 
     def forward(self, x: Tokens) -> Tokens:
-        """Return both sides transformed, shapes as the modules give them."""
+        """Return both sides transformed."""
         user = None if self.user is None or x.user is None else self.user(x.user)
         return Tokens(user, self.item(x.item))
 
 
 def each_side(user: int, item: int, make: Callable[[int], nn.Module]) -> Sided:
-    """Return ``make(tokens)`` for each side; a side of 0 user tokens (unmasked) gets none."""
+    """Return ``make(tokens)`` for each side, none for 0 user tokens (unmasked)."""
     return Sided(make(user) if user else None, make(item))
 
 
 class Compensation(nn.Module):
     """Information compensation (UG-Sep): a learned projection of the user rows, added to the item rows.
 
-    Shape and position are open in the paper: here ``item_j += sum_i A[j, i] (W user_i)``, [n, N, D] -> [m, N, D],
-    in each layer between the mixing of tokens and the per-token network (TokenMixer-Large: at the end of the
-    layer). It reads user rows only, so it runs once per request.
+    The paper leaves shape and position open: here ``item_j += sum_i A[j, i] (W user_i)``, [n, N, D] -> [m, N, D],
+    in each layer between token mixing and the network per feature token (TokenMixer-Large: at the end of the layer).
+    It reads user rows only, so it runs once per request.
     """
 
     def __init__(self, user_tokens: int, item_tokens: int, width: int) -> None:
@@ -102,21 +102,21 @@ class Compensation(nn.Module):
 
 
 def masked_mix(x: Tokens, user_rows: int, item_rows: int) -> Tokens:
-    """Parameter-free token mixing, masked: row h gathers the h-th slice of every token (2507.15551, 2602.10455).
+    """Masked parameter-free token mixing: row h gathers the h-th slice of every token (2507.15551, 2602.10455).
 
     [n, N, W], [m, N, W] -> [user_rows, N, (n + m) w], [item_rows, N, (n + m) w] with w = W / (user_rows +
-    item_rows). The first ``user_rows`` rows are U: their slices of G tokens are zero. The values come out in the
-    order of the tokens, U first, so a G row is [user slices | item slices]. Unmasked, all rows are item rows.
+    item_rows). The first ``user_rows`` rows are U: their slices of G tokens are zero. Values keep the order of the
+    tokens, U first, so a G row is [user slices | item slices]. Unmasked, all rows are item rows.
 
-    Reverting is the same operation with the token counts for rows: ``masked_mix(mixed, n, m)`` hands each token
-    its slice of every row, and gives U tokens zeros for the slices of G rows (TokenMixer-Large needs that mask
-    too: without it U tokens read item rows).
+    Reverting is the same operation with the token counts as row counts: ``masked_mix(mixed, n, m)`` returns to each
+    token its slice of every row, with zeros for the slices of G rows in U tokens (TokenMixer-Large needs this mask
+    too, or U tokens would read item rows).
     """
     rows = user_rows + item_rows
     if x.user is None:
         return Tokens(None, _gather_slices(x.item, rows))
     width = x.item.shape[-1] // rows
-    of_user = _gather_slices(x.user, rows)  # [rows, N, n*w], what U tokens hand out
+    of_user = _gather_slices(x.user, rows)  # [rows, N, n*w], slices of U tokens
     of_item = _gather_slices(x.item[..., user_rows * width :], item_rows)  # [item_rows, N, m*w]
     zeros = (0, x.item.shape[0] * width)
     return Tokens(functional.pad(of_user[:user_rows], zeros), torch.cat([of_user[user_rows:], of_item], -1))
@@ -134,10 +134,10 @@ def ug_attention(query: Tokens, key: Tokens, value: Tokens, heads: int) -> Token
         query: [q_u, N, D] and [q_g, N, D].
         key: [n, N, D] and [m, N, D].
         value: as ``key``.
-        heads: number of equal parts D is cut into.
+        heads: number of heads; divides D.
 
     Returns:
-        [q_u, N, D] and [q_g, N, D]. Keys and values of U tokens are read apart, so they stay one per user.
+        [q_u, N, D] and [q_g, N, D]. Keys and values of U tokens are read separately, so they exist once per user.
     """
     q, k, v = _by_head(query.item, heads), _by_head(key.item, heads), _by_head(value.item, heads)
     scale = q.shape[-1] ** -0.5
@@ -163,10 +163,10 @@ def _from_heads(x: Tensor) -> Tensor:
 
 
 class SeparatedResidual(nn.Module):
-    """Residual where mixing changes the token counts (UG-Sep, separated residual).
+    """Residual for mixing that changes the token counts (UG-Sep, separated residual).
 
-    Attention with the mixed rows' network output as query and the layer's input tokens as key and value, under
-    the UG mask. Number of heads and sharing are open in the paper: one head, projections shared by all tokens.
+    UG-masked attention with the mixed rows' network output as query and the layer's input tokens as key and value.
+    The paper leaves heads and sharing open: here one head, with projections shared by all tokens.
     """
 
     def __init__(self, width: int) -> None:

@@ -1,4 +1,4 @@
-"""One file per model architecture, and the table that names them."""
+"""One file per architecture, and the table that lists them."""
 
 from graphs.models.pretrained import load_checkpoint
 from graphs.models.ranking_model import ModelConfig, RankingModel

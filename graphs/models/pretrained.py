@@ -1,4 +1,4 @@
-"""Load a checkpoint as the model that its config names."""
+"""Load a checkpoint as the model named in its config."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from graphs.models.table import model_class
 
 
 def load_checkpoint(directory: Path) -> RankingModel:
-    """Return the model a checkpoint folder holds, in eval mode.
+    """Return the model of a checkpoint folder, in eval mode.
 
     Raises:
-        UgsepError: missing or truncated file or shard, a pickle, unknown architecture, missing or surplus weight,
-            wrong shape, NaN or infinite weight.
+        UgsepError: a missing or truncated file or shard, a pickle, an unknown architecture, a missing or unknown
+            weight, a wrong shape, or a NaN or infinite value.
     """
     return _class_of(directory, read_config(directory)).from_pretrained(directory)
 
 
-def weightless_model(directory: Path) -> RankingModel:
-    """Return the model a checkpoint folder holds on the meta device, in eval mode: names and shapes, no numbers.
+def meta_model(directory: Path) -> RankingModel:
+    """Return the model of a checkpoint folder on the meta device, in eval mode: names and shapes, no values.
 
     Raises:
-        UgsepError: as ``load_checkpoint``, but the numbers are not looked at.
+        UgsepError: as ``load_checkpoint``, except that values are not checked.
     """
     config = read_config(directory)
     kind = _class_of(directory, config)
@@ -46,7 +46,7 @@ def _class_of(directory: Path, config: dict[str, Any]) -> type[RankingModel]:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Return ``config.json`` of a checkpoint folder as a mapping; the errors of ``load_checkpoint``."""
+    """Return ``config.json`` of a checkpoint folder as a mapping; raises as ``load_checkpoint``."""
     if directory.is_file() and directory.suffix in PICKLES:
         raise UgsepError(f"{directory} is a pickle, which can run code when loaded; convert it to safetensors")
     path = directory / "config.json"
@@ -58,5 +58,5 @@ def read_config(directory: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UgsepError(f"{path} is not JSON ({error}); save the checkpoint again") from error
     if not isinstance(config, dict):
-        raise UgsepError(f"{path} holds a {type(config).__name__}, not a mapping; save the checkpoint again")
+        raise UgsepError(f"{path} contains a {type(config).__name__}, not a mapping; save the checkpoint again")
     return config

@@ -1,4 +1,4 @@
-"""The base of every ranking model here: a config, named logits, and Hugging Face persistence."""
+"""The base class of all ranking models: a config, named logits, and Hugging Face persistence."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from graphs.layers.parameter_counts import Counts
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What every architecture is told.
+    """Settings of every architecture.
 
-    ``user_tokens`` is n, ``item_tokens`` is m (models.md; the G tokens of UG-Sep 2602.10455).
-    ``ug_sep=False`` gives the paper's unmasked original on the same tokens; ``compensation`` adds a
-    projection of the user rows to the item rows (UG-Sep, information compensation).
+    ``user_tokens`` is n, ``item_tokens`` is m (the U and G tokens of UG-Sep, 2602.10455). ``ug_sep=False`` gives the
+    paper's unmasked original on the same tokens; ``compensation`` adds a projection of the user rows to the item rows
+    (UG-Sep, information compensation).
 
     Raises:
-        UgsepError: fewer than one token on a side, no task, or a side without features.
+        UgsepError: a size below 1, no task, a repeated name, or a side without features.
     """
 
     features: tuple[Feature, ...]
@@ -43,11 +43,9 @@ class ModelConfig:
     tower: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "user_tokens", "item_tokens", "tower"):
-            if getattr(self, name) < 1:
-                raise UgsepError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_at_least(1, self, "width", "layers", "user_tokens", "item_tokens", "tower")
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
-            raise UgsepError(f"tasks are {list(self.tasks)}; name one or more different tasks")
+            raise UgsepError(f"tasks are {list(self.tasks)}; give one or more distinct names")
         names = [f.name for f in self.features]
         if len(set(names)) != len(names):
             raise UgsepError(
@@ -55,7 +53,7 @@ class ModelConfig:
             )
         for side in ("user", "item"):
             if not any(f.side == side for f in self.features):
-                raise UgsepError(f"features has none of side '{side}'; give at least one feature on each side")
+                raise UgsepError(f"features has none of side '{side}'; each side needs at least one")
 
     @property
     def tokens(self) -> int:
@@ -63,27 +61,40 @@ class ModelConfig:
         return self.user_tokens + self.item_tokens
 
     def counts(self) -> Counts:
-        """Return parameters and FLOPs of both sides from the sizes alone; embedding tables are not counted."""
+        """Return parameters and FLOPs of both sides by formula, without embedding tables."""
         raise NotImplementedError(f"{type(self).__name__} must define counts")
 
 
-def check_divides(field: str, value: int, parts_field: str, parts: int) -> None:
-    """Refuse a width that does not fall into equal parts.
+def check_at_least(least: int, config: object, *names: str) -> None:
+    """Reject settings below ``least``, and NaN.
 
     Raises:
-        UgsepError: ``parts`` does not divide ``value``; names both fields and the next larger value that works.
+        UgsepError: names the field and its value.
     """
-    if value % parts:
-        works = -(-value // parts) * parts
-        raise UgsepError(f"{field} {value} is not divisible by the {parts} {parts_field}; {field} = {works} works")
+    for name in names:
+        if not getattr(config, name) >= least:
+            raise UgsepError(f"{name} is {getattr(config, name)}; it must be at least {least}")
+
+
+def check_divides(field: str, value: int, divisor_field: str, divisor: int) -> None:
+    """Refuse a width that cannot be divided evenly.
+
+    Raises:
+        UgsepError: ``divisor`` does not divide ``value``; names both fields and the next larger value that works.
+    """
+    if value % divisor:
+        works = -(-value // divisor) * divisor
+        raise UgsepError(
+            f"{field} {value} is not divisible by the {divisor} {divisor_field}; {field} = {works} works"
+        )
 
 
 class RankingModel(nn.Module, ModelHubMixin):
     """A ranking model: ``forward(features) -> {task: logits [N]}``, rows independent of each other.
 
-    Subclasses set ``config_class`` and ``keep_float``, glob patterns of parameters that must stay out of
-    int8 (routers, norms, logit heads). ``training_only`` are glob patterns of parameters that only training
-    reads: they stay in the checkpoint and leave no trace in the exported graph.
+    Subclasses set ``config_class`` and ``keep_float``, glob patterns of parameters that are never quantized to int8
+    (routers, norms, logit heads). Parameters that match ``training_only`` are in checkpoints, but not in exported
+    graphs.
     """
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
@@ -96,7 +107,7 @@ class RankingModel(nn.Module, ModelHubMixin):
 
     @classmethod
     def config_from(cls, values: dict[str, Any]) -> ModelConfig:
-        """Return the config that a checkpoint's ``config.json`` holds; raises UgsepError for a wrong setting."""
+        """Return the config from a checkpoint's ``config.json``; raises UgsepError for an invalid setting."""
         plain = {k: v for k, v in values.items() if k != "architecture"}
         return config_file.parse(cls.config_class, plain, "config.json")
 
@@ -106,7 +117,7 @@ class RankingModel(nn.Module, ModelHubMixin):
 
     @classmethod
     def architecture(cls) -> str:
-        """Name of the architecture, the file name in ``graphs/models``."""
+        """Return the name of the architecture, that of its file in ``graphs/models``."""
         return cls.__module__.rsplit(".", 1)[-1].replace("_", "-")
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -116,8 +127,8 @@ class RankingModel(nn.Module, ModelHubMixin):
     def auxiliary_loss(self, labels: dict[str, Tensor] | None = None) -> Tensor:
         """Return the training-only loss of the last forward pass, a scalar; zero outside training.
 
-        Adds up the ``auxiliary`` scalars that modules left in training mode. ``labels`` (task -> [N], 0 or 1)
-        are needed by architectures that train logits of their middle layers too.
+        Sums the modules' ``auxiliary`` scalars. ``labels`` (task -> [N], 0 or 1) are needed by architectures that
+        also train logits of their middle layers.
         """
         total = torch.zeros(())
         if self.training:
@@ -128,36 +139,36 @@ class RankingModel(nn.Module, ModelHubMixin):
         return total
 
     def at_progress(self, fraction: float) -> None:
-        """Tell the model that ``fraction`` (0..1) of the training steps is done; schedules hook in here."""
+        """Update schedules after ``fraction`` (0..1) of the training steps."""
         del fraction
 
     def for_inference(self) -> Self:
         """Return the model to export, in eval mode, sharing its weights with this one.
 
-        Every module with a method ``fold() -> nn.Module`` is replaced by what that returns: the same function
-        with everything that does not depend on the input computed already, and without training-only parts.
+        Every module with a method ``fold() -> nn.Module`` is replaced by the result: the same function with all that
+        does not depend on the input precomputed, and without training-only modules.
         """
         folded = _folded(self)
         assert isinstance(folded, type(self))
         return folded.eval()
 
     def dense_parameters(self) -> int:
-        """Return the number of parameters, without embedding tables and training-only parts."""
+        """Return the number of parameters without embedding tables and training-only ones."""
         left_out = ("embedding.tables.*", *self.training_only)
         names = ((n, p.numel()) for n, p in self.named_parameters())
         return sum(size for n, size in names if not any(fnmatch.fnmatch(n, pattern) for pattern in left_out))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write ``config.json`` and ``model.safetensors``; a failed save leaves the old files as they were.
+        """Write ``config.json`` and ``model.safetensors``; a failed save leaves the old files untouched.
 
-        Other options are those of ``huggingface_hub.ModelHubMixin.save_pretrained``.
+        ``options`` are those of ``huggingface_hub.ModelHubMixin.save_pretrained``.
         """
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         options["repo_id"] = options.get("repo_id") or target.name
         with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as folder:
             result: str | None = super().save_pretrained(folder, **options)
-            for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights before what describes them
+            for file in sorted(Path(folder).iterdir(), reverse=True):  # weights before config.json
                 file.replace(target / file.name)
         return result
 
@@ -174,14 +185,14 @@ class RankingModel(nn.Module, ModelHubMixin):
 
         if config is None:
             raise UgsepError(f"{model_id}/config.json is missing; save the model with save_pretrained")
-        # The hub's mixin decodes by annotation and sees only its text here, so the mapping arrives as it is.
+        # The mixin decodes by annotation, but postponed annotations are strings, so the mapping arrives undecoded.
         model = cls(cls.config_from(config) if isinstance(config, dict) else config)
         load_weights(model, Path(model_id))
         return model.eval()
 
 
 def _folded(module: nn.Module) -> nn.Module:
-    """Copy a module tree, parameters shared, with every foldable module folded."""
+    """Copy a module tree with shared parameters and every foldable module folded."""
     fold = getattr(module, "fold", None)
     if callable(fold):
         result = fold()
@@ -193,10 +204,7 @@ def _folded(module: nn.Module) -> nn.Module:
 
 
 def initialise(model: nn.Module, seed: int) -> None:
-    """Draw every parameter from a seeded generator, as the modules' own ``reset_parameters`` would.
-
-    Only for ``INIT=random`` builds and tests: the weights carry no information.
-    """
+    """Initialise every parameter by the modules' ``reset_parameters`` from a seed, for ``INIT=random`` and tests."""
     torch.manual_seed(seed)
     for module in model.modules():
         reset = getattr(module, "reset_parameters", None)

@@ -1,4 +1,4 @@
-"""RankMixer (arXiv 2507.15551): parameter-free token mixing and per-token FFNs, with UG-Sep (2602.10455)."""
+"""RankMixer (arXiv 2507.15551): parameter-free token mixing, one FFN per feature token, UG-Sep (2602.10455)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from graphs.base.errors import UgsepError
 from graphs.base.names import SIDES
-from graphs.layers.moe import ReLUSparseFFN, check_experts, check_loss_weights
+from graphs.layers.moe import ReLUSparseFFN, check_experts
 from graphs.layers.parameter_counts import (
     Count,
     Counts,
@@ -24,21 +23,21 @@ from graphs.layers.parameter_counts import (
 from graphs.layers.tokenize import ChunkTokenizer, FeatureEmbedding, chunk_counts, chunk_width, in_semantic_order
 from graphs.layers.tokenwise import Head, TokenwiseFFN
 from graphs.layers.ugsep import Compensation, SeparatedResidual, Tokens, each_side, masked_mix, separate
-from graphs.models.ranking_model import ModelConfig, RankingModel, check_divides
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least, check_divides
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankMixerConfig(ModelConfig):
-    """RankMixer's own sizes.
+    """Sizes specific to RankMixer.
 
-    ``hidden`` is k D, the inner width of a per-token FFN (k is open in the paper). ``embedding_width`` is the
-    width of an id's vector before the concatenation is cut into tokens. ``mixed_user_tokens`` (c_u) and
-    ``mixed_item_tokens`` (c_g) are the rows of the first mixing, 0 keeps n and m; other values change the token
-    counts and bring in the separated residual. ``experts`` > 0 replaces each FFN by that many experts of
-    ``hidden`` units under a ReLU router, with ``l1_weight`` on its gates.
+    ``hidden`` is k D, the inner width of an FFN (k is open in the paper). ``embedding_width`` is the width of an
+    id's vector before the concatenation is cut into tokens. ``mixed_user_tokens`` (c_u) and ``mixed_item_tokens``
+    (c_g) are the rows of the first mixing. 0 keeps n and m; other values change the token counts, which requires the
+    separated residual. ``experts`` > 0 replaces each FFN by that many experts of ``hidden`` units with a ReLU router
+    whose gates are penalised by ``l1_weight``.
 
     Raises:
-        UgsepError: a width the mixing rows do not divide, or a side's vectors too narrow for its tokens.
+        UgsepError: a width not divisible by the mixed rows, or a side's vectors too narrow for its tokens.
     """
 
     hidden: int = 256
@@ -50,13 +49,9 @@ class RankMixerConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("hidden", "embedding_width"):
-            if getattr(self, name) < 1:
-                raise UgsepError(f"{name} is {getattr(self, name)}; give at least 1")
-        if self.mixed_user_tokens < 0 or self.mixed_item_tokens < 0:
-            raise UgsepError("mixed_user_tokens and mixed_item_tokens cannot be negative; 0 keeps the counts")
+        check_at_least(1, self, "hidden", "embedding_width")
+        check_at_least(0, self, "mixed_user_tokens", "mixed_item_tokens", "l1_weight")
         check_experts(self.experts, self.experts, ("experts", "experts"))
-        check_loss_weights(self, "l1_weight")
         self.chunks()
         user, item = self.token_counts()[1]
         check_divides("width", self.width, "mixed tokens (user_tokens + item_tokens, or the mixed ones)", user + item)
@@ -69,12 +64,12 @@ class RankMixerConfig(ModelConfig):
         return counts if self.ug_sep else [(0, n + m) for n, m in counts]
 
     def chunks(self) -> tuple[int, int]:
-        """Return the chunk widths of the user and of the item side's tokens."""
+        """Return the chunk widths of user and item tokens."""
         user = chunk_width(self.features, "user", self.user_tokens, self.embedding_width, "user_tokens")
         return user, chunk_width(self.features, "item", self.item_tokens, self.embedding_width, "item_tokens")
 
     def counts(self) -> Counts:
-        """Return parameters and FLOPs from the sizes alone; a ReLU router's idle experts are not known."""
+        """Return parameters and FLOPs by formula; all experts count as active."""
         chunks, width = self.chunks(), self.width
         total = heads(len(self.tasks), width, self.tower) + Counts(
             chunk_counts(chunks[0], self.user_tokens, width), chunk_counts(chunks[1], self.item_tokens, width)
@@ -106,7 +101,7 @@ class RankMixerConfig(ModelConfig):
 
 
 class RankMixerLayer(nn.Module):
-    """Mixing, then per-token FFN, post-norm; Tokens in, Tokens out (counts as ``token_counts`` says)."""
+    """Mixing, then an FFN per feature token, post-norm; Tokens in, Tokens out (see ``token_counts``)."""
 
     def __init__(self, config: RankMixerConfig, before: tuple[int, int], after: tuple[int, int]) -> None:
         super().__init__()
@@ -126,7 +121,7 @@ class RankMixerLayer(nn.Module):
         self.norm = each_side(*after, lambda _: nn.LayerNorm(width))
 
     def forward(self, x: Tokens) -> Tokens:
-        """Return the tokens after mixing and per-token networks."""
+        """Return the tokens after mixing and FFNs."""
         mixed = masked_mix(x, *self.after)
         if self.separated is None:
             mixed = mixed + x
@@ -140,7 +135,7 @@ class RankMixerLayer(nn.Module):
         return separated
 
     def compensate(self, x: Tokens) -> Tokens:
-        """Add the information compensation where it is on."""
+        """Add the information compensation if enabled."""
         return x if self.compensation is None else self.compensation(x)
 
 

@@ -1,4 +1,4 @@
-"""The architectures by name: a new model is one file and one row here."""
+"""The architectures by name; a new one takes a file and a row here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from graphs.models.ranking_model import RankingModel
 
 __all__ = ["architectures", "model_class"]
 
-#: Modules that define ``MODEL``; a module is imported only if its model is used.
+#: Modules that define ``MODEL``, imported on use.
 MODELS: Mapping[str, str] = {
     "rankmixer": "graphs.models.rankmixer",
     "tokenmixer-large": "graphs.models.tokenmixer_large",
@@ -29,7 +29,7 @@ def model_class(name: str) -> type[RankingModel]:
     """Return the model class of an architecture.
 
     Raises:
-        UgsepError: no such architecture; the message has the nearest name.
+        UgsepError: no such architecture (with the nearest name).
     """
     if name not in MODELS:
         raise UgsepError(f"unknown model '{name}'{nearest(name, architectures())}")

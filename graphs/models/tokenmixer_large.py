@@ -1,4 +1,4 @@
-"""TokenMixer-Large (arXiv 2602.06563): mix, per-token SwiGLU, revert, per-token SwiGLU, with UG-Sep (2602.10455)."""
+"""TokenMixer-Large (arXiv 2602.06563): mix, SwiGLU, revert, SwiGLU, with UG-Sep (2602.10455)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from graphs.base.errors import UgsepError
 from graphs.base.features import Feature, of_side
 from graphs.base.names import SIDES
-from graphs.layers.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts, check_loss_weights
+from graphs.layers.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts
 from graphs.layers.parameter_counts import Count, Counts, compensation, heads, norm, swiglu_experts, tokenwise_swiglu
 from graphs.layers.tokenize import (
     FeatureEmbedding,
@@ -25,28 +25,28 @@ from graphs.layers.tokenize import (
 )
 from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseSwiGLU
 from graphs.layers.ugsep import Compensation, Tokens, each_side, masked_mix, separate
-from graphs.models.ranking_model import ModelConfig, RankingModel, check_divides
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least, check_divides
 
-DOWN_GAIN = 0.01  # 2602.06563: the last projection starts at a hundredth, so a block starts near the identity
+DOWN_GAIN = 0.01  # 2602.06563: the last projection starts small, so a block starts near the identity
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenMixerLargeConfig(ModelConfig):
-    """TokenMixer-Large's own sizes; T, D and L of the paper's models are open.
+    """Sizes specific to TokenMixer-Large; the paper leaves T, D and L open.
 
-    ``hidden`` is the inner width of both per-token SwiGLUs. ``mixed_user_rows`` and ``mixed_item_rows`` are c_u
-    and c_g, the H rows of the mixing, 0 takes n and m. ``global_token``: "item" makes the global token, from all
-    features, the last item token; "split" gives each side one, last, of its own features. ``read_out`` is the
-    mean over all tokens or over the global ones. Every ``residual_every`` layers the block output that many layers
-    earlier is added (the tokens themselves at first), never on the last layer; 0 never. ``auxiliary_weight``
-    > 0 trains logits of the middle layers too.
+    ``hidden`` is the inner width of both SwiGLUs. ``mixed_user_rows`` (c_u) and ``mixed_item_rows`` (c_g) are the H
+    rows of the mixing; 0 takes n and m. With ``global_token`` "item", the last item token is the global token of all
+    features; with "split", the last token of each side is the global token of that side's features. ``read_out`` is
+    the mean over all tokens or over the global ones. Every ``residual_every`` layers, but not after the last, the
+    block output that many layers earlier (at first the tokens) is added; 0 disables this. ``auxiliary_weight`` > 0
+    also trains logits of the middle layers.
 
-    ``experts`` > 0 cuts both SwiGLUs into that many slices, ``active_experts`` of which a row uses: one shared,
-    the others routed; the routed sum is scaled by experts / active_experts (1 / sparsity).
+    ``experts`` > 0 cuts both SwiGLUs into that many slices, of which a row uses ``active_experts``: one shared, the
+    others routed; the routed sum is scaled by experts / active_experts (1 / sparsity).
 
     Raises:
-        UgsepError: a width that H does not divide, more active experts than experts, ``hidden`` not divisible by
-            ``experts``, or a side left without any token but a global one.
+        UgsepError: a width not divisible by H, more active experts than experts, ``hidden`` not divisible by
+            ``experts``, or a side whose only token is a global one.
     """
 
     hidden: int = 256
@@ -62,17 +62,12 @@ class TokenMixerLargeConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("hidden", "embedding_width"):
-            if getattr(self, name) < 1:
-                raise UgsepError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_at_least(1, self, "hidden", "embedding_width")
+        check_at_least(0, self, "mixed_user_rows", "mixed_item_rows", "residual_every", "auxiliary_weight")
         for name, known in (("global_token", ("item", "split")), ("read_out", ("mean", "global"))):
             if getattr(self, name) not in known:
                 raise UgsepError(f"{name} is '{getattr(self, name)}'; give '{known[0]}' or '{known[1]}'")
-        for name in ("mixed_user_rows", "mixed_item_rows", "residual_every"):
-            if getattr(self, name) < 0:
-                raise UgsepError(f"{name} is {getattr(self, name)}; give 0 or more")
         check_experts(self.experts, self.active_experts, ("experts", "active_experts"))
-        check_loss_weights(self, "auxiliary_weight")
         if self.experts:
             if self.active_experts < 2:
                 raise UgsepError("active_experts is 1, but one is the shared expert; active_experts = 2 works")
@@ -84,7 +79,7 @@ class TokenMixerLargeConfig(ModelConfig):
         check_divides("width", self.width, "mixed rows (mixed_user_rows + mixed_item_rows, or all tokens)", rows)
 
     def group_tokens(self) -> tuple[int, int]:
-        """Return how many user and item tokens are semantic groups, not global."""
+        """Return the numbers of user and item tokens that are semantic groups, not global."""
         return self.user_tokens - (self.global_token == "split"), self.item_tokens - 1
 
     def sides(self) -> tuple[int, int]:
@@ -97,26 +92,26 @@ class TokenMixerLargeConfig(ModelConfig):
         return (user, item) if self.ug_sep else (0, user + item)
 
     def plans(self) -> tuple[tuple[TokenPlan, ...], tuple[TokenPlan, ...]]:
-        """Return how the user and the item side become semantic group tokens."""
+        """Return the plans of the user and item side's semantic group tokens."""
         user, item = self.group_tokens()
         return plan_group_tokens(self.features, "user", user), plan_group_tokens(self.features, "item", item)
 
     def global_features(self) -> tuple[tuple[Feature, ...], tuple[Feature, ...]]:
-        """Return what the user's and the items' global token read; the user's is empty where there is none."""
+        """Return the features of the user and item side's global token; the user's are empty if it has none."""
         if self.global_token == "split":
             return of_side(self.features, "user"), of_side(self.features, "item")
         return (), self.features
 
     def adds_earlier(self, layer: int) -> bool:
-        """Return whether the inter-layer residual is added after ``layer``."""
+        """Whether the inter-layer residual is added after ``layer``."""
         return self.residual_every > 0 and (layer + 1) % self.residual_every == 0 and layer < self.layers - 1
 
     def counts(self) -> Counts:
-        """Return parameters and FLOPs from the sizes alone."""
+        """Return parameters and FLOPs by formula."""
         user, item = (plan_counts(plan, self.embedding_width, self.width) for plan in self.plans())
         total = Counts(user, item) + heads(len(self.tasks), self.width, self.tower)
         total += Counts(
-            *(group_network_counts(part, self.embedding_width, self.width) for part in self.global_features())
+            *(group_network_counts(read, self.embedding_width, self.width) for read in self.global_features())
         )
         (n, m), (c_u, c_g) = self.sides(), self.rows()
         row_width = self.tokens * self.width // (c_u + c_g)
@@ -165,7 +160,7 @@ class PreNormSwiGLU(nn.Module):
 
 
 class TokenMixerLargeLayer(nn.Module):
-    """Mix, network, revert, network; pre-norm, the last residual goes to the layer's input. Tokens in and out."""
+    """Mix, network, revert, network; pre-norm; the last residual is the layer's input. Tokens in and out."""
 
     def __init__(self, config: TokenMixerLargeConfig) -> None:
         super().__init__()
@@ -180,11 +175,11 @@ class TokenMixerLargeLayer(nn.Module):
         """Return the tokens [n, N, D], [m, N, D] after both networks."""
         mixed = masked_mix(x, *self.rows)
         mixed = self.mixing(mixed) + mixed
-        # Masking the mixing is not enough: reverting would hand U tokens their slices of item rows.
+        # Masking only the mixing is not enough: reverting would give U tokens their slices of item rows.
         reverted = masked_mix(mixed, *self.tokens)
         out: Tokens = self.reverting(reverted) + x
-        # Added to the residual stream: before the network it would blur the user columns of the G rows, whose
-        # products can be computed once per request.
+        # Added to the residual stream: before the network it would mix item values into the user columns of the
+        # G rows, whose products can otherwise be computed once per request.
         return out if self.compensation is None else self.compensation(out)
 
 
@@ -230,7 +225,7 @@ class TokenMixerLarge(RankingModel):
         """Return the routers' loss plus ``auxiliary_weight`` times the mean cross-entropy of the middle logits.
 
         Raises:
-            UgsepError: there are middle logits, but no labels.
+            UgsepError: middle logits without labels.
         """
         total = super().auxiliary_loss(labels)
         if not self.training or not self.middle_logits:

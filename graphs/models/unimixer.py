@@ -14,20 +14,20 @@ from graphs.layers.parameter_counts import Count, Counts, compensation, heads, n
 from graphs.layers.tokenize import ChunkTokenizer, FeatureEmbedding, chunk_counts, chunk_width, in_semantic_order
 from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseSwiGLU
 from graphs.layers.ugsep import Compensation, Tokens, each_side, separate
-from graphs.models.ranking_model import ModelConfig, RankingModel
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniMixerConfig(ModelConfig):
-    """UniMixer's own sizes.
+    """Sizes specific to UniMixer.
 
     ``block`` is B, the width of a mixing block; it divides D, so that no block straddles two tokens. ``hidden`` is
-    the inner width of the per-token SwiGLU. ``lite`` builds the mixing matrices from ``bases`` shared matrices and
-    at rank ``rank``. ``sinkhorn_steps`` [open]. The temperature falls from ``first_temperature`` to
-    ``last_temperature`` while training, geometrically [open].
+    the inner width of the SwiGLU. ``lite`` builds the mixing matrices from ``bases`` shared matrices and at rank
+    ``rank``. During training the temperature falls geometrically from ``first_temperature`` to ``last_temperature``
+    [open, like ``sinkhorn_steps``].
 
     Raises:
-        UgsepError: a block straddling tokens, a temperature that is not positive, a side's vectors too narrow.
+        UgsepError: a block that straddles tokens, a temperature not above 0, or a side's vectors too narrow.
     """
 
     hidden: int = 256
@@ -42,12 +42,10 @@ class UniMixerConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("hidden", "embedding_width", "block", "bases", "rank", "sinkhorn_steps"):
-            if getattr(self, name) < 1:
-                raise UgsepError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_at_least(1, self, "hidden", "embedding_width", "block", "bases", "rank", "sinkhorn_steps")
         for name in ("first_temperature", "last_temperature"):
             if not getattr(self, name) > 0:
-                raise UgsepError(f"{name} is {getattr(self, name)}; give a number above 0")
+                raise UgsepError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.width % self.block:
             works = next(b for b in range(min(self.block, self.width), 0, -1) if self.width % b == 0)
             raise UgsepError(
@@ -66,12 +64,12 @@ class UniMixerConfig(ModelConfig):
         return user * self.width // self.block, item * self.width // self.block
 
     def chunks(self) -> tuple[int, int]:
-        """Return the chunk widths of the user and of the item side's tokens."""
+        """Return the chunk widths of user and item tokens."""
         user = chunk_width(self.features, "user", self.user_tokens, self.embedding_width, "user_tokens")
         return user, chunk_width(self.features, "item", self.item_tokens, self.embedding_width, "item_tokens")
 
     def counts(self) -> Counts:
-        """Return parameters and FLOPs from the sizes alone; the mixing matrices cost nothing at inference."""
+        """Return parameters and FLOPs by formula; the mixing matrices are precomputed for inference."""
         (n, m), chunks = self.sides(), self.chunks()
         tokens = (
             chunk_counts(c, t, self.width) for c, t in zip(chunks, (self.user_tokens, self.item_tokens), strict=True)
@@ -97,9 +95,9 @@ class UniMixerConfig(ModelConfig):
 
 
 class UniMixerBlock(nn.Module):
-    """``pSwiGLU(O)`` with ``O = RMSNorm(X + UniMixing(X))``, norms per token. Tokens in, Tokens out.
+    """``pSwiGLU(O)`` with ``O = RMSNorm(X + UniMixing(X))``, one norm per feature token. Tokens in, Tokens out.
 
-    A norm over the flattened vector of all tokens, as one could read the paper, would hand item values to U rows.
+    A norm over the flattened vector of all tokens, another reading of the paper, would leak item values into U rows.
     """
 
     def __init__(self, config: UniMixerConfig) -> None:
@@ -166,7 +164,7 @@ class UniMixer(RankingModel):
         return {task: head(pooled) for task, head in self.heads.items()}
 
     def at_progress(self, fraction: float) -> None:
-        """Set the temperature of every mixing for this part (0..1) of the training."""
+        """Set the temperature of every mixing after ``fraction`` (0..1) of the training."""
         first, last = self.config.first_temperature, self.config.last_temperature
         with torch.no_grad():
             for module in self.modules():

@@ -19,18 +19,18 @@ from graphs.layers.tokenize import (
 )
 from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseSwiGLU
 from graphs.layers.ugsep import Compensation, Tokens, each_side, separate
-from graphs.models.ranking_model import ModelConfig, RankingModel
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZenithConfig(ModelConfig):
-    """Zenith's own sizes; the MLP's form, the norm's type and L are open in the paper.
+    """Sizes specific to Zenith; the paper leaves the MLP's form, the norm's type and L open.
 
-    ``fusion_width`` is k: a layer's T tokens become T*k/width tokens (2601.21285, retokenization; 0 means k =
-    width, which keeps T). ``hidden`` is the inner width of the tokenwise SwiGLU.
+    ``fusion_width`` is k: a layer's T tokens become T*k/width tokens (retokenization); 0 means k = width, which
+    keeps T. ``hidden`` is the inner width of the tokenwise SwiGLU.
 
     Raises:
-        UgsepError: a size below 1, T*k not divisible by the width, or a side that would lose all its tokens.
+        UgsepError: a size below 1, T*k not divisible by the width, or a side left without tokens.
     """
 
     fusion_width: int = 0
@@ -38,18 +38,17 @@ class ZenithConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden < 1:
-            raise UgsepError(f"hidden is {self.hidden}; give at least 1")
+        check_at_least(1, self, "hidden")
         self.plans()
         self.token_counts()
 
     def plans(self) -> tuple[tuple[TokenPlan, ...], tuple[TokenPlan, ...]]:
-        """Return how the user and the item side become prime tokens."""
+        """Return the plans of the user and item side's prime tokens."""
         user = plan_prime_tokens(self.features, "user", self.user_tokens, "user_tokens")
         return user, plan_prime_tokens(self.features, "item", self.item_tokens, "item_tokens")
 
     def counts(self) -> Counts:
-        """Return parameters and FLOPs from the sizes alone."""
+        """Return parameters and FLOPs by formula."""
         total = prime_token_counts(self.plans(), self.width, self.ug_sep)
         counts = self.token_counts()
         for (n, m), (user, item) in pairwise(counts):
@@ -74,13 +73,13 @@ class ZenithConfig(ModelConfig):
 
     @property
     def k(self) -> int:
-        """Width of the fused rows before they are cut again."""
+        """Width of the fused rows before they are recut."""
         return self.fusion_width or self.width
 
     def token_counts(self) -> list[tuple[int, int]]:
         """Return (user, item) token counts before layer 0 and after each layer.
 
-        A re-cut token that straddles user and item values is an item token.
+        A recut token that straddles user and item values is an item token.
         """
         user, item = (self.user_tokens, self.item_tokens) if self.ug_sep else (0, self.tokens)
         counts = [(user, item)]
@@ -103,9 +102,9 @@ class ZenithConfig(ModelConfig):
 
 
 def recut(user: Tensor | None, item: Tensor, width: int) -> Tokens:
-    """Cut row-major flattened tokens again into tokens of ``width``; [N, n, k], [N, m, k] -> token-major Tokens.
+    """Recut row-major tokens [N, n, k], [N, m, k] into token-major tokens of ``width``.
 
-    Where the user values do not fill a token, the straddling token is an item token (models.md section 5).
+    If the user values do not fill the last token, that token is an item token.
     """
     rows = item.shape[0]
     if user is None:
@@ -121,10 +120,10 @@ def recut(user: Tensor | None, item: Tensor, width: int) -> Tokens:
 
 
 class RetokenizedSelfAttention(nn.Module):
-    """RSA: O = (X Xᵀ) X W_R, no softmax and no scale, re-cut to tokens; (X Xᵀ)[U, G] = 0 under UG-Sep.
+    """RSA: O = (X Xᵀ) X W_R, no softmax and no scale, recut into tokens; (X Xᵀ)[U, G] = 0 under UG-Sep.
 
     Token-major in and out: [n, N, D], [m, N, D] -> [n', N, D], [m', N, D]. The residual is the shared MLP of the
-    input tokens, cut the same way: Norm(O + MLP(X)) is finished by the caller's norm.
+    input tokens, recut the same way; the caller's norm completes Norm(O + MLP(X)).
     """
 
     def __init__(self, width: int, k: int) -> None:
@@ -140,14 +139,14 @@ class RetokenizedSelfAttention(nn.Module):
         if x.user is None:
             return recut(None, fused, self.width)
         user = x.user.transpose(0, 1)  # [N, n, D]
-        values = self.retoken(user)  # [N, n, k], cached per user with X_U
+        values = self.retoken(user)  # [N, n, k], once per user, like X_U
         fused = fused + (item @ user.transpose(1, 2)) @ values  # [N, m, k]
         own = self.mlp(user) + (user @ user.transpose(1, 2)) @ values  # [N, n, k]
         return recut(own, fused, self.width)
 
 
 class ZenithLayer(nn.Module):
-    """Token Fusion then Token Boost, post-norm; Tokens in, Tokens out (counts as ``token_counts`` says)."""
+    """Token Fusion then Token Boost, post-norm; Tokens in, Tokens out (see ``token_counts``)."""
 
     def __init__(self, config: ZenithConfig, user: int, item: int) -> None:
         super().__init__()
@@ -190,7 +189,7 @@ class Zenith(RankingModel):
         """Return the logits [N] of every task."""
         vectors = self.embedding(features)
         x: Tokens = separate(self.user_tokenizer(vectors), self.item_tokenizer(vectors), self.ug_sep)
-        # Raw embeddings differ in scale by orders of magnitude and RSA is cubic in them: normalise once first.
+        # Embeddings differ in scale by orders of magnitude, and RSA is cubic in them: normalise first.
         x = self.token_norm(x)
         for layer in self.layers:
             x = layer(x)

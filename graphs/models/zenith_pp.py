@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from graphs.base.errors import UgsepError
-from graphs.layers.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts, check_loss_weights
+from graphs.layers.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts
 from graphs.layers.parameter_counts import (
     Count,
     Counts,
@@ -28,18 +27,18 @@ from graphs.layers.tokenize import (
 )
 from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseLinear, TokenwiseSwiGLU
 from graphs.layers.ugsep import Compensation, Tokens, each_side, separate, ug_attention
-from graphs.models.ranking_model import ModelConfig, RankingModel, check_divides
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least, check_divides
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZenithPPConfig(ModelConfig):
-    """Zenith++'s own sizes; norm type, L and the loss weights are open in the paper.
+    """Sizes specific to Zenith++; the paper leaves norm type, L and the loss weights open.
 
-    ``attention_heads`` cut D. ``hidden`` is the inner width of one expert, the shared one included;
-    ``active_experts`` of the ``experts`` routed ones are used per row (0 experts: the shared SwiGLU alone).
+    ``attention_heads`` divides D. ``hidden`` is the inner width of an expert, routed or shared. Each row uses
+    ``active_experts`` of the ``experts`` routed ones; with 0 experts only the shared SwiGLU is left.
 
     Raises:
-        UgsepError: a width the heads do not divide, more active experts than experts, too few tokens for the ids.
+        UgsepError: a width not divisible by the heads, more active experts than experts, too few tokens for the ids.
     """
 
     attention_heads: int = 4
@@ -51,12 +50,10 @@ class ZenithPPConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("attention_heads", "hidden"):
-            if getattr(self, name) < 1:
-                raise UgsepError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_at_least(1, self, "attention_heads", "hidden")
         check_divides("width", self.width, "attention_heads", self.attention_heads)
         check_experts(self.experts, self.active_experts, ("experts", "active_experts"))
-        check_loss_weights(self, "balance_weight", "z_weight")
+        check_at_least(0, self, "balance_weight", "z_weight")
         self.plans()
 
     def sides(self) -> tuple[int, int]:
@@ -64,12 +61,12 @@ class ZenithPPConfig(ModelConfig):
         return (self.user_tokens, self.item_tokens) if self.ug_sep else (0, self.tokens)
 
     def plans(self) -> tuple[tuple[TokenPlan, ...], tuple[TokenPlan, ...]]:
-        """Return how the user and the item side become prime tokens."""
+        """Return the plans of the user and item side's prime tokens."""
         user = plan_prime_tokens(self.features, "user", self.user_tokens, "user_tokens")
         return user, plan_prime_tokens(self.features, "item", self.item_tokens, "item_tokens")
 
     def counts(self) -> Counts:
-        """Return parameters and FLOPs from the sizes alone."""
+        """Return parameters and FLOPs by formula."""
         n, m = self.sides()
         layer = Counts(
             self._layer_counts(n) + attention(n, n, self.width),
@@ -93,9 +90,9 @@ class ZenithPPConfig(ModelConfig):
 
 
 class TokenwiseAttention(nn.Module):
-    """Multi-head attention with Q, K, V projections of every token and head; no output projection [open].
+    """Multi-head attention with Q, K, V projections per token and head; no output projection [open].
 
-    Tokens in and out; under UG-Sep U queries see U keys only, K and V of the U tokens stay one per user.
+    Tokens in and out. Under UG-Sep U queries see U keys only, so K and V of U tokens exist once per user.
     """
 
     def __init__(self, config: ZenithPPConfig) -> None:
@@ -108,7 +105,7 @@ class TokenwiseAttention(nn.Module):
         self.heads = config.attention_heads
 
     def forward(self, x: Tokens) -> Tokens:
-        """Return the heads' outputs side by side, without the residual."""
+        """Return the concatenated heads, without the residual."""
         return ug_attention(self.query(x), self.key(x), self.value(x), self.heads)
 
 

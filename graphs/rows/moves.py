@@ -30,7 +30,7 @@ def view(call: Call) -> Layout:
     inner = math.prod(static(s) for s in before[layout.axis + 1 :]) * layout.inner
     axis = next((i for i in symbolic_axes(call.node.meta["val"])), None)
     assert axis is not None
-    left, right = (math.prod(static(s) for s in part) for part in (after[:axis], after[axis + 1 :]))
+    left, right = (math.prod(static(s) for s in sizes) for sizes in (after[:axis], after[axis + 1 :]))
     if outer % left or inner % right:
         shapes = f"{tuple(str(s) for s in before)} to {tuple(str(s) for s in after)}"
         raise MixesRows(f"re-cuts {shapes} across rows; move the batch axis with transpose, not with view")
@@ -101,15 +101,15 @@ def take(call: Call) -> Layout:
     return Rows(layout.axis - gone, layout.outer, layout.inner)
 
 
-def scatter_part(call: Call) -> Layout:
+def scatter_slice(call: Call) -> Layout:
     """Write a slice or one position along ``dim``."""
-    source, part = call.arguments["self"], call.arguments["src"]
-    layout, inner = call.of(source), call.of(part)
+    source, written = call.arguments["self"], call.arguments["src"]
+    layout, inner = call.of(source), call.of(written)
     (dim,) = call.dims(source)
     if call.name == "select_scatter" and isinstance(inner, Rows):
         inner = Rows(inner.axis + (dim <= inner.axis), inner.outer, inner.inner)
     merged = agree([layout, inner])
-    whole = call.name == "slice_scatter" and source.meta["val"].shape == part.meta["val"].shape
+    whole = call.name == "slice_scatter" and source.meta["val"].shape == written.meta["val"].shape
     if isinstance(merged, Rows) and merged.axis == dim and not whole:
         raise MixesRows("writes rows by their position in the batch; keep every operation within a row")
     return merged

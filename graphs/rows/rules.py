@@ -168,7 +168,7 @@ _BY_RULE: tuple[tuple[Callable[[Call], Layout], tuple[str, ...]], ...] = (
         ),
     ),
     (moves.take, ("select", "slice", "narrow", "split", "split_with_sizes", "chunk", "unbind", "tensor_split")),
-    (moves.scatter_part, ("select_scatter", "slice_scatter")),
+    (moves.scatter_slice, ("select_scatter", "slice_scatter")),
     (moves.join, ("cat", "concat", "stack")),
     (moves.pad, ("constant_pad_nd", "pad")),
     (moves.index, ("index",)),

@@ -27,8 +27,8 @@ def _holds_tensor(value: object) -> bool:
 def assign_sides(graph: fx.Graph, sides: Mapping[str, Side]) -> dict[fx.Node, NodeSide]:
     """Return the side of every node: item where an item input reaches it, else user where a user input does.
 
-    ``sides`` maps placeholder targets to their side. Sizes are neutral even when read off an input, since each half
-    has a row count of its own.
+    ``sides`` maps placeholder targets to their side. Sizes are neutral even when read off an input, since each
+    subgraph counts its own rows.
     """
     found: dict[fx.Node, NodeSide] = {}
     for node in graph.nodes:

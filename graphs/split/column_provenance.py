@@ -1,11 +1,11 @@
-"""Which pieces of a per-candidate tensor are user-only: symbolic provenance along one axis."""
+"""Which segments of a per-candidate tensor are user-only: symbolic provenance along one axis."""
 
 from __future__ import annotations
 
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -20,50 +20,51 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A tensor as ``scale * (cat(pieces, axis) + sum_j t_j v_j) + shift``.
+class Provenance:
+    """A tensor as ``scale * (cat(segments, axis) + sum_j t_j v_j) + shift``.
 
-    Neighbouring pieces alternate between user-only and the rest. ``scale`` and the ``t_j`` are one number per row
-    (size 1 on the last axis), ``v_j`` and ``shift`` constant vectors over it; only norms make them, on the last axis.
+    Segments alternate between user-only and the rest. ``scale`` and ``t_j`` are one number per row (size 1 on the
+    last axis), ``v_j`` and ``shift`` constant vectors over that axis; ``rank_one`` holds (t_j, v_j). Only norms
+    produce them.
     """
 
     axis: int
-    pieces: tuple[fx.Node, ...]
+    segments: tuple[fx.Node, ...]
     scale: fx.Node | None = None
-    ranks: tuple[tuple[fx.Node, Tensor], ...] = field(default=())
+    rank_one: tuple[tuple[fx.Node, Tensor], ...] = ()
     shift: Tensor | None = None
 
     @property
     def plain(self) -> bool:
-        """Say whether the tensor is the pieces alone."""
-        return self.scale is None and not self.ranks and self.shift is None
+        """Whether the tensor is its segments and nothing else."""
+        return self.scale is None and not self.rank_one and self.shift is None
 
     def sizes(self) -> list[int]:
-        """Return the length of each piece along the axis."""
-        return [static(p.meta["val"].shape[self.axis]) for p in self.pieces]
+        """Return the length of each segment along the axis."""
+        return [static(s.meta["val"].shape[self.axis]) for s in self.segments]
 
 
-def gathered(rewriter: Rewriter, like: fx.Node, axis: int, pieces: list[fx.Node]) -> Parts | None:
-    """Join neighbouring pieces of the same side; None where one side is all there is."""
+def _merged(rewriter: Rewriter, like: fx.Node, axis: int, segments: list[fx.Node]) -> Provenance | None:
+    """Join neighbouring segments of the same side; None if all are of one side."""
     groups: list[list[fx.Node]] = []
-    for piece in pieces:
-        if groups and is_user(rewriter, groups[-1][-1]) == is_user(rewriter, piece):
-            groups[-1].append(piece)
+    for segment in segments:
+        if groups and is_user(rewriter, groups[-1][-1]) == is_user(rewriter, segment):
+            groups[-1].append(segment)
         else:
-            groups.append([piece])
+            groups.append([segment])
     if len(groups) == 1:
         return None
     joined = [g[0] if len(g) == 1 else rewriter.call(like, aten.cat.default, g, axis) for g in groups]
-    return Parts(axis, tuple(joined))
+    return Provenance(axis, tuple(joined))
 
 
 def is_user(rewriter: Rewriter, node: fx.Node) -> bool:
-    """Say whether a piece is the same for all candidates of a user."""
+    """Say whether a segment is the same for all candidates of a user."""
     return rewriter.sides[node] == "user"
 
 
-def moved_parts(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts]) -> Parts | None:
-    """Follow the pieces of an item-side node through joining, moving, cutting and element-wise work."""
+def provenance_of(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance]) -> Provenance | None:
+    """Follow segments through an item-side node: concatenation, views, slicing and element-wise ops."""
     target = node.target
     if target in (aten.cat.default, aten.stack.default):
         return _joined(rewriter, node, known)
@@ -72,54 +73,45 @@ def moved_parts(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts]) 
     if target in (aten.mul.Tensor, aten.add.Tensor) and len(node.all_input_nodes) == 2:
         return _combined(rewriter, node, known)
     source = node.all_input_nodes[0] if node.all_input_nodes else None
-    parts = known.get(source) if source is not None else None
-    if source is None or parts is None or node.args[0] is not source:
+    found = known.get(source) if source is not None else None
+    if source is None or found is None or node.args[0] is not source:
         return None
     if target in (aten.clone.default, aten.contiguous.default, aten.dropout.default, aten.alias.default):
-        return parts
-    if not parts.plain:
+        return found
+    if not found.plain:
         return None
-    each = _Each(rewriter, node, parts)
+
+    def on_each(axis: int, arguments: Callable[[fx.Node], tuple[Any, ...]]) -> Provenance:
+        made = (rewriter.call(node, target, *arguments(s), **node.kwargs) for s in found.segments)
+        return Provenance(axis, tuple(made))
+
     rank = source.meta["val"].dim()
     if target in (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
                   aten.unflatten.int):  # fmt: skip
-        return _viewed(rewriter, node, source, parts)
+        return _viewed(rewriter, node, source, found)
     if target is aten.permute.default:
         order = [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr, arg-type]  # a list of ints
-        return each.moved(order.index(parts.axis), lambda p: (target, p, order))
+        return on_each(order.index(found.axis), lambda s: (s, order))
     if target is aten.transpose.int:
         a, b = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]  # ints
-        return each.moved({a: b, b: a}.get(parts.axis, parts.axis), lambda p: (target, p, a, b))
+        return on_each({a: b, b: a}.get(found.axis, found.axis), lambda s: (s, a, b))
     if target is aten.unsqueeze.default:
         dim = int(node.args[1]) % (rank + 1)  # type: ignore[arg-type]  # an int
-        return each.moved(parts.axis + (dim <= parts.axis), lambda p: (target, p, dim))
+        return on_each(found.axis + (dim <= found.axis), lambda s: (s, dim))
     if target is aten.slice.Tensor:
         dim, bounds = sliced(node)
-        if dim != parts.axis:
-            return each.moved(parts.axis, lambda p: (target, p, *node.args[1:]))
-        return None if bounds is None else _taken(rewriter, node, parts, *bounds)
+        if dim != found.axis:
+            return on_each(found.axis, lambda s: (s, *node.args[1:]))
+        return None if bounds is None else _taken(rewriter, node, found, *bounds)
     if target is aten.select.int:
         dim, index = int(node.args[1]) % rank, int(node.args[2])  # type: ignore[arg-type]  # ints
-        if dim == parts.axis:
-            _replace_by_selected(rewriter, node, parts, index)
+        if dim == found.axis:
+            _replace_by_selected(rewriter, node, found, index)
             return None
-        return each.moved(parts.axis - (dim < parts.axis), lambda p: (target, p, dim, index))
+        return on_each(found.axis - (dim < found.axis), lambda s: (s, dim, index))
     if _is_unary(node):
-        return each.moved(parts.axis, lambda p: (target, *[p if a is source else a for a in node.args]))
+        return on_each(found.axis, lambda s: tuple(s if a is source else a for a in node.args))
     return None
-
-
-@dataclass(frozen=True)
-class _Each:
-    rewriter: Rewriter
-    node: fx.Node
-    parts: Parts
-
-    def moved(self, axis: int, make: Callable[[fx.Node], tuple[Any, ...]]) -> Parts:
-        """Apply an op to every piece."""
-        options = dict(self.node.kwargs)
-        made = (make(p) for p in self.parts.pieces)
-        return Parts(axis, tuple(self.rewriter.call(self.node, *m, **options) for m in made))
 
 
 def _is_unary(node: fx.Node) -> bool:
@@ -129,44 +121,44 @@ def _is_unary(node: fx.Node) -> bool:
     return torch.Tag.pointwise in target.tags or target is aten._to_copy.default
 
 
-def _joined(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts]) -> Parts | None:
+def _joined(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance]) -> Provenance | None:
     given = node.args[0]
     assert isinstance(given, (list, tuple))
     axis = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]  # an int
     axis %= node.meta["val"].dim()
-    pieces: list[fx.Node] = []
-    for piece in given:
-        assert isinstance(piece, fx.Node)
-        inner = known.get(piece)
+    segments: list[fx.Node] = []
+    for segment in given:
+        assert isinstance(segment, fx.Node)
+        inner = known.get(segment)
         if node.target is aten.stack.default:
-            pieces.append(rewriter.call(node, aten.unsqueeze.default, piece, axis))
+            segments.append(rewriter.call(node, aten.unsqueeze.default, segment, axis))
         elif inner is not None and inner.plain and inner.axis == axis:
-            pieces.extend(inner.pieces)
+            segments.extend(inner.segments)
         else:
-            pieces.append(piece)
-    return gathered(rewriter, node, axis, pieces)
+            segments.append(segment)
+    return _merged(rewriter, node, axis, segments)
 
 
-def _viewed(rewriter: Rewriter, node: fx.Node, source: fx.Node, parts: Parts) -> Parts | None:
-    """A view keeps the pieces where their axis becomes the outermost factor of one new axis, or stays one."""
+def _viewed(rewriter: Rewriter, node: fx.Node, source: fx.Node, found: Provenance) -> Provenance | None:
+    """A view keeps the segments if their axis stays an axis or becomes the outermost factor of one."""
     before = [_symbolic(s) for s in source.meta["val"].shape]
     after = [_symbolic(s) for s in node.meta["val"].shape]
-    outer, inner = _product(before[: parts.axis]), _product(before[parts.axis + 1 :])
+    outer, inner = _product(before[: found.axis]), _product(before[found.axis + 1 :])
     for axis, size in enumerate(after):
         left = _product(after[axis + 1 :])
-        if _product(after[:axis]) != outer or size == 1 or size * left != before[parts.axis] * inner:
+        if _product(after[:axis]) != outer or size == 1 or size * left != before[found.axis] * inner:
             continue
-        lengths = [length * inner / left for length in parts.sizes()]
+        lengths = [length * inner / left for length in found.sizes()]
         if not all(length.is_Integer for length in lengths):
             return None
         if any(not s.is_Integer and not s.is_Symbol for s in after):
             return None  # the batch is folded with another axis
         shape = [int(s) if s.is_Integer else -1 for s in after]
         made = [
-            rewriter.call(node, aten.reshape.default, piece, [*shape[:axis], int(length), *shape[axis + 1 :]])
-            for piece, length in zip(parts.pieces, lengths, strict=True)
+            rewriter.call(node, aten.reshape.default, segment, [*shape[:axis], int(length), *shape[axis + 1 :]])
+            for segment, length in zip(found.segments, lengths, strict=True)
         ]
-        return Parts(axis, tuple(made))
+        return Provenance(axis, tuple(made))
     return None
 
 
@@ -178,80 +170,80 @@ def _product(sizes: Sequence[sympy.Expr]) -> sympy.Expr:
     return math.prod(sizes, start=sympy.Integer(1))
 
 
-def _taken(rewriter: Rewriter, node: fx.Node, parts: Parts, low: int, high: int) -> Parts | None:
-    """Keep positions ``low:high`` of the pieces' axis; where that is one piece, the node is replaced by it."""
-    pieces, at = [], 0
-    for piece, length in zip(parts.pieces, parts.sizes(), strict=True):
+def _taken(rewriter: Rewriter, node: fx.Node, found: Provenance, low: int, high: int) -> Provenance | None:
+    """Keep positions ``low:high`` of the axis; a node that is then a single segment is replaced by it."""
+    segments, at = [], 0
+    for segment, length in zip(found.segments, found.sizes(), strict=True):
         a, b = max(low - at, 0), min(high - at, length)
         if a < b:
             whole = (a, b) == (0, length)
-            pieces.append(piece if whole else rewriter.call(node, aten.slice.Tensor, piece, parts.axis, a, b))
+            segments.append(segment if whole else rewriter.call(node, aten.slice.Tensor, segment, found.axis, a, b))
         at += length
-    if len(pieces) == 1:
-        rewriter.replace(node, pieces[0])
-    return Parts(parts.axis, tuple(pieces)) if len(pieces) > 1 else None
+    if len(segments) == 1:
+        rewriter.replace(node, segments[0])
+    return Provenance(found.axis, tuple(segments)) if len(segments) > 1 else None
 
 
-def _element(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts]) -> Parts | None:
-    """Take one element of a split, a chunk or an unbind along the pieces' axis."""
+def _element(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance]) -> Provenance | None:
+    """Take one element of a split, chunk or unbind along the segments' axis."""
     whole, index = node.args
     assert isinstance(whole, fx.Node)
-    parts = known.get(whole.args[0]) if whole.args and isinstance(whole.args[0], fx.Node) else None
+    found = known.get(whole.args[0]) if whole.args and isinstance(whole.args[0], fx.Node) else None
     cuts = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
-    if parts is None or not parts.plain or whole.target not in cuts:
+    if found is None or not found.plain or whole.target not in cuts:
         return None
     position = 1 if whole.target is aten.unbind.int else 2
     dim = whole.args[position] if len(whole.args) > position else whole.kwargs.get("dim", 0)
     assert isinstance(dim, int)
     assert isinstance(index, int)
     values = whole.meta["val"]
-    rank = parts.pieces[0].meta["val"].dim()
-    if dim % rank != parts.axis:
+    rank = found.segments[0].meta["val"].dim()
+    if dim % rank != found.axis:
         return None
     if whole.target is aten.unbind.int:
-        _replace_by_selected(rewriter, node, parts, index)
+        _replace_by_selected(rewriter, node, found, index)
         return None
-    lengths = [static(v.shape[parts.axis]) for v in values]
-    return _taken(rewriter, node, parts, sum(lengths[:index]), sum(lengths[: index + 1]))
+    lengths = [static(v.shape[found.axis]) for v in values]
+    return _taken(rewriter, node, found, sum(lengths[:index]), sum(lengths[: index + 1]))
 
 
-def _replace_by_selected(rewriter: Rewriter, node: fx.Node, parts: Parts, index: int) -> None:
-    at = index % sum(parts.sizes())
-    for piece, length in zip(parts.pieces, parts.sizes(), strict=True):
+def _replace_by_selected(rewriter: Rewriter, node: fx.Node, found: Provenance, index: int) -> None:
+    at = index % sum(found.sizes())
+    for segment, length in zip(found.segments, found.sizes(), strict=True):
         if at < length:
-            rewriter.replace(node, rewriter.call(node, aten.select.int, piece, parts.axis, at))
+            rewriter.replace(node, rewriter.call(node, aten.select.int, segment, found.axis, at))
             return
         at -= length
 
 
-def _combined(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts]) -> Parts | None:
-    """Add or multiply by a constant vector, or multiply by one number per row (what a norm written out does)."""
+def _combined(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance]) -> Provenance | None:
+    """Add or multiply by a constant vector, or multiply by one number per row, as a written-out norm does."""
     left, right = node.args[0], node.args[1]
     if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or node.kwargs:
         return None
     data, other = (left, right) if left in known else (right, left)
-    parts = known.get(data)
-    if parts is None or data is other or other in known:
+    found = known.get(data)
+    if found is None or data is other or other in known:
         return None
     rank = data.meta["val"].dim()
     shape = other.meta["val"].shape
     if node.meta["val"].dim() != rank:
         return None
-    by_row = len(shape) < rank - parts.axis or shape[parts.axis - rank] == 1
+    by_row = len(shape) < rank - found.axis or shape[found.axis - rank] == 1
     multiplies = node.target is aten.mul.Tensor
     if by_row and rewriter.value(other) is None:
-        scales = multiplies and parts.plain and parts.axis == rank - 1
-        return Parts(parts.axis, parts.pieces, scale=other) if scales else None
+        scales = multiplies and found.plain and found.axis == rank - 1
+        return Provenance(found.axis, found.segments, scale=other) if scales else None
     constant = rewriter.value(other)
-    simple = parts.plain or (multiplies and not parts.ranks and parts.shift is None)
+    simple = found.plain or (multiplies and not found.rank_one and found.shift is None)
     if constant is None or not simple:
         return None
-    pieces, at = [], 0
-    for piece, length in zip(parts.pieces, parts.sizes(), strict=True):
+    segments, at = [], 0
+    for segment, length in zip(found.segments, found.sizes(), strict=True):
         cut = other
         if not by_row:
-            held = constant.narrow(parts.axis - rank, at, length)
+            held = constant.narrow(found.axis - rank, at, length)
             cut = rewriter.constant(f"{rewriter.name(other)}.part", held)
-        pieces.append(rewriter.call(node, node.target, piece, cut))
+        segments.append(rewriter.call(node, node.target, segment, cut))
         at += length
-    return Parts(parts.axis, tuple(pieces), scale=parts.scale)
+    return Provenance(found.axis, tuple(segments), scale=found.scale)

@@ -26,7 +26,7 @@ from torch import Tensor, fx
 
 from graphs.base.cost import gemm_flops, nbytes, numel
 from graphs.rows.sides import NodeSide
-from graphs.split.column_provenance import Parts, is_user, moved_parts
+from graphs.split.column_provenance import Provenance, is_user, provenance_of
 from graphs.split.prune_columns import narrow_products
 from graphs.split.rewriter import Rewriter
 from graphs.trace.node_location import location_of
@@ -52,7 +52,7 @@ def hoist(traced: Traced, sides: Mapping[fx.Node, NodeSide]) -> tuple[Traced, tu
     """Return the model with user columns hoisted wherever it pays, and what was hoisted; the input is unchanged."""
     rewriter = Rewriter(traced, sides)
     narrow_products(rewriter)
-    known: dict[fx.Node, Parts] = {}
+    known: dict[fx.Node, Provenance] = {}
     done: list[Hoisted] = []
     for node in list(rewriter.graph.nodes):
         if node.op != "call_function" or not node.users or rewriter.side_of(node) != "item":
@@ -64,20 +64,20 @@ def hoist(traced: Traced, sides: Mapping[fx.Node, NodeSide]) -> tuple[Traced, tu
             _split_sum(rewriter, node, known)
             continue
         norm = node.target in (aten.rms_norm.default, aten.layer_norm.default)
-        found = _norm(rewriter, node, known) if norm else moved_parts(rewriter, node, known)
+        found = _norm(rewriter, node, known) if norm else provenance_of(rewriter, node, known)
         if found is not None:
             known[node] = found
     return rewriter.finish(), tuple(done)
 
 
-def _split_product(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts], done: list[Hoisted]) -> None:
+def _split_product(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance], done: list[Hoisted]) -> None:
     left, right = node.args[0], node.args[1]
     assert isinstance(left, fx.Node)
     assert isinstance(right, fx.Node)
     swapped = left not in known
     data, constant = (right, left) if swapped else (left, right)
-    parts, weight = known.get(data), rewriter.value(constant)
-    if parts is None or weight is None or weight.dim() < 2:
+    found, weight = known.get(data), rewriter.value(constant)
+    if found is None or weight is None or weight.dim() < 2:
         return
     # The weight's axis that is contracted with the data, and the data's.
     linear = node.target is aten.linear.default
@@ -87,26 +87,26 @@ def _split_product(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts
     contracted = rank - 2 if swapped else rank - 1
     weight_axis = weight.dim() - (1 if linear or swapped else 2)
     product = _Product(rewriter, node, constant, weight, swapped, linear)
-    if parts.axis == contracted:
-        product.split_columns(parts, weight_axis, done)
-    elif parts.plain:
-        known.update(product.split_rows(parts, rank, done))
+    if found.axis == contracted:
+        product.split_columns(found, weight_axis, done)
+    elif found.plain:
+        known.update(product.split_rows(found, rank, done))
 
 
-def _split_sum(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts]) -> None:
-    """Replace a sum or mean over the pieces' axis by the sum of its parts' sums."""
+def _split_sum(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance]) -> None:
+    """Replace a sum or mean over the segments' axis by the sum of the segments' sums."""
     source, dims = node.args[0], node.args[1]
     assert isinstance(source, fx.Node)
-    parts = known.get(source)
-    if parts is None or not parts.plain or not isinstance(dims, (list, tuple)) or node.kwargs:
+    found = known.get(source)
+    if found is None or not found.plain or not isinstance(dims, (list, tuple)) or node.kwargs:
         return
     rank = source.meta["val"].dim()
     axes = [int(d) % rank for d in dims]  # type: ignore[arg-type]  # ints
-    user = sum(numel(p.meta["val"]) for p in parts.pieces if is_user(rewriter, p))
+    user = sum(numel(s.meta["val"]) for s in found.segments if is_user(rewriter, s))
     # The user's partial sum is read and added per candidate instead of the user's values.
-    if parts.axis not in axes or user < 2 * numel(node.meta["val"]):
+    if found.axis not in axes or user < 2 * numel(node.meta["val"]):
         return
-    sums = [rewriter.call(node, aten.sum.dim_IntList, p, axes, *node.args[2:]) for p in parts.pieces]
+    sums = [rewriter.call(node, aten.sum.dim_IntList, s, axes, *node.args[2:]) for s in found.segments]
     total = _total(rewriter, node, sums)
     if node.target is aten.mean.dim:
         count = numel(source.meta["val"]) // numel(node.meta["val"])
@@ -131,62 +131,62 @@ class _Product:
         pair = (weight, data) if self.swapped else (data, weight)
         return self.rewriter.call(self.node, aten.matmul.default, *pair)
 
-    def split_columns(self, parts: Parts, weight_axis: int, done: list[Hoisted]) -> None:
+    def split_columns(self, found: Provenance, weight_axis: int, done: list[Hoisted]) -> None:
         """Replace ``x W`` by the sum of its user columns' and its item columns' product, if that pays."""
         call, node = self.rewriter.call, self.node
-        sizes = parts.sizes()
-        user_width = sum(s for s, p in zip(sizes, parts.pieces, strict=True) if is_user(self.rewriter, p))
+        sizes = found.sizes()
+        user_width = sum(size for size, s in zip(sizes, found.segments, strict=True) if is_user(self.rewriter, s))
         saved = gemm_flops(node) * user_width // sum(sizes)
         if saved <= FLOPS_PER_ELEMENT * numel(node.meta["val"]):
             return
         sums = []
         for side in ("user", "item"):
-            chosen = [i for i, p in enumerate(parts.pieces) if is_user(self.rewriter, p) == (side == "user")]
-            pieces = [parts.pieces[i] for i in chosen]
-            joined = pieces[0] if len(pieces) == 1 else call(node, aten.cat.default, pieces, parts.axis)
+            chosen = [i for i, s in enumerate(found.segments) if is_user(self.rewriter, s) == (side == "user")]
+            segments = [found.segments[i] for i in chosen]
+            joined = segments[0] if len(segments) == 1 else call(node, aten.cat.default, segments, found.axis)
             columns = _columns(self.weight, weight_axis, sizes, chosen)
             sums.append(self.multiply(joined, self._slice(side, columns)))
         total = call(node, aten.add.Tensor, sums[1], sums[0])
-        for scalar, vector in parts.ranks:
+        for scalar, vector in found.rank_one:
             row = self._times(vector)
             total = call(node, aten.add.Tensor, total, call(node, aten.mul.Tensor, scalar, self._slice("rank", row)))
-        if parts.scale is not None:
-            total = call(node, aten.mul.Tensor, total, parts.scale)
-        if parts.shift is not None:
-            total = call(node, aten.add.Tensor, total, self._slice("shift", self._times(parts.shift)))
+        if found.scale is not None:
+            total = call(node, aten.mul.Tensor, total, found.scale)
+        if found.shift is not None:
+            total = call(node, aten.add.Tensor, total, self._slice("shift", self._times(found.shift)))
         if self.linear and len(node.args) > 2 and node.args[2] is not None:
             total = call(node, aten.add.Tensor, total, node.args[2])
         self.rewriter.replace(node, total)
         done.append(Hoisted(location_of(node), saved, nbytes(node)))
 
-    def split_rows(self, parts: Parts, rank: int, done: list[Hoisted]) -> dict[fx.Node, Parts]:
-        """Replace f([U; G]) by [f(U); f(G)] along a free axis if that pays; return the pieces of the result."""
+    def split_rows(self, found: Provenance, rank: int, done: list[Hoisted]) -> dict[fx.Node, Provenance]:
+        """Replace f([U; G]) by [f(U); f(G)] along a free axis if that pays; return the result's provenance."""
         call, node = self.rewriter.call, self.node
         out_rank = node.meta["val"].dim()
-        axis = parts.axis + out_rank - rank
-        # A weight with an axis for the pieces' axis (one matrix per token) is sliced with them.
+        axis = found.axis + out_rank - rank
+        # A weight with the segments' axis (one matrix per feature token) is sliced with them.
         weight_axis = axis - (out_rank - self.weight.dim())
-        per_piece = (
+        per_segment = (
             not self.linear and 0 <= weight_axis < self.weight.dim() - 2 and self.weight.shape[weight_axis] > 1
         )
-        users = [p for p in parts.pieces if is_user(self.rewriter, p)]
-        share = sum(numel(p.meta["val"]) for p in users) / sum(numel(p.meta["val"]) for p in parts.pieces)
+        users = [s for s in found.segments if is_user(self.rewriter, s)]
+        share = sum(numel(s.meta["val"]) for s in users) / sum(numel(s.meta["val"]) for s in found.segments)
         saved, kept = int(gemm_flops(node) * share), int(nbytes(node) * share)
         if saved <= FLOPS_PER_ELEMENT * numel(node.meta["val"]) * share:
             return {}
-        sizes, results = parts.sizes(), []
-        for index, piece in enumerate(parts.pieces):
+        sizes, results = found.sizes(), []
+        for index, segment in enumerate(found.segments):
             weight = self.constant
-            if per_piece:
+            if per_segment:
                 weight = self._slice(f"part{index}", _columns(self.weight, weight_axis, sizes, [index]))
-            result = self.multiply(piece, weight)
+            result = self.multiply(segment, weight)
             if self.linear and len(node.args) > 2 and node.args[2] is not None:
                 result = call(node, aten.add.Tensor, result, node.args[2])
             results.append(result)
         whole = call(node, aten.cat.default, results, axis)
         self.rewriter.replace(node, whole)
         done.append(Hoisted(location_of(node), saved, kept))
-        return {whole: Parts(axis, tuple(results))}
+        return {whole: Provenance(axis, tuple(results))}
 
     def _slice(self, label: str, tensor: Tensor) -> fx.Node:
         return self.rewriter.constant(f"{self.rewriter.name(self.constant)}.{label}", tensor)
@@ -195,62 +195,64 @@ class _Product:
         """Return a constant vector over the contracted axis times the weight, computed in double precision."""
         weight = self.weight.double()
         result = vector.double() @ (weight.transpose(-1, -2) if self.linear else weight)
-        # One matrix per token gives one vector per token, [T, 1, M].
+        # One matrix per feature token gives one vector per feature token, [T, 1, M].
         return (result if weight.dim() == 2 else result.unsqueeze(-2)).to(self.weight.dtype)
 
 
 def _columns(weight: Tensor, axis: int, sizes: list[int], chosen: list[int]) -> Tensor:
-    """Return the slices of a weight that belong to the chosen pieces; a view where they are neighbours."""
+    """Return the columns of a weight that belong to the chosen segments; a view if there is only one."""
     starts = [sum(sizes[:i]) for i in chosen]
     if len(chosen) == 1:
         return weight.narrow(axis, starts[0], sizes[chosen[0]])
     return torch.cat([weight.narrow(axis, s, sizes[i]) for s, i in zip(starts, chosen, strict=True)], axis)
 
 
-def _norm(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Parts]) -> Parts | None:
-    """Follow the pieces through a norm: along it as scaled pieces, across it piece by piece."""
+def _norm(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance]) -> Provenance | None:
+    """Follow segments through a norm: along its axis as scaled segments, across it one by one."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    parts = known.get(source)
+    found = known.get(source)
     shape, rank = node.args[1], source.meta["val"].dim()
     assert isinstance(shape, (list, tuple))
-    if parts is None or not parts.plain:
+    if found is None or not found.plain:
         return None
-    if parts.axis < rank - len(shape):
-        pieces = [rewriter.call(node, node.target, p, *node.args[1:], **node.kwargs) for p in parts.pieces]
-        return Parts(parts.axis, tuple(pieces))
+    if found.axis < rank - len(shape):
+        segments = [rewriter.call(node, node.target, s, *node.args[1:], **node.kwargs) for s in found.segments]
+        return Provenance(found.axis, tuple(segments))
     if len(shape) != 1 or source.meta["val"].dtype not in (torch.float32, torch.float64):
         return None  # half-precision norms sum in float32 inside
     gain = rewriter.value(node.args[2]) if len(node.args) > 2 else None
     if node.target is aten.rms_norm.default:
         eps = node.args[3] if len(node.args) > 3 else None
         smallest = torch.finfo(source.meta["val"].dtype).eps
-        return _rms_norm(rewriter, node, parts, gain, eps if isinstance(eps, float) else smallest)
+        return _rms_norm(rewriter, node, found, gain, eps if isinstance(eps, float) else smallest)
     shift = rewriter.value(node.args[3]) if len(node.args) > 3 else None
     eps = node.args[4] if len(node.args) > 4 else 1e-5
     assert isinstance(eps, float)
-    return _layer_norm(rewriter, node, parts, gain, shift, eps)
+    return _layer_norm(rewriter, node, found, gain, shift, eps)
 
 
-def _rms_norm(rewriter: Rewriter, node: fx.Node, parts: Parts, gain: Tensor | None, eps: float) -> Parts:
+def _rms_norm(rewriter: Rewriter, node: fx.Node, found: Provenance, gain: Tensor | None, eps: float) -> Provenance:
     call = rewriter.call
-    squares = [call(node, aten.sum.dim_IntList, call(node, aten.mul.Tensor, p, p), [-1], True) for p in parts.pieces]
-    mean = call(node, aten.div.Tensor, _total(rewriter, node, squares), sum(parts.sizes()))
+    squares = [
+        call(node, aten.sum.dim_IntList, call(node, aten.mul.Tensor, s, s), [-1], True) for s in found.segments
+    ]
+    mean = call(node, aten.div.Tensor, _total(rewriter, node, squares), sum(found.sizes()))
     scale = call(node, aten.rsqrt.default, call(node, aten.add.Scalar, mean, eps))
-    return Parts(parts.axis, _gained(rewriter, node, parts, list(parts.pieces), gain), scale)
+    return Provenance(found.axis, _gained(rewriter, node, found, list(found.segments), gain), scale)
 
 
 def _layer_norm(
-    rewriter: Rewriter, node: fx.Node, parts: Parts, gain: Tensor | None, shift: Tensor | None, eps: float
-) -> Parts | None:
-    if len(parts.pieces) != 2:
-        return None  # the pairwise sums are stated for two parts
-    call, width = rewriter.call, sum(parts.sizes())
-    means = [call(node, aten.mean.dim, p, [-1], True) for p in parts.pieces]
-    centred = [call(node, aten.sub.Tensor, p, m) for p, m in zip(parts.pieces, means, strict=True)]
+    rewriter: Rewriter, node: fx.Node, found: Provenance, gain: Tensor | None, shift: Tensor | None, eps: float
+) -> Provenance | None:
+    if len(found.segments) != 2:
+        return None  # the pairwise sums are stated for two segments
+    call, width = rewriter.call, sum(found.sizes())
+    means = [call(node, aten.mean.dim, s, [-1], True) for s in found.segments]
+    centred = [call(node, aten.sub.Tensor, s, m) for s, m in zip(found.segments, means, strict=True)]
     squares = [call(node, aten.sum.dim_IntList, call(node, aten.mul.Tensor, c, c), [-1], True) for c in centred]
-    a, b = parts.sizes()
-    apart = call(node, aten.sub.Tensor, means[1], means[0])  # d, of the second part from the first
+    a, b = found.sizes()
+    apart = call(node, aten.sub.Tensor, means[1], means[0])  # d: second segment minus first
     between = call(node, aten.mul.Scalar, call(node, aten.mul.Tensor, apart, apart), a * b / width)
     variance = call(
         node, aten.div.Tensor, call(node, aten.add.Tensor, _total(rewriter, node, squares), between), width
@@ -258,8 +260,8 @@ def _layer_norm(
     scale = call(node, aten.rsqrt.default, call(node, aten.add.Scalar, variance, eps))
     weight = torch.ones(width, dtype=node.meta["val"].dtype) if gain is None else gain
     direction = torch.cat([-weight[:a].double() * b, weight[a:].double() * a]) / width
-    pieces = _gained(rewriter, node, parts, centred, gain)
-    return Parts(parts.axis, pieces, scale, ((apart, direction),), shift)
+    segments = _gained(rewriter, node, found, centred, gain)
+    return Provenance(found.axis, segments, scale, ((apart, direction),), shift)
 
 
 def _total(rewriter: Rewriter, node: fx.Node, terms: list[fx.Node]) -> fx.Node:
@@ -272,15 +274,15 @@ def _total(rewriter: Rewriter, node: fx.Node, terms: list[fx.Node]) -> fx.Node:
 
 
 def _gained(
-    rewriter: Rewriter, node: fx.Node, parts: Parts, pieces: list[fx.Node], gain: Tensor | None
+    rewriter: Rewriter, node: fx.Node, found: Provenance, segments: list[fx.Node], gain: Tensor | None
 ) -> tuple[fx.Node, ...]:
     if gain is None:
-        return tuple(pieces)
+        return tuple(segments)
     source = node.args[2]
     assert isinstance(source, fx.Node)
-    sizes, made = parts.sizes(), []
-    for index, piece in enumerate(pieces):
-        side = "user" if is_user(rewriter, piece) else "item"
+    sizes, made = found.sizes(), []
+    for index, segment in enumerate(segments):
+        side = "user" if is_user(rewriter, segment) else "item"
         constant = rewriter.constant(f"{rewriter.name(source)}.{side}", _columns(gain, 0, sizes, [index]))
-        made.append(rewriter.call(node, aten.mul.Tensor, piece, constant))
+        made.append(rewriter.call(node, aten.mul.Tensor, segment, constant))
     return tuple(made)

@@ -39,7 +39,7 @@ class Subgraph:
     outputs: tuple[str, ...]
 
     def __call__(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Run the half on named tensors."""
+        """Run the graph on named tensors."""
         with torch.no_grad():
             values = self.module(*[feeds[name] for name in self.inputs])
         return dict(zip(self.outputs, values, strict=True))

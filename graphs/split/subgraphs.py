@@ -1,4 +1,4 @@
-"""Build the user half and the item half of a traced graph around a chosen cut."""
+"""Build the user graph and the item graph of a traced model around a chosen cut."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ aten = torch.ops.aten
 
 
 def state_row_shape(value: torch.Tensor, rows: Rows) -> tuple[int, ...]:
-    """Return the shape of one user's part of a traced tensor, as it crosses the cut (without the batch axis)."""
+    """Return the shape of one user's state tensor as it crosses the cut, without the batch axis."""
     before, after = value.shape[: rows.axis], value.shape[rows.axis + 1 :]
     folded = ([rows.outer] if rows.outer > 1 else []) + ([rows.inner] if rows.inner > 1 else [])
     return tuple(static(size) for size in (*before, *folded, *after))
 
 
 def state_names(state: tuple[fx.Node, ...], taken: tuple[str, ...]) -> tuple[str, ...]:
-    """Name state tensors by the module they come from (or the input), numbered where that is not unique.
+    """Name state tensors by the module they come from (or the input), numbered if that is not unique.
 
-    ``taken`` are the model's inputs, which the item half may have beside the state.
+    ``taken`` are the model's inputs, which the item graph may take in addition to the state.
     """
     names: list[str] = []
     for node in state:
@@ -40,7 +40,7 @@ def state_names(state: tuple[fx.Node, ...], taken: tuple[str, ...]) -> tuple[str
 
 
 class Copier:
-    """Copies nodes of the traced graph into a half, with that half's own row count."""
+    """Copies nodes of the traced graph into a subgraph that counts its own rows."""
 
     def __init__(self, traced: Traced) -> None:
         self.graph = fx.Graph()
@@ -57,7 +57,7 @@ class Copier:
         if node in self.done:
             return self.done[node]
         if node.target is aten.sym_size.int:
-            # The only symbol is the batch, each half counts its own rows, and a folded axis is a multiple of it.
+            # The only symbol is the batch. Each subgraph counts its own rows; a folded axis is a multiple of them.
             assert self.rows is not None
             times = static(node.meta["val"])
             size = self.rows if times == 1 else self.graph.call_function(operator.mul, (self.rows, times))
@@ -70,7 +70,7 @@ class Copier:
         return new
 
     def count_rows(self, tensor: fx.Node) -> None:
-        """Read the half's row count off the first axis of an input."""
+        """Read the row count off the first axis of an input."""
         self.rows = self.graph.call_function(aten.sym_size.int, (tensor, 0))
 
     def to_batch_first(self, new: fx.Node, value: torch.Tensor, rows: Rows) -> fx.Node:
@@ -103,7 +103,7 @@ class Copier:
         return self.graph.call_function(target, arguments)
 
     def finish(self, outputs: tuple[fx.Node, ...]) -> fx.GraphModule:
-        """Return the half without dead code and unused inputs."""
+        """Return the subgraph without dead code and unused inputs."""
         self.graph.output(outputs)
         self.graph.eliminate_dead_code()
         for node in list(self.graph.nodes):
@@ -116,7 +116,7 @@ class Copier:
 def build_user_subgraph(
     traced: Traced, sides: Mapping[fx.Node, NodeSide], cut: Cut, rows: Mapping[fx.Node, Rows]
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """Return the user half, state tensors batch first [U, ...], and their names."""
+    """Return the user graph, state tensors batch first [U, ...], and their names."""
     copier = Copier(traced)
     originals = [n for n in traced.module.graph.nodes if n.op == "placeholder" and sides[n] == "user"]
     for node in originals:
@@ -133,7 +133,7 @@ def build_user_subgraph(
 def build_item_subgraph(
     traced: Traced, sides: Mapping[fx.Node, NodeSide], cut: Cut, rows: Mapping[fx.Node, Rows], names: tuple[str, ...]
 ) -> fx.GraphModule:
-    """Return the item half: item inputs [N, ...], state [U, ...], user_index [N] -> the model's outputs [N, ...]."""
+    """Return the item graph: item inputs [N, ...], state [U, ...], user_index [N] -> the model's outputs [N, ...]."""
     copier = Copier(traced)
     originals = [n for n in traced.module.graph.nodes if n.op == "placeholder" and sides[n] == "item"]
     for node in originals:

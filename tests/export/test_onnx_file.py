@@ -26,16 +26,16 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory):
     model = tiny.model()
-    subgraphs = split_source_model(of_model(model))
-    return model, subgraphs, export_graphs("tiny", of_model(model), subgraphs, tmp_path_factory.mktemp("onnx"))
+    split_model = split_source_model(of_model(model))
+    return model, split_model, export_graphs("tiny", of_model(model), split_model, tmp_path_factory.mktemp("onnx"))
 
 
 @pytest.mark.parametrize("side", ["full", "user", "item"])
 @pytest.mark.parametrize(("users", "candidates"), [(1, 1), (1, 2), (3, 19)])
 def test_files_give_pytorch_s_values_at_any_rows(exported, side: str, users: int, candidates: int) -> None:
-    model, subgraphs, paths = exported
-    feeds = fresh_feeds(of_model(model), subgraphs, users, candidates, seed=candidates)[side]
-    half: Subgraph = getattr(subgraphs, side)
+    model, split_model, paths = exported
+    feeds = fresh_feeds(of_model(model), split_model, users, candidates, seed=candidates)[side]
+    half: Subgraph = getattr(split_model, side)
     session = ort.InferenceSession(str(paths[side]), providers=["CPUExecutionProvider"])
     got = session.run(list(half.outputs), {k: v.numpy() for k, v in feeds.items()})
     for value, wanted in zip(got, half(feeds).values(), strict=True):
@@ -45,14 +45,14 @@ def test_files_give_pytorch_s_values_at_any_rows(exported, side: str, users: int
 
 @pytest.mark.parametrize("side", ["full", "user", "item"])
 def test_names_axes_opset_and_stamp(exported, side: str) -> None:
-    model, subgraphs, paths = exported
+    model, split_model, paths = exported
     proto = onnx.load(paths[side], load_external_data=False)
-    half: Subgraph = getattr(subgraphs, side)
+    half: Subgraph = getattr(split_model, side)
     assert [i.name for i in proto.graph.input] == list(half.inputs)
     assert [o.name for o in proto.graph.output] == list(half.outputs)
     assert {o.domain: o.version for o in proto.opset_import} == {"": OPSET}
     rows = {i.name: i.type.tensor_type.shape.dim[0].dim_param for i in proto.graph.input}
-    state = {s.name for s in subgraphs.state}
+    state = {s.name for s in split_model.state}
     for name, axis in rows.items():
         assert axis == ("users" if side == "user" or name in state else "candidates"), name
     props = {p.key: p.value for p in proto.metadata_props}
@@ -84,8 +84,8 @@ def test_no_path_of_this_machine_is_in_the_file(exported) -> None:
 
 
 def test_the_same_model_gives_the_same_bytes(exported, tmp_path: Path) -> None:
-    model, subgraphs, paths = exported
-    again = export_graphs("tiny", of_model(model), subgraphs, tmp_path)
+    model, split_model, paths = exported
+    again = export_graphs("tiny", of_model(model), split_model, tmp_path)
     for side, path in paths.items():
         assert path.read_bytes() == again[side].read_bytes()
 
@@ -100,10 +100,10 @@ def test_large_weights_are_external_and_small_ones_are_not(exported, tmp_path: P
         def forward(self, u: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
             return self.small(torch.relu(self.big(u)) + i)
 
-    subgraphs = split(Wide(), (torch.randn(3, 300), torch.randn(3, 200)), user=["u"], item=["i"])
+    split_model = split(Wide(), (torch.randn(3, 300), torch.randn(3, 200)), user=["u"], item=["i"])
     feeds = {"u": torch.randn(3, 300)}
     done = export_subgraph(
-        subgraphs.user, feeds, {"u": "users"}, tmp_path / "user.onnx", Stamp("wide", "user", "fp32", ())
+        split_model.user, feeds, {"u": "users"}, tmp_path / "user.onnx", Stamp("wide", "user", "fp32", ())
     )
     assert done.data is not None
     assert done.data.stat().st_size >= 300 * 200 * 4
@@ -112,7 +112,7 @@ def test_large_weights_are_external_and_small_ones_are_not(exported, tmp_path: P
     assert external == {"big.weight"}
     session = ort.InferenceSession(str(done.path), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {"u": feeds["u"].numpy()})
-    np.testing.assert_allclose(got, next(iter(subgraphs.user(feeds).values())).numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, next(iter(split_model.user(feeds).values())).numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_weight_read_in_both_layouts_keeps_both(tmp_path: Path) -> None:
@@ -125,10 +125,10 @@ def test_a_weight_read_in_both_layouts_keeps_both(tmp_path: Path) -> None:
             return (u @ self.table) @ self.table.T + i
 
     module = Tied()
-    subgraphs = split(module, (torch.randn(3, 5), torch.randn(3, 5)), user=["u"], item=["i"])
+    split_model = split(module, (torch.randn(3, 5), torch.randn(3, 5)), user=["u"], item=["i"])
     feeds = {"u": torch.randn(4, 5)}
     path = tmp_path / "user.onnx"
-    export_subgraph(subgraphs.user, feeds, {"u": "users"}, path, Stamp("tied", "user", "fp32", ()))
+    export_subgraph(split_model.user, feeds, {"u": "users"}, path, Stamp("tied", "user", "fp32", ()))
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {"u": feeds["u"].numpy()})
     np.testing.assert_allclose(
@@ -165,12 +165,12 @@ def test_names_of_inputs_outputs_and_parameters_may_be_alike(tmp_path: Path) -> 
     torch.manual_seed(0)
     names = ("a.b", "weight", "a_b", "add", "mul", "select")
     rows = {name: torch.randn(4, 5) for name in names}
-    subgraphs = split(Alike().eval(), {"x": rows}, user=["a.b", "weight"], item=["a_b", "add", "mul", "select"])
-    source_model = of_module(Alike(), {"x": rows}, subgraphs.user_inputs, subgraphs.item_inputs)
-    feeds = fresh_feeds(source_model, subgraphs, 3, 7, seed=1)
-    state = {s.name for s in subgraphs.state}
+    split_model = split(Alike().eval(), {"x": rows}, user=["a.b", "weight"], item=["a_b", "add", "mul", "select"])
+    source_model = of_module(Alike(), {"x": rows}, split_model.user_inputs, split_model.item_inputs)
+    feeds = fresh_feeds(source_model, split_model, 3, 7, seed=1)
+    state = {s.name for s in split_model.state}
     for side in ("full", "user", "item"):
-        half: Subgraph = getattr(subgraphs, side)
+        half: Subgraph = getattr(split_model, side)
         axes = {n: "users" if side == "user" or n in state else "candidates" for n in half.inputs}
         file = export_subgraph(half, feeds[side], axes, tmp_path / f"{side}.onnx", Stamp("m", side, "fp32", ()))
         session = ort.InferenceSession(str(file.path), providers=["CPUExecutionProvider"])

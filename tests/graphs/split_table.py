@@ -69,13 +69,13 @@ def models() -> Iterator[tuple[str, Callable[[], ThirdPartyModel]]]:
 Runner = Callable[[], Any]
 
 
-def session(half: Subgraph, feeds: dict[str, Tensor], state: tuple[str, ...], folder: Path, name: str) -> Runner:
-    """Export a half, lower it for the CPU (the item half for one user), and return a function that runs it."""
+def session(subgraph: Subgraph, feeds: dict[str, Tensor], state: tuple[str, ...], folder: Path, name: str) -> Runner:
+    """Export a subgraph, lower it for the CPU (the item graph for one user), and return a function that runs it."""
     stamp = Stamp("table", "full", "fp32", ())
-    two = {n: torch.cat([feeds[n], feeds[n]])[: max(2, len(feeds[n]))] for n in half.inputs}
-    rows = {n: "users" if n in state else "candidates" for n in half.inputs}
+    two = {n: torch.cat([feeds[n], feeds[n]])[: max(2, len(feeds[n]))] for n in subgraph.inputs}
+    rows = {n: "users" if n in state else "candidates" for n in subgraph.inputs}
     path = folder / f"{name}.onnx"
-    export_subgraph(half, two, rows, folder / f"{name}.source.onnx", stamp)
+    export_subgraph(subgraph, two, rows, folder / f"{name}.source.onnx", stamp)
     lower_for_cpu(folder / f"{name}.source.onnx", path)
     if name == "item":
         source, path = path, folder / "item.one_user.onnx"
@@ -89,20 +89,20 @@ def session(half: Subgraph, feeds: dict[str, Tensor], state: tuple[str, ...], fo
     return lambda: loaded.run(None, arrays)
 
 
-def measure(subgraphs: Split) -> tuple[float, float, float]:
-    """Return the median milliseconds of the whole model, the user half and the item half, interleaved."""
-    example = dict(zip(subgraphs.traced.inputs, subgraphs.traced.example, strict=True))
+def measure(split_model: Split) -> tuple[float, float, float]:
+    """Return the median milliseconds of the whole model, the user graph and the item graph, interleaved."""
+    example = dict(zip(split_model.traced.inputs, split_model.traced.example, strict=True))
     drawn = fresh_rows(example, CANDIDATES, torch.Generator().manual_seed(1))
-    of_user = {n: drawn[n][:1] for n in subgraphs.user_inputs}
-    of_items = {n: drawn[n] for n in subgraphs.item_inputs}
+    of_user = {n: drawn[n][:1] for n in split_model.user_inputs}
+    of_items = {n: drawn[n] for n in split_model.item_inputs}
     repeated = {n: v.repeat(CANDIDATES, *[1] * (v.dim() - 1)) for n, v in of_user.items()}
-    state, index = subgraphs.user(of_user), torch.zeros(CANDIDATES, dtype=torch.int64)
+    state, index = split_model.user(of_user), torch.zeros(CANDIDATES, dtype=torch.int64)
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         runs = [
-            session(subgraphs.full, {**repeated, **of_items}, (), folder, "full"),
-            session(subgraphs.user, of_user, (), folder, "user"),
-            session(subgraphs.item, {**of_items, **state, USER_INDEX: index}, tuple(state), folder, "item"),
+            session(split_model.full, {**repeated, **of_items}, (), folder, "full"),
+            session(split_model.user, of_user, (), folder, "user"),
+            session(split_model.item, {**of_items, **state, USER_INDEX: index}, tuple(state), folder, "item"),
         ]
         scores = np.concatenate([s.ravel() for s in runs[0]()])
         apart = np.concatenate([s.ravel() for s in runs[2]()])
@@ -127,19 +127,19 @@ def row(name: str, model: ThirdPartyModel) -> str:
     exact = 0.0
     for hoisting in (False, True):
         try:
-            subgraphs = split(model.module, model.example, user=model.user, item=model.item, hoisting=hoisting)
+            split_model = split(model.module, model.example, user=model.user, item=model.item, hoisting=hoisting)
         except UgsepError as error:
             if "nothing to reuse" not in str(error):
                 raise
             cells += ["0 %", "1.00x", "-", "-"]
             continue
-        exact = max(exact, prove(subgraphs).max_abs)
-        full, user, item = measure(subgraphs)
+        exact = max(exact, prove(split_model).max_abs)
+        full, user, item = measure(split_model)
         cells += [
-            f"{subgraphs.reusable_share:.0%}".replace("%", " %"),
-            f"{subgraphs.speedup_limit(CANDIDATES):.2f}x",
+            f"{split_model.reusable_share:.0%}".replace("%", " %"),
+            f"{split_model.speedup_limit(CANDIDATES):.2f}x",
             f"{full / (user + item):.2f}x",
-            f"{subgraphs.state_bytes}",
+            f"{split_model.state_bytes}",
         ]
     return f"| {' | '.join([*cells, f'{exact:.1e}'])} |"
 

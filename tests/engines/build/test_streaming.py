@@ -33,7 +33,7 @@ from graphs.base.errors import UgsepError
 from graphs.base.features import of_side, random_rows
 from graphs.base.progress import Progress
 from graphs.checkpoint.files import stored_weights
-from graphs.models.pretrained import load_checkpoint, weightless_model
+from graphs.models.pretrained import load_checkpoint, meta_model
 from quant.graph.gemms import read_tensor
 from quant.policy import policy_from
 from quant.schemes.schemes import Absmax, Mse
@@ -188,7 +188,7 @@ def traced_once(whole: tuple[Path, Recipe, Path], monkeypatch: pytest.MonkeyPatc
 def traced(whole: tuple[Path, Recipe, Path]) -> list[tuple[bytes, Any]]:
     checkpoint, _, _ = whole
     with open_weights(stored_weights(checkpoint)) as weights:
-        graphs = list(streaming.weightless_graphs("tiny", weightless_model(checkpoint), weights))
+        graphs = list(streaming.weightless_graphs("tiny", meta_model(checkpoint), weights))
     return [(g.model.SerializeToString(), g.constants) for g in graphs]
 
 

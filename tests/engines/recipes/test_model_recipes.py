@@ -63,4 +63,4 @@ def test_recipes_run_at_reduced_size(name: str) -> None:
     with torch.no_grad():
         logits = model.eval().for_inference()(rows)
     assert all(v.shape == (3,) and v.isfinite().all() for v in logits.values())
-    assert 0.3 < config.counts().reusable_share < 0.7  # U:G is 1:1 in all of them
+    assert 0.3 < config.counts().reusable_share < 0.7  # user:item is 1:1 in all of them

@@ -38,12 +38,12 @@ def elements(file: Path) -> dict[str, int]:
 def test_a_sparse_model_routed(variant: str, tmp_path: Path) -> None:
     model = make_model(make_config(variant, "2:1", layers=1))
     source_model = of_model(model)
-    subgraphs = split_source_model(source_model)
-    onnx_files = export_graphs(variant, source_model, subgraphs, tmp_path)
-    feeds = fresh_feeds(source_model, subgraphs, users=3, candidates=17, seed=5)
+    split_model = split_source_model(source_model)
+    onnx_files = export_graphs(variant, source_model, split_model, tmp_path)
+    feeds = fresh_feeds(source_model, split_model, users=3, candidates=17, seed=5)
     routed = {s: lower_for_cpu(onnx_files[s], tmp_path / f"{s}.routed.onnx", min_expert_elements=0) for s in SIDES}
     for side in SIDES:
-        half: Subgraph = getattr(subgraphs, side)
+        half: Subgraph = getattr(split_model, side)
         session = ort.InferenceSession(str(routed[side].path), providers=["CPUExecutionProvider"])
         got = session.run(list(half.outputs), {k: v.numpy() for k, v in feeds[side].items()})
         for value, wanted in zip(got, half(feeds[side]).values(), strict=True):

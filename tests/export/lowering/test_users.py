@@ -27,15 +27,15 @@ from tests.graphs.small_models import WORKS, D, Keywords, N, layers
 
 def both_forms(source_model: SourceModel, folder: Path, view: str) -> tuple[Split, Path, Path]:
     """Export, quantize and lower; returns the split, the gathering item file and that for one user."""
-    subgraphs = split_source_model(source_model)
-    source = export_graphs("m", source_model, subgraphs, folder / "onnx")["item"]
+    split_model = split_source_model(source_model)
+    source = export_graphs("m", source_model, split_model, folder / "onnx")["item"]
     if view != "fp32":
         quantize_side(source, folder / "onnx", scheme=scheme_from("absmax"))
         source = source.with_name("item.w8a32.onnx")
     path, one = folder / "item.onnx", folder / "one.onnx"
     lower_for_cpu(source, path, "matmul-nbits" if view == "w8a8" else "keep")
     assert lower_for_one_user(path, one)
-    return subgraphs, path, one
+    return split_model, path, one
 
 
 def session(path: Path) -> ort.InferenceSession:
@@ -46,20 +46,20 @@ def session(path: Path) -> ort.InferenceSession:
 
 
 def check_equal(source_model: SourceModel, folder: Path, view: str, tolerance: float) -> Path:
-    subgraphs, path, one = both_forms(source_model, folder, view)
+    split_model, path, one = both_forms(source_model, folder, view)
     gathering, broadcasting = session(path), session(one)
     varied = False
     for candidates in (1, 2, 257):
-        drawn = fresh_feeds(source_model, subgraphs, 1, candidates, seed=candidates)["item"]
+        drawn = fresh_feeds(source_model, split_model, 1, candidates, seed=candidates)["item"]
         feeds = {k: v.numpy() for k, v in drawn.items()}
         fewer = {k: v for k, v in feeds.items() if k != USER_INDEX}
-        pairs = zip(subgraphs.item.outputs, broadcasting.run(None, fewer), gathering.run(None, feeds), strict=True)
+        pairs = zip(split_model.item.outputs, broadcasting.run(None, fewer), gathering.run(None, feeds), strict=True)
         for name, value, expected in pairs:
             assert value.shape == expected.shape, name
             scale = max(1.0, float(np.abs(expected).max()))
             np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance * scale)
             varied |= bool(np.ptp(expected) > 0)  # an output of the user's alone is the same for all candidates
-        for name, expected in subgraphs.item(drawn).items() if view == "fp32" else ():
+        for name, expected in split_model.item(drawn).items() if view == "fp32" else ():
             value = broadcasting.run([name], fewer)[0]
             np.testing.assert_allclose(
                 value, expected.numpy(), rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max()))

@@ -53,8 +53,8 @@ def test_a_choice_of_words_lists_them() -> None:
 
 
 EVERY = [
-    ({"user_tokens": 0}, "user_tokens is 0; give at least 1"),
-    ({"item_tokens": 0}, "item_tokens is 0; give at least 1"),  # user tokens = T
+    ({"user_tokens": 0}, "user_tokens is 0; it must be at least 1"),
+    ({"item_tokens": 0}, "item_tokens is 0; it must be at least 1"),  # user tokens = T
     ({"layers": 0}, "layers is 0"),
     ({"tasks": ()}, "tasks are"),
     ({"tasks": ("a", "a")}, "tasks are"),
@@ -65,18 +65,18 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
     "zenith": [
         ({"fusion_width": 10}, "8 tokens .* fusion_width 10 .* width 24; fusion_width = 24 works"),
         ({"user_tokens": 1}, "user_tokens is 1, .* give at least 2"),
-        ({"hidden": 0}, "hidden is 0; give at least 1"),
+        ({"hidden": 0}, "hidden is 0; it must be at least 1"),
         ({"fusion_width": -24}, "fusion_width = 24 works"),
         ({"fusion_width": 3}, "leaves 0 user and 1 item tokens; fusion_width = 24 works"),
     ],
     "rankmixer": [
         ({"width": 22}, "width 22 is not divisible by the 8 mixed tokens .*; width = 24 works"),
         ({"mixed_user_tokens": 1}, "width 24 is not divisible by the 5 .*; width = 25 works"),
-        ({"mixed_item_tokens": -1}, "cannot be negative"),
+        ({"mixed_item_tokens": -1}, "mixed_item_tokens is -1; it must be at least 0"),
         ({"embedding_width": 1, "user_tokens": 6}, "user_tokens is 6, .* 7 wide .* give 4"),
         ({"hidden": 0}, "hidden is 0"),
         ({"experts": -1}, "experts is -1"),
-        ({"l1_weight": -1e-4}, "l1_weight is -0.0001; give 0 to switch that loss off"),
+        ({"l1_weight": -1e-4}, "l1_weight is -0.0001; it must be at least 0"),
         ({"experts": 1}, "experts is 1; give 0 for a dense network or at least 2"),
     ],
     "tokenmixer-large": [
@@ -84,7 +84,7 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"mixed_user_rows": 1}, "width 24 is not divisible by the 5 mixed rows .*; width = 25 works"),
         ({"global_token": "both"}, "global_token is 'both'; give 'item' or 'split'"),
         ({"read_out": "last"}, "read_out is 'last'; give 'mean' or 'global'"),
-        ({"auxiliary_weight": -0.1}, "auxiliary_weight is -0.1; give 0 to switch that loss off"),
+        ({"auxiliary_weight": -0.1}, "auxiliary_weight is -0.1; it must be at least 0"),
         ({"item_tokens": 1}, "item_tokens is 1, which the global token takes; item_tokens = 2 works"),
         ({"hidden": 0}, "hidden is 0"),
     ],
@@ -98,9 +98,9 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
     "zenith-pp": [
         ({"attention_heads": 5}, "width 24 is not divisible by the 5 attention_heads; width = 25 works"),
         ({"attention_heads": 0}, "attention_heads is 0"),
-        ({"hidden": -1}, "hidden is -1; give at least 1"),
-        ({"balance_weight": -1.0}, "balance_weight is -1.0; give 0"),
-        ({"z_weight": float("nan")}, "z_weight is nan; give 0"),
+        ({"hidden": -1}, "hidden is -1; it must be at least 1"),
+        ({"balance_weight": -1.0}, "balance_weight is -1.0; it must be at least 0"),
+        ({"z_weight": float("nan")}, "z_weight is nan; it must be at least 0"),
         ({"active_experts": 5}, "active_experts is 5, but experts is 4; active_experts = 2 works"),
         ({"item_tokens": 1}, "item_tokens is 1, .* give at least 2"),
     ],
@@ -110,7 +110,7 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"block": 0}, "block is 0"),
         ({"hidden": 0}, "hidden is 0"),
         ({"rank": 0}, "rank is 0"),
-        ({"last_temperature": 0.0}, "last_temperature is 0.0; give a number above 0"),
+        ({"last_temperature": 0.0}, "last_temperature is 0.0; it must be above 0"),
     ],
 }
 

@@ -68,17 +68,17 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "no checkpoint at .*config.json is missing; train one"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
     "config is no JSON": (lambda d: (d / "config.json").write_text("{"), "is not JSON"),
-    "config is a list": (lambda d: (d / "config.json").write_text("[]"), "holds a list, not a mapping"),
+    "config is a list": (lambda d: (d / "config.json").write_text("[]"), "contains a list, not a mapping"),
     "no architecture": (_config(architecture=None), "no 'architecture'"),
     "unknown architecture": (_config(architecture="zenit"), "unknown model 'zenit', did you mean 'zenith'"),
     "unknown setting": (_config(widht=8), "unknown setting 'widht', did you mean 'width'"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "no weights at"),
     "truncated": (_truncate, "truncated or not safetensors"),
-    "pickle": (_pickle, "found model.pt: pickles are refused"),
+    "pickle": (_pickle, "found model.pt: pickles are not accepted"),
     "NaN": (_weights(lambda w: w[SPREAD].view(-1)[:2].fill_(torch.nan)), f"'{SPREAD}' has 2 NaN or infinite"),
     "missing weight": (_weights(lambda w: w.pop(SPREAD)), f"weight '{SPREAD}' is missing"),
     "surplus weight": (_weights(lambda w: w.update(odd=torch.zeros(1))), "unknown weight 'odd'"),
-    "wrong shape": (_config(hidden=11), r"has shape \(4, 10, 24\), config.json asks for \(4, 11, 24\)"),
+    "wrong shape": (_config(hidden=11), r"has shape \(4, 10, 24\), config.json requires \(4, 11, 24\)"),
 }
 
 

@@ -13,20 +13,20 @@ import torch
 
 from graphs.base.errors import UgsepError
 from graphs.checkpoint.files import INDEX, SINGLE, stored_weights, weight_files
-from graphs.models.pretrained import load_checkpoint, weightless_model
+from graphs.models.pretrained import load_checkpoint, meta_model
 from tests.graphs.model_laws import make_config, make_model, make_rows
 
 SPREAD = "layers.1.compensation.spread"
 
 
-def shard(folder: Path, parts: int) -> None:
+def shard(folder: Path, count: int) -> None:
     """Cut the one file of a checkpoint in shards, as Hugging Face writes them."""
     weights = safetensors.torch.load_file(folder / SINGLE)
     names = sorted(weights)
     placed: dict[str, str] = {}
-    for number in range(parts):
-        file = f"model-{number + 1:05d}-of-{parts:05d}.safetensors"
-        mine = names[number::parts]
+    for number in range(count):
+        file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        mine = names[number::count]
         safetensors.torch.save_file({n: weights[n] for n in mine}, folder / file)
         placed |= dict.fromkeys(mine, file)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": placed}))
@@ -64,7 +64,7 @@ def test_bf16_weights_become_the_models_float32(sharded: Path, tmp_path: Path) -
 
 
 def test_a_weightless_model_has_names_and_shapes_only(sharded: Path) -> None:
-    model = weightless_model(sharded)
+    model = meta_model(sharded)
     exact = load_checkpoint(sharded).state_dict()
     assert {n: v.shape for n, v in model.state_dict().items()} == {n: v.shape for n, v in exact.items()}
     assert all(v.device.type == "meta" for v in model.state_dict().values())
@@ -111,23 +111,23 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         r"index.json: shard 'model-00002-of-00003.safetensors' is missing; copy it",
     ),
     "truncated shard": (_truncate, r"model-00002-of-00003.safetensors is truncated or not safetensors"),
-    "index is no JSON": (lambda d: (d / INDEX).write_text("{"), "index.json is not JSON"),
+    "index is not JSON": (lambda d: (d / INDEX).write_text("{"), "index.json is not JSON"),
     "index without map": (lambda d: (d / INDEX).write_text("{}"), "has no 'weight_map'"),
-    "shard elsewhere": (_index(lambda m: m.update({SPREAD: "../x.safetensors"})), "'../x.safetensors' lies outside"),
-    "weight not in its shard": (_in_shard(lambda w: w.pop(SPREAD)), rf"weight '{SPREAD}' is missing, the index"),
+    "shard elsewhere": (_index(lambda m: m.update({SPREAD: "../x.safetensors"})), "'../x.safetensors' is outside"),
+    "weight not in its shard": (_in_shard(lambda w: w.pop(SPREAD)), rf"weight '{SPREAD}' is missing, although"),
     "weight not in the index": (
         _in_shard(lambda w: w.update({"extra": torch.zeros(2)})),
-        "unknown weight 'extra', the index does not place it here",
+        "unknown weight 'extra', not listed for this shard in the index",
     ),
     "weight that the model lacks": (
         _both(lambda m: m.update({"extra": m[SPREAD]}), lambda w: w.update({"extra": torch.zeros(2)})),
-        "unknown weight 'extra'.*is config.json of this model",
+        "unknown weight 'extra'.*is config.json from this model",
     ),
     "weight that the checkpoint lacks": (
         _both(lambda m: m.pop(SPREAD), lambda w: w.pop(SPREAD)),
         rf"weight '{SPREAD}' is missing, did you",
     ),
-    "wrong shape": (_in_shard(lambda w: w.update({SPREAD: torch.zeros(2, 5)})), r"shape \(2, 5\), config.json asks"),
+    "wrong shape": (_in_shard(lambda w: w.update({SPREAD: torch.zeros(2, 5)})), r"shape \(2, 5\), config.json"),
     "NaN": (_in_shard(lambda w: w[SPREAD].fill_(float("nan"))), rf"{SPREAD}' has 8 NaN or infinite values"),
 }
 
@@ -141,9 +141,9 @@ def test_a_broken_sharded_checkpoint_is_refused_in_one_line(what: str, sharded: 
     with pytest.raises(UgsepError, match=message) as caught:
         load_checkpoint(folder)
     assert "\n" not in str(caught.value)
-    if what != "NaN":  # numbers are not looked at without being read
+    if what != "NaN":  # meta_model does not read values
         with pytest.raises(UgsepError, match=message):
-            weightless_model(folder)
+            meta_model(folder)
 
 
 def test_offsets_point_at_the_weights_bytes(sharded: Path) -> None:

@@ -47,11 +47,11 @@ def masked() -> Split:
 
 
 def test_costs_add_up(plain: Split, masked: Split) -> None:
-    for subgraphs in (plain, masked):
-        told = explain(subgraphs, 100)
+    for split_model in (plain, masked):
+        told = explain(split_model, 100)
         assert sum(m.user_flops for m in told.modules) == told.user_flops
         assert sum(m.item_flops for m in told.modules) == told.item_flops
-        assert told.full_flops == sum(flops(n) for n in subgraphs.full.module.graph.nodes)
+        assert told.full_flops == sum(flops(n) for n in split_model.full.module.graph.nodes)
         assert told.speedup_limit == pytest.approx(100 * told.full_flops / (told.user_flops + 100 * told.item_flops))
     # 2 * 6 * 12 + 2 * 12 * 9 products, 12 ReLUs; biases are part of the product
     assert explain(plain).user_flops == 2 * 6 * 12 + 12 + 2 * 12 * 9

@@ -57,8 +57,8 @@ def test_experts_are_slices() -> None:
     gates = torch.rand(T, N, E)
     hidden = torch.randn(T, N, E * H)
     for j in range(E):
-        part = slice(j * H, (j + 1) * H)
-        torch.testing.assert_close(gate_hidden(hidden, gates)[..., part], hidden[..., part] * gates[..., j : j + 1])
+        own = slice(j * H, (j + 1) * H)
+        torch.testing.assert_close(gate_hidden(hidden, gates)[..., own], hidden[..., own] * gates[..., j : j + 1])
 
 
 @pytest.mark.parametrize("kind", ["swiglu", "gelu"])

@@ -38,6 +38,7 @@ def run(layer: nn.Module, x: Tensor) -> Tensor:
 
 def rms(x: Tensor, norm: nn.Module) -> Tensor:
     assert isinstance(norm, RMSNorm)
+    assert norm.eps is not None
     return x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight
 
 

@@ -100,9 +100,9 @@ def test_self_attention_left_unmasked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "place"), [("zenith-pp", graphs.models.zenith_pp), ("rankmixer-regrouped", graphs.layers.ugsep)]
+    ("variant", "module"), [("zenith-pp", graphs.models.zenith_pp), ("rankmixer-regrouped", graphs.layers.ugsep)]
 )
-def test_attention_left_unmasked(monkeypatch: pytest.MonkeyPatch, variant: str, place: ModuleType) -> None:
+def test_attention_left_unmasked(monkeypatch: pytest.MonkeyPatch, variant: str, module: ModuleType) -> None:
     """Zenith++'s fusion, and the separated residual: U queries see G keys."""
     model = make_model(make_config(variant, "1:2" if variant == "zenith-pp" else "2:1"))
     check_law(model)
@@ -113,7 +113,7 @@ def test_attention_left_unmasked(monkeypatch: pytest.MonkeyPatch, variant: str, 
         out = ug_attention(whole_query, whole_key, whole_value, heads).item
         return Tokens(out[: len(query.user)], out[len(query.user) :])
 
-    monkeypatch.setattr(place, "ug_attention", unmasked)
+    monkeypatch.setattr(module, "ug_attention", unmasked)
     with pytest.raises(AssertionError, match="U rows of output 0 changed"):
         check_user_rows_fixed(model, make_rows(4, 1), make_rows(4, 2))
 
@@ -148,14 +148,14 @@ class FlattenedRMSNorm(nn.Module):
         return Tokens(user, x.item * scale * self.item.weight)
 
 
-@pytest.mark.parametrize("place", ["layers.0.block.norm", "layers.1.stream_norm", "layers.0.norm"])
-def test_norm_over_the_flattened_vector(place: str) -> None:
+@pytest.mark.parametrize("path", ["layers.0.block.norm", "layers.1.stream_norm", "layers.0.norm"])
+def test_norm_over_the_flattened_vector(path: str) -> None:
     model = make_model(make_config("unimixer", "1:1"))
     check_law(model)
-    norm = model.get_submodule(place)
+    norm = model.get_submodule(path)
     assert isinstance(norm.user, RMSNorm)
     assert isinstance(norm.item, RMSNorm)
-    model.set_submodule(place, FlattenedRMSNorm(norm.user, norm.item))
+    model.set_submodule(path, FlattenedRMSNorm(norm.user, norm.item))
     with pytest.raises(AssertionError, match="changed with the items"):
         check_user_rows_fixed(model, make_rows(4, 1), make_rows(4, 2))
 

@@ -16,17 +16,17 @@ USERS = [f.name for f in of_side(FEATURES, "user")]
 ITEMS = [f.name for f in of_side(FEATURES, "item")]
 
 
-def check_halves(variant: str, ratio: str, **changes: Any) -> Split:
+def check_subgraphs(variant: str, ratio: str, **changes: Any) -> Split:
     config = make_config(variant, ratio, **changes)
     model = make_model(config)
     traced = trace(model.for_inference(), (make_rows(3, 0),))
-    plain, subgraphs = (split_traced(traced, USERS, ITEMS, hoisting) for hoisting in (False, True))
+    plain, split_model = (split_traced(traced, USERS, ITEMS, hoisting) for hoisting in (False, True))
     for users, candidates in ((1, 1), (1, 2), (3, 17)):
         one, rows = make_rows(users, 1), make_rows(candidates, 2)
         index = torch.arange(candidates) % users
         whole = {f.name: one[f.name][index] if f.side == "user" else rows[f.name] for f in FEATURES}
-        state = subgraphs.user({name: one[name] for name in subgraphs.user.inputs})
-        scores = subgraphs.item({**rows, **state, "user_index": index})
+        state = split_model.user({name: one[name] for name in split_model.user.inputs})
+        scores = split_model.item({**rows, **state, "user_index": index})
         with torch.no_grad():
             expected = model(whole)
         assert list(scores) == list(expected)
@@ -35,16 +35,16 @@ def check_halves(variant: str, ratio: str, **changes: Any) -> Split:
     counts = config.counts()
     assert plain.user_cost.gemm_flops == counts.user.flops
     assert plain.item_cost.gemm_flops == counts.item.flops
-    assert subgraphs.item_cost.gemm_flops <= counts.item.flops
-    return subgraphs
+    assert split_model.item_cost.gemm_flops <= counts.item.flops
+    return split_model
 
 
 @pytest.mark.parametrize(("variant", "ratio"), [(v, list(RATIOS)[i % 5]) for i, v in enumerate(VARIANTS)])
 def test_halves_equal_the_whole(variant: str, ratio: str) -> None:
-    subgraphs = check_halves(variant, ratio)
+    split_model = check_subgraphs(variant, ratio)
     n, m = RATIOS[ratio]
     # Most of the U tokens' share of the work is done once; cross terms and heads stay with the candidate.
-    assert subgraphs.reusable_share > 0.5 * n / (n + m)
+    assert split_model.reusable_share > 0.5 * n / (n + m)
 
 
 @pytest.mark.slow
@@ -52,12 +52,12 @@ def test_halves_equal_the_whole(variant: str, ratio: str) -> None:
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_halves_equal_the_whole_everywhere(variant: str, ratio: str, compensation: bool) -> None:
-    check_halves(variant, ratio, compensation=compensation, layers=1)
+    check_subgraphs(variant, ratio, compensation=compensation, layers=1)
 
 
 def test_unmasked_models_reuse_no_layer() -> None:
     config = make_config("rankmixer", "3:1", ug_sep=False)
-    subgraphs = split(make_model(config), (make_rows(3, 0),), user=USERS, item=ITEMS)
+    split_model = split(make_model(config), (make_rows(3, 0),), user=USERS, item=ITEMS)
     tokens = config.counts().user.flops  # what makes the U tokens is all that is left to reuse
-    assert subgraphs.user_cost.gemm_flops == tokens
-    assert subgraphs.reusable_share < 0.2
+    assert split_model.user_cost.gemm_flops == tokens
+    assert split_model.reusable_share < 0.2

@@ -27,10 +27,10 @@ class Meeting(nn.Module):
 
 def cut(work: Callable[[Meeting, Tensor, Tensor], Tensor]) -> Split:
     torch.manual_seed(0)
-    subgraphs = split(Meeting(work), {"u": torch.randn(N, D), "i": torch.randn(N, 40)}, user=["u"], item=["i"])
-    assert prove(subgraphs).max_rel <= 1e-6
-    assert not any(gemm_flops(n) for n in subgraphs.cut.recomputed)
-    return subgraphs
+    split_model = split(Meeting(work), {"u": torch.randn(N, D), "i": torch.randn(N, 40)}, user=["u"], item=["i"])
+    assert prove(split_model).max_rel <= 1e-6
+    assert not any(gemm_flops(n) for n in split_model.cut.recomputed)
+    return split_model
 
 
 # state bytes per user by the minimum cut, and by the plain cut (what the item side reads)
@@ -69,12 +69,12 @@ CASES: dict[str, tuple[Callable[[Meeting, Tensor, Tensor], Tensor], int, int]] =
 @pytest.mark.parametrize("name", CASES)
 def test_state_is_minimal(name: str) -> None:
     work, least, plain = CASES[name]
-    subgraphs = cut(work)
-    assert subgraphs.state_bytes == least
-    assert subgraphs.plain_state_bytes == plain
+    split_model = cut(work)
+    assert split_model.state_bytes == least
+    assert split_model.plain_state_bytes == plain
 
 
 def test_among_equal_cuts_the_one_nearest_the_items_wins() -> None:
-    subgraphs = cut(lambda m, u, i: (m.small(u).exp().sin().tanh() * i[:, :3]).sum(-1))
-    assert [str(n.target) for n in subgraphs.cut.state] == ["aten.tanh.default"]
-    assert subgraphs.cut.recomputed == ()
+    split_model = cut(lambda m, u, i: (m.small(u).exp().sin().tanh() * i[:, :3]).sum(-1))
+    assert [str(n.target) for n in split_model.cut.state] == ["aten.tanh.default"]
+    assert split_model.cut.recomputed == ()

@@ -134,8 +134,8 @@ def test_slices_share_the_parameters_memory() -> None:
     hoisted, _ = made("pre-norm mixing", torch.float32)
     weight = hoisted.full.module.get_parameter("mixed")
     inside = range(weight.data_ptr(), weight.data_ptr() + weight.nbytes)
-    for half, name in ((hoisted.user, "mixed.user"), (hoisted.item, "mixed.item")):
-        names = dict(half.module.named_parameters())
+    for subgraph, name in ((hoisted.user, "mixed.user"), (hoisted.item, "mixed.item")):
+        names = dict(subgraph.module.named_parameters())
         assert names[name].data_ptr() in inside
         assert "mixed" not in names
         assert names[name].untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
@@ -146,10 +146,10 @@ def test_slices_share_the_parameters_memory() -> None:
 def test_a_weight_that_is_still_read_whole_keeps_its_name() -> None:
     torch.manual_seed(0)
     model = Model(lambda m, u, g: m.dense(flat(u, g)) + m.dense(flat(g.repeat(1, 2, 1)[:, :NU], g)))
-    subgraphs = split(model, {"u": torch.randn(B, NU, D), "g": torch.randn(B, NI, D)}, user=["u"], item=["g"])
-    assert len(subgraphs.hoisted) == 1
-    assert {"dense.weight", "dense.weight_item"} <= set(dict(subgraphs.item.module.named_parameters()))
-    assert prove(subgraphs).max_rel <= 1e-6
+    split_model = split(model, {"u": torch.randn(B, NU, D), "g": torch.randn(B, NI, D)}, user=["u"], item=["g"])
+    assert len(split_model.hoisted) == 1
+    assert {"dense.weight", "dense.weight_item"} <= set(dict(split_model.item.module.named_parameters()))
+    assert prove(split_model).max_rel <= 1e-6
 
 
 def test_dead_columns_are_not_computed() -> None:
@@ -165,20 +165,20 @@ def test_dead_columns_are_not_computed() -> None:
         def forward(self, u: Tensor, g: Tensor) -> Tensor:
             return self.inner(u, g) + torch.exp(u).sum((1, 2))
 
-    subgraphs = split(Both(), example, user=["u"], item=["g"])
-    assert subgraphs.item_cost.gemm_flops == 2 * 2 * NI * D * 10  # two products, 10 of 40 columns
-    assert subgraphs.item.module.get_parameter("inner.shared.weight.columns30_40").shape == (10, D)
-    assert prove(subgraphs).max_rel <= 1e-6
+    split_model = split(Both(), example, user=["u"], item=["g"])
+    assert split_model.item_cost.gemm_flops == 2 * 2 * NI * D * 10  # two products, 10 of 40 columns
+    assert split_model.item.module.get_parameter("inner.shared.weight.columns30_40").shape == (10, D)
+    assert prove(split_model).max_rel <= 1e-6
 
 
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_random_concatenations(data: st.DataObject) -> None:
     """Pieces of random sides and widths, a random norm, a random product after it: always equal."""
-    pieces = data.draw(st.lists(st.tuples(st.sampled_from("ug"), st.integers(1, 40)), min_size=2, max_size=5))
+    segments = data.draw(st.lists(st.tuples(st.sampled_from("ug"), st.integers(1, 40)), min_size=2, max_size=5))
     norm = data.draw(st.sampled_from(["none", "rms", "layer"]))
     out = data.draw(st.integers(1, 50))
-    width = sum(n for _, n in pieces)
+    width = sum(n for _, n in segments)
 
     class Random(nn.Module):
         def __init__(self) -> None:
@@ -188,7 +188,7 @@ def test_random_concatenations(data: st.DataObject) -> None:
 
         def forward(self, u: Tensor, g: Tensor) -> Tensor:
             sides = {"u": u.cos(), "g": g.sin()}
-            row = torch.cat([sides[side][:, :n] for side, n in pieces], -1)
+            row = torch.cat([sides[side][:, :n] for side, n in segments], -1)
             y: Tensor = self.product(self.norm(row))
             return y + u.exp().sum(-1, keepdim=True) * g.sum(-1, keepdim=True)
 

@@ -185,13 +185,13 @@ def _written(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", KEEPS)
 def test_row_wise_models_split_and_prove(name: str) -> None:
     torch.manual_seed(3)
-    subgraphs = split(Outer(KEEPS[name]).eval(), example(), user=["x", "ids"], item=["item"])
-    proof = prove(subgraphs)
+    split_model = split(Outer(KEEPS[name]).eval(), example(), user=["x", "ids"], item=["item"])
+    proof = prove(split_model)
     # Same kernels on other batch sizes reorder sums of at most a few dozen FP32 terms of size ~1.
     assert proof.max_rel <= 1e-6
     assert proof.row_max_abs <= 1e-6
     assert proof.rows == 2 * (1 + 2 + 257)
-    assert subgraphs.state
+    assert split_model.state
 
 
 def test_random_check_sees_what_it_is_told_to_miss() -> None:

@@ -52,23 +52,23 @@ def nested_example() -> dict[str, Any]:
 
 def test_nested_inputs_and_outputs() -> None:
     torch.manual_seed(0)
-    subgraphs = split(
+    split_model = split(
         Nested().eval(), nested_example(), user=["history", "length", "tags"], item=["context.0", "context.1", "flag"]
     )
-    assert subgraphs.user.inputs == ("history", "length", "tags")
-    assert subgraphs.full.outputs == ("output.tasks.click", "output.tasks.buy", "output.extra.0")
-    assert prove(subgraphs).max_rel <= 1e-6
-    assert subgraphs.item.outputs == subgraphs.full.outputs
+    assert split_model.user.inputs == ("history", "length", "tags")
+    assert split_model.full.outputs == ("output.tasks.click", "output.tasks.buy", "output.extra.0")
+    assert prove(split_model).max_rel <= 1e-6
+    assert split_model.item.outputs == split_model.full.outputs
 
 
 @pytest.mark.parametrize("name", WORKS)
 def test_splits_exactly(name: str) -> None:
-    subgraphs = small(name)
-    proof = prove(subgraphs)  # 1, 2 and 257 candidates, 1 and 3 users
+    split_model = small(name)
+    proof = prove(split_model)  # 1, 2 and 257 candidates, 1 and 3 users
     assert proof.max_rel <= 1e-6
-    assert subgraphs.state
-    assert all(s.bytes_per_user > 0 for s in subgraphs.state)
-    for stated, found in zip(subgraphs.state, subgraphs.user({"u": torch.randn(3, D)}).values(), strict=True):
+    assert split_model.state
+    assert all(s.bytes_per_user > 0 for s in split_model.state)
+    for stated, found in zip(split_model.state, split_model.user({"u": torch.randn(3, D)}).values(), strict=True):
         assert found.shape == (3, *stated.row_shape)
         assert found.dtype == stated.dtype
 
@@ -79,23 +79,23 @@ def test_positional_example_and_awkward_names() -> None:
             return (input.exp() * type * id).sum(-1)
 
     rows = tuple(torch.randn(N, 3) for _ in range(3))
-    subgraphs = split(Awkward(), rows, user=["input"], item=["type", "id"])
-    assert prove(subgraphs).max_rel <= 1e-6
+    split_model = split(Awkward(), rows, user=["input"], item=["type", "id"])
+    assert prove(split_model).max_rel <= 1e-6
 
     class Keys(nn.Module):
         def forward(self, x: dict[str, Tensor]) -> Tensor:
             return (x["a.b"].exp() * x["a_b"] * x["class"] * x["1"] * x["state_a_b"]).sum(-1)
 
     example = {"x": {k: torch.randn(N, 3) for k in ("a.b", "a_b", "class", "1", "state_a_b")}}
-    subgraphs = split(Keys(), example, user=["a.b"], item=["a_b", "class", "1", "state_a_b"])
-    assert prove(subgraphs).max_rel <= 1e-6
+    split_model = split(Keys(), example, user=["a.b"], item=["a_b", "class", "1", "state_a_b"])
+    assert prove(split_model).max_rel <= 1e-6
 
 
 def test_weights_are_shared_not_copied() -> None:
     model = Keywords(WORKS["tied weights"], a=nn.Linear(D, D))
-    subgraphs = split(model, {"u": torch.randn(N, D), "i": torch.randn(N, D)}, user=["u"], item=["i"])
-    for half in (subgraphs.full, subgraphs.user, subgraphs.item):
-        held = list(half.module.parameters())
+    split_model = split(model, {"u": torch.randn(N, D), "i": torch.randn(N, D)}, user=["u"], item=["i"])
+    for subgraph in (split_model.full, split_model.user, split_model.item):
+        held = list(subgraph.module.parameters())
         assert held
         assert {p.data_ptr() for p in held} <= {p.data_ptr() for p in model.parameters()}
 
@@ -133,8 +133,8 @@ def test_random_graphs(seed: int, steps: int) -> None:
 
     torch.manual_seed(seed)
     example = {"u": torch.randn(3, D, dtype=torch.float64), "i": torch.randn(3, D, dtype=torch.float64)}
-    subgraphs = split(Random().double().eval(), example, user=["u"], item=["i"])
-    assert prove(subgraphs, candidates=(1, 5)).max_rel <= 1e-12
+    split_model = split(Random().double().eval(), example, user=["u"], item=["i"])
+    assert prove(split_model, candidates=(1, 5)).max_rel <= 1e-12
 
 
 _TWICE = """
@@ -145,9 +145,9 @@ print(fingerprint(small("tied weights")), fingerprint(small("heads")))
 """
 
 
-def fingerprint(subgraphs: Split) -> str:
-    text = "".join(h.module.code + repr(h.inputs) for h in (subgraphs.full, subgraphs.user, subgraphs.item))
-    return hashlib.sha256((text + repr(subgraphs.state)).encode()).hexdigest()
+def fingerprint(split_model: Split) -> str:
+    text = "".join(h.module.code + repr(h.inputs) for h in (split_model.full, split_model.user, split_model.item))
+    return hashlib.sha256((text + repr(split_model.state)).encode()).hexdigest()
 
 
 def test_two_processes_make_the_same_graphs(pytestconfig: pytest.Config) -> None:
@@ -259,11 +259,11 @@ def test_a_billion_parameters_split_without_a_copy() -> None:
     model.to_empty(device="cpu")  # pages nobody touches cost no memory
     assert sum(p.numel() for p in model.parameters()) > 1e9
     sides = {side: [f.name for f in FEATURES if f.side == side] for side in ("user", "item")}
-    subgraphs = split(
+    split_model = split(
         model, {"features": random_rows(FEATURES, 4, torch.Generator())}, user=sides["user"], item=sides["item"]
     )
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    held = [p for h in (subgraphs.user, subgraphs.item) for p in h.module.parameters()]
+    held = [p for h in (split_model.user, split_model.item) for p in h.module.parameters()]
     copied = sum(p.nbytes for p in held if p.untyped_storage().data_ptr() not in own)
     assert copied == 0
-    assert subgraphs.hoisted
+    assert split_model.hoisted

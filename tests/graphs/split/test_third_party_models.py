@@ -39,19 +39,19 @@ def needs(package: str) -> None:
 def test_third_party_model(name: str) -> None:
     needs(THIRD_PARTY[name][0])
     model = make(name)
-    subgraphs = split(model.module, model.example, user=model.user, item=model.item)
-    proof = prove(subgraphs)
+    split_model = split(model.module, model.example, user=model.user, item=model.item)
+    proof = prove(split_model)
     assert proof.max_abs <= 1e-5
     assert proof.row_max_abs <= 1e-6
-    assert subgraphs.speedup_limit(256) >= LEAST_LIMIT[name]
+    assert split_model.speedup_limit(256) >= LEAST_LIMIT[name]
     plain = (
         split(model.module, model.example, user=model.user, item=model.item, hoisting=False)
         if ("two-tower" in name or "BERT" in name)
         else None
     )
     if plain is not None:  # these need no hoisting: the towers are apart already
-        assert plain.item_cost == subgraphs.item_cost
-    told = explain(subgraphs)
+        assert plain.item_cost == split_model.item_cost
+    told = explain(split_model)
     assert math.isfinite(told.speedup_limit)
     assert told.meetings
 
@@ -94,6 +94,6 @@ def test_written_out_rms_norm_and_rotary_positions() -> None:
 
     torch.manual_seed(0)
     example = {"history": torch.randint(0, 50, (4, 6)), "item": torch.randint(0, 50, (4,))}
-    subgraphs = split(Ranker().eval(), example, user=["history"], item=["item"])
-    assert prove(subgraphs).max_rel <= 1e-6
-    assert subgraphs.reusable_share > 0.99
+    split_model = split(Ranker().eval(), example, user=["history"], item=["item"])
+    assert prove(split_model).max_rel <= 1e-6
+    assert split_model.reusable_share > 0.99

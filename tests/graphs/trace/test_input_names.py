@@ -42,21 +42,21 @@ def rows(*names: str) -> dict[str, Any]:
 def test_an_input_of_any_name_on_either_side(name: str) -> None:
     for user, item in ((name, "other"), ("other", name)):
         torch.manual_seed(0)
-        subgraphs = split(Dictionary(user, item), {"features": rows(user, item)}, user=[user], item=[item])
-        assert prove(subgraphs).max_rel <= 1e-6
-        assert subgraphs.user.inputs == (user,)
-        assert item in subgraphs.item.inputs
+        split_model = split(Dictionary(user, item), {"features": rows(user, item)}, user=[user], item=[item])
+        assert prove(split_model).max_rel <= 1e-6
+        assert split_model.user.inputs == (user,)
+        assert item in split_model.item.inputs
 
 
 def test_arguments_named_like_what_generated_code_reads() -> None:
     class Arguments(nn.Module):
         def forward(self, device: Tensor, torch_: Tensor, inf: Tensor) -> Tensor:
-            place = torch.arange(D, device=device.device)
-            return (device.exp() * inf * (torch_ + place).masked_fill(inf > 9, float("nan"))).sum(-1)
+            offsets = torch.arange(D, device=device.device)
+            return (device.exp() * inf * (torch_ + offsets).masked_fill(inf > 9, float("nan"))).sum(-1)
 
-    subgraphs = split(Arguments(), rows("device", "torch_", "inf"), user=["device"], item=["torch_", "inf"])
-    assert prove(subgraphs).max_rel <= 1e-6
-    assert subgraphs.user.inputs == ("device",)
+    split_model = split(Arguments(), rows("device", "torch_", "inf"), user=["device"], item=["torch_", "inf"])
+    assert prove(split_model).max_rel <= 1e-6
+    assert split_model.user.inputs == ("device",)
 
 
 def test_names_that_become_the_same_identifier() -> None:
@@ -65,8 +65,8 @@ def test_names_that_become_the_same_identifier() -> None:
             return (x["a.b"].exp() * x["a_b"].cos() * x["a b"] * x["input_class"] * x["class"]).sum(-1)
 
     example = {"x": rows("a.b", "a_b", "a b", "input_class", "class")}
-    subgraphs = split(Alike(), example, user=["a.b", "a_b"], item=["a b", "input_class", "class"])
-    assert prove(subgraphs).max_rel <= 1e-6
+    split_model = split(Alike(), example, user=["a.b", "a_b"], item=["a b", "input_class", "class"])
+    assert prove(split_model).max_rel <= 1e-6
 
 
 def test_identifiers_shadow_nothing() -> None:
