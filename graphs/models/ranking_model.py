@@ -24,7 +24,7 @@ from graphs.layers.parameter_counts import Counts
 class ModelConfig:
     """What every architecture is told.
 
-    ``user_tokens`` is n, ``item_tokens`` is m (models.md; the G tokens of UG-Sep 2602.10455).
+    ``user_tokens`` is n, ``item_tokens`` is m (the G tokens of UG-Sep, arXiv 2602.10455).
     ``ug_sep=False`` gives the paper's unmasked original on the same tokens; ``compensation`` adds a
     projection of the user rows to the item rows (UG-Sep, information compensation).
 

@@ -105,7 +105,7 @@ class ZenithConfig(ModelConfig):
 def recut(user: Tensor | None, item: Tensor, width: int) -> Tokens:
     """Cut row-major flattened tokens again into tokens of ``width``; [N, n, k], [N, m, k] -> token-major Tokens.
 
-    Where the user values do not fill a token, the straddling token is an item token (models.md section 5).
+    Where the user values do not fill a token, the straddling token is an item token.
     """
     rows = item.shape[0]
     if user is None:
