@@ -18,7 +18,7 @@ USER_INPUTS ?=
 ITEM_INPUTS ?=
 DATA       := build/data/movielens
 SIZE       ?= 20m
-# ONNX Runtime sends usage events; 0 allows them.
+# ONNX Runtime sends usage events; set to 0 to allow them.
 export ORT_DISABLE_TELEMETRY ?= 1
 EXTRAS     ?= build,cpu,tensorrt-rtx,openvino,triton,third-party,dev
 
@@ -41,10 +41,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $(READY)
 
-data: $(READY) ## download MovieLens-100K and write its requests to build/data/movielens
+data: $(READY) ## download MovieLens-100K and write request files to build/data/movielens
 	@$(BIN)/python -m examples.movielens data
 
-# An engine build needs the two steps above it only for the default checkpoint.
+# Only builds from the default checkpoint need to train first.
 ifneq ($(findstring .py:,$(MODEL)),)
 PREPARED := $(READY)
 else ifeq ($(INIT)$(CHECKPOINT),checkpointbuild/checkpoints/$(NAME))
@@ -58,7 +58,7 @@ endif
 checkpoint: data ## train MODEL on MovieLens-100K (1 to 4 minutes on 2 cores)
 	@$(BIN)/python -m examples.movielens checkpoint --model $(MODEL)
 
-engines: $(PREPARED) ## build and prove the bundle of MODEL in OUT, with a report
+engines: $(PREPARED) ## build and verify the bundle of MODEL in OUT, with a report
 ifneq ($(findstring .py:,$(MODEL)),)
 	@$(BUILD) --user '$(USER_INPUTS)' --item '$(ITEM_INPUTS)'
 else ifeq ($(INIT),random)
@@ -67,7 +67,7 @@ else
 	@$(BUILD) --checkpoint $(CHECKPOINT) $(REAL)
 endif
 
-parity: $(READY) ## check the bundle in OUT again: hashes, parity, AUC and latency
+parity: $(READY) ## re-check the bundle in OUT: hashes, parity, AUC and latency
 	@$(BIN)/ugsep validate $(OUT) $(if $(filter random,$(INIT)),--synthetic,--requests $(DATA)/test.parquet)
 
 bench: $(READY) ## benchmark the bundle in OUT against other ways to serve the model
@@ -79,13 +79,13 @@ quality: $(READY) ## train all variants and write docs/quality.md (about an hour
 bench-streaming: $(READY) ## quantize a model larger than memory; SIZE=7b|500m|20m (7b needs 25 GB of disk)
 	@$(BIN)/python -m benchmarks.streaming --size $(SIZE)
 
-test: $(READY) ## run all tests but the slow ones
+test: $(READY) ## run all tests except the slow ones
 	@$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test-slow: $(READY) ## run the slow tests: every recipe, models x ratios, graphs over 2 GB, streaming; TESTS=path limits them
+test-slow: $(READY) ## run the slow tests: all recipes, models x ratios, graphs over 2 GB, streaming; TESTS=path selects some
 	@$(BIN)/python -m pytest -n 2 -m slow $(TESTS)
 
-lint: $(STUBS) ## ruff, mypy and the import contracts
+lint: $(STUBS) ## run ruff, mypy and the import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -95,5 +95,5 @@ $(STUBS): $(READY) tests/binding_stubs.py
 	@$(BIN)/python -m tests.binding_stubs build/stubs
 	@touch $(STUBS)
 
-clean: ## remove build/, but not the environment in .venv
+clean: ## remove build/ and keep the environment in .venv
 	rm -rf build

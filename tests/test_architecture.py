@@ -1,4 +1,4 @@
-"""docs/architecture.md describes the code as it is, and no page names a file, module or command that is not there."""
+"""docs/architecture.md matches the code; no page and no docstring names a file, section or module that is missing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,16 @@ from engines.recipes.recipe import Gates
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "examples" / "movielens" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGES = ("graphs", "export", "quant", "engines")
 GROUPS: dict[str, click.Command] = {"ugsep": ugsep, "quant": quant}
+SOURCES = [
+    file
+    for folder in (*PACKAGES, "benchmarks", "examples", "tests")
+    for file in (ROOT / folder).rglob("*")
+    if file.suffix in (".py", ".html", ".yaml") and file != Path(__file__)
+]
+PATH = rf"\b((?:{'|'.join(PACKAGES)}|benchmarks|examples|tests|docs)/[\w./-]*\w\.(?:py|yaml|html|md))\b"
 
 
 def section(title: str) -> str:
@@ -65,7 +72,7 @@ def test_the_keys_of_a_report(built_bundle: Path) -> None:
     assert sorted(listed) == sorted(json.loads((built_bundle / "report.json").read_text()))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_path_a_page_names_exists(page: Path) -> None:
     text = by_hand(page)
     paths = re.findall(rf"`((?:{'|'.join(PACKAGES)}|benchmarks|examples|tests|docs)/[\w./-]+)`", text)
@@ -74,7 +81,7 @@ def test_every_path_a_page_names_exists(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_module_a_page_names_exists(page: Path) -> None:
     for name in re.findall(rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)", by_hand(page)):
         parts = name.split(".")
@@ -87,7 +94,7 @@ def test_every_module_a_page_names_exists(page: Path) -> None:
             assert re.search(rf"\b{attribute}\b", file.read_text()), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_command_a_page_names_exists(page: Path) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for command in code(page.read_text()):
@@ -110,9 +117,51 @@ def check_options(found: click.Command, words: list[str], command: str) -> None:
     assert [option for option in used if option not in known] == [], command
 
 
-def test_the_code_refers_only_to_sections_that_exist() -> None:
+def anchors(page: Path) -> set[str]:
+    """The anchors that a Markdown page gives its headings, as GitHub does."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_section_a_page_links_to_exists(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
+    assert [link for link in links if link[1] not in anchors(page.parent / link[0] if link[0] else page)] == []
+
+
+def test_a_missing_section_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A page\n\n## Keys of report.json\n\n[one](page.md#keys-of-reportjson) [two](#other)\n")
+    assert anchors(page) == {"a-page", "keys-of-reportjson"}
+    with pytest.raises(AssertionError, match="other"):
+        test_every_section_a_page_links_to_exists(page)
+
+
+def test_the_code_refers_only_to_pages_and_sections_that_exist() -> None:
     titles = {t.lower() for t in re.findall(r"^## (.*)$", ARCHITECTURE, re.MULTILINE)}
-    for package in PACKAGES:
-        for file in (ROOT / package).rglob("*.py"):
-            for title in re.findall(r"architecture\.md, ([\w .]+)\)", file.read_text()):
-                assert title.lower() in titles, file
+    wrong = []
+    for file in SOURCES:
+        text = file.read_text()
+        wrong += [(file, t) for t in re.findall(r"architecture\.md, ([\w .]+)\)", text) if t.lower() not in titles]
+        wrong += [(file, name) for name in re.findall(r"\b([a-z-]+\.md),? section", text)]
+        wrong += [(file, path) for path in re.findall(PATH, text) if not (ROOT / path).exists()]
+    assert wrong == []
+
+
+def test_the_code_refers_only_to_modules_that_exist() -> None:
+    """References such as ``graphs.split.proof.fresh_rows`` in docstrings."""
+    wrong = []
+    for file in SOURCES:
+        for name in re.findall(rf"``((?:{'|'.join(PACKAGES)})(?:\.\w+)+)", file.read_text()):
+            parts = name.split(".")
+            module = next(n for n in range(len(parts), 0, -1) if is_module(parts[:n]))
+            path = ROOT.joinpath(*parts[:module])
+            text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+            if module < len(parts) and not re.search(rf"\b{parts[module]}\b", text):
+                wrong.append((file, name))
+    assert wrong == []
+
+
+def is_module(parts: list[str]) -> bool:
+    path = ROOT.joinpath(*parts)
+    return (path / "__init__.py").is_file() or path.with_suffix(".py").is_file()

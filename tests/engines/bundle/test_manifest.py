@@ -85,7 +85,7 @@ ENTRY = {"bytes": 7, "sha256": "0" * 64}
         (("files",), [], "manifest: files is .., not an object"),
         (("tools",), None, "manifest: 'tools' is missing"),
         (("surprise",), 1, "manifest: unknown setting 'surprise'"),
-        (("engines", 0, "built", "side"), "both", "side is 'both', not one of user, item, full"),
+        (("engines", 0, "built", "side"), "both", "side is 'both', not one of full, user, item"),
         (("engines", 0, "built", "weights", 0, "status"), "lost", "status is 'lost'"),
         (("engines", 0, "built", "inputs", 0, "shape"), ["n", 1.5], "not int or str"),
         (("engines", 0, "built", "inputs", 0, "shape"), ["n", -1], "shape .* is out of range"),
