@@ -181,6 +181,6 @@ def _keeps_parity(bounds: Gates, requests: Sequence[Request], reference: Scores,
     scores = engine_scores(ranker, requests, "choose")
     worst: list[str] = []
     for found in checks.parity(reference, scores).values():
-        targets = checks.quant_targets(bounds, found)
-        worst += [str(t) for t in targets if not t.passed]
+        made = checks.quant_checks(bounds, found)
+        worst += [str(c) for c in made if not c.passed]
     return (not worst, "; ".join(worst) if worst else "keeps parity")

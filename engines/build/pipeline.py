@@ -80,7 +80,7 @@ def build(
         report.write_report(work, document, found)
         again, passed = rebuild_command(name, rebuild), bool(document["passed"])
         write_manifest(work, dataclasses.replace(manifest, rebuild=again, content_key=key, passed=passed))
-        broken = [str(t) for t in found.proof.targets if not t.passed]
+        broken = [str(t) for t in found.proof.checks if not t.passed]
         if broken:
             with publish(failed) as kept:
                 for path in list(work.iterdir()):

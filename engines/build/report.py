@@ -81,7 +81,7 @@ def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any
         "engines": [_engine(e) for e in found.engines],
         "calibration_sha256": found.calibration_sha256,
         "targets": [
-            {"name": t.name, "value": t.value, "bound": t.bound, "passed": t.passed} for t in found.proof.targets
+            {"name": t.name, "value": t.value, "bound": t.bound, "passed": t.passed} for t in found.proof.checks
         ],
         "notes": list(found.notes),
         "tried": [{**asdict(t), "p50_ms": t.p50_ms if math.isfinite(t.p50_ms) else None} for t in found.tried],
@@ -124,7 +124,7 @@ def write_report(folder: Path, document: Mapping[str, Any], found: Findings) -> 
     }
     values = {
         "report": document,
-        "targets": found.proof.targets,
+        "checks": found.proof.checks,
         "drawings": drawings,
         "rows": rows,
         "latency": found.proof.latency,

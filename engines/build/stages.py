@@ -28,7 +28,7 @@ from graphs.base.progress import ProgressCallback
 from graphs.split.proof import SplitProof
 from graphs.split.proof import prove as prove_split
 from graphs.split.split import Split
-from quant.calibration.calibrate import calibrate
+from quant.calibration.calibrate import CALIBRATION_REQUESTS, calibrate
 from quant.calibration.statistics import Calibration, save_calibration, without_grams
 from quant.policy import policy_from
 from quant.requests.readers import read_requests
@@ -37,8 +37,6 @@ from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
 from quant.schemes.schemes import needs_grams, scheme_from
 from quant.weight_table import QuantTable
 from quant.weights import quantize_side
-
-CALIBRATION_REQUESTS = 400
 
 Graphs = Mapping[GraphSide, Path]
 

@@ -97,22 +97,22 @@ def split_errors(reference: Scores, split: Scores, routing: Routing | None) -> d
     return found
 
 
-def parity_targets(
+def parity_checks(
     gates: Gates, split: Mapping[str, float], quantized: dict[str, Agreement], invariance: Invariance
 ) -> list[Check]:
-    """Return the parity targets of a build, per task where there are several; ``split`` as ``split_errors`` says."""
-    targets: list[Check] = []
+    """Return the parity checks of a build, per task where there are several; ``split`` as ``split_errors`` says."""
+    checks: list[Check] = []
     for task in split:
         suffix = f"[{task}]" if len(split) > 1 else ""
-        targets.append(Check(f"split max |score difference|{suffix}", split[task], gates.split_max_abs))
-        targets += quant_targets(gates, quantized[task], suffix)
-    targets.append(Check("identical candidates, max |difference|", invariance.duplicates, gates.invariance))
-    targets.append(Check("permuted candidates, max |difference|", invariance.permutation, gates.invariance))
-    return targets
+        checks.append(Check(f"split max |score difference|{suffix}", split[task], gates.split_max_abs))
+        checks += quant_checks(gates, quantized[task], suffix)
+    checks.append(Check("identical candidates, max |difference|", invariance.duplicates, gates.invariance))
+    checks.append(Check("permuted candidates, max |difference|", invariance.permutation, gates.invariance))
+    return checks
 
 
-def quant_targets(gates: Gates, quantized: Agreement, suffix: str = "") -> list[Check]:
-    """Return the targets that quantized logits must keep."""
+def quant_checks(gates: Gates, quantized: Agreement, suffix: str = "") -> list[Check]:
+    """Return the checks that quantized logits must keep."""
     return [
         Check(f"quantized SQNR dB{suffix}", quantized.sqnr_db, gates.sqnr_db, ">="),
         Check(f"quantized Kendall tau{suffix}", quantized.kendall_tau, gates.kendall_tau, ">="),
@@ -120,8 +120,8 @@ def quant_targets(gates: Gates, quantized: Agreement, suffix: str = "") -> list[
     ]
 
 
-def routing_targets(gates: Gates, routing: Routing) -> list[Check]:
-    """Return the targets of top-k routers: how far rows with the same experts move, and how many get others."""
+def routing_checks(gates: Gates, routing: Routing) -> list[Check]:
+    """Return the checks of top-k routers: how far rows with the same experts move, and how many get others."""
     same = routing.error[~routing.flipped]
     return [
         Check(
@@ -133,7 +133,7 @@ def routing_targets(gates: Gates, routing: Routing) -> list[Check]:
     ]
 
 
-def auc_targets(gates: Gates, reference: dict[str, float], actual: dict[str, float]) -> list[Check]:
+def auc_checks(gates: Gates, reference: dict[str, float], actual: dict[str, float]) -> list[Check]:
     """Return one target per labelled task: the AUC change against FP32."""
     return [
         Check(f"AUC change [{task}]", abs(actual[task] - value), gates.auc_change)
@@ -141,14 +141,14 @@ def auc_targets(gates: Gates, reference: dict[str, float], actual: dict[str, flo
     ]
 
 
-def latency_targets(gates: Gates, latency: RequestLatency) -> list[Check]:
-    """Return the latency targets a recipe sets; a bound of 0 sets none."""
-    targets = []
+def latency_checks(gates: Gates, latency: RequestLatency) -> list[Check]:
+    """Return the latency checks a recipe sets; a bound of 0 sets none."""
+    checks = []
     size = f"N = {latency.candidates}"
     if gates.fraction_of_limit:
-        targets.append(
+        checks.append(
             Check(f"fraction of the speed-up limit, {size}", latency.fraction_of_limit, gates.fraction_of_limit, ">=")
         )
     if gates.request_p99_ms:
-        targets.append(Check(f"request p99 ms, {size}", latency.request.p99, gates.request_p99_ms))
-    return targets
+        checks.append(Check(f"request p99 ms, {size}", latency.request.p99, gates.request_p99_ms))
+    return checks

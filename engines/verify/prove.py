@@ -17,6 +17,7 @@ from engines.recipes.recipe import Recipe
 from engines.serve.ranker import Ranker
 from engines.verify import checks
 from engines.verify.agreement import Agreement
+from engines.verify.checks import Check
 from engines.verify.latency import RequestLatency, measure
 from engines.verify.reference import Reference
 from engines.verify.routing import routing_of
@@ -32,19 +33,19 @@ LATENCY_RETRIES = 2
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found: parity by task, AUC by variant and task, latencies, targets, score errors by variant."""
+    """What was found: parity by task, AUC by variant and task, latencies, checks, score errors by variant."""
 
     split: Mapping[str, Agreement]
     quant: Mapping[str, Agreement]
     auc: Mapping[str, Mapping[str, float]]
     latency: Sequence[RequestLatency]
-    targets: Sequence[checks.Check]
+    checks: Sequence[Check]
     errors: Mapping[str, Array]
 
     @property
     def passed(self) -> bool:
         """Whether every target holds."""
-        return all(t.passed for t in self.targets)
+        return all(t.passed for t in self.checks)
 
 
 def prove(
@@ -88,19 +89,19 @@ def prove(
         auc = {variant: checks.task_auc(requests, s) for variant, s in {"fp32": expected, **scores}.items()}
         largest = max(requests, key=lambda r: r.candidates)
         routing = routing_of(bundle, manifest, requests, progress)
-        targets = checks.parity_targets(
+        found = checks.parity_checks(
             recipe.gates,
             checks.split_errors(expected, scores["split"], routing),
             parity["quantized"],
             checks.check_invariance(ranker, largest),
         )
-        targets += checks.routing_targets(recipe.gates, routing) if routing is not None else []
-        targets += int8_checks(engine_for(manifest, side).built for side in ("user", "item"))
-        targets += checks.auc_targets(recipe.gates, auc["fp32"], auc["quantized"])
+        found += checks.routing_checks(recipe.gates, routing) if routing is not None else []
+        found += int8_checks(engine_for(manifest, side).built for side in ("user", "item"))
+        found += checks.auc_checks(recipe.gates, auc["fp32"], auc["quantized"])
         latency = _latency(recipe, runners["full"], ranker, largest, limits, progress)
-    targets += checks.latency_targets(recipe.gates, latency[-1])
+    found += checks.latency_checks(recipe.gates, latency[-1])
     errors = {variant: score_errors(expected, actual) for variant, actual in scores.items()}
-    return Proof(parity["split"], parity["quantized"], auc, latency, targets, errors)
+    return Proof(parity["split"], parity["quantized"], auc, latency, found, errors)
 
 
 def _fp32_engines(
@@ -136,6 +137,6 @@ def _latency(
     """
     for _ in range(LATENCY_RETRIES):
         latency = measure(full, ranker, request, limits, progress)
-        if all(t.passed for t in checks.latency_targets(recipe.gates, latency[-1])):
+        if all(t.passed for t in checks.latency_checks(recipe.gates, latency[-1])):
             return latency
     return measure(full, ranker, request, limits, progress)

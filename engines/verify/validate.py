@@ -40,7 +40,7 @@ def validate(
         try:
             save_worst_rows(worst, rows, found.errors)
         except OSError as error:  # a read-only place must not hide what failed
-            broken = "; ".join(str(t) for t in found.targets if not t.passed)
+            broken = "; ".join(str(t) for t in found.checks if not t.passed)
             raise GateFailed(
                 f"{bundle}: {broken}; the worst rows cannot be written to {worst} ({error.strerror}); "
                 "pass --worst FILE"
@@ -69,12 +69,12 @@ def speedup_limits(bundle: Bundle, candidates: Sequence[int]) -> dict[int, float
 
 
 def junit_xml(name: str, found: prove.Proof, reproduce: str = "") -> str:
-    """Return the targets as a JUnit test suite, one case each, for CI servers; failures say how to ``reproduce``."""
-    failures = sum(not t.passed for t in found.targets)
+    """Return the checks as a JUnit test suite, one case each, for CI servers; failures say how to ``reproduce``."""
+    failures = sum(not t.passed for t in found.checks)
     suite = ElementTree.Element(
-        "testsuite", name=f"ugsep.{name}", tests=str(len(found.targets)), failures=str(failures)
+        "testsuite", name=f"ugsep.{name}", tests=str(len(found.checks)), failures=str(failures)
     )
-    for target in found.targets:
+    for target in found.checks:
         case = ElementTree.SubElement(suite, "testcase", classname=f"ugsep.{name}", name=target.name)
         if not target.passed:
             ElementTree.SubElement(case, "failure", message=str(target)).text = reproduce

@@ -14,11 +14,11 @@ BROKEN: frozenset[WeightStatus] = frozenset({"folded-to-float", "missing"})
 
 def int8_checks(engines: Iterable[BuiltEngine]) -> list[Check]:
     """Return one target per engine that promises int8: no weight may have become float; names those that did."""
-    targets = []
+    checks = []
     for engine in engines:
         if engine.precision not in INT8_AT_RUN:
             continue
         lost = [f"{w.name} ({w.status})" for w in engine.weights if w.status in BROKEN]
         listed = f": {', '.join(lost)}" if lost else ""
-        targets.append(Check(f"{engine.side} int8 weights that {engine.backend} lost{listed}", len(lost), 0))
-    return targets
+        checks.append(Check(f"{engine.side} int8 weights that {engine.backend} lost{listed}", len(lost), 0))
+    return checks

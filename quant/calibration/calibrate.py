@@ -21,6 +21,9 @@ from quant.graph.gemms import Weight, load_graph, weights_of
 from quant.requests.hash import SamplesHash
 from quant.requests.spec import Request
 
+#: Requests that a build and a comparison of schemes calibrate on, at most.
+CALIBRATION_REQUESTS = 400
+
 Run = Callable[[list[str], dict[str, Array]], list[Array]]  # (outputs, inputs) -> values
 
 CHUNK_ROWS = 256  # candidates per item run: bounds the memory of the observed activations

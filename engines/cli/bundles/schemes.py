@@ -22,13 +22,11 @@ from engines.render.json_text import json_text
 from graphs.base.errors import UgsepError, nearest
 from graphs.base.names import SIDES, GraphSide
 from graphs.base.progress import ProgressCallback, show_progress
-from quant.calibration.calibrate import calibrate
+from quant.calibration.calibrate import CALIBRATION_REQUESTS, calibrate
 from quant.policy import policy_document, read_policy
 from quant.requests.spec import Request
 from quant.requests.synthetic import SYNTHETIC_CANDIDATES, SYNTHETIC_REQUESTS
 from quant.schemes.schemes import CONFIGS, needs_grams
-
-CALIBRATION_REQUESTS = 400
 
 
 @click.command("schemes")

@@ -41,11 +41,11 @@ def validate_command(
     if junit is not None:
         junit.write_text(junit_xml(bundle.name, found, again), encoding="utf-8")
     if as_json:
-        click.echo(json_text({"passed": found.passed, "targets": [t.as_dict() for t in found.targets]}))
+        click.echo(json_text({"passed": found.passed, "targets": [t.as_dict() for t in found.checks]}))
     else:
-        for check in found.targets:
+        for check in found.checks:
             click.echo(f"  {check}")
-    broken = [str(t) for t in found.targets if not t.passed]
+    broken = [str(t) for t in found.checks if not t.passed]
     if broken:
         click.echo(f"reproduce: {again}", err=True)
         click.echo(f"worst rows: {rows}; find the tensor: ugsep bisect {bundle} --requests {rows}", err=True)

@@ -15,7 +15,7 @@ from engines.measure.percentiles import Percentiles
 from engines.recipes.recipe import Gates
 from engines.serve.ranker import Ranker
 from engines.verify.agreement import EXACT_DB, agreement
-from engines.verify.checks import Check, auc_targets, check_invariance, latency_targets
+from engines.verify.checks import Check, auc_checks, check_invariance, latency_checks
 from engines.verify.latency import RequestLatency
 from engines.verify.scores import score_errors
 from quant.requests.spec import Request
@@ -85,15 +85,15 @@ def test_nan_of_a_later_task_is_no_invariance() -> None:
     assert not Check("identical", found.duplicates, 1e9).passed
 
 
-def test_auc_and_latency_targets() -> None:
-    targets = auc_targets(Gates(auc_change=1e-4), {"like": 0.75}, {"like": 0.7502})
-    assert [t.passed for t in targets] == [False]
+def test_auc_and_latency_checks() -> None:
+    found = auc_checks(Gates(auc_change=1e-4), {"like": 0.75}, {"like": 0.7502})
+    assert [t.passed for t in found] == [False]
     p = Percentiles(1.0, 2.0, 3.0)
     latency = RequestLatency(256, p, p, p, p, speedup=1.5, limit=2.0)
     assert latency.fraction_of_limit == 0.75
-    found = latency_targets(Gates(fraction_of_limit=0.8, request_p99_ms=4.0), latency)
+    found = latency_checks(Gates(fraction_of_limit=0.8, request_p99_ms=4.0), latency)
     assert [t.passed for t in found] == [False, True]
-    assert latency_targets(Gates(), latency) == []
+    assert latency_checks(Gates(), latency) == []
 
 
 def test_score_errors_joins_all_tasks_and_rows() -> None:

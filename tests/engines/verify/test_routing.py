@@ -16,7 +16,7 @@ from engines.build.graph_exports import export_graphs
 from engines.build.source_model import of_model, split_source_model
 from engines.cli.main import main
 from engines.recipes.recipe import Gates
-from engines.verify.checks import routing_targets, split_errors
+from engines.verify.checks import routing_checks, split_errors
 from engines.verify.routing import Routing, compare_graphs
 from graphs.base.features import random_rows
 from graphs.layers.moe import SoftmaxRouter
@@ -110,7 +110,7 @@ def test_rows_with_other_experts_are_found(model: RankingModel, graphs: dict[str
     # A small move flips near ties, not the usual choice.
     assert np.median(found.gap[expected]) < found.usual_gap
     assert "rows with the same experts" in str(found)
-    same, others = routing_targets(Gates(rerouted_rows=0.0), found)
+    same, others = routing_checks(Gates(rerouted_rows=0.0), found)
     assert same.value == found.error[~expected].max()
     assert others.value == expected.mean()
     assert not others.passed
