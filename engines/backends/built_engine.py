@@ -33,7 +33,7 @@ class EngineWeight:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A finished build, and all that ``load`` needs beside the files; goes into the manifest as it is.
+    """A finished build: everything ``load`` needs except the files themselves; stored in the manifest as is.
 
     ``files`` are relative to the build's directory, ``bytes`` is their sum, ``session`` the pinned runtime
     settings, ``requires`` what the machine must have (``isa`` or ``compute_capability``), ``tools`` the
@@ -57,5 +57,5 @@ class BuiltEngine:
 
     @property
     def max_candidates(self) -> int:
-        """Most candidates of any profile; 0 where the engine has no profiles, and so no limit."""
+        """The most candidates any profile accepts; 0 if the engine has no profiles and thus no limit."""
         return max((p.candidates.max for p in self.profiles), default=0)

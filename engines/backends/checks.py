@@ -74,7 +74,7 @@ _FLOATS = {np.dtype(np.float16), np.dtype(np.float32)}
 
 
 def _fits(wanted: tuple[int | str, ...], shape: tuple[int, ...]) -> bool:
-    """Say whether a shape has the rank and the fixed dimensions of an input's."""
+    """Check that a shape has the rank and the fixed dimensions of an input."""
     if len(shape) != len(wanted):
         return False
     for dim, size in zip(wanted, shape, strict=True):  # a loop: ``all`` over a generator takes three times as long
@@ -115,7 +115,7 @@ def check_loaded(
 
 
 def _agree(listed: TensorSpec, loaded: TensorSpec, exact: bool) -> bool:
-    """Say whether a tensor is as listed; of an output a runtime may know a size that the graph leaves open."""
+    """Check that a tensor is as listed; a runtime may know the size of an output axis that is dynamic in the graph."""
     if listed.dtype != loaded.dtype or len(listed.shape) != len(loaded.shape):
         return False
     pairs = zip(listed.shape, loaded.shape, strict=True)

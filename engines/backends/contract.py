@@ -21,7 +21,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Availability:
-    """Can this machine build for the backend, can it run what it built, and the reason where it cannot."""
+    """Whether this machine can build for a backend and run what it built, and the reason if it cannot."""
 
     can_build: bool
     can_run: bool

@@ -11,7 +11,7 @@ from graphs.base.names import GraphSide
 
 Option = str | int | float | bool
 
-#: What a precision says: how weights are stored, and what the GEMMs multiply.
+#: What a precision means: how weights are stored, and what the GEMMs multiply.
 PRECISIONS: dict[str, str] = {
     "fp32": "FP32 weights, FP32 GEMMs",
     "fp16": "FP16 weights, FP16 GEMMs",
@@ -53,7 +53,7 @@ class Profile:
 class BuildSpec:
     """What to build: one ONNX file (of the variant ``Backend.ONNX_VARIANT[precision]``) at one precision.
 
-    ``scratch``: where a backend may keep what speeds up later builds, such as kernel timings; no part of the result.
+    ``scratch``: a folder for what speeds up later builds, such as kernel timings; not part of the result.
     """
 
     side: GraphSide

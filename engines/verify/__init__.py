@@ -1,3 +1,3 @@
-"""What "proven" means: parity, gates, latency, and where scores part."""
+"""What "proven" means: parity, gates, latency, and where scores diverge."""
 
 __all__: list[str] = []

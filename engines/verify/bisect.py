@@ -1,4 +1,4 @@
-"""Find the first tensor where an engine's graph leaves the FP32 reference: which node, which weight, how far."""
+"""Find the first tensor of an engine that diverges from the FP32 reference: node, weight and error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Reader = Callable[[Path, Mapping[str, Any], Mapping[str, Array], Sequence[str]],
 class Step:
     """One tensor of the FP32 graph as the engine computes it.
 
-    ``error`` is the RMS of the difference over the RMS of the reference, of the worst token where the engine computes
+    ``error`` is the RMS of the difference over the RMS of the reference, of the worst token if the engine computes
     token by token (``token``, else -1). ``weights`` are the constants its node reads.
     """
 
@@ -88,7 +88,7 @@ def bisect(
 
     Args:
         bundle: the bundle; the engines it serves with, or those of ``backend`` and ``precision``.
-        requests: request files; random rows where there are none.
+        requests: request files; random rows if empty.
         bound: largest relative error; by default three times the recipe's SQNR gate as a ratio, 10 ** (-dB / 20):
             the gate is on logits, in which the errors of the tensors on the way average out.
         backend: look at the engines of this backend.
@@ -117,9 +117,11 @@ def bisect(
         if any(i.name == USER_INDEX for i in graph.input):
             feeds[USER_INDEX] = np.zeros(request.candidates, np.int64)
         names = [name for node in graph.node for name in node.output if name]
-        truth = read_onnxruntime(reference, {}, feeds, names)
-        state = {o.name: truth[o.name] for o in graph.output}
-        found.append(compare(side, engine.built, graph, truth, _engine_tensors(bundle, engine, feeds, names), limit))
+        expected = read_onnxruntime(reference, {}, feeds, names)
+        state = {o.name: expected[o.name] for o in graph.output}
+        found.append(
+            compare(side, engine.built, graph, expected, _engine_tensors(bundle, engine, feeds, names), limit)
+        )
     progress(Progress("bisect", 2, 2))
     return found
 
@@ -128,7 +130,7 @@ def compare(
     side: str,
     built: BuiltEngine,
     graph: onnx.GraphProto,
-    truth: Mapping[str, Array],
+    expected: Mapping[str, Array],
     actual: Mapping[str, Array],
     bound: float,
 ) -> Bisection:
@@ -140,16 +142,16 @@ def compare(
     tokens: dict[str, dict[int, Array]] = {}
     for name, value in actual.items():
         match = _TOKEN.fullmatch(name)
-        if match and name not in truth and match["whole"] in truth:
+        if match and name not in expected and match["whole"] in expected:
             tokens.setdefault(match["whole"], {})[int(match["token"])] = value
     constants = {t.name for t in graph.initializer}
     steps: list[Step] = []
     for node in graph.node:
         weights = tuple(name for name in node.input if name in constants)
         for name in node.output:
-            if name not in truth or truth[name].dtype.kind != "f":
+            if name not in expected or expected[name].dtype.kind != "f":
                 continue
-            step = _step(name, node.op_type, weights, truth[name], actual.get(name), tokens.get(name, {}))
+            step = _step(name, node.op_type, weights, expected[name], actual.get(name), tokens.get(name, {}))
             if step is not None:
                 steps.append(step)
     if not steps:
@@ -160,12 +162,14 @@ def compare(
 
 
 def _step(
-    name: str, op: str, weights: tuple[str, ...], truth: Array, whole: Array | None, slices: Mapping[int, Array]
+    name: str, op: str, weights: tuple[str, ...], expected: Array, whole: Array | None, slices: Mapping[int, Array]
 ) -> Step | None:
-    if whole is not None and whole.shape == truth.shape:
-        return Step(name, op, weights, relative_error(truth, whole))
+    if whole is not None and whole.shape == expected.shape:
+        return Step(name, op, weights, relative_error(expected, whole))
     errors = {
-        t: relative_error(truth[t], v) for t, v in slices.items() if t < len(truth) and v.shape == truth[t].shape
+        t: relative_error(expected[t], v)
+        for t, v in slices.items()
+        if t < len(expected) and v.shape == expected[t].shape
     }
     if not errors:
         return None
@@ -173,9 +177,9 @@ def _step(
     return Step(name, op, weights, errors[token], token)
 
 
-def relative_error(truth: Array, actual: Array) -> float:
-    """Return RMS of the difference over RMS of the truth; infinite where only one of them is zero or not finite."""
-    reference = truth.astype(np.float64)
+def relative_error(expected: Array, actual: Array) -> float:
+    """Return the RMS of the difference over that of the reference; infinite if only one is zero or not finite."""
+    reference = expected.astype(np.float64)
     difference = np.sqrt(np.mean((actual.astype(np.float64) - reference) ** 2))
     if difference == 0:
         return 0.0

@@ -22,7 +22,7 @@ FP32_TIE = 1e-5
 
 @dataclass(frozen=True)
 class Check:
-    """One bound and whether it held; ``relation`` says how value and bound must relate."""
+    """A value, its bound, and whether it holds; ``relation`` is how the two must compare."""
 
     name: str
     value: float
@@ -35,11 +35,11 @@ class Check:
         return bool(self.value <= self.bound if self.relation == "<=" else self.value >= self.bound)
 
     def as_dict(self) -> dict[str, object]:
-        """Return the target as ``report.json`` holds it."""
+        """Return the check as ``report.json`` holds it."""
         return {"name": self.name, "value": self.value, "bound": self.bound, "passed": self.passed}
 
     def __str__(self) -> str:
-        """Return the target as one readable line."""
+        """Return the check as one readable line."""
         verdict = "ok" if self.passed else "FAILED"
         return f"{self.name}: {self.value:.6g} {self.relation} {self.bound:.6g} {verdict}"
 
@@ -87,7 +87,7 @@ def check_invariance(ranker: Ranker, request: Request, seed: int = 0) -> Invaria
 def split_errors(reference: Scores, split: Scores, routing: Routing | None) -> dict[str, float]:
     """Return the largest score difference of the split by task, without rows whose experts FP32 itself cannot tell.
 
-    Where two experts are tied to the last bits, sums in another order choose the other one, whole or split.
+    If two experts are tied to the last bits, sums in another order may choose the other one.
     """
     found = {}
     for task in reference[0] if reference else {}:
@@ -100,7 +100,7 @@ def split_errors(reference: Scores, split: Scores, routing: Routing | None) -> d
 def parity_checks(
     gates: Gates, split: Mapping[str, float], quantized: dict[str, Agreement], invariance: Invariance
 ) -> list[Check]:
-    """Return the parity checks of a build, per task where there are several; ``split`` as ``split_errors`` says."""
+    """Return the parity checks of a build, per task if there are several; ``split`` as from ``split_errors``."""
     checks: list[Check] = []
     for task in split:
         suffix = f"[{task}]" if len(split) > 1 else ""
@@ -134,7 +134,7 @@ def routing_checks(gates: Gates, routing: Routing) -> list[Check]:
 
 
 def auc_checks(gates: Gates, reference: dict[str, float], actual: dict[str, float]) -> list[Check]:
-    """Return one target per labelled task: the AUC change against FP32."""
+    """Return one check per labelled task: the AUC change against FP32."""
     return [
         Check(f"AUC change [{task}]", abs(actual[task] - value), gates.auc_change)
         for task, value in reference.items()

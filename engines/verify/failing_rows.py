@@ -1,4 +1,4 @@
-"""The rows a failed validation is about, as a request file that validates and bisects again."""
+"""The rows with the largest error, as a request file to validate and bisect again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS = 64
 def save_worst_rows(path: Path, requests: Sequence[Request], errors: Mapping[str, Array], rows: int = ROWS) -> Path:
     """Write the rows whose scores differ most from FP32, as a file of requests (npz, one row per candidate).
 
-    Beside the features and labels it holds, per row, ``candidate`` (its place in the request) and for every variant
+    Besides features and labels it holds, per row, ``candidate`` (its index in the request) and for every variant
     ``<variant>_error`` [rows, tasks], the score minus the FP32 score.
 
     Args:
@@ -31,14 +31,14 @@ def save_worst_rows(path: Path, requests: Sequence[Request], errors: Mapping[str
     size = np.max([np.nan_to_num(np.abs(v), nan=np.inf).max(axis=1) for v in by_row.values()], axis=0)
     kept = np.sort(np.argsort(-size, kind="stable")[:rows])
     owner = np.repeat(np.arange(len(requests)), [r.candidates for r in requests])[kept]
-    place = np.concatenate([np.arange(r.candidates) for r in requests])[kept]
-    chosen = [(requests[o], p) for o, p in zip(owner.tolist(), place.tolist(), strict=True)]
+    index = np.concatenate([np.arange(r.candidates) for r in requests])[kept]
+    chosen = [(requests[o], p) for o, p in zip(owner.tolist(), index.tolist(), strict=True)]
     columns: dict[str, Array] = {REQUEST_ID: np.array([r.request_id for r, _ in chosen], np.int64)}
     first = requests[0]
     columns |= {name: np.stack([r.user[name][0] for r, _ in chosen]) for name in first.user}
     columns |= {name: np.stack([r.items[name][p] for r, p in chosen]) for name in first.items}
     columns |= {name: np.stack([r.labels[name][p] for r, p in chosen]) for name in first.labels}
-    columns["candidate"] = place
+    columns["candidate"] = index
     columns |= {f"{variant}_error": v[kept] for variant, v in by_row.items()}
     with path.open("wb") as stream:  # np.savez would append .npz to any other name
         np.savez(stream, **columns)  # type: ignore[arg-type]  # the stub takes arrays for its flag allow_pickle

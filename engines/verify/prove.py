@@ -64,7 +64,7 @@ def prove(
         recipe: gates, threads and request sizes.
         manifest: the bundle's manifest.
         bundle: its directory, with ``onnx/full.onnx``, ``user.onnx`` and ``item.onnx`` in FP32.
-        requests: held-out requests; where they carry labels, AUC is a gate too.
+        requests: held-out requests; if they carry labels, AUC is a gate too.
         reference: the FP32 scores of the requests.
         limits: FLOP limit of the speed-up for every request size to measure.
         progress: told about every step.

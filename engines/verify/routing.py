@@ -1,6 +1,6 @@
 """Which rows an engine gives to other experts than FP32 does, and how nearly tied they were.
 
-A top-k router is a step: where the k-th and the (k+1)-th logit are nearly tied, a small error chooses another
+A top-k router is a step: if the k-th and the (k+1)-th logit are nearly tied, a small error chooses another
 expert and moves that row by more than the error. This tells such rows from rows that differ for another reason.
 """
 
@@ -34,7 +34,7 @@ class Routing:
     ``error`` is the largest probability difference over the tasks. ``flipped``: some router chose other experts than
     in FP32, ``of_user`` one of the user graph. ``gap`` is the FP32 logit difference between the last expert chosen
     and the first one left out, at the first router (user graph first) and the token where the choice differs; NaN
-    where none does. ``narrowest`` is the smallest such difference of all the row's choices, ``usual_gap`` the median
+    if none does. ``narrowest`` is the smallest such difference of all the row's choices, ``usual_gap`` the median
     over all choices of all rows, ``routers`` their number.
     """
 
@@ -60,7 +60,7 @@ class Routing:
                 f"{_largest(self.error[flipped])} on rows with others",
                 f"rows beyond {BEYOND:g}: {beyond.sum():,}, with other experts {(beyond & flipped).sum():,}",
                 f"logit gap between the last expert chosen and the first left out: {self.usual_gap:.2g} in the "
-                f"median of all choices; where the choice differs first: {tie}",
+                f"median of all choices; first difference in choice: {tie}",
             )
         )
 
@@ -105,7 +105,7 @@ def compare_routing(bundle: Path, requests: Path, progress: ProgressCallback = s
 def routing_of(
     bundle: Path, manifest: Manifest, requests: Sequence[Request], progress: ProgressCallback = silent
 ) -> Routing | None:
-    """Compare the routers of the engines a bundle chose with its FP32 graphs'; None where there are none to read."""
+    """Compare the routers of a bundle's chosen engines with those of its FP32 graphs; None if it has none."""
     graphs = {side: onnx_file(bundle, side) for side in SIDES}
     chosen = {side: engine_for(manifest, side) for side in SIDES}
     if any(e.built.backend != "onnxruntime" for e in chosen.values()) or not any(map(_routers, graphs.values())):
@@ -134,11 +134,11 @@ def compare_graphs(
     """
     routers = {side: _routers(reference[side]) for side in SIDES}
     progress(Progress("routing", 0, 2, "FP32"))
-    truth = _run(reference, {side: {} for side in SIDES}, routers, requests)
+    expected = _run(reference, {side: {} for side in SIDES}, routers, requests)
     progress(Progress("routing", 1, 2, "engines"))
     actual = _run(served, sessions or {side: {} for side in SIDES}, routers, requests)
     progress(Progress("routing", 2, 2))
-    return _compare(truth, actual, np.repeat(np.arange(len(requests)), [r.candidates for r in requests]))
+    return _compare(expected, actual, np.repeat(np.arange(len(requests)), [r.candidates for r in requests]))
 
 
 def _routers(path: Path) -> list[tuple[str, str]]:
@@ -176,13 +176,13 @@ def _choices(probabilities: Array, chosen: Array) -> _Choices:
     return _Choices(np.sort(chosen, -1), gap)
 
 
-def _compare(truth: _Pass, actual: _Pass, index: Array) -> Routing:
+def _compare(expected: _Pass, actual: _Pass, index: Array) -> Routing:
     rows = len(index)
     smallest = np.full(rows, np.inf)
     flipped, of_user, gap = np.zeros(rows, bool), np.zeros(rows, bool), np.full(rows, np.nan)
     every_gap = []
     for side in SIDES:
-        for name, wanted in getattr(truth, side).items():
+        for name, wanted in getattr(expected, side).items():
             differs = (wanted.experts != getattr(actual, side)[name].experts).any(-1)  # [T, rows of this side]
             # The narrowest of the tokens that differ in the first router that does.
             narrowest = np.where(differs, wanted.gap, np.inf).min(0)
@@ -195,6 +195,8 @@ def _compare(truth: _Pass, actual: _Pass, index: Array) -> Routing:
             gap = np.where(here & ~flipped, narrowest, gap)
             flipped |= here
             smallest = np.minimum(smallest, least)
-    error = np.max([np.abs(probability(actual.logits[t]) - probability(v)) for t, v in truth.logits.items()], axis=0)
-    routers = len(truth.user) + len(truth.item)
+    error = np.max(
+        [np.abs(probability(actual.logits[t]) - probability(v)) for t, v in expected.logits.items()], axis=0
+    )
+    routers = len(expected.user) + len(expected.item)
     return Routing(error, flipped, of_user, gap, smallest, float(np.median(np.concatenate(every_gap))), routers)

@@ -80,7 +80,7 @@ def lower_any(spec: BuildSpec, folder: Path) -> LoweredGraph:
 def plan_variants(
     ort: Any, spec: BuildSpec, lowered: LoweredGraph, session: Mapping[str, Option], progress: Progress
 ) -> Plan:
-    """Lower other candidate graphs beside the first, measure those that compete, and return the variants to ship.
+    """Lower the other candidate graphs, measure those that compete, and return the variants to ship.
 
     Raises:
         UgsepError: a weight does not run as the precision says, or two variants disagree.

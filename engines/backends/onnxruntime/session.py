@@ -13,7 +13,7 @@ from engines.backends.host import host_isa
 from graphs.base.errors import UgsepError, first_line
 
 #: Folds DequantizeLinear(constant) to float when the session starts. Both are needed: the first lets constants
-#: fold through DequantizeLinear, the second keeps the runtime from fusing int8 GEMMs where it likes.
+#: fold through DequantizeLinear, the second keeps the runtime from fusing some int8 GEMMs and not others.
 FOLD_INT8 = "session.disable_quant_qdq"
 
 
@@ -36,7 +36,7 @@ _DTYPES = {"float": "float32", "double": "float64"}  # the types whose names dif
 
 
 def session_io(session: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Return the inputs and outputs of a session; dynamic axes by name, ``?`` where they have none."""
+    """Return the inputs and outputs of a session; dynamic axes by name, or ``?`` if unnamed."""
     return tuple(map(_tensor, session.get_inputs())), tuple(map(_tensor, session.get_outputs()))
 
 
@@ -47,7 +47,7 @@ def _tensor(node: Any) -> TensorSpec:
 
 
 def failed_run(side: str, error: Exception) -> UgsepError:
-    """Return what a session said when it refused to run, as one line; mostly an id beyond the end of its table."""
+    """Return a session's error on bad inputs as one line; most often an id beyond the end of its table."""
     line = first_line(error)
     return UgsepError(
         f"the {side} engine refused these inputs ({line}); check that ids lie within their vocabularies"
@@ -126,7 +126,7 @@ def start_session(
             options.add_session_config_entry(key, str(value))
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
-        # Folded weights may exceed the 2 GB of one protobuf message: keep them beside the graph.
+        # Folded weights may exceed the 2 GB of one protobuf message: keep them in a file next to the graph.
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", f"{optimised.name}.data"
         )

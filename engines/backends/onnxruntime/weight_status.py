@@ -1,4 +1,4 @@
-"""Read ONNX Runtime's optimised graph: what became of each weight of the graph we handed in."""
+"""Read ONNX Runtime's optimised graph: how it runs each weight of the graph we gave it."""
 
 from __future__ import annotations
 

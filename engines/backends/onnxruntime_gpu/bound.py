@@ -33,9 +33,9 @@ class OrtArray:
 
 
 class BoundRunner:
-    """One session on one device; ``infer`` may be called from several threads, each call binds buffers of its own.
+    """One session on one device; ``infer`` may be called from several threads; each call binds its own buffers.
 
-    ``device``: ``cuda``, or ``cpu``, where the same bindings work on host memory.
+    ``device``: ``cuda``, or ``cpu``, for the same bindings on host memory.
     """
 
     def __init__(self, session: Any, built: BuiltEngine, device: str, index: int) -> None:

@@ -60,7 +60,7 @@ def check_provider(session: Any, name: str) -> None:
 
 
 def gpu_name(index: int) -> str | None:
-    """Return what the NVIDIA driver calls a GPU, None where there is no driver or no such GPU."""
+    """Return the NVIDIA driver's name of a GPU; None without a driver or such a GPU."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -88,7 +88,7 @@ def _check_precision(spec: BuildSpec, compiled: Any) -> None:
     computes_in = runs_as(compiled)
     if computes_in != RUNS_AS[spec.precision]:
         raise UgsepError(
-            f"this CPU runs {computes_in} where {spec.precision} was asked; choose a precision it has (fp32"
+            f"this CPU runs {computes_in}, not the requested {spec.precision}; choose a precision it supports (fp32"
             f"{', bf16' if computes_in == 'bfloat16' else ''})"
         )
 
@@ -126,9 +126,9 @@ def _compiled_nodes(compiled: Any) -> tuple[_Node, ...]:
 def _statuses(
     spec: BuildSpec, graph: onnx.ModelProto, parts: Mapping[str, tuple[str, ...]], nodes: tuple[_Node, ...]
 ) -> tuple[EngineWeight, ...]:
-    """Return what became of each int8 weight.
+    """Return how each int8 weight runs.
 
-    A dequantization that was not fused keeps its name in the compiled graph. A fused one is gone, and a fully
+    A dequantization that was not fused keeps its name in the compiled graph. A fused one disappears, and a fully
     connected node reads an int8 weight of its shape instead; weights of a shape that too few nodes read were
     folded to float when the model was compiled.
     """

@@ -37,7 +37,7 @@ def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
 def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress) -> BuiltEngine:
     """Compile ``<side>.engine`` for all requested compute capabilities and read back how each weight runs.
 
-    Figures: ``engine_bytes``, ``weight_bytes``, ``device_memory_bytes`` (a context, beside the weights), for w8a16
+    Figures: ``engine_bytes``, ``weight_bytes``, ``device_memory_bytes`` (one context, without the weights), for w8a16
     also sizes of its FP16 twin and the two ratios.
 
     Raises:

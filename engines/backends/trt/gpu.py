@@ -18,7 +18,7 @@ def gpu() -> tuple[str | None, str]:
 
 
 def accepts(wanted: str, capability: str) -> bool:
-    """Say whether a GPU of ``capability`` runs an engine for ``wanted``, a list like ``8.6,8.9`` or ``8.0+``."""
+    """Check whether a GPU of ``capability`` runs an engine for ``wanted``, a list like ``8.6,8.9`` or ``8.0+``."""
     here = tuple(map(int, capability.split(".")))
     for entry in filter(None, wanted.split(",")):
         least = tuple(map(int, entry.rstrip("+").split(".")))

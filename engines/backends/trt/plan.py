@@ -35,7 +35,7 @@ class Layer:
 class Plan:
     """A compiled engine: bytes of the file and of its weights, its layers, and the settings it was built with.
 
-    ``device_bytes``: scratch and activations of one context, beside the weights, at the largest shapes of a profile.
+    ``device_bytes``: scratch and activations of one context, without weights, at the largest shapes of a profile.
     """
 
     bytes: int
@@ -46,7 +46,7 @@ class Plan:
 
 
 def build_plan(job: Job) -> Plan:
-    """Compile a graph to the file ``job.engine``, through Polygraphy in a process of its own.
+    """Compile a graph to the file ``job.engine``, through Polygraphy in a separate process.
 
     The layers are read from the builder's own log, which needs no GPU; an engine can be inspected only where
     it can be loaded.
@@ -60,7 +60,7 @@ def build_plan(job: Job) -> Plan:
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "POLYGRAPHY_USE_TENSORRT_RTX": "1" if rtx else "0",  # the only way to tell Polygraphy
     }
-    # -P: a folder called 'engines' where the user stands is not ours.
+    # -P: do not import from a folder named 'engines' in the user's working directory.
     done = subprocess.run(
         [sys.executable, "-P", "-m", "engines.backends.trt.worker"],
         input=json.dumps(dataclasses.asdict(job)),
@@ -133,7 +133,7 @@ def write_layers(path: Path, layers: tuple[Layer, ...]) -> Path:
 def int8_statuses(
     layers: tuple[Layer, ...], weights: Mapping[str, str], plugin: frozenset[str] = frozenset()
 ) -> tuple[EngineWeight, ...]:
-    """Return what became of each int8 weight (``weights``: name -> name of the constant that holds it now).
+    """Return how each int8 weight runs (``weights``: name -> name of the constant that holds it now).
 
     Weights named in ``plugin`` were handed to our own kernel, which reads int8. Fused: the layer that reads the int8
     constant contains the GEMM. Dequantized each run: another layer dequantizes it first. Folded: no layer

@@ -25,7 +25,7 @@ _MAX_GRAPHS = 64
 
 
 class TensorRTRunner:
-    """One engine, one execution context per profile, a stream of its own; ``infer`` is serialized by a lock.
+    """One engine with its own stream and an execution context per profile; a lock serializes ``infer``.
 
     Device buffers are sized for each profile's largest shapes and kept. Candidates are padded with rows of zeros to
     one of a few sizes per profile. The first call of a size runs the engine directly, the second also records a CUDA

@@ -1,7 +1,7 @@
 """W8A16 per-token GEMM in Triton: int8 weights stay int8 in memory, FP16 rows, FP32 sums.
 
-For TensorRT, where a GPU generation has no kernel of its own that reads int8 weights (``_w8a16_plugin``). Compiled to
-PTX on any machine; its arithmetic is tested in Triton's interpreter, on a GPU only where the machine has one.
+For TensorRT on GPU generations whose own kernels cannot read int8 weights (``w8a16_plugin``). Compiled to
+PTX on any machine; its arithmetic is tested in Triton's interpreter, and on a GPU if the machine has one.
 Importing this module needs Triton.
 """
 

@@ -3,7 +3,7 @@
     python -m engines.backends.trt.worker < job.json > outcome.json
 
 Polygraphy binds to one of the two libraries when it is imported (``POLYGRAPHY_USE_TENSORRT_RTX``), so each build is a
-process that says which. That also keeps a compiler that crashes, or that holds gigabytes, away from whoever asked.
+process that says which. That also isolates the caller from a compiler that crashes or holds gigabytes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: the builder's layer list as it logged it, and the settings the builder held.
+    """The result of a job: the layer list the builder logged, and the settings it held.
 
     ``error`` is empty, or why nothing was compiled.
     """
@@ -192,7 +192,7 @@ def _library(job: Job) -> Any:
 
 
 def settings_held(config: tensorrt.IBuilderConfig, trt: Any) -> dict[str, Any]:
-    """Return what the library says it was told: for the record, and for whoever checks that options arrive."""
+    """Return the settings as the library holds them: for the record, and to check that options arrive."""
     flags = trt.BuilderFlag.__members__.items()
     return {
         "flags": sorted(name for name, flag in flags if config.get_flag(flag)),

@@ -68,7 +68,7 @@ def test_a_precision_the_cpu_lacks_is_refused_and_one_it_has_is_what_runs(
             worst = np.abs(runner.infer(feeds)["click"] - reference(source, feeds)["click"]).max()
             assert 1e-6 < worst < 0.2  # 8 or 11 bits of mantissa, logits of size 1..5: not FP32, and not wrong
         else:
-            with pytest.raises(UgsepError, match=f"this CPU runs .* where {precision} was asked"):
+            with pytest.raises(UgsepError, match=f"this CPU runs .*, not the requested {precision}"):
                 _build(tmp_path, source, precision)
 
 
