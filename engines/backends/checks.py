@@ -115,7 +115,7 @@ def check_loaded(
 
 
 def _agree(listed: TensorSpec, loaded: TensorSpec, exact: bool) -> bool:
-    """Check that a tensor is as listed; a runtime may know the size of an output axis that is dynamic in the graph."""
+    """Check that a tensor is as listed; a runtime may know a size of an output that is dynamic in the graph."""
     if listed.dtype != loaded.dtype or len(listed.shape) != len(loaded.shape):
         return False
     pairs = zip(listed.shape, loaded.shape, strict=True)
