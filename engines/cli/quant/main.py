@@ -13,7 +13,7 @@ from rich.table import Table
 from engines.bundle.weight_statuses import engine_statuses
 from engines.cli.group import CommandGroup
 from engines.cli.quant.scored import search, sensitivity
-from engines.cli.quant.sources import calibration_of, graph_pair, requests_of
+from engines.cli.quant.sources import calibration_of, graph_pair, onnx_folder, requests_of
 from engines.cli.quant.tables import print_table, show_rows
 from graphs.base.errors import UgsepError
 from graphs.base.progress import show_progress
@@ -182,7 +182,7 @@ def inspect(source: Path, as_json: bool) -> None:
 def _graphs(source: Path) -> tuple[Path, ...]:
     if source.is_file():
         return (source,)
-    folder = source / "onnx" if (source / "onnx").is_dir() else source
+    folder = onnx_folder(source)
     found = tuple(sorted(folder.glob("*.onnx")))
     if not found:
         raise UgsepError(f"no .onnx file in '{folder}'; give an ONNX file, a bundle or a folder of them")

@@ -14,13 +14,19 @@ from quant.requests.synthetic import synthetic_requests, table_rows
 from quant.schemes.schemes import scheme_from
 
 
+def onnx_folder(source: Path) -> Path:
+    """Return the ``onnx`` folder of a bundle, or the folder itself if it has none."""
+    folder = source / "onnx"
+    return folder if folder.is_dir() else source
+
+
 def graph_pair(source: Path) -> tuple[Path, Path]:
     """Return user.onnx and item.onnx of a bundle (its ``onnx`` folder) or of a folder of ONNX files.
 
     Raises:
         UgsepError: they are not there.
     """
-    folder = source / "onnx" if (source / "onnx").is_dir() else source
+    folder = onnx_folder(source)
     pair = (folder / "user.onnx", folder / "item.onnx")
     for path in pair:
         if not path.is_file():
