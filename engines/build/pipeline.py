@@ -1,4 +1,4 @@
-"""The build pipeline: model -> split -> ONNX -> int8 -> lower and compile -> verify -> report -> bundle."""
+"""The build pipeline: model -> split -> export -> quantize -> lower and compile -> verify -> report -> bundle."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _run(job: stages.Job, source: SourceModel) -> tuple[Manifest, report.Finding
     samples = stages.calibrate_and_score(job, model, graphs)
     tables = stages.quantize(job, graphs, samples)
     selection = stages.select_engines(job, graphs, samples)
-    compiled = stages.compile_engines(job, graphs, selection)
+    compiled = stages.lower_and_compile(job, graphs, selection)
     manifest = stages.describe(job, graphs, samples, selection, compiled)
     compared = stages.compare(job, graphs, samples, selection)
     (job.work / RECIPE).write_text(dump_recipe(job.recipe))

@@ -149,7 +149,7 @@ def select_engines(job: Job, graphs: Graphs, samples: Samples) -> Selection:
     return Selection(choice.plans, choice.tried, choice.reasons())
 
 
-def compile_engines(job: Job, graphs: Graphs, selection: Selection) -> CompiledEngines:
+def lower_and_compile(job: Job, graphs: Graphs, selection: Selection) -> CompiledEngines:
     """Lower the graphs for each backend and compile them, or take the engines from the cache."""
     engines, notes = build_engines(job.recipe, selection.plans, graphs, job.work, job.cache, job.progress)
     return CompiledEngines(engines, notes)
