@@ -13,7 +13,7 @@ from engines.backends.built_engine import BuiltEngine
 from engines.backends.engine_spec import BuildSpec, Option
 
 if TYPE_CHECKING:
-    from export.lowering.passes import LoweredGraph
+    from export.lowering import LoweredGraph
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]

@@ -10,7 +10,7 @@ import numpy as np
 
 from engines.backends.onnxruntime.session import import_onnxruntime, plain_settings, start_session
 from engines.measure.gemm_graph import gemm_graph
-from export.lowering.passes import read_inferred
+from export.lowering import read_inferred
 
 _MESSAGE_BYTES = 3 << 29  # protobuf rejects 2 GiB; the margin is for the graph around the weights
 

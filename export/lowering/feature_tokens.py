@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from export import names
-from export.lowering.nodes import add_initializer, add_node, constant, fp16_weight, int8_weight, ints, rank
+from export.lowering.nodes import add_initializer, add_node, constant, fp16_weight, int8_weight, ints, rank, take_over
+from export.lowering.passes import Lowering, Pass
 
 UNARY = frozenset(
     "Abs Celu Cast Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish Neg Reciprocal Relu Selu "
@@ -35,40 +36,42 @@ class _Tokens:
 
     graph: ir.Graph
     min_elements: int
+    held: dict[str, tuple[str, ...]]
     computed: dict[ir.Value, Parts] = field(default_factory=dict)
     split: dict[ir.Value, Parts] = field(default_factory=dict)
     weights: dict[ir.Value, Parts] = field(default_factory=dict)
     stacked: set[ir.Value] = field(default_factory=set)
-    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def known(self, value: ir.Value) -> Parts | None:
         """Return the slices of a value where they exist already."""
         return self.computed.get(value) or self.split.get(value)
 
 
-def unstack_tokens(graph: ir.Graph, min_elements: int = 0) -> dict[str, tuple[str, ...]]:
-    """Rewrite every MatMul with a constant [T, K, N] right operand; return weight -> its T initializers.
+def unstack_tokens(lowering: Lowering) -> None:
+    """Rewrite every MatMul with a constant [T, K, N] right operand.
 
     MatMul(x [T, M, K], W [T, K, N]) becomes T times MatMul(x_t [M, K], W_t [K, N]). W is an initializer, the
     Cast of an FP16 one, or the DequantizeLinear of an int8 one with one scale per column ([T, 1, N], block_size K).
-    A MatMul whose left operand has no known rank, or with fewer than ``min_elements`` weights per token, is left as
-    it is.
-    Numerics: the same products and sums, in the runtime's order.
+    A MatMul stays as it is if its left operand has no known rank, or if it has fewer than ``min_token_elements``
+    weights per feature token. Numerics: the same products and sums, in the runtime's order.
     """
-    tokens = _Tokens(graph, min_elements)
+    graph = lowering.graph
+    tokens = _Tokens(graph, lowering.min_token_elements, lowering.parts)
     stay_cut = _between_gemms(tokens)
     for node in list(graph):
         made = _gemms(tokens, node) or (_elementwise(tokens, node) if node.outputs[0] in stay_cut else None)
         if made:
             tokens.computed[node.outputs[0]] = made
         elif _swaps_rows_and_tokens(node) and node.inputs[0] in tokens.computed:
-            _take_over(tokens, node.outputs[0], tokens.computed[node.inputs[0]], axis=1)
+            _restack(tokens, node.outputs[0], tokens.computed[node.inputs[0]], axis=1)
         else:
             for value in node.inputs:
                 _stack(tokens, value)
     for value in list(graph.outputs):
         _stack(tokens, value)
-    return tokens.names
+
+
+UNSTACK_TOKENS = Pass("unstack feature tokens", unstack_tokens)
 
 
 def _gemms(tokens: _Tokens, node: ir.Node) -> Parts | None:
@@ -103,7 +106,7 @@ def _cut_weight(tokens: _Tokens, node: ir.Node, w: ir.Value) -> Parts | None:
     whole = constant(w)
     if whole is not None:
         cut = tuple(add_initializer(tokens.graph, names.sliced(w.name, t), part) for t, part in enumerate(whole))
-        tokens.names[str(w.name)] = tuple(str(value.name) for value in cut)
+        tokens.held[str(w.name)] = tuple(str(value.name) for value in cut)
         return cut
     half = fp16_weight(w)
     if half is not None:
@@ -111,7 +114,7 @@ def _cut_weight(tokens: _Tokens, node: ir.Node, w: ir.Value) -> Parts | None:
         narrow = tuple(
             add_initializer(tokens.graph, names.sliced(stored.name, t), part) for t, part in enumerate(values)
         )
-        tokens.names[str(stored.name)] = tuple(str(value.name) for value in narrow)
+        tokens.held[str(stored.name)] = tuple(str(value.name) for value in narrow)
         return tuple(_cast(node, value, name=names.sliced(w.name, t), like=w) for t, value in enumerate(narrow))
     int8 = int8_weight(w)
     if int8 is None or int8.axis not in (1, -2):
@@ -127,7 +130,7 @@ def _cut_weight(tokens: _Tokens, node: ir.Node, w: ir.Value) -> Parts | None:
         column.shape = q.shape
         dequantized.append(column)
         quantized.append(q)
-    tokens.names[str(int8.values.name)] = tuple(str(q.name) for q in quantized)
+    tokens.held[str(int8.values.name)] = tuple(str(q.name) for q in quantized)
     return tuple(dequantized)
 
 
@@ -314,22 +317,20 @@ def _stack(tokens: _Tokens, value: ir.Value | None) -> None:
     """Give a value that only exists as slices back to a consumer that needs it whole."""
     if value in tokens.computed and value not in tokens.stacked:
         parts = tokens.computed[value]
-        whole = _take_over(tokens, value, parts, axis=0)
+        whole = _restack(tokens, value, parts, axis=0)
         tokens.computed[whole] = parts
         tokens.stacked |= {value, whole}
 
 
-def _take_over(tokens: _Tokens, value: ir.Value, parts: Parts, axis: int) -> ir.Value:
+def _restack(tokens: _Tokens, value: ir.Value, parts: Parts, axis: int) -> ir.Value:
     """Stack parts [M, N] along an axis and put the result, with its name, in the value's place."""
     node = value.producer()
     assert node is not None
     name = value.name
-    value.name = names.derived(name, "before")
     width = _width(value)
     assert width is not None  # slices are only made of values whose width is known
     joined = add_node(node, "Concat", [*parts], {"axis": axis}, name=names.derived(name, "joined"), like=value)
     shape = (len(parts), -1, width) if axis == 0 else (-1, len(parts), width)
     whole = _reshape(tokens.graph, node, joined, shape, str(name))
-    whole.shape = value.shape
-    ir.convenience.replace_all_uses_with(value, whole, replace_graph_outputs=True)
+    take_over(value, whole)
     return whole

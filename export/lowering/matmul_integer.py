@@ -21,7 +21,8 @@ import numpy as np
 import onnx_ir as ir
 
 from export import names
-from export.lowering.nodes import Int8Weight, add_initializer, add_node, int8_weight, ints, rank
+from export.lowering.nodes import Int8Weight, add_initializer, add_node, int8_weight, ints, rank, take_over
+from export.lowering.passes import Lowering, Pass, matches
 
 _LARGEST = 127.0
 _ZERO = 128
@@ -39,32 +40,38 @@ class _Rows:
     scale: ir.Value
 
 
-def multiply_int8_rows(graph: ir.Graph) -> tuple[str, ...]:
-    """Rewrite every MatMul(x [.., M, K], int8 weight [K, N] or [T, K, N]); return the weights' names.
+def match_gemm(node: ir.Node) -> Int8Weight | str:
+    """Match MatMul(x [.., M, K], int8 weight [K, N] or [T, K, N]).
 
-    Scales are one per column ([N], axis 1; [T, 1, N], axis 1, block_size K) or, of a matrix, one for all. Other
-    weights are left as they are.
+    Scales are one per column ([N], axis 1; [T, 1, N], axis 1, block_size K) or, of a matrix, one for all.
     """
+    weight = int8_weight(node.inputs[1]) if node.op_type == "MatMul" and node.domain == "" else None
+    if weight is None or node.inputs[0] is None:
+        return ""
+    if weight.q.ndim == 2:
+        return weight if weight.axis in (1, -1) else "scales are not per column"
+    tokens, _, n = weight.q.shape if weight.q.ndim == 3 else (0, 0, 0)
+    per_column = weight.s.shape == (tokens, 1, n) and weight.axis in (1, -2)
+    return weight if per_column else "scales are not per column of a feature token"
+
+
+def multiply_int8_rows(lowering: Lowering) -> None:
+    """Round the rows of every matching MatMul and multiply them as integers."""
+    graph = lowering.graph
     quantized: dict[ir.Value, _Rows] = {}
-    done: list[str] = []
-    for node in list(graph):
-        if node.op_type != "MatMul" or node.domain != "":
-            continue
-        x, weight = node.inputs[0], int8_weight(node.inputs[1])
-        if x is None or weight is None or not _has_column_scales(weight):
-            continue
+    done = set()
+    for node, weight in matches(graph, match_gemm):
+        x = node.inputs[0]
+        assert x is not None
         if x not in quantized:
             quantized |= _quantize_tokens(graph, x) or {x: _quantize(graph, node, x, weight.q.shape[-2])}
         _multiply(graph, node, weight, quantized[x])
-        done.append(str(weight.values.name))
-    return tuple(dict.fromkeys(done))
+        done.add(str(weight.values.name))
+    lowering.record_fused(done)
+    lowering.model.opset_imports["com.microsoft"] = 1
 
 
-def _has_column_scales(weight: Int8Weight) -> bool:
-    if weight.q.ndim == 2:
-        return weight.axis in (1, -1)
-    tokens, _, n = weight.q.shape if weight.q.ndim == 3 else (0, 0, 0)
-    return weight.s.shape == (tokens, 1, n) and weight.axis in (1, -2)
+MULTIPLY_INT8_ROWS = Pass("multiply int8 rows", multiply_int8_rows, match_gemm)
 
 
 def _quantize_tokens(graph: ir.Graph, x: ir.Value) -> dict[ir.Value, _Rows]:
@@ -132,7 +139,6 @@ def _multiply(graph: ir.Graph, node: ir.Node, weight: Int8Weight, rows: _Rows) -
     one, zero = _constant(graph, "one", np.float32(1.0)), _constant(graph, "zero", np.uint8(_ZERO))
     out = node.outputs[0]
     name = str(out.name)
-    out.name = names.derived(name, "before")
     inputs = [rows.values, weight.values, one, columns, zero]
     product = add_node(
         node,
@@ -142,9 +148,7 @@ def _multiply(graph: ir.Graph, node: ir.Node, weight: Int8Weight, rows: _Rows) -
         like=rows.scale,
         domain="com.microsoft",
     )
-    whole = add_node(node, "Mul", [product, rows.scale], name=name, like=out)
-    whole.shape = out.shape
-    ir.convenience.replace_all_uses_with(out, whole, replace_graph_outputs=True)
+    take_over(out, add_node(node, "Mul", [product, rows.scale], name=name, like=out))
 
 
 def _constant(graph: ir.Graph, name: str, value: np.float32 | np.uint8) -> ir.Value:

@@ -13,7 +13,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from export import names
-from export.lowering.nodes import Int8Weight, add_initializer, add_node, constant, int8_weight
+from export.lowering.nodes import Int8Weight, add_initializer, add_node, constant, int8_weight, take_over
+from export.lowering.passes import Lowering, Pass, matches
 
 _BLOCKS = (256, 128, 64, 32, 16)
 #: Block for a K that no block size divides; the last block is padded with the zero point.
@@ -21,21 +22,27 @@ _PADDED_BLOCK = 32
 _INT8_ACTIVATIONS = 4
 
 
-def fuse_int8_gemms(graph: ir.Graph) -> tuple[str, ...]:
-    """Rewrite every MatMul(x [.., K], int8 weight [K, N]) and a bias after it; return the weights' names.
+def match_gemm(node: ir.Node) -> Int8Weight | str:
+    """Match MatMul(x [.., K], int8 weight [K, N]) with one scale per column ([N], axis 1) or one for all."""
+    weight = int8_weight(node.inputs[1]) if node.op_type == "MatMul" and node.domain == "" else None
+    if weight is None:
+        return ""
+    if weight.q.ndim != 2:
+        return f"the weight has {weight.q.ndim} axes, not 2"
+    return weight if weight.axis in (1, -1) else "scales are not per column"
 
-    Scales are one per column ([N], axis 1) or one for all. Weights of another rank are left as they are.
-    """
-    fused: list[str] = []
-    for node in list(graph):
-        if node.op_type != "MatMul" or node.domain != "":
-            continue
-        weight = int8_weight(node.inputs[1])
-        if weight is None or weight.q.ndim != 2 or weight.axis not in (1, -1):
-            continue
-        _fuse(graph, node, weight)
-        fused.append(str(weight.values.name))
-    return tuple(dict.fromkeys(fused))
+
+def fuse_int8_gemms(lowering: Lowering) -> None:
+    """Make one node of every matching MatMul and a bias after it."""
+    fused = set()
+    for node, weight in matches(lowering.graph, match_gemm):
+        _fuse(lowering.graph, node, weight)
+        fused.add(str(weight.values.name))
+    lowering.record_fused(fused)
+    lowering.model.opset_imports["com.microsoft"] = 1
+
+
+FUSE_INT8_GEMMS = Pass("fuse int8 GEMMs", fuse_int8_gemms, match_gemm)
 
 
 def _fuse(graph: ir.Graph, node: ir.Node, weight: Int8Weight) -> None:
@@ -61,9 +68,7 @@ def _fuse(graph: ir.Graph, node: ir.Node, weight: Int8Weight) -> None:
         like=out,
         domain="com.microsoft",
     )
-    out.name = names.derived(out.name, "before")
-    whole.shape = out.shape
-    ir.convenience.replace_all_uses_with(out, whole, replace_graph_outputs=True)
+    take_over(out, whole)
 
 
 def block_size(k: int) -> int:

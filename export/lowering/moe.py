@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 
 from export import names
 from export.lowering.feature_tokens import BINARY, UNARY
-from export.lowering.nodes import add_initializer, add_node, constant, int8_weight, ints, rank, swaps_first_axes
+from export.lowering.nodes import (
+    add_initializer,
+    add_node,
+    constant,
+    int8_weight,
+    ints,
+    rank,
+    swaps_first_axes,
+    take_over,
+)
+from export.lowering.passes import Lowering, Pass, matches
 
 # Below this many weights per token and expert the bookkeeping takes longer than computing every expert.
 MIN_EXPERT_ELEMENTS = 32 * 1024
@@ -45,29 +55,29 @@ class _Mixture:
         return sum(k * n // self.experts for _, k, n in filter(None, shapes))
 
 
-def route_experts(graph: ir.Graph, min_elements: int = MIN_EXPERT_ELEMENTS) -> dict[str, tuple[str, ...]]:
-    """Rewrite every dense-gated mixture; return weight -> its T * E initializers, token by token.
+def route_experts(lowering: Lowering) -> None:
+    """Rewrite every dense-gated mixture.
 
-    Weights are initializers or int8 ones behind DequantizeLinear with one scale per column. A mixture whose
-    experts have fewer than ``min_elements`` weights per token is left dense. Numerics: the same products for
-    the experts with a gate other than 0, added in another order.
+    Weights are initializers or int8 ones behind DequantizeLinear with one scale per column. A mixture whose experts
+    have fewer than ``min_expert_elements`` weights per feature token stays dense. Numerics: the same products for the
+    experts with a gate other than 0, added in another order.
     """
-    held: dict[str, tuple[str, ...]] = {}
-    for node in list(graph):
-        mixture = _match(node)
-        if mixture is not None and mixture.elements_per_expert() >= min_elements:
-            _rewrite(graph, mixture, held)
-    return held
+    for _, mixture in matches(lowering.graph, _match):
+        if mixture.elements_per_expert() >= lowering.min_expert_elements:
+            _rewrite(lowering.graph, mixture, lowering.parts)
 
 
-def _match(down: ir.Node) -> _Mixture | None:
-    """Return the mixture that ends in a MatMul, None where it is no mixture."""
+ROUTE_EXPERTS = Pass("route experts", route_experts)
+
+
+def _match(down: ir.Node) -> _Mixture | str:
+    """Match the MatMul that ends a dense-gated mixture."""
     if down.op_type != "MatMul" or down.inputs[0] is None or _stacked_shape(down.inputs[1]) is None:
-        return None
+        return ""
     product = _through(down.inputs[0], "Reshape")
     multiply = None if product is None else product.producer()
     if multiply is None or multiply.op_type != "Mul":
-        return None
+        return ""
     for a, b in (multiply.inputs, tuple(reversed(multiply.inputs))):
         hidden, gates = _through(a, "Reshape"), _through(b, "Unsqueeze")
         if hidden is None or gates is None or a is None or a.shape is None or rank(gates) != 3 or len(a.shape) != 4:
@@ -77,10 +87,11 @@ def _match(down: ir.Node) -> _Mixture | None:
             continue
         mixture = _Mixture(down, hidden, gates, tokens, experts)
         assert down.inputs[1] is not None
-        if _collect(mixture, hidden) and mixture.weights:
-            mixture.weights.append(down.inputs[1])
-            return mixture
-    return None
+        if not _collect(mixture, hidden) or not mixture.weights:
+            return f"the experts' '{hidden.name}' is not element-wise operators on MatMuls by constants"
+        mixture.weights.append(down.inputs[1])
+        return mixture
+    return ""
 
 
 def _through(value: ir.Value | None, op_type: str) -> ir.Value | None:
@@ -144,10 +155,7 @@ def _rewrite(graph: ir.Graph, mixture: _Mixture, held: dict[str, tuple[str, ...]
             weight = slices.weight(mixture.weights[-1], t, e, by_row=True)
             results.append(routes.add("MatMul", [hidden, weight], names.of_index("result", t, e)))  # [R_te, D]
         summed.append(routes.sum_by_row(results, t, rows_first))
-    whole = routes.add("Concat", summed, "sum", axis=1 if rows_first else 0)
-    whole.shape, whole.type, whole.name = out.shape, out.type, out.name  # a graph output keeps its name
-    out.name = names.derived(out.name, "before")
-    ir.convenience.replace_all_uses_with(out, whole, replace_graph_outputs=True)
+    take_over(out, routes.add("Concat", summed, "sum", axis=1 if rows_first else 0))
 
 
 class _Slices:

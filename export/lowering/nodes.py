@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from export import names
+
 
 def add_node(
     before: ir.Node,
@@ -29,6 +31,13 @@ def add_node(
     out.type = model.type
     before.prepend(node)
     return out
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Give ``new`` the name, type, shape and readers of ``old``, which is left behind under a name of its own."""
+    name, old.name = old.name, names.derived(old.name, "before")
+    new.name, new.type, new.shape = name, old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:

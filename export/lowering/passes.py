@@ -1,10 +1,12 @@
-"""ONNX to ONNX: rewrite a canonical graph into the form a target runs fastest, same inputs and outputs."""
+"""What a pass is, what all passes of a target work on, and how they run from one ONNX file to another."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
 import onnx_ir as ir
 from onnx_ir.passes.common import (
@@ -15,25 +17,17 @@ from onnx_ir.passes.common import (
 )
 
 from export.io import check_file, read_model
-from export.lowering.embedding import gather_int8_rows
-from export.lowering.feature_tokens import unstack_tokens
-from export.lowering.matmul_integer import multiply_int8_rows
-from export.lowering.matmul_nbits import fuse_int8_gemms
-from export.lowering.moe import MIN_EXPERT_ELEMENTS, route_experts
-from export.lowering.users import broadcast_user
 
-#: What the CPU lowering does with int8 GEMM weights: leave DequantizeLinear + MatMul for the runtime to fold
-#: to float once, or also quantize the activations while running: inside com.microsoft.MatMulNBits (fastest for a few
-#: rows), or row by row in the graph before com.microsoft.MatMulIntegerToFloat (fastest for many).
-Int8Gemms = Literal["keep", "matmul-nbits", "integer-rows"]
+_log = logging.getLogger(__name__)
+Match = TypeVar("Match")
 
 
 @dataclass(frozen=True)
 class LoweredGraph:
     """What a lowering did: for each rewritten weight the initializers that now hold it, and how it is read.
 
-    ``parts``: weight name -> names of its lowered initializers, in token order (one where it was not cut).
-    ``fused``: weights (by original name) now inside one fused int8 node. ``gathered``: int8 tables read by row.
+    ``parts``: weight name -> names of its lowered initializers, in the order of feature tokens (one if it was not
+    cut). ``fused``: weights (by original name) now inside one fused int8 node. ``gathered``: int8 tables read by row.
     """
 
     path: Path
@@ -42,90 +36,102 @@ class LoweredGraph:
     gathered: frozenset[str] = frozenset()
 
 
-def lower_for_cpu(
-    source: Path,
-    destination: Path,
-    int8_gemms: Int8Gemms = "keep",
-    min_token_elements: int = 0,
-    min_expert_elements: int = MIN_EXPERT_ELEMENTS,
-) -> LoweredGraph:
-    """Write ``source`` for a CPU runtime: one 2-D GEMM per token, chosen experts only, int8 tables gathered as int8.
+@dataclass
+class Lowering:
+    """A model on its way to a target, the settings of the passes, and what they did so far (as ``LoweredGraph``).
 
-    Weights [T, K, N] with K * N below ``min_token_elements`` stay stacked; mixtures whose experts have fewer than
-    ``min_expert_elements`` weights per token stay dense. ``destination`` and
-    ``<destination>.data`` (external data) are written; weights are streamed, so graphs beyond 2 GB pass.
+    ``refusal`` says why the graph cannot be lowered for the target, if a pass found so.
+    """
+
+    model: ir.Model
+    source: Path
+    min_token_elements: int = 0
+    min_expert_elements: int = 0
+    plugin: frozenset[str] = frozenset()
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    fused: set[str] = field(default_factory=set)
+    gathered: set[str] = field(default_factory=set)
+    refusal: str = ""
+
+    @property
+    def graph(self) -> ir.Graph:
+        """The graph that passes rewrite in place."""
+        return self.model.graph
+
+    def record_fused(self, initializers: set[str]) -> None:
+        """Record the weights that these initializers hold as fused."""
+        whole = {part: name for name, held in self.parts.items() for part in held}
+        self.fused |= {whole.get(name, name) for name in initializers}
+
+    def save(self, destination: Path, *, copy_weights: bool = True) -> None:
+        """Write the model, with its weights in ``<destination>.data`` or in the files they are in, and check it.
+
+        Raises:
+            UgsepError: the file is not valid ONNX.
+        """
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        model = RemoveUnusedOpsetsPass()(RemoveUnusedNodesPass()(self.model).model).model
+        data = f"{destination.name}.data" if copy_weights else None
+        ir.save(model, destination, external_data=data, size_threshold_bytes=1024)
+        check_file(destination, infer_shapes=False)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A rewrite that keeps a graph's outputs equal.
+
+    ``match`` is the pattern of a pass that rewrites node by node; after the pass no node matches any more.
+    """
+
+    name: str
+    rewrite: Callable[[Lowering], None]
+    match: Callable[[ir.Node], object] | None = None
+
+
+def _remove_unused(lowering: Lowering) -> None:
+    RemoveUnusedNodesPass()(lowering.model)
+
+
+REMOVE_UNUSED = Pass("remove unused nodes", _remove_unused)
+
+
+def matches(graph: ir.Graph, match: Callable[[ir.Node], Match | str]) -> Iterator[tuple[ir.Node, Match]]:
+    """Yield the nodes of a graph that match; ``match`` returns a reason if a node nearly does, "" for any other."""
+    for node in list(graph):
+        found = match(node)
+        if not isinstance(found, str):
+            yield node, found
+        elif found:
+            _log.debug("'%s' is not rewritten: %s", node.outputs[0].name, found)
+
+
+def run_passes(lowering: Lowering, passes: Sequence[Pass]) -> None:
+    """Run passes in order; a pass that breaks its post-condition is a bug and ends the run."""
+    outputs = [value.name for value in lowering.graph.outputs]
+    for step in passes:
+        step.rewrite(lowering)
+        assert [value.name for value in lowering.graph.outputs] == outputs, f"'{step.name}' renamed an output"
+        if step.match is not None:
+            RemoveUnusedNodesPass()(lowering.model)
+            assert not list(matches(lowering.graph, step.match)), f"'{step.name}' left a match"
+
+
+def lower(lowering: Lowering, passes: Sequence[Pass], destination: Path) -> LoweredGraph:
+    """Run passes and write the result.
 
     Raises:
-        UgsepError: ``source`` is missing or is no ONNX file.
+        UgsepError: a pass or the checker refuses the graph.
     """
-    model = read_inferred(source)
-    graph = model.graph
-    gathered = gather_int8_rows(graph)
-    parts = route_experts(graph, min_expert_elements)
-    model = RemoveUnusedNodesPass()(model).model
-    parts |= unstack_tokens(graph, min_token_elements)
-    model = RemoveUnusedNodesPass()(model).model
-    fused: frozenset[str] = frozenset()
-    if int8_gemms != "keep":
-        whole = {part: name for name, names in parts.items() for part in names}
-        rewrite = fuse_int8_gemms if int8_gemms == "matmul-nbits" else multiply_int8_rows
-        fused = frozenset(whole.get(name, name) for name in rewrite(graph))
-        model.opset_imports["com.microsoft"] = 1
-    write_model(model, destination)
-    return LoweredGraph(destination, parts, fused, gathered)
-
-
-def lower_for_one_user(source: Path, destination: Path) -> bool:
-    """Write the form of an item graph that takes one user's state, [1, ...], and no ``user_index``, beside it.
-
-    ``source`` is a lowered file of the same folder; its weights are shared, not copied. Returns False, and writes
-    nothing, where the graph gathers no state.
-
-    Raises:
-        UgsepError: ``source`` is missing or is no ONNX file.
-    """
-    model = read_inferred(source)
-    if not broadcast_user(model.graph):
-        return False
-    _save(model, destination, None)
-    return True
-
-
-def lower_for_gpu(source: Path, destination: Path) -> LoweredGraph:
-    """Write ``source`` for a GPU runtime: per-token GEMMs stay batched, int8 tables are gathered as int8.
-
-    Raises:
-        UgsepError: ``source`` is missing or is no ONNX file.
-    """
-    model = read_inferred(source)
-    gathered = gather_int8_rows(model.graph)
-    write_model(model, destination)
-    return LoweredGraph(destination, gathered=gathered)
+    run_passes(lowering, passes)
+    lowering.save(destination)
+    return LoweredGraph(destination, lowering.parts, frozenset(lowering.fused), frozenset(lowering.gathered))
 
 
 def read_inferred(source: Path) -> ir.Model:
     """Read an ONNX file with shapes inferred and constants lifted to initializers; weights stay on disk.
 
     Raises:
-        UgsepError: the file is missing or cannot be parsed.
+        UgsepError: the file is missing or not ONNX.
     """
     model = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(read_model(source)).model
     return ShapeInferencePass()(model).model
-
-
-def write_model(model: ir.Model, destination: Path) -> None:
-    """Clean up and write a model with its weights beside it, then run the ONNX checker on the file.
-
-    Raises:
-        UgsepError: the checker refuses the graph.
-    """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    _save(model, destination, f"{destination.name}.data")
-
-
-def _save(model: ir.Model, destination: Path, data: str | None) -> None:
-    """Write a model; weights go to the file ``data``, or stay in the files they are in where it is None."""
-    model = RemoveUnusedNodesPass()(model).model
-    model = RemoveUnusedOpsetsPass()(model).model
-    ir.save(model, destination, external_data=data, size_threshold_bytes=1024)
-    check_file(destination, infer_shapes=False)

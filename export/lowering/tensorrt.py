@@ -9,61 +9,28 @@ costs one pass over the activations, or nothing where the compiler puts it in th
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from export import names
-from export.lowering.nodes import Int8Weight, add_initializer, add_node, constant, int8_weight
-from export.lowering.passes import LoweredGraph, read_inferred, write_model
+from export.lowering.nodes import Int8Weight, add_initializer, add_node, constant, int8_weight, take_over
+from export.lowering.passes import Lowering, Pass
 from graphs.base.errors import UgsepError
-
-#: "int8": as quantized. "folded": int8 weights as FP16 constants, the twin that sizes are compared with.
-#: "fp16": an FP32-typed graph made FP16-typed.
-Weights = Literal["int8", "folded", "fp16"]
 
 #: The operator that multiplies rows by an int8 weight in our own kernel; a plugin of the same name runs it.
 PLUGIN_NAMESPACE, PLUGIN_OP = "ugsep", "w8a16_gemm"
 
-_HALF_MAX = 65504.0
+_FP16_MAX = 65504.0
 _VIEWS = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze"})
 
 
-def lower_for_tensorrt(
-    source: Path, destination: Path, weights: Weights = "int8", plugin: frozenset[str] = frozenset()
-) -> LoweredGraph:
-    """Write ``source`` for TensorRT, strongly typed; the int8 weights named in ``plugin`` run in our own kernel.
-
-    The node that dequantizes weight ``w`` is called ``int8:w``, the GEMM that reads it ``gemm:w``, so that layers of
-    the compiled engine can be traced back; ``parts`` maps an int8 weight to the merged one that holds it.
-
-    Raises:
-        UgsepError: ``source`` is missing or broken, or a value does not fit FP16.
-    """
-    model = read_inferred(source)
-    merged: dict[str, str] = {}
-    if weights == "fp16":
-        _to_half(model, source)
-    elif weights == "folded":
-        _fold(model.graph)
-    else:
-        merged = merge_siblings(model.graph)
-        _separate_transposes(model.graph)
-    _name_gemms(model.graph)
-    if plugin:
-        _use_plugin(model.graph, plugin | {merged[name] for name in plugin if name in merged})
-        model.opset_imports[PLUGIN_NAMESPACE] = 1
-    write_model(model, destination)
-    return LoweredGraph(destination, {name: (whole,) for name, whole in merged.items()})
-
-
-def merge_siblings(graph: ir.Graph) -> dict[str, str]:
-    """Merge int8 GEMMs over the same rows into one GEMM and a Split; return weight -> merged weight.
+def merge_siblings(lowering: Lowering) -> None:
+    """Merge int8 GEMMs over the same rows into one GEMM and a Split.
 
     Exact: every output column keeps its own products, scale and bias.
     """
+    graph = lowering.graph
     siblings: dict[tuple[ir.Value, tuple[int, ...]], list[tuple[ir.Node, Int8Weight]]] = defaultdict(list)
     for node in graph:
         weight = int8_weight(node.inputs[1]) if node.op_type == "MatMul" else None
@@ -73,14 +40,12 @@ def merge_siblings(graph: ir.Graph) -> dict[str, str]:
         columns = weight.q.shape[-1:] if weight.q.ndim == 2 else (weight.q.shape[0], 1, weight.q.shape[2])
         if weight.s.shape == columns and weight.axis == 1:
             siblings[rows, weight.q.shape[:-1]].append((node, weight))
-    merged: dict[str, str] = {}
     for (rows, _), group in siblings.items():
         if len({weight.values for _, weight in group}) == len(group) > 1:
-            merged |= _merge(graph, rows, group)
-    return merged
+            lowering.parts |= _merge(graph, rows, group)
 
 
-def _merge(graph: ir.Graph, rows: ir.Value, group: list[tuple[ir.Node, Int8Weight]]) -> dict[str, str]:
+def _merge(graph: ir.Graph, rows: ir.Value, group: list[tuple[ir.Node, Int8Weight]]) -> dict[str, tuple[str]]:
     first = group[0][0]
     weights = [str(weight.values.name) for _, weight in group]
     name = names.merged(weights)
@@ -100,14 +65,13 @@ def _merge(graph: ir.Graph, rows: ir.Value, group: list[tuple[ir.Node, Int8Weigh
     )
     first.prepend(split)
     for (node, _), part in zip(group, split.outputs, strict=True):
-        out = node.outputs[0]
-        part.name, out.name = out.name, names.derived(out.name, "before")
-        part.type, part.shape = out.type, out.shape
-        ir.convenience.replace_all_uses_with(out, part, replace_graph_outputs=True)
-    return dict.fromkeys(weights, name)
+        take_over(node.outputs[0], part)
+    return dict.fromkeys(weights, (name,))
 
 
-def _separate_transposes(graph: ir.Graph) -> None:
+def separate_transposes(lowering: Lowering) -> None:
+    """Keep a Transpose out of the GEMM behind it by an addition of zero."""
+    graph = lowering.graph
     zeros: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
         weight = int8_weight(node.inputs[1]) if node.op_type == "MatMul" else None
@@ -121,9 +85,12 @@ def _separate_transposes(graph: ir.Graph) -> None:
         node.replace_input_with(0, zeros[rows])
 
 
-def _use_plugin(graph: ir.Graph, weights: frozenset[str]) -> None:
-    """Replace the MatMul of each named int8 weight by one node of the plugin: rows, int8 weight, scales."""
-    for node in list(graph):
+def use_plugin(lowering: Lowering) -> None:
+    """Replace the MatMul of each int8 weight named in ``plugin`` by one node of ours: rows, int8 weight, scales."""
+    weights = {*lowering.plugin, *(whole for name in lowering.plugin for whole in lowering.parts.get(name, ()))}
+    if weights:
+        lowering.model.opset_imports[PLUGIN_NAMESPACE] = 1
+    for node in list(lowering.graph):
         weight = int8_weight(node.inputs[1]) if node.op_type == "MatMul" else None
         rows = node.inputs[0] if weight is not None else None
         if weight is None or rows is None or str(weight.values.name) not in weights:
@@ -133,10 +100,7 @@ def _use_plugin(graph: ir.Graph, weights: frozenset[str]) -> None:
         made = ir.node(PLUGIN_OP, [rows, weight.values, weight.scale], attributes, domain=PLUGIN_NAMESPACE)
         made.name = node.name
         node.prepend(made)
-        out, result = node.outputs[0], made.outputs[0]
-        result.name, out.name = out.name, names.derived(out.name, "before")
-        result.type, result.shape = out.type, out.shape
-        ir.convenience.replace_all_uses_with(out, result, replace_graph_outputs=True)
+        take_over(node.outputs[0], made.outputs[0])
 
 
 def _is_transposed(value: ir.Value) -> bool:
@@ -146,8 +110,9 @@ def _is_transposed(value: ir.Value) -> bool:
     return node is not None and node.op_type == "Transpose"
 
 
-def _fold(graph: ir.Graph) -> None:
+def fold_int8(lowering: Lowering) -> None:
     """Replace every dequantized int8 constant by the float constant it stands for."""
+    graph = lowering.graph
     for node in list(graph):
         weight = int8_weight(node.outputs[0])
         if weight is None:
@@ -161,15 +126,19 @@ def _fold(graph: ir.Graph) -> None:
         ir.convenience.replace_all_uses_with(out, folded, replace_graph_outputs=True)
 
 
-def _to_half(model: ir.Model, source: Path) -> None:
-    """Type every FP32 tensor, input and output FP16, in place."""
-    graph = model.graph
+def to_fp16(lowering: Lowering) -> None:
+    """Type every FP32 tensor, input and output FP16.
+
+    Raises:
+        UgsepError: a value does not fit FP16.
+    """
+    graph = lowering.graph
     for value in list(graph.initializers.values()):
         array = constant(value)
         if array is None or array.dtype != np.float32:
             continue
-        if array.size and not np.abs(array).max() <= _HALF_MAX:
-            raise UgsepError(f"{source}: '{value.name}' has values beyond FP16; build fp32 instead")
+        if array.size and not np.abs(array).max() <= _FP16_MAX:
+            raise UgsepError(f"{lowering.source}: '{value.name}' has values beyond FP16; build fp32 instead")
         value.const_value = ir.tensor(array.astype(np.float16), name=value.name)
         value.type = ir.TensorType(ir.DataType.FLOAT16)
     values = [*graph.inputs, *graph.outputs, *(out for node in graph for out in node.outputs)]
@@ -182,11 +151,20 @@ def _to_half(model: ir.Model, source: Path) -> None:
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
 
 
-def _name_gemms(graph: ir.Graph) -> None:
-    for index, node in enumerate(graph):
+def name_gemms(lowering: Lowering) -> None:
+    """Name GEMMs and the nodes that dequantize their weights after the weight, all others after their position."""
+    for index, node in enumerate(lowering.graph):
         weight = int8_weight(node.outputs[0])
         if weight is not None:
             node.name = names.dequantize_node(weight.values.name)
             continue
         read = int8_weight(node.inputs[1]) if node.op_type == "MatMul" else None
         node.name = names.numbered_node(index, node.op_type) if read is None else names.gemm_node(read.values.name)
+
+
+MERGE_SIBLINGS = Pass("merge siblings", merge_siblings)
+SEPARATE_TRANSPOSES = Pass("separate transposes", separate_transposes)
+NAME_GEMMS = Pass("name GEMMs", name_gemms)
+USE_PLUGIN = Pass("use the plugin", use_plugin)
+FOLD_INT8 = Pass("fold int8 weights", fold_int8)
+TO_FP16 = Pass("to FP16", to_fp16)

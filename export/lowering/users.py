@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from export import names
 from export.lowering.nodes import add_initializer, add_node, constant
+from export.lowering.passes import Lowering, Pass
 from graphs.base.names import USER_INDEX
 
 ROWS, USERS = "candidates", "users"
@@ -90,16 +91,18 @@ class _Users:
         return [add_initializer(self.graph, names.shared("ones", count), np.ones(count, np.int64))] if count else []
 
 
-def broadcast_user(graph: ir.Graph) -> bool:
-    """Rewrite an item graph in place for state [1, ...] and without ``user_index``; say whether it could be.
+def broadcast_user(lowering: Lowering) -> None:
+    """Rewrite an item graph for state [1, ...] and without ``user_index``.
 
     Needs inferred shapes, in which the row axes are called ``users`` and ``candidates``. A graph that gathers nothing
-    by ``user_index``, or reads no item input, is left as it is.
+    by ``user_index``, or reads no item input, is refused and left as it is.
     """
+    graph = lowering.graph
     index = next((v for v in graph.inputs if v.name == USER_INDEX), None)
     counted = next((v for v in graph.inputs if v is not index and _row_axis(v, ROWS) == 0 and v.uses()), None)
     if index is None or counted is None or not all(_is_known_use(n, index) for n in index.consumers()):
-        return False
+        lowering.refusal = f"needs an item input and '{USER_INDEX}', read by Gather and Shape only"
+        return
     first = graph[0]
     count = add_node(first, "Shape", [counted], {"start": 0, "end": 1}, name=names.shared("rows"), like=index)
     count.shape = ir.Shape([1])
@@ -130,7 +133,9 @@ def broadcast_user(graph: ir.Graph) -> bool:
                     inner.replace_input_with(place, users.all_rows(read, node))
     _expand_outputs(users, output_names)
     graph.inputs.remove(index)
-    return True
+
+
+BROADCAST_USER = Pass("broadcast the user", broadcast_user)
 
 
 def _expand_outputs(users: _Users, output_names: list[str]) -> None:

@@ -21,7 +21,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from export.lowering.passes import lower_for_cpu, lower_for_one_user
+from export.lowering import lower_for_cpu, lower_for_one_user
 from export.metadata import Stamp
 from export.onnx_file import export_subgraph
 from graphs.base.errors import UgsepError

@@ -16,7 +16,7 @@ from engines.backends.onnxruntime.plan import Variant, lower_any, plan_variants
 from engines.backends.onnxruntime.session import NAME, OPTIONS, import_onnxruntime, pinned_settings, start_session
 from engines.backends.onnxruntime.variants import ONE_USER, variant_file, with_one_user_variant
 from export.io import read_graph
-from export.lowering.passes import LoweredGraph
+from export.lowering import LoweredGraph
 from graphs.base.errors import UgsepError
 from graphs.base.names import GraphSide
 

@@ -18,7 +18,7 @@ from engines.backends.onnxruntime.session import start_session
 from engines.backends.onnxruntime.variants import ANY, FEW_ROWS, ONE_USER, cut_profiles, row_axis
 from engines.backends.onnxruntime.weight_status import check_weight_statuses, weight_statuses
 from export.io import read_graph
-from export.lowering.passes import Int8Gemms, LoweredGraph, lower_for_cpu, lower_for_one_user
+from export.lowering import Int8Gemms, LoweredGraph, lower_for_cpu, lower_for_one_user
 
 #: One FP32 GEMM per feature token beats one batched MatMul from 4 rows on (1.0 to 2.4 times, tokens 8 and 16, widths
 #: 64 to 768); with fewer rows only for weights of at least this many elements per token, below that nodes cost more.

@@ -13,7 +13,7 @@ from engines.backends.built_engine import EngineWeight, WeightStatus
 from engines.backends.contract import Array
 from engines.backends.engine_spec import BuildSpec
 from export import names
-from export.lowering.passes import LoweredGraph
+from export.lowering import LoweredGraph
 from graphs.base.errors import UgsepError
 
 #: The statuses each precision allows for a weight that is a matrix operand.

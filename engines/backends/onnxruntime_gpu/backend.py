@@ -11,7 +11,7 @@ from engines.backends.engine_spec import BuildSpec
 from engines.backends.onnxruntime_gpu.session import NAME, ONNX_VARIANT, OPTIONS, probe, target
 
 if TYPE_CHECKING:
-    from export.lowering.passes import LoweredGraph
+    from export.lowering import LoweredGraph
 
 __all__ = ["NAME", "ONNX_VARIANT", "OPTIONS", "compile", "load", "lower", "probe", "target"]
 

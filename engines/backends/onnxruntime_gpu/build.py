@@ -31,8 +31,7 @@ from engines.backends.onnxruntime_gpu.session import (
 )
 from engines.backends.trt.plan import row_counts
 from export.io import read_graph
-from export.lowering.passes import LoweredGraph, lower_for_gpu
-from export.lowering.tensorrt import lower_for_tensorrt
+from export.lowering import LoweredGraph, lower_for_gpu, lower_for_tensorrt
 from graphs.base.errors import UgsepError
 
 

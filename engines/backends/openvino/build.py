@@ -18,7 +18,7 @@ from engines.backends.graph_io import graph_io
 from engines.backends.openvino.library import NAME, ONNX_VARIANT, OPTIONS, RUNS_AS, import_openvino, runs_as
 from engines.backends.openvino.runner import last_line
 from export.io import read_graph
-from export.lowering.passes import LoweredGraph, lower_for_cpu
+from export.lowering import LoweredGraph, lower_for_cpu
 from graphs.base.errors import UgsepError
 
 _HINT = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "w8a32": "f32", "w8a8-dynamic": "f32"}

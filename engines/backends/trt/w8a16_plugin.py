@@ -9,7 +9,7 @@ libraries and a GPU and have not been run.
 
 from typing import Any
 
-from export.lowering.tensorrt import PLUGIN_NAMESPACE, PLUGIN_OP
+from export.lowering import PLUGIN_NAMESPACE, PLUGIN_OP
 from graphs.base.errors import UgsepError
 
 PLUGIN_ID = f"{PLUGIN_NAMESPACE}::{PLUGIN_OP}"

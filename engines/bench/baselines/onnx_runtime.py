@@ -57,7 +57,7 @@ def _session(path: Path, threads: int) -> Bind:
 def _lowered(source: BaselineSource) -> Path:
     file = source.folder / "full.lowered.onnx"
     if not file.exists():
-        from export.lowering.passes import lower_for_cpu
+        from export.lowering import lower_for_cpu
 
         lower_for_cpu(source.onnx, file)
     return file

@@ -24,7 +24,7 @@ from engines.backends.trt.profiles import padded_candidates
 from engines.backends.trt.w8a16_plugin import problem_size
 from engines.backends.trt.worker import Job, Settings
 from export.io import read_graph
-from export.lowering.tensorrt import lower_for_tensorrt
+from export.lowering import lower_for_tensorrt
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import FFN_SHAPE, ffn, to_half
 

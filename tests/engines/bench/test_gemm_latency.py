@@ -13,7 +13,7 @@ from engines.backends.onnxruntime.session import start_session
 from engines.backends.table import find_backend
 from engines.bench import gemm_latency
 from engines.bench.gemm_latency import gemm_timer
-from export.lowering.passes import lower_for_cpu
+from export.lowering import lower_for_cpu
 from graphs.base.errors import UgsepError
 from quant.policy import Policy
 from quant.schemes.schemes import Absmax

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from export.lowering.passes import lower_for_cpu
+from export.lowering import lower_for_cpu
 from tests.export.lowering_graphs import FFN_SHAPE, Graph, ffn, reference
 
 K, N = 37, 11

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from export.lowering.passes import LoweredGraph, lower_for_cpu
+from export.lowering import LoweredGraph, lower_for_cpu
 from tests.export.lowering_graphs import Graph
 
 T, D, E, H = 3, 20, 5, 7  # tokens, width, experts, hidden units of one; no two alike

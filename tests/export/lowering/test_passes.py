@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export.lowering import lower_for_cpu
 from export.lowering.matmul_nbits import block_size, pack_blocks
-from export.lowering.passes import lower_for_cpu
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import FFN_SHAPE, Graph, ffn, item, reference
 

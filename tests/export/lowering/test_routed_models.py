@@ -12,7 +12,7 @@ import pytest
 
 from engines.build.graph_exports import export_graphs
 from engines.build.source_model import fresh_feeds, of_model, split_source_model
-from export.lowering.passes import LoweredGraph, lower_for_cpu
+from export.lowering import LoweredGraph, lower_for_cpu
 from graphs.base.names import GraphSide
 from graphs.split.split import Subgraph
 from tests.graphs.model_laws import make_config, make_model

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from export.lowering.tensorrt import PLUGIN_NAMESPACE, PLUGIN_OP, lower_for_tensorrt
+from export.lowering import PLUGIN_NAMESPACE, PLUGIN_OP, lower_for_tensorrt
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import FFN_SHAPE, Graph, ffn, item, reference
 

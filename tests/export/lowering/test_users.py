@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engines.build.graph_exports import export_graphs
 from engines.build.source_model import SourceModel, fresh_feeds, of_model, of_module, split_source_model
-from export.lowering.passes import lower_for_cpu, lower_for_one_user
+from export.lowering import lower_for_cpu, lower_for_one_user
 from graphs.base.names import USER_INDEX
 from graphs.split.split import Split
 from quant.schemes.schemes import scheme_from
