@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from export.io import properties
 from graphs.base.finite import finite
 from quant.graph.gemms import Weight, load_graph
 from quant.policy import BITS, Precision
@@ -96,7 +95,7 @@ def float_row(weight: Weight, side: str, reason: str) -> QuantRow:
 
 def table_of(path: Path) -> QuantTable | None:
     """Return the table stamped in a quantized graph, None for a float graph."""
-    text = properties(load_graph(path)).get(f"ugsep.{TABLE_KEY}")
+    text = load_graph(path).metadata_props.get(f"ugsep.{TABLE_KEY}")
     if text is None:
         return None
     document = json.loads(text)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
-from export.io import stamp
 from export.metadata import keep_float_patterns, side_of
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
@@ -19,7 +18,7 @@ from quant.arrays import Array, Doubles
 from quant.calibration.statistics import Calibration, InputStatistics, SideStatistics
 from quant.graph.files import append, staged, write_graph
 from quant.graph.fp16_view import to_half
-from quant.graph.gemms import Weight, load_graph, read_tensor, weights_of
+from quant.graph.gemms import Weight, load_graph, read_tensor, tensor_of, weights_of
 from quant.graph.rewrite import Encoded, encode_weights, scale_of_matmul
 from quant.policy import Policy, check_policy
 from quant.schemes import numerics
@@ -61,15 +60,15 @@ def quantize_side(
     check_policy(policy, _graphs_beside(src))
     check_calibrated(scheme, calibration)
     statistics = calibration.side(src) if calibration is not None else None
-    tensors = {t.name: t for t in model.graph.initializer}
+    constants = model.graph.initializers
     weights = weights_of(model)
     keep = keep_float_patterns(model)
     plans = {w.name: plan_of(w, side, policy, keep) for w in weights}
     chosen = tuple(w for w in weights if w.kind == "matmul" and plans[w.name].precision == "int8")
     scaling = scaling_plan(
-        scheme, model, chosen, statistics, lambda n: read_tensor(tensors[n], src.parent), policy.block
+        scheme, model, chosen, statistics, lambda n: read_tensor(tensor_of(constants[n])), policy.block
     )
-    _scale_constants(tensors, plans, scaling, src.parent)
+    _scale_constants(constants, plans, scaling)
     biases = biases_of(model) if scheme.needs_calibration else {}
     job = _Job(side, scheme, policy.block, statistics, scaling, frozenset(biases))
     with staged(out_dir) as stage:
@@ -78,11 +77,12 @@ def quantize_side(
         with (stage / job.blob).open("wb") as file:
             for number, weight in enumerate(weights):
                 progress(Progress(f"quantize {side}", number, len(weights), weight.name))
-                values = read_tensor(tensors[weight.name], src.parent)
+                values = read_tensor(tensor_of(constants[weight.name]))
                 row, entry, shift = _encode(weight, values, plans[weight.name], job, file)
                 rows.append(row)
                 if shift is not None:
-                    _correct_bias(tensors[biases[weight.name]], shift, src.parent)
+                    bias = constants[biases[weight.name]]
+                    _set(bias, corrected(read_tensor(tensor_of(bias)), shift))
                 if entry is not None:
                     encoded[weight.name] = entry
         if not encoded:
@@ -91,7 +91,7 @@ def quantize_side(
         samples = calibration.samples_sha256 if calibration is not None else ""
         table = QuantTable(side, scheme_name(scheme), samples, tuple(rows))
         encode_weights(model, encoded)
-        write_views(model, stage, side, src.parent, job.blob, policy, table)
+        write_views(model, stage, side, job.blob, policy, table)
         files = tuple(sorted(p.name for p in stage.iterdir()))
     return replace(table, files=files)
 
@@ -113,38 +113,25 @@ class _Job:
         return f"{self.side}.int8.data"
 
 
-def _scale_constants(
-    tensors: dict[str, onnx.TensorProto], plans: Mapping[str, WeightPlan], awq: AwqPlan, folder: Path
-) -> None:
+def _scale_constants(constants: Mapping[str, ir.Value], plans: Mapping[str, WeightPlan], awq: AwqPlan) -> None:
     """Divide the biases and gains that take awq's factors, in the graph; weights are scaled when they are encoded."""
     for name, scaling in awq.scalings.items():
         if name not in plans:
-            scaled = scaling.apply(read_tensor(tensors[name], folder))
-            tensors[name].CopyFrom(onnx.numpy_helper.from_array(scaled, name))
+            _set(constants[name], scaling.apply(read_tensor(tensor_of(constants[name]))))
 
 
-def _correct_bias(bias: onnx.TensorProto, shift: Doubles, folder: Path) -> None:
-    values = corrected(read_tensor(bias, folder), shift)
-    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+def _set(constant: ir.Value, values: Array) -> None:
+    constant.const_value = ir.Tensor(values, name=constant.name)
 
 
-def write_views(
-    model: onnx.ModelProto,
-    stage: Path,
-    side: str,
-    source: Path,
-    blob: str,
-    policy: Policy,
-    table: QuantTable,
-) -> None:
-    """Write both typed views of an encoded graph into ``stage``; its float tensors lie in folder ``source``."""
+def write_views(model: ir.Model, stage: Path, side: str, blob: str, policy: Policy, table: QuantTable) -> None:
+    """Write both typed views of an encoded graph into ``stage``."""
     text = json.dumps(table.to_json(), sort_keys=True)
-    half = onnx.ModelProto.FromString(model.SerializeToString())
-    stamp(model, precision="w8a32", **{TABLE_KEY: text})
-    write_graph(model, stage / f"{side}.w8a32.onnx", source, shared=blob)
+    half = model.clone()
     narrow = to_half(half, policy.keep_fp32_ops)
-    stamp(half, precision="w8a16", **{TABLE_KEY: text})
-    write_graph(half, stage / f"{side}.w8a16.onnx", source, narrow, shared=blob)
+    for view, precision, narrowed in ((model, "w8a32", frozenset[str]()), (half, "w8a16", narrow)):
+        stamps = {"precision": precision, TABLE_KEY: text}
+        write_graph(view, stage / f"{side}.{precision}.onnx", narrowed, blob, **stamps)
 
 
 def _graphs_beside(src: Path) -> Iterable[Path]:

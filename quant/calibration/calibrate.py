@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto
+import onnx_ir as ir
 
 from export.io import file_sha256
 from graphs.base.errors import UgsepError, first_line
@@ -17,7 +16,7 @@ from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.arrays import Array
 from quant.calibration.statistics import Calibration, InputStatistics, Samples, SideStatistics, combine, observe
-from quant.graph.gemms import Weight, load_graph, weights_of
+from quant.graph.gemms import Weight, load_graph, name_of, weights_of
 from quant.requests.hash import SamplesHash
 from quant.requests.spec import Request
 
@@ -155,8 +154,8 @@ def _observe_request(request: Request, user: _Probe, item: _Probe) -> None:
 
 def _probe(path: Path, threads: int, gram: bool) -> _Probe:
     model = load_graph(path)
-    outputs = tuple(o.name for o in model.graph.output)
-    inputs = tuple(i.name for i in model.graph.input)
+    graph = model.graph
+    outputs, inputs = tuple(map(name_of, graph.outputs)), tuple(map(name_of, graph.inputs))
     tokens: dict[str, tuple[str, int]] = {}
     feeds: dict[str, tuple[str, ...]] = {}
     for weight in weights_of(model):
@@ -164,10 +163,10 @@ def _probe(path: Path, threads: int, gram: bool) -> _Probe:
             keys = dict(_keys(weight))
             feeds[weight.name] = tuple(keys)
             tokens.update(keys)
-    known = {*outputs, *inputs}
-    for tensor in dict.fromkeys(tensor for tensor, _ in tokens.values()):
-        if tensor not in known:
-            model.graph.output.append(onnx.helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
+    observed = {tensor for tensor, _ in tokens.values()} - {*outputs, *inputs}
+    for value in [v for node in graph for v in node.outputs if v.name in observed]:
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), None
+        graph.outputs.append(value)
     run = session(model, path, threads)
 
     def with_inputs(names: list[str], values: dict[str, Array]) -> list[Array]:
@@ -185,7 +184,7 @@ def _keys(weight: Weight) -> Iterator[tuple[str, tuple[str, int]]]:
         yield (f"{tensor}@{tokens}" if tokens else tensor), (tensor, tokens)
 
 
-def session(model: onnx.ModelProto, path: Path, threads: int) -> Run:
+def session(model: ir.Model, path: Path, threads: int) -> Run:
     """Load a graph in onnxruntime on the CPU; its external data lies beside ``path``.
 
     Raises:
@@ -201,7 +200,9 @@ def session(model: onnx.ModelProto, path: Path, threads: int) -> Run:
     options.log_severity_level = 4  # errors are raised, once, as one line
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        loaded = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        loaded = onnxruntime.InferenceSession(
+            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime's own exception classes share no base but Exception
         raise UgsepError(f"'{path}' does not load in onnxruntime ({first_line(error)[:200]})") from error
 

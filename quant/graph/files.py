@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import onnx
-from onnx import TensorProto
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+import onnx_ir as ir
 
+from export.io import stamp
 from graphs.base.errors import UgsepError
 from quant.arrays import Array
-from quant.graph.gemms import read_tensor
+from quant.graph.gemms import read_tensor, tensor_of
 
 EXTERNAL_BYTES = 64 * 1024  # larger tensors go to the data file, so that the graph stays far below 2 GB
 _ALIGNMENT = 4096  # lets a runtime map the file
@@ -95,46 +94,39 @@ def append(file: IO[bytes], array: Array) -> tuple[int, int]:
 
 
 def write_graph(
-    model: onnx.ModelProto, path: Path, source: Path, narrow: frozenset[str] = frozenset(), shared: str = ""
+    model: ir.Model, path: Path, narrow: frozenset[str] = frozenset(), shared: str = "", **stamps: str
 ) -> None:
-    """Write a graph whose external float tensors lie in folder ``source``, with a data file of its own.
+    """Write a graph with ``ugsep.*`` stamps, and its large float tensors to ``<path>.data``, one at a time.
 
     The initializers named by ``narrow`` are converted to FP16. Tensors in the file ``shared`` stay where they are.
-    Large tensors go to ``<path>.data``, one at a time.
 
     Raises:
         UgsepError: a weight to narrow exceeds the FP16 range, or a data file is missing.
     """
     data = path.with_name(f"{path.name}.data")
     with data.open("wb") as file:
-        for tensor in model.graph.initializer:
-            external = uses_external_data(tensor)
-            if external and shared and ExternalDataInfo(tensor).location == shared:
+        for name, value in model.graph.initializers.items():
+            tensor = tensor_of(value)
+            location = str(tensor.location) if isinstance(tensor, ir.ExternalTensor) else ""
+            if (name not in narrow and not location) or (shared and location == shared):
                 continue
-            if tensor.name not in narrow and not external:
-                continue
-            values = read_tensor(tensor, source)
-            if tensor.name in narrow:
-                values = _to_half(values, tensor.name)
-            _place(tensor, values, file, data.name)
+            values = read_tensor(tensor)
+            value.const_value = _stored(name, _to_half(values, name) if name in narrow else values, file, data.name)
         size = file.tell()
     if not size:
         data.unlink()
-    path.write_bytes(model.SerializeToString())
+    proto = ir.to_proto(model)
+    stamp(proto, **stamps)  # on the protobuf: onnx_ir sorts properties, files have had these last
+    path.write_bytes(proto.SerializeToString())
 
 
-def _place(tensor: TensorProto, values: Array, file: IO[bytes], location: str) -> None:
-    name, dims = tensor.name, tuple(values.shape)
-    tensor.Clear()
-    tensor.name, tensor.data_type = name, onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-    tensor.dims.extend(dims)
+def _stored(name: str, values: Array, file: IO[bytes], location: str) -> ir.TensorProtocol:
+    """Return a tensor to write into the graph, or one whose values are appended to the data file."""
     if values.nbytes < EXTERNAL_BYTES:
-        tensor.raw_data = np.ascontiguousarray(values).tobytes()
-        return
+        return ir.Tensor(np.asarray(values, order="C"), name=name)
     offset, length = append(file, values)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", offset), ("length", length)):
-        tensor.external_data.add(key=key, value=str(value))
+    dtype = ir.DataType.from_numpy(values.dtype)
+    return ir.ExternalTensor(location, offset, length, dtype, shape=ir.Shape(values.shape), name=name)
 
 
 def _to_half(values: Array, name: str) -> Array:

@@ -1,24 +1,31 @@
-"""The FP16-typed view of a graph: the same nodes, with casts only around what must stay FP32 for its range."""
+"""The FP16-typed view of a graph: the same nodes, with casts only around what must stay FP32 for its range.
+
+``export.lowering.tensorrt`` has a converter of its own: TensorRT decides itself what it computes in FP32, so its
+graphs are FP16 throughout.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from export import names
 from graphs.base.errors import UgsepError
+from quant.graph.gemms import name_of, tensor_of
 
-# Element-wise operators join a region of FP32 when everything they compute on lies in it (mean + eps).
+# Element-wise operators join a region of FP32 if everything they compute on lies in it (mean + eps).
 _FOLLOWERS = frozenset(
     {"Add", "Sub", "Mul", "Div", "Max", "Min", "Clip", "Abs", "Neg", "Exp", "Log", "Unsqueeze", "Squeeze"}
 )
 
 
-def to_half(model: onnx.ModelProto, keep_fp32: tuple[str, ...]) -> frozenset[str]:
-    """Make a float32-typed graph FP16-typed in place and return the initializers whose data is now to be FP16.
+def to_half(model: ir.Model, keep_fp32: tuple[str, ...]) -> frozenset[str]:
+    """Make a float32-typed graph FP16-typed in place and return the initializers to be narrowed to FP16.
 
     Inputs and outputs become FP16, integers stay. Nodes named by ``keep_fp32`` (op types, ``MatMul:activations``,
     globs of node names) and element-wise nodes between them compute in FP32.
@@ -27,141 +34,156 @@ def to_half(model: onnx.ModelProto, keep_fp32: tuple[str, ...]) -> frozenset[str
         UgsepError: control flow, or a tensor whose type cannot be inferred.
     """
     graph = model.graph
-    if any(a.type in (a.GRAPH, a.GRAPHS) for n in graph.node for a in n.attribute):
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for n in graph for a in n.attributes.values()):
         raise UgsepError("the graph has control flow (If, Loop, Scan); an FP16 view needs a traced graph")
-    _lift_constants(graph)
+    common.LiftConstantsToInitializersPass(size_limit=0)(model)
     _drop_casts_of_half_constants(graph)
-    floats = _float_tensors(model)
-    constants = {t.name: t for t in graph.initializer}
-    kept = _kept_nodes(graph, keep_fp32, floats, set(constants))
+    floats = _float_values(model)
+    kept = _kept_nodes(graph, keep_fp32, floats)
 
-    # Every float tensor t has up to two forms: "t" in FP16 and "t.fp32"; a cast makes the one that is missing.
-    wanted: dict[str, set[bool]] = defaultdict(set)  # tensor -> {wide?}
-    for index, node in enumerate(graph.node):
-        for name in node.input:
-            if name in floats:
-                wanted[name].add(index in kept)
-    for output in graph.output:
-        if output.name in floats:
-            wanted[output.name].add(False)
+    # A float value is read in up to two types, FP16 and FP32; a cast makes the one that its producer does not.
+    wanted: dict[ir.Value, set[bool]] = defaultdict(set)  # value -> {wide?}
+    for node in graph:
+        for value in floats.intersection(v for v in node.inputs if v is not None):
+            wanted[value].add(node in kept)
+    for value in floats.intersection(graph.outputs):
+        wanted[value].add(False)
 
-    narrow = _split_constants(graph, constants, floats, wanted)
-    nodes: list[NodeProto] = []
-    for value in graph.input:
-        if value.name in floats and True in wanted[value.name]:
-            nodes.append(_cast(value.name, wide=True))
-    for index, node in enumerate(graph.node):
-        wide = index in kept
-        for position, name in enumerate(node.input):
-            if name in floats and wide and not (name in constants and wanted[name] == {True}):
-                node.input[position] = names.derived(name, "fp32")
-        made = [o for o in node.output if o in floats]
-        for position, name in enumerate(node.output):
-            if name in floats and wide:
-                node.output[position] = names.derived(name, "fp32")
-        if not wide:
+    wide, narrowed = _constants_by_type(graph, floats, wanted)
+    half: dict[ir.Value, ir.Value] = {}
+    casts = {v: _cast(v, name_of(v), wide=True) for v in graph.inputs if True in wanted.get(v, ())}
+    wide.update({value: cast.outputs[0] for value, cast in casts.items()})
+    for node in list(graph):
+        in_fp32 = node in kept
+        for position, read in enumerate(node.inputs):
+            if read in floats:
+                node.replace_input_with(position, (wide if in_fp32 else half).get(read, read))
+        if not in_fp32:
             _narrow_attributes(node)
-        nodes.append(node)
-        nodes += [_cast(name, wide=not wide) for name in made if (not wide) in wanted[name]]
-    copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
-    for value in (*graph.input, *graph.output):
-        if value.name in floats:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    del graph.value_info[:]  # its types are those of the float32 graph
-    return narrow
+        after = []
+        for value in node.outputs:
+            if value not in floats:
+                continue
+            name = name_of(value)
+            if in_fp32:
+                value.name = names.derived(name, "fp32")
+            if (not in_fp32) in wanted[value]:
+                after.append(_cast(value, name, wide=not in_fp32))
+                (half if in_fp32 else wide)[value] = after[-1].outputs[0]
+        graph.insert_after(node, after)
+    graph.insert_before(graph[0], casts.values())
+    _retype(graph, floats, half)
+    return narrowed
 
 
-def _lift_constants(graph: onnx.GraphProto) -> None:
-    """Turn Constant nodes that hold a tensor into initializers, so that there is one kind of constant."""
-    kept = []
-    for node in graph.node:
-        value = next((a for a in node.attribute if a.name == "value"), None)
-        if node.op_type == "Constant" and value is not None:
-            tensor = TensorProto.FromString(value.t.SerializeToString())
-            tensor.name = node.output[0]
-            graph.initializer.append(tensor)
-        else:
-            kept.append(NodeProto.FromString(node.SerializeToString()))
-    del graph.node[:]
-    graph.node.extend(kept)
+def _drop_casts_of_half_constants(graph: ir.Graph) -> None:
+    """Let MatMul read FP16 constants directly: the cast of the FP32-typed view does nothing here."""
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Cast" else None
+        if source is None or not source.is_initializer() or tensor_of(source).dtype != ir.DataType.FLOAT16:
+            continue
+        output = node.outputs[0]
+        if not output.is_graph_output() and all(user.op_type == "MatMul" for user, _ in output.uses()):
+            output.replace_all_uses_with(source)
+            graph.remove(node, safe=True)
 
 
-def _float_tensors(model: onnx.ModelProto) -> set[str]:
-    inferred = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=False).graph
-    types = {t.name: t.data_type for t in inferred.initializer}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        types[value.name] = value.type.tensor_type.elem_type
-    for node in inferred.node:
-        for name in node.output:
-            if name and types.get(name, TensorProto.UNDEFINED) == TensorProto.UNDEFINED:
-                raise UgsepError(f"the type of '{name}' ({node.op_type}) cannot be inferred; use default-domain ops")
-    return {name for name, data_type in types.items() if data_type == TensorProto.FLOAT}
+def _float_values(model: ir.Model) -> set[ir.Value]:
+    proto = ir.to_proto(model)
+    inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.input, *inferred.value_info, *inferred.output)}
+    found: set[ir.Value] = set()
+    for value in _values(model.graph):
+        known = types.get(name_of(value), ir.DataType.UNDEFINED)
+        if value.is_initializer():
+            known = tensor_of(value).dtype
+        if known == ir.DataType.FLOAT:
+            found.add(value)
+        if known == ir.DataType.UNDEFINED and (node := value.producer()) is not None:
+            raise UgsepError(
+                f"the type of '{value.name}' ({node.op_type}) cannot be inferred; use default-domain ops"
+            )
+    return found
 
 
-def _kept_nodes(graph: onnx.GraphProto, patterns: tuple[str, ...], floats: set[str], constants: set[str]) -> set[int]:
-    kept: set[int] = set()
-    wide: set[str] = set()
-    decoded = {o for n in graph.node if n.op_type in ("DequantizeLinear", "Cast") for o in n.output}
-    for index, node in enumerate(graph.node):
+def _values(graph: ir.Graph) -> Iterable[ir.Value]:
+    """Yield inputs, initializers and products."""
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from (value for value in node.outputs if value.name)
+
+
+def _kept_nodes(graph: ir.Graph, patterns: tuple[str, ...], floats: set[ir.Value]) -> set[ir.Node]:
+    kept: set[ir.Node] = set()
+    wide: set[ir.Value] = set()
+    for node in graph:
         known_as = [node.op_type, *([node.name] if node.name else [])]
-        if node.op_type == "MatMul" and not {*node.input} & (constants | decoded):
+        inputs = [v for v in node.inputs if v is not None]
+        if node.op_type == "MatMul" and not any(_is_weight(v) for v in inputs):
             known_as.append("MatMul:activations")
-        dynamic = [n for n in node.input if n in floats and n not in constants]
-        follows = node.op_type in _FOLLOWERS and dynamic and all(n in wide for n in dynamic)
+        dynamic = [v for v in inputs if v in floats and not v.is_initializer()]
+        follows = node.op_type in _FOLLOWERS and dynamic and wide.issuperset(dynamic)
         named = any(fnmatchcase(name, pattern) for name in known_as for pattern in patterns)
         if node.op_type != "DequantizeLinear" and (follows or named):
-            kept.add(index)
-            wide.update(o for o in node.output if o in floats)
+            kept.add(node)
+            wide.update(floats.intersection(node.outputs))
     return kept
 
 
-def _drop_casts_of_half_constants(graph: onnx.GraphProto) -> None:
-    """Let MatMul read FP16 constants directly: the cast of the FP32-typed view does nothing here."""
-    halves = {t.name for t in graph.initializer if t.data_type == TensorProto.FLOAT16}
-    alias = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Cast" and n.input[0] in halves}
-    elsewhere = {i for n in graph.node if n.op_type != "MatMul" for i in n.input}
-    alias = {name: constant for name, constant in alias.items() if name not in elsewhere}
-    kept = [NodeProto.FromString(n.SerializeToString()) for n in graph.node if n.output[0] not in alias]
-    for node in kept:
-        for position, name in enumerate(node.input):
-            node.input[position] = alias.get(name, name)
-    del graph.node[:]
-    graph.node.extend(kept)
+def _is_weight(value: ir.Value) -> bool:
+    node = value.producer()
+    return value.is_initializer() or (node is not None and node.op_type in ("DequantizeLinear", "Cast"))
 
 
-def _split_constants(
-    graph: onnx.GraphProto,
-    constants: dict[str, TensorProto],
-    floats: set[str],
-    wanted: dict[str, set[bool]],
-) -> frozenset[str]:
-    """Leave constants that only FP32 nodes read, copy those that both kinds read; return those to narrow."""
-    narrow = set()
-    for name, tensor in constants.items():
-        if name not in floats or wanted[name] == {True}:
+def _constants_by_type(
+    graph: ir.Graph, floats: set[ir.Value], wanted: dict[ir.Value, set[bool]]
+) -> tuple[dict[ir.Value, ir.Value], frozenset[str]]:
+    """Copy the constants that FP16 and FP32 nodes read; return the copies, and the names of those to narrow.
+
+    Constants that only FP32 nodes read stay as they are.
+    """
+    copies: dict[ir.Value, ir.Value] = {}
+    narrowed = set()
+    for value in list(graph.initializers.values()):
+        if value not in floats or wanted[value] == {True}:
             continue
-        narrow.add(name)
-        if True in wanted[name]:
-            copy = TensorProto.FromString(tensor.SerializeToString())
-            copy.name = names.derived(name, "fp32")
-            graph.initializer.append(copy)
-    return frozenset(narrow)
+        narrowed.add(name_of(value))
+        if True in wanted[value]:
+            copies[value] = ir.Value(name=names.derived(name_of(value), "fp32"), const_value=value.const_value)
+            graph.register_initializer(copies[value])
+    return copies, frozenset(narrowed)
 
 
-def _narrow_attributes(node: NodeProto) -> None:
+def _narrow_attributes(node: ir.Node) -> None:
     """Let a node that names its own output type name FP16."""
-    for attribute in node.attribute:
-        if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == TensorProto.FLOAT:
-            attribute.i = TensorProto.FLOAT16
-        if attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
-            values = numpy_helper.to_array(attribute.t)
-            attribute.t.CopyFrom(numpy_helper.from_array(values.astype("float16"), attribute.t.name))
+    for name in ("to", "dtype", "output_dtype"):
+        if node.attributes.get_int(name, 0) == ir.DataType.FLOAT:
+            node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT16)
+    value = node.attributes.get_tensor("value")
+    if value is not None and value.dtype == ir.DataType.FLOAT:
+        node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(value.numpy().astype("float16"), name=value.name))
 
 
-def _cast(name: str, wide: bool) -> NodeProto:
-    other = names.derived(name, "fp32")
+def _cast(value: ir.Value, name: str, wide: bool) -> ir.Node:
+    """Return a cast of a value; ``name`` is that of its FP16 form."""
     if wide:
-        return helper.make_node("Cast", [name], [other], name=names.step_node(name, "to_fp32"), to=TensorProto.FLOAT)
-    return helper.make_node("Cast", [other], [name], name=names.step_node(name, "to_fp16"), to=TensorProto.FLOAT16)
+        to, step, output = ir.DataType.FLOAT, names.step_node(name, "to_fp32"), names.derived(name, "fp32")
+    else:
+        to, step, output = ir.DataType.FLOAT16, names.step_node(name, "to_fp16"), name
+    return ir.node("Cast", [value], {"to": to}, name=step, outputs=[ir.Value(name=output)])
+
+
+def _retype(graph: ir.Graph, floats: set[ir.Value], half: dict[ir.Value, ir.Value]) -> None:
+    """Declare inputs and outputs as FP16, and nothing else: other declarations are those of the float32 graph."""
+    ends = {*graph.inputs}
+    for index, value in enumerate(graph.outputs):
+        output = half.get(value, value)
+        output.shape, output.type = value.shape, value.type
+        graph.outputs[index] = output
+        ends.add(output)
+    for value in _values(graph):
+        if value not in ends:
+            value.type = value.shape = None
+        elif value in floats or value in half.values():
+            value.type = ir.TensorType(ir.DataType.FLOAT16)

@@ -9,13 +9,14 @@ from typing import Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+import onnx_ir as ir
 
 from export.io import read_graph
 from export.metadata import keep_float_patterns
 from graphs.base.errors import UgsepError
 from quant.arrays import Array
+
+ONNX_DOMAINS = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
@@ -38,70 +39,89 @@ class Weight:
         return int(np.prod(self.shape))
 
 
-def load_graph(path: Path) -> onnx.ModelProto:
-    """Load the graph alone; external data stays on disk.
+def load_graph(path: Path) -> ir.Model:
+    """Load a graph; external data stays on disk.
 
     Raises:
         UgsepError: no such file, not ONNX, or an opset before 21 (no blocked DequantizeLinear).
     """
-    model = read_graph(path)
-    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    model = graph_of(read_graph(path), path.parent)
+    opset = max((version for domain, version in model.opset_imports.items() if domain in ONNX_DOMAINS), default=0)
     if opset < 21:
         raise UgsepError(f"'{path}' has opset {opset}; int8 weights need opset 21, export it again")
     return model
 
 
-def weights_of(model: onnx.ModelProto) -> tuple[Weight, ...]:
+def graph_of(proto: onnx.ModelProto, folder: Path = Path()) -> ir.Model:
+    """Return a graph whose external data is in ``folder``; only value_info that it declares is written back."""
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, folder)
+    declared = {value.name for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)}
+    for value in model.graph.initializers.values():
+        if value.name not in declared:
+            value.type = value.shape = None
+    return model
+
+
+def weights_of(model: ir.Model) -> tuple[Weight, ...]:
     """Return every MatMul weight and embedding table in graph order, those that cannot be quantized included."""
-    initializers = {t.name: t for t in model.graph.initializer}
-    outputs = {o.name for o in model.graph.output}
-    kinds: dict[str, set[str]] = {}
-    inputs: dict[str, list[str]] = {}
-    for node in model.graph.node:
-        for position, name in enumerate(node.input):
-            if name not in initializers:
+    kinds: dict[ir.Value, set[str]] = {}
+    inputs: dict[ir.Value, dict[str, None]] = {}
+    for node in model.graph:
+        for position, value in enumerate(node.inputs):
+            if value is None or not value.is_initializer():
                 continue
             role = _role(node, position)
-            kinds.setdefault(name, set()).add(role)
+            kinds.setdefault(value, set()).add(role)
             if role == "matmul":
-                fed = inputs.setdefault(name, [])
-                if node.input[0] not in fed:
-                    fed.append(node.input[0])
+                inputs.setdefault(value, {})[name_of(node.inputs[0])] = None
     found = []
-    for name, roles in kinds.items():
+    for value, roles in kinds.items():
         if not roles & {"matmul", "table"}:
             continue
-        tensor = initializers[name]
+        tensor = tensor_of(value)
+        shape = tuple(tensor.shape.numpy())
         kind: Literal["matmul", "table"] = "matmul" if "matmul" in roles else "table"
-        if kind == "table" and (len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT):
+        if kind == "table" and (len(shape) != 2 or tensor.dtype != ir.DataType.FLOAT):
             continue  # Gather also indexes shapes and masks
-        shape = tuple(tensor.dims)
-        refusal = _refusal(kind, roles, shape, tensor.data_type, name in outputs)
-        found.append(Weight(name, kind, shape, tuple(inputs.get(name, ())), refusal))
+        refusal = _refusal(kind, roles, tensor, value.is_graph_output())
+        found.append(Weight(name_of(value), kind, shape, tuple(inputs.get(value, ())), refusal))
     return tuple(found)
 
 
-def _role(node: onnx.NodeProto, position: int) -> str:
-    if node.domain not in ("", "ai.onnx"):
+def name_of(value: ir.Value | None) -> str:
+    """Return the name of a node's input."""
+    assert value is not None
+    assert value.name is not None
+    return value.name
+
+
+def tensor_of(value: ir.Value) -> ir.TensorProtocol:
+    """Return the tensor of an initializer."""
+    assert value.const_value is not None
+    return value.const_value
+
+
+def _role(node: ir.Node, position: int) -> str:
+    if node.domain not in ONNX_DOMAINS:
         return node.op_type
     if node.op_type == "MatMul" and position == 1:
         return "matmul"
-    axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-    if node.op_type == "Gather" and position == 0 and axis == 0:
+    if node.op_type == "Gather" and position == 0 and node.attributes.get_int("axis", 0) == 0:
         return "table"
     return node.op_type
 
 
-def _refusal(kind: str, roles: set[str], shape: tuple[int, ...], data_type: int, is_output: bool) -> str:
+def _refusal(kind: str, roles: set[str], tensor: ir.TensorProtocol, is_output: bool) -> str:
     others = sorted(roles - {kind})
     if others:
         return f"also read by {', '.join(others)}"
     if is_output:
         return "is a graph output"
-    if data_type != TensorProto.FLOAT:
-        return f"is {TensorProto.DataType.Name(data_type).lower()}, not float32"
-    if kind == "matmul" and len(shape) not in (2, 3):
-        return f"has {len(shape)} axes; int8 is defined for [K, N] and [T, K, N]"
+    if tensor.dtype != ir.DataType.FLOAT:
+        return f"is {tensor.dtype.name.lower()}, not float32"
+    if kind == "matmul" and len(tensor.shape) not in (2, 3):
+        return f"has {len(tensor.shape)} axes; int8 is defined for [K, N] and [T, K, N]"
     return ""
 
 
@@ -110,20 +130,17 @@ def matching(name: str, patterns: tuple[str, ...]) -> str:
     return next((p for p in patterns if fnmatchcase(name, p)), "")
 
 
-def read_tensor(tensor: TensorProto, folder: Path) -> Array:
-    """Return an initializer's values; external data is memory-mapped, not read.
+def read_tensor(tensor: ir.TensorProtocol) -> Array:
+    """Return a tensor's values; external data is memory-mapped, not read.
 
     Raises:
         UgsepError: the external file is missing or too short.
     """
-    if not uses_external_data(tensor):
-        return np.asarray(numpy_helper.to_array(tensor))
-    info = ExternalDataInfo(tensor)
-    path = folder / info.location
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    shape = tuple(tensor.dims)
-    offset = info.offset or 0
-    need = offset + int(np.prod(shape)) * dtype.itemsize
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    path, dtype, shape = Path(tensor.path), tensor.dtype.numpy(), tensor.shape.numpy()
+    offset = tensor.offset or 0
+    need = offset + tensor.nbytes
     if not path.is_file() or path.stat().st_size < need:
         raise UgsepError(f"'{path}' is missing or truncated (weight '{tensor.name}'); export the model again")
     if need == offset:
@@ -131,7 +148,7 @@ def read_tensor(tensor: TensorProto, folder: Path) -> Array:
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
 
 
-def quantizable(model: onnx.ModelProto) -> tuple[Weight, ...]:
+def quantizable(model: ir.Model) -> tuple[Weight, ...]:
     """Return the MatMul weights of a graph that may become int8."""
     keep = keep_float_patterns(model)
     return tuple(w for w in weights_of(model) if w.kind == "matmul" and not w.refusal and not matching(w.name, keep))

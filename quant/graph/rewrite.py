@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import onnx
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+import onnx_ir as ir
 
 from export import names
 from quant.arrays import Floats
+from quant.graph.gemms import name_of, tensor_of
 
 
 @dataclass(frozen=True)
@@ -38,60 +37,51 @@ def scale_of_matmul(scale: Floats, inputs: int) -> tuple[Floats, int, int]:
     return scale, scale.ndim - 2, inputs // blocks
 
 
-def encode_weights(model: onnx.ModelProto, encoded: Mapping[str, Encoded]) -> None:
+def encode_weights(model: ir.Model, encoded: Mapping[str, Encoded]) -> None:
     """Replace the named float initializers in place.
 
     ``W`` keeps its name and becomes int8 with ``W.scale``, read by DequantizeLinear into ``W.dequantized``; an FP16
-    constant is read by Cast into ``W.float``. The new node stands right before the first reader, so that few
+    constant is read by Cast into ``W.float``. The new node is inserted right before the first reader, so that few
     dequantized weights are alive at once.
     """
     graph = model.graph
-    for tensor in list(graph.initializer):
-        if tensor.name not in encoded:
+    for name, value in list(graph.initializers.items()):
+        if name not in encoded:
             continue
-        entry = encoded[tensor.name]
-        data_type = TensorProto.INT8 if entry.scale is not None else TensorProto.FLOAT16
-        tensor.CopyFrom(_external(tensor.name, data_type, tuple(tensor.dims), entry))
+        entry = encoded[name]
+        dtype = ir.DataType.INT8 if entry.scale is not None else ir.DataType.FLOAT16
+        shape = ir.Shape(tensor_of(value).shape.numpy())
+        value.const_value = ir.ExternalTensor(
+            entry.location, entry.offset, entry.length, dtype, shape=shape, name=name
+        )
+        value.type = value.shape = None  # declared as float
         if entry.scale is not None:
-            scale = np.ascontiguousarray(entry.scale)
-            graph.initializer.append(numpy_helper.from_array(scale, names.derived(tensor.name, "scale")))
-    # Exporters also declare initializers as value_info; those of rewritten weights would claim the old type.
-    declared = [v for v in graph.value_info if v.name not in encoded]
-    kept = [ValueInfoProto.FromString(v.SerializeToString()) for v in declared]
-    del graph.value_info[:]
-    graph.value_info.extend(kept)
-    nodes: list[NodeProto] = []
-    decoded: dict[str, str] = {}
-    for node in graph.node:
-        for position, name in enumerate(node.input):
-            if name not in encoded:
+            scale = ir.Tensor(np.ascontiguousarray(entry.scale), name=names.derived(name, "scale"))
+            graph.register_initializer(ir.Value(name=scale.name, const_value=scale))
+    decoded: dict[str, ir.Value] = {}
+    for node in list(graph):
+        for position, source in enumerate(node.inputs):
+            if source is None or source.name is None or source.name not in encoded:
                 continue
-            if name not in decoded:
-                nodes.append(_decode(name, encoded[name]))
-                decoded[name] = nodes[-1].output[0]
-            node.input[position] = decoded[name]
-        nodes.append(node)
-    copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+            if source.name not in decoded:
+                decode = _decode(graph, source, encoded[source.name])
+                graph.insert_before(node, decode)
+                decoded[source.name] = decode.outputs[0]
+            node.replace_input_with(position, decoded[source.name])
 
 
-def _decode(name: str, entry: Encoded) -> NodeProto:
+def _decode(graph: ir.Graph, weight: ir.Value, entry: Encoded) -> ir.Node:
+    name = name_of(weight)
     if entry.scale is None:
-        out = names.derived(name, "float")
-        return helper.make_node("Cast", [name], [out], name=names.step_node(name, "cast"), to=TensorProto.FLOAT)
-    attributes: dict[str, Any] = {"axis": entry.axis, **({"block_size": entry.block} if entry.block else {})}
-    return helper.make_node(
+        output = ir.Value(name=names.derived(name, "float"))
+        return ir.node(
+            "Cast", [weight], {"to": ir.DataType.FLOAT}, name=names.step_node(name, "cast"), outputs=[output]
+        )
+    attributes = {"axis": entry.axis, **({"block_size": entry.block} if entry.block else {})}
+    return ir.node(
         "DequantizeLinear",
-        [name, names.derived(name, "scale")],
-        [names.derived(name, "dequantized")],
+        [weight, graph.initializers[names.derived(name, "scale")]],
+        attributes,
         name=names.step_node(name, "dequantize"),
-        **attributes,
+        outputs=[ir.Value(name=names.derived(name, "dequantized"))],
     )
-
-
-def _external(name: str, data_type: int, dims: tuple[int, ...], entry: Encoded) -> TensorProto:
-    tensor = TensorProto(name=name, data_type=data_type, dims=dims, data_location=TensorProto.EXTERNAL)
-    for key, value in (("location", entry.location), ("offset", entry.offset), ("length", entry.length)):
-        tensor.external_data.add(key=key, value=str(value))
-    return tensor

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 from quant.arrays import Array
-from quant.graph.gemms import load_graph
+from quant.graph.gemms import load_graph, name_of
 
 REQUEST_ID = "request_id"
 
@@ -55,18 +55,18 @@ def request_spec(user_onnx: Path, item_onnx: Path) -> RequestSpec:
         UgsepError: a graph cannot be read, or an input has an unknown row shape.
     """
     user, item = load_graph(user_onnx).graph, load_graph(item_onnx).graph
-    state = {o.name for o in user.output} | {USER_INDEX}
+    state = {o.name for o in user.outputs} | {USER_INDEX}
     return RequestSpec(
-        tuple(_input_spec(i, user_onnx) for i in user.input),
-        tuple(_input_spec(i, item_onnx) for i in item.input if i.name not in state),
-        tuple(o.name for o in item.output),
+        tuple(_input_spec(i, user_onnx) for i in user.inputs),
+        tuple(_input_spec(i, item_onnx) for i in item.inputs if i.name not in state),
+        tuple(map(name_of, item.outputs)),
     )
 
 
-def _input_spec(value: onnx.ValueInfoProto, path: Path) -> InputSpec:
-    tensor = value.type.tensor_type
-    dims = tensor.shape.dim[1:]
-    if any(not d.HasField("dim_value") for d in dims):
+def _input_spec(value: ir.Value, path: Path) -> InputSpec:
+    sizes = tuple(value.shape or ())[1:]
+    row_shape = tuple(size for size in sizes if isinstance(size, int))
+    if len(row_shape) < len(sizes):
         raise UgsepError(f"'{path}': input '{value.name}' has an unknown row shape; export it with fixed widths")
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    return InputSpec(value.name, dtype.name, tuple(d.dim_value for d in dims))
+    assert value.dtype is not None
+    return InputSpec(name_of(value), value.dtype.numpy().name, row_shape)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from quant.arrays import Array, Doubles, Floats
 from quant.calibration.statistics import InputStatistics
-from quant.graph.gemms import Weight
+from quant.graph.gemms import Weight, name_of, tensor_of
 from quant.schemes import numerics
 
 # f(x / s) = f(x) / s for s > 0, element by element, so a factor passes through them
@@ -69,7 +69,7 @@ class AwqPlan:
 
 
 def plan_awq(
-    model: onnx.ModelProto,
+    model: ir.Model,
     weights: tuple[Weight, ...],
     statistics: Callable[[str], InputStatistics],
     read: Callable[[str], Array],
@@ -144,71 +144,63 @@ def _best_factors(
     return best
 
 
-def _fold_of(model: onnx.ModelProto, inputs: tuple[str, ...], group: list[Weight], quantized: set[str]) -> Fold:
-    graph = model.graph
+def _fold_of(model: ir.Model, inputs: tuple[str, ...], group: list[Weight], quantized: set[str]) -> Fold:
     if len(inputs) != 1:
         return Fold(reason="several tensors are multiplied with it")
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    source = ir.convenience.create_value_mapping(model.graph)[inputs[0]]
     names = {w.name for w in group}
-    if any(n.op_type != "MatMul" or n.input[1] not in names for n in readers[inputs[0]]):
+    if any(n.op_type != "MatMul" or name_of(n.inputs[1]) not in names for n, _ in source.uses()):
         return Fold(reason="its input is also read elsewhere")
-    producers = {o: n for n in graph.node for o in n.output}
-    outputs = {o.name for o in graph.output}
-    constants = {t.name: tuple(t.dims) for t in graph.initializer}
     width, ranks = group[0].shape[-2], {len(w.shape) for w in group}
     if len(ranks) != 1:
         return Fold(reason="its input feeds 2-D and 3-D weights")
     tokens = group[0].shape[0] if ranks == {3} else 0
 
-    def constant(name: str) -> bool:
-        """Whether an initializer can be divided: along the last axis, and by nobody else's leave."""
-        dims = constants.get(name)
-        return dims is not None and bool(dims) and dims[-1] == width and len(readers[name]) == 1
+    def divisible(value: ir.Value) -> bool:
+        """Whether a value is a constant that can be divided along its last axis, and no other node reads it."""
+        return value.is_initializer() and _dims(value)[-1:] == (width,) and len(value.uses()) == 1
 
-    def walk(name: str, first: bool, straight: bool) -> Fold:
-        """Follow the factor up from a tensor; ``straight`` while the token axis is still where it was."""
-        node = producers.get(name)
-        if name in outputs or (not first and len(readers[name]) != 1):
-            return Fold(reason=f"'{name}' is also read elsewhere")
+    def walk(value: ir.Value, first: bool, straight: bool) -> Fold:
+        """Follow the factor up from a tensor; ``straight`` while the token axis has not moved."""
+        if value.is_graph_output() or (not first and len(value.uses()) != 1):
+            return Fold(reason=f"'{value.name}' is also read elsewhere")
+        node = value.producer()
         if node is None:
-            return Fold(reason=f"'{name}' is a graph input")
+            return Fold(reason=f"'{value.name}' is a graph input")
+        read = [v for v in node.inputs if v is not None]
+        constants, computed = ([v for v in read if v.is_initializer() == known] for known in (True, False))
         kind = node.op_type
         if kind in _HOMOGENEOUS:
-            return walk(node.input[0], False, straight)
+            return walk(read[0], False, straight)
         if kind == "Transpose":
-            perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
+            perm = node.attributes.get_ints("perm") or ()
             if perm and perm[-1] == len(perm) - 1:
-                return walk(node.input[0], False, False)
-        if kind in ("Add", "Sub"):
-            known = [i for i in node.input if i in constants]
-            rest = [i for i in node.input if i not in constants]
-            if len(known) == 1 and constant(known[0]):
-                above = walk(rest[0], False, straight)
-                if above.reason:
-                    return above
-                tokenwise = above.per_token and _per_token(constants[known[0]], tokens)
-                return Fold((*above.targets, known[0]), tokenwise)
+                return walk(read[0], False, False)
+        if kind in ("Add", "Sub") and len(constants) == 1 and divisible(constants[0]):
+            above = walk(computed[0], False, straight)
+            if above.reason:
+                return above
+            tokenwise = above.per_token and _per_token(_dims(constants[0]), tokens)
+            return Fold((*above.targets, name_of(constants[0])), tokenwise)
         if kind == "Mul":
-            for known in (i for i in node.input if i in constants):
-                if constant(known):
-                    return Fold((known,), straight and _per_token(constants[known], tokens))
-            tried = [walk(i, False, straight) for i in reversed(node.input) if i not in constants]
+            for constant in filter(divisible, constants):
+                return Fold((name_of(constant),), straight and _per_token(_dims(constant), tokens))
+            tried = [walk(v, False, straight) for v in reversed(computed)]
             if tried:
                 return next((f for f in tried if not f.reason), tried[0])
         if kind == "Div":
-            return walk(node.input[0], False, straight)
-        if kind in ("LayerNormalization", "RMSNormalization"):
-            affine = tuple(node.input[1:3])
-            if all(constant(i) for i in affine):
-                return Fold(affine, False)
-        if kind == "MatMul" and node.input[1] in quantized and constant(node.input[1]):
-            return Fold((node.input[1],), straight and len(constants[node.input[1]]) == 3)
+            return walk(read[0], False, straight)
+        if kind in ("LayerNormalization", "RMSNormalization") and all(map(divisible, read[1:3])):
+            return Fold(tuple(name_of(v) for v in read[1:3]), False)
+        if kind == "MatMul" and name_of(read[1]) in quantized and divisible(read[1]):
+            return Fold((name_of(read[1]),), straight and len(_dims(read[1])) == 3)
         return Fold(reason=f"{kind} before it takes no factor")
 
-    return walk(inputs[0], True, True)
+    return walk(source, True, True)
+
+
+def _dims(constant: ir.Value) -> tuple[int, ...]:
+    return tuple(tensor_of(constant).shape.numpy())
 
 
 def _per_token(dims: tuple[int, ...], tokens: int) -> bool:

@@ -9,37 +9,38 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import onnx
-from onnx import TensorProto
+import onnx_ir as ir
 
 from quant.arrays import Array, Doubles
 from quant.calibration.statistics import InputStatistics
+from quant.graph.gemms import name_of, tensor_of
 
 
-def biases_of(model: onnx.ModelProto) -> dict[str, str]:
+def biases_of(model: ir.Model) -> dict[str, str]:
     """Return, for each weight whose only product has its own constant added, the name of that constant.
 
     A weight [K, N] takes a bias of N numbers, one of [T, K, N] a bias [T, 1, N]. The bias must be read nowhere else.
     """
-    initializers = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
-    outputs = {o.name for o in model.graph.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
     found: dict[str, str] = {}
-    for node in model.graph.node:
-        if node.op_type != "MatMul" or node.input[1] not in initializers or len(readers[node.input[1]]) != 1:
+    for node in model.graph:
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        if weight is None or not _is_own_float(weight):
             continue
-        after = readers.get(node.output[0], [])
-        if node.output[0] in outputs or len(after) != 1 or after[0].op_type != "Add":
+        product = node.outputs[0]
+        after = [user for user, _ in product.uses()]
+        if product.is_graph_output() or len(after) != 1 or after[0].op_type != "Add":
             continue
-        weight = tuple(initializers[node.input[1]].dims)
-        for name in after[0].input:
-            alone = name in initializers and len(readers[name]) == 1 and name not in outputs
-            if alone and _fits(weight, tuple(initializers[name].dims)):
-                found[node.input[1]] = name
+        for value in after[0].inputs:
+            if value is None or value.is_graph_output() or not _is_own_float(value):
+                continue
+            if _fits(tuple(tensor_of(weight).shape.numpy()), tuple(tensor_of(value).shape.numpy())):
+                found[name_of(weight)] = name_of(value)
     return found
+
+
+def _is_own_float(value: ir.Value) -> bool:
+    """Whether a value is a float32 constant with one reader."""
+    return value.is_initializer() and tensor_of(value).dtype == ir.DataType.FLOAT and len(value.uses()) == 1
 
 
 def _fits(weight: tuple[int, ...], bias: tuple[int, ...]) -> bool:

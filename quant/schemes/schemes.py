@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from graphs.base.errors import UgsepError, nearest
 from quant.arrays import Array, Floats, Ints
@@ -123,7 +123,7 @@ def check_calibrated(config: SchemeConfig, calibration: object | None) -> None:
 
 def scaling_plan(
     config: SchemeConfig,
-    model: onnx.ModelProto,
+    model: ir.Model,
     weights: tuple[Weight, ...],
     statistics: SideStatistics | None,
     read: Callable[[str], Array],

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, helper
+import onnx_ir as ir
 
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 from quant.arrays import Array
 from quant.calibration.calibrate import CHUNK_ROWS, Run, session
-from quant.graph.gemms import load_graph, quantizable, read_tensor
+from quant.graph.gemms import load_graph, name_of, quantizable, read_tensor, tensor_of
 from quant.requests.spec import Request
 from quant.schemes.bias import biases_of
 from quant.search.metrics import Scores
@@ -47,20 +47,16 @@ def open_graph(path: Path, threads: int) -> OpenGraph:
         UgsepError: the graph does not load, or onnxruntime is missing.
     """
     model = load_graph(path)
-    inputs, outputs = tuple(i.name for i in model.graph.input), tuple(o.name for o in model.graph.output)
+    graph = model.graph
+    inputs, outputs = tuple(map(name_of, graph.inputs)), tuple(map(name_of, graph.outputs))
     weights = {w.name for w in quantizable(model)}
     biases = {w: b for w, b in biases_of(model).items() if w in weights}
-    names = weights | set(biases.values())
     values: dict[str, Array] = {}
-    kept = []
-    for tensor in model.graph.initializer:
-        if tensor.name in names:
-            values[tensor.name] = read_tensor(tensor, path.parent)
-            model.graph.input.append(helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, list(tensor.dims)))
-        else:
-            kept.append(TensorProto.FromString(tensor.SerializeToString()))
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    for name in [n for n in graph.initializers if n in weights or n in biases.values()]:
+        value = graph.initializers.pop(name)
+        values[name] = read_tensor(tensor_of(value))
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(values[name].shape)
+        graph.inputs.append(value)
     return OpenGraph(path, session(model, path, threads), inputs, outputs, values, biases)
 
 

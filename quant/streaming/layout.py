@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+import onnx_ir as ir
 import torch
-from onnx import ModelProto
 from torch import Tensor
 
-from export.streamed import StreamedGraph
-from export.weights.lazy_weights import Box, Weights
+from export.weights.lazy_weights import Box, Constant, Weights
 from graphs.base.errors import UgsepError
 from quant.graph.files import aligned
-from quant.graph.gemms import Weight, read_tensor
+from quant.graph.gemms import Weight, name_of, read_tensor, tensor_of
 from quant.schemes.numerics import blocks_of
 
 #: float32 bytes of a unit: what a worker has in memory of a weight, a few times over.
@@ -96,21 +94,17 @@ def place_weights(weights: Mapping[Weight, int], block: int) -> tuple[tuple[Plac
     return tuple(places), end, scale_end
 
 
-def source_of(name: str, graph: StreamedGraph, weights: Weights) -> Source:
-    """Return how to read a weight of a streamed graph: from the checkpoint, or from the graph where it is small."""
-    constant = graph.constants.get(name)
+def source_of(value: ir.Value, constants: Mapping[str, Constant], weights: Weights) -> Source:
+    """Return how to read a weight of a streamed graph: from the checkpoint, or from the graph if it is small."""
+    name = name_of(value)
+    constant = constants.get(name)
     if constant is None:
-        held = _held(graph.model, name)
+        held = torch.from_numpy(read_tensor(tensor_of(value)).copy())
         return Source(
             lambda box, room: held[tuple(slice(a, b) for a, b in box)],
-            lambda value: None,  # looked at when it was read into the graph
+            lambda value: None,  # checked when it was read into the graph
         )
     return Source(
         lambda box, room: weights.read_unchecked(constant, box, name, room),
         lambda value: weights.check(constant, value, name),
     )
-
-
-def _held(model: ModelProto, name: str) -> Tensor:
-    tensor = next(t for t in model.graph.initializer if t.name == name)
-    return torch.from_numpy(read_tensor(tensor, Path()).copy())

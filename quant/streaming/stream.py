@@ -21,19 +21,19 @@ from queue import SimpleQueue
 from threading import Event
 from typing import Any
 
+import onnx_ir as ir
 import torch
-from onnx import TensorProto
 from torch import Tensor
 
 from export.io import check_file
 from export.metadata import keep_float_patterns, side_of
 from export.streamed import StreamedGraph
 from export.weights.direct_io import BLOCK, aligned_room
-from export.weights.lazy_weights import Box, Weights
+from export.weights.lazy_weights import Box, Constant, Weights
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.graph.files import aligned, append, publish
-from quant.graph.gemms import Weight, weights_of
+from quant.graph.gemms import Weight, graph_of, name_of, tensor_of, weights_of
 from quant.graph.rewrite import Encoded, encode_weights
 from quant.policy import Policy, check_rules, policy_document
 from quant.schemes import numerics
@@ -155,7 +155,8 @@ class _Job:
 
     side: str
     key: str
-    graph: StreamedGraph
+    model: ir.Model
+    constants: Mapping[str, Constant]
     weights: Weights
     scheme: SchemeConfig
     policy: Policy
@@ -169,23 +170,22 @@ class _Job:
         """Name of the file of int8 and FP16 constants that both views share."""
         return f"{self.side}.int8.data"
 
-    def floats(self) -> Iterator[TensorProto]:
-        """Go over the large initializers that stay float."""
+    def floats(self) -> list[ir.Value]:
+        """Return the large initializers that stay float."""
         placed = {place.name for place in self.places}
-        for tensor in self.graph.model.graph.initializer:
-            if tensor.name in self.graph.constants and tensor.name not in placed:
-                yield tensor
+        return [v for n, v in self.model.graph.initializers.items() if n in self.constants and n not in placed]
 
 
 def _job(graph: StreamedGraph, weights: Weights, source: str, scheme: SchemeConfig, policy: Policy) -> _Job:
-    side, keep = side_of(graph.model, Path("streamed.onnx")), keep_float_patterns(graph.model)
-    plans = {w: plan_of(w, side, policy, keep) for w in weights_of(graph.model)}
+    model = graph_of(graph.model)
+    side, keep = side_of(model, Path("streamed.onnx")), keep_float_patterns(model)
+    plans = {w: plan_of(w, side, policy, keep) for w in weights_of(model)}
     places, *sizes = place_weights({w: plan.bits for w, plan in plans.items() if plan.bits < 32}, policy.block)
     digest = hashlib.sha256(graph.model.SerializeToString(deterministic=True)).hexdigest()
     # Of the policy what it makes of this side's weights: a rule for the other side leaves their bytes as they are.
     planned = [(p.name, p.bits, p.block) for p in places]
     key = _hash([source, digest, scheme_name(scheme), asdict(scheme), planned, UNIT_BYTES])
-    return _Job(side, key, graph, weights, scheme, policy, plans, places, *sizes)
+    return _Job(side, key, model, graph.constants, weights, scheme, policy, plans, places, *sizes)
 
 
 def _check_rules(policy: Policy, jobs: Sequence[_Job]) -> None:
@@ -231,8 +231,8 @@ def _write_side(job: _Job, encoded: _SideEncoded, stage: Path) -> QuantTable:
     _place_floats(job, stage)
     rows = tuple(_row(job, weight, encoded.facts.get(weight.name, {})) for weight in job.plans)
     table = QuantTable(job.side, scheme_name(job.scheme), "", rows)
-    encode_weights(job.graph.model, encoded.initializers)
-    write_views(job.graph.model, stage, job.side, stage, job.blob, job.policy, table)
+    encode_weights(job.model, encoded.initializers)
+    write_views(job.model, stage, job.side, job.blob, job.policy, table)
     views = [f"{job.side}.{view}.onnx" for view in ("w8a32", "w8a16")]
     for view in views:
         check_file(stage / view)
@@ -245,7 +245,7 @@ def _encode_all(
     places: Sequence[Place], job: _Job, files: SideFiles, threads: int, stop: Event, progress: ProgressCallback
 ) -> Generator[tuple[Place, dict[str, Any]]]:
     """Encode the weights, several units at a time, and give them out in order as they are finished."""
-    sources = {p.name: source_of(p.name, job.graph, job.weights) for p in places}
+    sources = {p.name: source_of(job.model.graph.initializers[p.name], job.constants, job.weights) for p in places}
     units = [(place, box) for place in places for box in place.units()]
     workers = threads + WAITING
     rooms: SimpleQueue[Tensor] = SimpleQueue()
@@ -299,22 +299,30 @@ def _place_floats(job: _Job, stage: Path) -> None:
     """Write the large weights that stay float as float32 to a scratch file, and declare them there."""
     path = stage / f"{job.side}.floats"
     with path.open("wb") as file:
-        for tensor in job.floats():
-            constant = job.graph.constants[tensor.name]
+        for value in job.floats():
+            name = name_of(value)
+            constant = job.constants[name]
             step = max(1, UNIT_BYTES * constant.shape[0] // (4 * constant.elements))
             offset = None
             for low in range(0, constant.shape[0], step):
                 rest = tuple((0, size) for size in constant.shape[1:])
                 box = ((low, min(low + step, constant.shape[0])), *rest)
-                values = job.weights.read(constant, box, tensor.name).to(constant.dtype).contiguous().numpy()
+                values = job.weights.read(constant, box, name).to(constant.dtype).contiguous().numpy()
                 if offset is None:
                     offset = append(file, values)[0]
                 else:
                     file.write(values.data)
-            del tensor.external_data[:]
+            tensor = tensor_of(value)
             length = constant.elements * constant.dtype.itemsize
-            for key, value in (("location", path.name), ("offset", offset), ("length", length)):
-                tensor.external_data.add(key=key, value=str(value))
+            value.const_value = ir.ExternalTensor(
+                path.name,
+                offset,
+                length,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=name,
+                base_dir=stage,
+            )
 
 
 def _row(job: _Job, weight: Weight, facts: Mapping[str, Any]) -> QuantRow:
@@ -363,7 +371,7 @@ def _finished(out: Path, key: str) -> Streamed | None:
 
 
 def _check_space(out: Path, stage: Path, jobs: Sequence[_Job]) -> None:
-    need = sum(j.blob_bytes + 4 * j.scale_bytes + 10 * sum(j.graph.constants[t.name].elements for t in j.floats())
+    need = sum(j.blob_bytes + 4 * j.scale_bytes + 10 * sum(j.constants[name_of(v)].elements for v in j.floats())
                for j in jobs)  # fmt: skip
     free = shutil.disk_usage(out).free  # before what is there: space is reserved meanwhile, and may count twice
     there = sum(f.stat().st_blocks * 512 for f in stage.iterdir())

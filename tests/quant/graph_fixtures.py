@@ -11,6 +11,8 @@ import pyarrow.parquet as parquet
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from quant.graph.gemms import load_graph, read_tensor
+
 TOKENS, WIDTH, HIDDEN, USERS, ITEMS = 3, 10, 14, 41, 67
 F, I64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -140,6 +142,11 @@ def write_shards(folder: Path, data: dict[str, np.ndarray], cuts: list[int]) -> 
         paths.append(folder / f"part-{number}.parquet")
         parquet.write_table(whole.slice(start, stop - start), paths[-1])
     return paths
+
+
+def constants(path: Path) -> dict[str, np.ndarray]:
+    """The values of a file's initializers by name."""
+    return {n: np.array(read_tensor(v.const_value)) for n, v in load_graph(path).graph.initializers.items()}
 
 
 @pytest.fixture

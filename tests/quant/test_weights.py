@@ -10,7 +10,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from graphs.base.errors import UgsepError
 from quant.calibration.calibrate import calibrate
-from quant.graph.gemms import load_graph, read_tensor, weights_of
+from quant.graph.gemms import load_graph, weights_of
 from quant.inspect import inspect_graph
 from quant.policy import Policy, Rule, policy_document, policy_from, read_policy
 from quant.requests.readers import read_requests
@@ -19,6 +19,7 @@ from quant.schemes import numerics
 from quant.schemes.schemes import Absmax, Awq, Gptq, Mse, scheme_from
 from quant.weight_table import table_of
 from quant.weights import quantize_side
+from tests.quant.graph_fixtures import constants
 
 
 @pytest.fixture
@@ -52,10 +53,6 @@ def scores(user: Path, item: Path, requests, dtype=np.float32) -> np.ndarray:
         index = np.zeros(r.candidates, np.int64)
         found.append(items.run(None, {**typed(r.items), "state": state, "user_index": index})[0])
     return np.concatenate(found).astype(np.float64)
-
-
-def constants(path: Path) -> dict[str, np.ndarray]:
-    return {t.name: np.array(read_tensor(t, path.parent)) for t in load_graph(path).graph.initializer}
 
 
 def write_dequantized(source: Path, quantized: Path, out: Path) -> Path:
@@ -121,7 +118,7 @@ def test_the_pattern_is_the_canonical_one(graphs, calibration, tmp_path) -> None
     table = quantize_side(item, tmp_path, scheme=Mse(), calibration=calibration, policy=Policy(tables=True))
     assert set(table.files) == {"item.int8.data", "item.w8a16.onnx", "item.w8a32.onnx"}
     for view, scale_type in (("w8a32", TensorProto.FLOAT), ("w8a16", TensorProto.FLOAT16)):
-        model = load_graph(tmp_path / f"item.{view}.onnx")
+        model = onnx.load(tmp_path / f"item.{view}.onnx", load_external_data=False)
         tensors = {t.name: t for t in model.graph.initializer}
         producers = {o: n for n in model.graph.node for o in n.output}
         properties = {p.key: p.value for p in model.metadata_props}
@@ -288,7 +285,7 @@ def test_what_cannot_be_quantized_says_why(tmp_path) -> None:
     table = quantize_side(path, tmp_path / "out", scheme=Absmax())
     assert [r.bits for r in table.rows] == [32, 32]
     assert table.files == ("user.w8a16.onnx", "user.w8a32.onnx")
-    assert not any(uses_external_data(t) for t in load_graph(tmp_path / "out" / "user.w8a32.onnx").graph.initializer)
+    assert not any(uses_external_data(t) for t in onnx.load(tmp_path / "out" / "user.w8a32.onnx").graph.initializer)
 
 
 @pytest.mark.parametrize(

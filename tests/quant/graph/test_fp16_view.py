@@ -10,7 +10,7 @@ from graphs.base.errors import UgsepError
 from quant.calibration.statistics import observe
 from quant.graph.files import staged, write_graph
 from quant.graph.fp16_view import to_half
-from quant.graph.gemms import load_graph, read_tensor, weights_of
+from quant.graph.gemms import graph_of, load_graph, read_tensor, tensor_of, weights_of
 from quant.schemes import numerics
 from quant.schemes.awq import factors_of, plan_awq
 from quant.schemes.schemes import Awq
@@ -35,9 +35,8 @@ def run(model: onnx.ModelProto, **inputs):
 
 
 def halved(model, tmp_path, keep=()):
-    half = onnx.ModelProto.FromString(model.SerializeToString())
-    narrow = to_half(half, keep)
-    write_graph(half, tmp_path / "half.onnx", tmp_path, narrow)
+    half = graph_of(onnx.ModelProto.FromString(model.SerializeToString()))
+    write_graph(half, tmp_path / "half.onnx", to_half(half, keep))
     onnx.checker.check_model(str(tmp_path / "half.onnx"), full_check=True)
     return onnx.load(tmp_path / "half.onnx")
 
@@ -126,7 +125,7 @@ def test_control_flow_is_refused() -> None:
     nodes = [node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)]
     model = model_of(nodes, [value("x", F, [1]), value("c", TensorProto.BOOL, [])], [value("y", F, [1])], {})
     with pytest.raises(UgsepError, match="control flow"):
-        to_half(model, ())
+        to_half(graph_of(model), ())
 
 
 def test_staged_files_replace_all_or_none(tmp_path) -> None:
@@ -149,7 +148,7 @@ def test_staged_files_replace_all_or_none(tmp_path) -> None:
 
 def plan(model, x, name="w", tensor=None):
     """Plan awq for the weight ``name`` with statistics of the tensor that feeds it, and check that it is exact."""
-    weights = tuple(w for w in weights_of(model) if w.kind == "matmul" and not w.refusal)
+    weights = tuple(w for w in weights_of(graph_of(model)) if w.kind == "matmul" and not w.refusal)
     fed = next(w.inputs[0] for w in weights if w.name == name)
     probe = onnx.ModelProto.FromString(model.SerializeToString())
     if fed not in {i.name for i in model.graph.input}:
@@ -168,7 +167,7 @@ def plan(model, x, name="w", tensor=None):
         )
         for n in other
     }
-    found = plan_awq(model, quantized, lambda n: unseen.get(n, seen), held.__getitem__, (0.5, 1.0), 0)
+    found = plan_awq(graph_of(model), quantized, lambda n: unseen.get(n, seen), held.__getitem__, (0.5, 1.0), 0)
     folded = onnx.ModelProto.FromString(model.SerializeToString())
     for tensor in folded.graph.initializer:
         if tensor.name in found.scalings:
@@ -200,8 +199,8 @@ def test_the_factors_are_those_with_the_least_error_by_a_plain_count() -> None:
     model = model_of(nodes, [value("x", F, ["n", 64])], [value("y", F, ["n", 6])], constants)
     rows = (r.standard_normal((300, 64)) * constants["gain"]).astype(np.float32)
     seen = observe(rows, 0)
-    weights = tuple(w for w in weights_of(model) if w.kind == "matmul")
-    found = plan_awq(model, weights, lambda _: seen, constants.__getitem__, Awq().alphas, 0)
+    weights = tuple(w for w in weights_of(graph_of(model)) if w.kind == "matmul")
+    found = plan_awq(graph_of(model), weights, lambda _: seen, constants.__getitem__, Awq().alphas, 0)
 
     def left(factors: np.ndarray) -> float:
         scaled, error = constants["w"].astype(np.float64) * factors[:, None], 0.0
@@ -317,7 +316,7 @@ def test_a_graph_over_two_gigabytes(tmp_path) -> None:
     assert len(table.rows) == count
     blob = np.memmap(tmp_path / "out" / "item.int8.data", np.int8, "r")
     assert blob.size == count * size // 4  # 80 MiB each: aligned without gaps
-    held = {t.name: t for t in load_graph(tmp_path / "out" / "item.w8a16.onnx").graph.initializer}
-    scale = read_tensor(held["w6.scale"], tmp_path / "out")[0, 0, :8].astype(np.float32)
+    held = load_graph(tmp_path / "out" / "item.w8a16.onnx").graph.initializers["w6.scale"]
+    scale = read_tensor(tensor_of(held))[0, 0, :8].astype(np.float32)
     restored = blob[6 * (size // 4) :][:8] * scale
     np.testing.assert_allclose(restored, corner, atol=5 / 254)

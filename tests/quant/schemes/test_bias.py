@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quant.calibration.calibrate import calibrate
 from quant.calibration.statistics import observe
-from quant.graph.gemms import load_graph, read_tensor
+from quant.graph.gemms import graph_of
 from quant.requests.readers import read_requests
 from quant.requests.spec import request_spec
 from quant.schemes import numerics
@@ -18,6 +18,7 @@ from quant.schemes.schemes import Absmax, Awq, Gptq, Mse
 from quant.search.scoring import open_scorer
 from quant.search.sensitivity import open_candidates
 from quant.weights import quantize_side, quantize_values
+from tests.quant.graph_fixtures import constants
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0, 3]), st.sampled_from([Mse(threads=1), Gptq()]))
@@ -60,18 +61,16 @@ def test_centered_statistics_are_those_of_centered_data() -> None:
     np.testing.assert_allclose(got.low, want.low, atol=1e-5)
 
 
-def _graph(nodes, constants, outputs=("y",)):
+def _graph(nodes, shapes, outputs=("y",)):
     value = helper.make_tensor_value_info
-    return helper.make_model(
-        helper.make_graph(
-            nodes,
-            "user",
-            [value("x", TensorProto.FLOAT, None)],
-            [value(name, TensorProto.FLOAT, None) for name in outputs],
-            [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in constants.items()],
-        ),
-        opset_imports=[helper.make_opsetid("", 21)],
+    graph = helper.make_graph(
+        nodes,
+        "user",
+        [value("x", TensorProto.FLOAT, None)],
+        [value(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in shapes.items()],
     )
+    return graph_of(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
 
 
 @pytest.mark.parametrize(
@@ -94,14 +93,14 @@ def test_a_bias_fits_its_weight(weight, bias, found) -> None:
 def test_a_bias_of_somebody_else_too_is_left_alone() -> None:
     product = helper.make_node("MatMul", ["x", "w"], ["m"])
     add = helper.make_node("Add", ["m", "b"], ["y"])
-    constants = {"w": (4, 4), "b": (4,), "v": (4, 4)}
-    assert biases_of(_graph([product, add], constants)) == {"w": "b"}
-    assert not biases_of(_graph([product, add], constants, ("y", "m")))
-    assert not biases_of(_graph([product, add, helper.make_node("Relu", ["m"], ["z"])], constants, ("y", "z")))
-    assert not biases_of(_graph([product, add, helper.make_node("Relu", ["b"], ["z"])], constants, ("y", "z")))
+    shapes = {"w": (4, 4), "b": (4,), "v": (4, 4)}
+    assert biases_of(_graph([product, add], shapes)) == {"w": "b"}
+    assert not biases_of(_graph([product, add], shapes, ("y", "m")))
+    assert not biases_of(_graph([product, add, helper.make_node("Relu", ["m"], ["z"])], shapes, ("y", "z")))
+    assert not biases_of(_graph([product, add, helper.make_node("Relu", ["b"], ["z"])], shapes, ("y", "z")))
     twice = helper.make_node("MatMul", ["y", "w"], ["z"])
-    assert not biases_of(_graph([product, add, twice], constants, ("z",)))
-    assert not biases_of(_graph([product, helper.make_node("Add", ["m", "x"], ["y"])], constants))
+    assert not biases_of(_graph([product, add, twice], shapes, ("z",)))
+    assert not biases_of(_graph([product, helper.make_node("Add", ["m", "x"], ["y"])], shapes))
 
 
 @pytest.mark.parametrize("scheme", [Mse(), Gptq(), Awq()])
@@ -119,8 +118,7 @@ def test_the_graph_holds_the_bias_that_sensitivity_scores(
     assert "ffn.up.bias" in replaced["item"]
     for path in graphs:
         quantize_side(path, tmp_path / "q", scheme=scheme, calibration=found)
-    model = load_graph(tmp_path / "q" / "user.w8a32.onnx")
-    held = {t.name: read_tensor(t, tmp_path / "q") for t in model.graph.initializer}
+    held = constants(tmp_path / "q" / "user.w8a32.onnx")
     if not isinstance(scheme, Awq):  # awq divides biases by its factors too
         np.testing.assert_array_equal(held["user.in.bias"], replaced["user"]["user.in.bias"])
     # without the correction the mean of the scores moves; with it the same weights come closer
@@ -133,9 +131,8 @@ def test_the_graph_holds_the_bias_that_sensitivity_scores(
 
 def test_absmax_needs_no_calibration_and_corrects_nothing(graphs, tmp_path) -> None:
     quantize_side(graphs[0], tmp_path, scheme=Absmax())
-    before, after = load_graph(graphs[0]), load_graph(tmp_path / "user.w8a32.onnx")
-    bias = [next(t for t in m.graph.initializer if t.name == "user.in.bias") for m in (before, after)]
-    np.testing.assert_array_equal(*(numpy_helper.to_array(b) for b in bias))
+    before, after = constants(graphs[0]), constants(tmp_path / "user.w8a32.onnx")
+    np.testing.assert_array_equal(before["user.in.bias"], after["user.in.bias"])
 
 
 def test_the_shift_is_added_in_the_shape_of_the_bias() -> None:
