@@ -231,7 +231,7 @@ def test_a_model_that_fails_on_its_own_example_says_so() -> None:
             prove(split(model, {"u": rows, "i": torch.randn(N, D)}, user=["u"], item=["i"]))
         assert reason in str(error.value)
     with pytest.raises(
-        UgsepError, match=r"\['u', 'j'\] do not fit the model's forward: missing a required argument: 'i'"
+        UgsepError, match=r"\['u', 'j'\] do not match the model's forward: missing a required argument: 'i'"
     ):
         split(model, {"u": torch.randn(N, D), "j": torch.randn(N, D)}, user=["u"], item=["j"])
 
@@ -241,7 +241,7 @@ def test_sizes_that_depend_on_the_batch() -> None:
     by_size = Keywords(lambda m, u, i: u.exp() * i if u.shape[0] > 5 else i)
     assert "branches on the number of rows at test_split.py:" in refused(by_size, example, ["u"], ["i"])
     fixed = Keywords(lambda m, u, i: (u.exp() * i).view(7, D))
-    assert "works for 7 rows only" in refused(fixed, example, ["u"], ["i"])
+    assert "works only for 7 rows" in refused(fixed, example, ["u"], ["i"])
     selected = Keywords(lambda m, u, i: u[u > 0].sum() * i)
     assert "shape that depends on data" in refused(selected, example, ["u"], ["i"])
 
