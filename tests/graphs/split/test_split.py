@@ -176,8 +176,8 @@ def refused(module: nn.Module, example: Mapping[str, Any], user: list[str], item
 def test_bad_sides() -> None:
     model = Keywords(WORKS["dot product"])
     example = {"u": torch.randn(N, D), "i": torch.randn(N, D)}
-    assert refused(model, example, ["u", "i"], ["i"]) == "input 'i' is named on both sides; name it once"
-    assert refused(model, example, ["u"], []) == "input 'i' is on no side; add it to the user or the item inputs"
+    assert refused(model, example, ["u", "i"], ["i"]) == "input 'i' is on both sides; name it once"
+    assert refused(model, example, ["u"], []) == "input 'i' is on neither side; add it to the user or the item inputs"
     assert refused(model, example, ["u", "i"], []) == "no item-side input is named; name at least one"
     assert refused(model, example, ["uu"], ["i"]) == "no input 'uu', did you mean 'u'?"
     twice = {"u": torch.randn(N, D), "i": torch.randn(3, D)}
@@ -191,7 +191,7 @@ def test_nothing_on_a_side() -> None:
     meets_at_once = Keywords(lambda m, u, i: (u * i).sum(-1))
     assert "nothing is computed from the user inputs ['u'] alone" in refused(meets_at_once, example, ["u"], ["i"])
     ignores_item = Keywords(lambda m, u, i: u.exp().sum(-1))
-    assert "no node depends on the item inputs ['i']" in refused(ignores_item, example, ["u"], ["i"])
+    assert "nothing depends on the item inputs ['i']" in refused(ignores_item, example, ["u"], ["i"])
 
 
 def test_an_input_called_user_index() -> None:
