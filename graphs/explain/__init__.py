@@ -1,4 +1,4 @@
-"""What a split saves and what keeps user and item together, in words and as a picture."""
+"""What a split saves and where user and item information meet, as text and as a picture."""
 
 from graphs.explain.explain import Explanation, explain
 from graphs.explain.picture import draw

@@ -1,4 +1,4 @@
-"""Why a split saves what it saves: cost per module and side, and where user information first meets the items."""
+"""What a split saves and why: cost per module and side, and where user information first meets the items."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CANDIDATES = 256
 
 @dataclass(frozen=True)
 class ModuleCost:
-    """One module's work, its submodules included where all of them are on one side.
+    """Cost of a module, including its submodules if all are on one side.
 
-    FLOPs are per row: ``user`` once per request, ``item`` per candidate, ``constant`` for parameters alone. Bytes are
-    of the parameters it reads, tables included.
+    FLOPs are per row: ``user`` once per request, ``item`` per candidate, ``constant`` from parameters alone. Bytes
+    are of the parameters it reads, embedding tables included.
     """
 
     path: str
@@ -38,9 +38,9 @@ class ModuleCost:
 class Meeting:
     """A node where user information first meets item information.
 
-    ``user_share`` is the user's part of the values that meet; ``downstream_flops`` what is computed per candidate
-    from them; ``movable_flops`` = share * downstream: what would run once per request if the user's part were masked
-    off from the items' (UG-Sep), and ``speedup_limit`` the FLOP limit then.
+    ``user_share`` is the share of user values, ``downstream_flops`` the cost per candidate of all that is computed
+    from the node, ``movable_flops`` = share * downstream the cost that UG-Sep's mask would move to once per request,
+    and ``speedup_limit`` the FLOP limit with that mask.
     """
 
     where: str
@@ -54,7 +54,7 @@ class Meeting:
 
 @dataclass(frozen=True)
 class HoistedProduct:
-    """A product of which the user columns moved to the user graph."""
+    """A product whose user columns moved to the user graph."""
 
     where: str
     saved_flops: int
@@ -63,7 +63,7 @@ class HoistedProduct:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The cost of a split, by module; limits are FLOP limits at ``candidates`` per request."""
+    """The cost of a split by module; limits are FLOP limits for ``candidates`` per request."""
 
     candidates: int
     full_flops: int
@@ -104,7 +104,7 @@ def explain(split: Split, candidates: int = CANDIDATES) -> Explanation:
 
 
 def kind_of(split: Split, node: fx.Node) -> Kind:
-    """Return when a node runs: once per request, per candidate, or for parameters alone."""
+    """Return when a node runs: per request, per candidate, or on parameters alone."""
     if split.sides[node] == "neutral":
         return "constant"
     return "item" if split.sides[node] == "item" or node in split.cut.recomputed else "user"
@@ -128,7 +128,7 @@ def _module_costs(split: Split) -> tuple[ModuleCost, ...]:
 
 
 def _collapsed(path: str, sides: dict[str, set[Kind]]) -> str:
-    """Return the outermost module around ``path`` in which everything runs on the same side."""
+    """Return the outermost module around ``path`` that runs on one side only."""
     steps = path.split(".")
     for depth in range(1, len(steps)):
         outer = ".".join(steps[:depth])
@@ -166,7 +166,7 @@ def _parameters(node: fx.Node) -> Iterable[fx.Node]:
 
 
 def _meetings(split: Split, candidates: int) -> tuple[Meeting, ...]:
-    """Find the nodes with user and item operands of which no operand has met the user before."""
+    """Return the nodes with user and item operands none of which depends on an earlier such node."""
     met: set[fx.Node] = set()
     first: list[fx.Node] = []
     for node in split.traced.module.graph.nodes:

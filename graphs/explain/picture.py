@@ -1,4 +1,4 @@
-"""The cut as a picture: one self-contained HTML page, collapsed by module."""
+"""The cut as a picture: a self-contained HTML page, collapsed by module."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from graphs.explain.text import amount, count, summary
 from graphs.split.split import Split
 from graphs.trace.node_location import module_path, source_line
 
-_BLOCKS = 18  # per side, before modules are collapsed further
+_BLOCKS = 18  # per side; beyond, modules are collapsed further
 _WIDTH, _HEIGHT, _GAP, _TOP = 330, 46, 16, 40
-_LEFT, _RIGHT = 60, 610  # x of the user's and the items' blocks
+_LEFT, _RIGHT = 60, 610  # x of user and item blocks
 
 
 @dataclass(frozen=True)
 class Block:
-    """A module's nodes of one side, placed on the page."""
+    """A module's nodes of one side and their position on the page."""
 
     kind: Kind
     path: str
@@ -35,13 +35,13 @@ class Block:
 
     @property
     def centre(self) -> int:
-        """Return the y of the block's middle."""
+        """Return the y of the block's centre."""
         return self.y + _HEIGHT // 2
 
 
 @dataclass(frozen=True)
 class Arrow:
-    """A path on the page, with what it carries."""
+    """A path on the page and its label."""
 
     path: str
     label: str
@@ -49,7 +49,7 @@ class Arrow:
 
 
 def draw(split: Split, title: str, candidates: int = CANDIDATES) -> str:
-    """Return the page: user modules left, item modules right, state tensors as arrows between them."""
+    """Return the page: user modules on the left, item modules on the right, state tensors as arrows between them."""
     blocks = _blocks(split)
     block_of = {node: block for block in blocks for node in block.nodes}
     height = max((b.y for b in blocks), default=0) + _HEIGHT + _TOP
@@ -100,7 +100,7 @@ def _blocks(split: Split) -> list[Block]:
 
 
 def _grouped(nodes: list[fx.Node]) -> dict[str, list[fx.Node]]:
-    """Group nodes by module, as deep as fits on a page, in the order in which they run."""
+    """Group nodes by module in execution order, as deep as fits on the page."""
     deepest = max((module_path(n).count(".") + 1 for n in nodes), default=1)
     best: dict[str, list[fx.Node]] = {}
     for depth in range(1, deepest + 1):
@@ -121,7 +121,7 @@ def _line(node: fx.Node) -> tuple[str, str, str, str]:
 
 
 def _inner_arrows(split: Split, blocks: list[Block], block_of: dict[fx.Node, Block]) -> list[Arrow]:
-    """Draw what flows between blocks of one side, on their outer edge."""
+    """Draw the data flow between blocks of one side along their outer edge."""
     drawn: dict[tuple[str, str, str], Arrow] = {}
     order = {id(b): i for i, b in enumerate(blocks)}
     for block in blocks:

@@ -12,7 +12,7 @@ MEETINGS = 8
 
 
 def amount(value: float, unit: str = "") -> str:
-    """Return a number with three digits and k, M or G."""
+    """Format a number with three digits and k, M or G."""
     for bound, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= bound:
             return f"{value / bound:.3g} {prefix}{unit}"
@@ -20,7 +20,7 @@ def amount(value: float, unit: str = "") -> str:
 
 
 def count(number: int, thing: str) -> str:
-    """Return "1 node", "2 nodes"."""
+    """Format a count: "1 node", "2 nodes"."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
@@ -28,9 +28,7 @@ def summary(e: Explanation) -> str:
     """Return the headline of an explanation: one line each for the limit, the sides and the state."""
     state = f"{amount(e.state_bytes, 'B')} per user in {count(len(e.state), 'tensor')}"
     if e.plain_state_bytes > e.state_bytes:
-        state += (
-            f", {amount(e.plain_state_bytes, 'B')} without computing {count(len(e.recomputed), 'cheap node')} again"
-        )
+        state += f", {amount(e.plain_state_bytes, 'B')} without recomputing {count(len(e.recomputed), 'cheap node')}"
     return (
         f"{e.reusable_share:.1%} of the FLOPs run once per request; "
         f"limit {e.speedup_limit:.2f}x at {e.candidates} candidates\n"
@@ -41,7 +39,7 @@ def summary(e: Explanation) -> str:
 
 
 def render(e: Explanation) -> RenderableType:
-    """Return the explanation for a rich console: modules, state, hoisted products, and where the sides meet."""
+    """Return an explanation for a rich console: modules, state, hoisted products, and where the sides meet."""
     shown: list[RenderableType] = [summary(e), _modules(e), _state(e)]
     if e.hoisted:
         hoisted = Table("hoisted product", "saved per candidate", "state per user", title="Hoisted to the user graph")
@@ -82,9 +80,9 @@ def _state(e: Explanation) -> Table:
 def _meetings(e: Explanation) -> Table:
     title = "Where user information first meets item information"
     table = Table(
-        "node", title=title, caption="limit if masked: an upper bound, as if UG-Sep kept the user's part apart"
+        "node", title=title, caption="limit if masked: an upper bound, with the user's values separated by UG-Sep"
     )
-    for name in ("user's part", "computed from it", "limit now", "limit if masked"):
+    for name in ("user share", "computed from it", "limit now", "limit if masked"):
         table.add_column(name, justify="right")
     for m in e.meetings[:MEETINGS]:
         table.add_row(

@@ -1,4 +1,4 @@
-"""Row rules: which axis of every tensor is the batch axis, op by op."""
+"""Row rules: how each op carries the batch axis."""
 
 from graphs.rows.layout import MixesRows, Rows
 from graphs.rows.rules import has_rule, layout_of_call

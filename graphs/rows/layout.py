@@ -1,4 +1,4 @@
-"""The row axis of a tensor, and one op of a graph with the row axes of its arguments."""
+"""The row axis of a tensor, and a call of an op with the row axes of its arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Rows:
-    """Axis ``axis`` carries the rows: its size is ``outer * batch * inner``, row-major."""
+    """Axis ``axis`` carries the rows and has size ``outer * batch * inner``, row-major."""
 
     axis: int
     outer: int = 1
@@ -28,13 +28,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Position:
-    """The tensor holds ``step`` times the position of a row in the batch (an arange); good for indexing only."""
+    """The tensor is ``step`` times the position of a row in the batch (an arange), which may only index."""
 
     step: int
 
 
 class NoRows(Enum):
-    """A tensor without a row axis: the same values for any batch, or one value (zeros, ones) in any shape."""
+    """A tensor without a row axis: the same values for any batch, or a single value (zeros, ones) in any shape."""
 
     CONSTANT = auto()
     UNIFORM = auto()
@@ -46,11 +46,11 @@ Layout: TypeAlias = Rows | Position | NoRows | tuple["Layout", ...]
 
 
 class MixesRows(Exception):
-    """An op lets one row influence another; the message says how and what to do, and continues "op in module"."""
+    """An op lets one row influence another; the message continues "op in module" with the problem and its fix."""
 
 
 def symbolic_axes(value: Tensor) -> dict[int, int]:
-    """Return the axes of symbolic size with their size for one row; refuse sizes that depend on data."""
+    """Return the axes of symbolic size with their size for one row; reject data-dependent sizes."""
     axes: dict[int, int] = {}
     for axis, size in enumerate(value.shape):
         if isinstance(size, torch.SymInt):
@@ -62,7 +62,7 @@ def symbolic_axes(value: Tensor) -> dict[int, int]:
 
 
 def promote(layout: Layout, value: Tensor) -> Layout:
-    """Give a uniform tensor the row axis its shape shows, so that it can meet tensors of rows."""
+    """Give a uniform tensor the row axis of its shape, so that it can be combined with tensors of rows."""
     if layout is not UNIFORM:
         return layout
     axes = symbolic_axes(value)
@@ -73,7 +73,7 @@ def promote(layout: Layout, value: Tensor) -> Layout:
 
 
 class Call:
-    """One op of a graph with its arguments by schema name and the layouts found so far."""
+    """A call of an op, with its arguments by schema name and the layouts found so far."""
 
     def __init__(self, node: fx.Node, found: Mapping[fx.Node, Layout]) -> None:
         assert isinstance(node.target, torch._ops.OpOverload)
@@ -101,7 +101,7 @@ class Call:
         return self.tensors()[0]
 
     def dims(self, node: fx.Node, name: str = "dim") -> list[int]:
-        """Return an axis argument as non-negative axes of ``node``; all axes where it is absent or empty."""
+        """Return an axis argument as non-negative axes of ``node``; all axes if it is absent or empty."""
         rank = node.meta["val"].dim()
         given = self.arguments.get(name)
         if given is None or given == []:
@@ -110,12 +110,12 @@ class Call:
 
 
 def agree(layouts: list[Layout]) -> Layout:
-    """Return the one row axis that all operands share."""
+    """Return the row axis that all operands share."""
     rows = {x for x in layouts if isinstance(x, Rows)}
     if UNIFORM in layouts:
-        raise MixesRows("meets a tensor with more than one batch axis; keep one")
+        raise MixesRows("is applied to a tensor with more than one batch axis; keep one")
     if len(rows) > 1:
-        raise MixesRows("combines tensors whose rows lie along different axes; permute them to the same layout first")
+        raise MixesRows("combines tensors whose rows are along different axes; permute them to the same layout first")
     return rows.pop() if rows else CONSTANT
 
 

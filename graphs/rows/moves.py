@@ -1,4 +1,4 @@
-"""How ops that move, cut, join or index data carry the row axis."""
+"""How ops that move, slice, join or index data carry the row axis."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from graphs.rows.layout import CONSTANT, Call, Layout, MixesRows, Position, Rows
 
 
 def same(call: Call) -> Layout:
-    """Act element by element on the first tensor; shape and layout stay."""
+    """Element-wise ops on the first tensor keep shape and layout."""
     source, *others = call.tensors()
     if call.name != "type_as" and any(call.of(n) is not CONSTANT for n in others):
-        raise MixesRows("compares rows with values computed from other rows; give it constants")
+        raise MixesRows("compares rows with values computed from other rows; use constants")
     found = call.found[source]
     return found if isinstance(found, Position) else call.of(source)
 
 
 def view(call: Call) -> Layout:
-    """Re-cut axes: rows stay apart when what lies before and after them is re-cut by itself."""
+    """Reshapes keep rows apart if the axes before and after the rows are reshaped separately."""
     source = call.first()
     layout = call.found[source] if isinstance(call.found[source], Position) else call.of(source)
     if not isinstance(layout, Rows):
@@ -33,12 +33,12 @@ def view(call: Call) -> Layout:
     left, right = (math.prod(static(s) for s in sizes) for sizes in (after[:axis], after[axis + 1 :]))
     if outer % left or inner % right:
         shapes = f"{tuple(str(s) for s in before)} to {tuple(str(s) for s in after)}"
-        raise MixesRows(f"re-cuts {shapes} across rows; move the batch axis with transpose, not with view")
+        raise MixesRows(f"reshapes {shapes} across rows; move the batch axis with transpose, not with view")
     return Rows(axis, outer // left, inner // right)
 
 
 def permute(call: Call) -> Layout:
-    """Follow the row axis through a permutation."""
+    """Permutations move the row axis."""
     source = call.first()
     if isinstance(call.found[source], Position):
         return call.found[source]
@@ -58,7 +58,7 @@ def permute(call: Call) -> Layout:
 
 
 def expand(call: Call) -> Layout:
-    """Broadcast other axes; the row axis keeps its size."""
+    """Broadcasting other axes keeps the size of the row axis."""
     source = call.first()
     if isinstance(call.found[source], Position):
         return call.found[source]
@@ -66,29 +66,29 @@ def expand(call: Call) -> Layout:
 
 
 def repeat(call: Call) -> Layout:
-    """Tile: repeating the row axis adds an outer factor."""
+    """Tiling the row axis adds an outer factor."""
     source = call.first()
     layout = call.of(source)
     assert isinstance(layout, Rows)
     repeats = call.arguments["repeats"]
     axis = layout.axis + len(repeats) - source.meta["val"].dim()
     if not isinstance(repeats[axis], int):
-        raise MixesRows("repeats the rows as often as there are rows; keep one result row per input row")
+        raise MixesRows("repeats the rows once per row; keep one result row per input row")
     return Rows(axis, layout.outer * repeats[axis], layout.inner)
 
 
 def repeat_interleave(call: Call) -> Layout:
-    """Repeat each element: on the row axis that adds an inner factor."""
+    """Repeating each element of the row axis adds an inner factor."""
     source = call.first()
     layout, times = call.of(source), call.arguments["repeats"]
     if not isinstance(layout, Rows) or not isinstance(times, int) or call.arguments.get("dim") is None:
-        raise MixesRows("repeats rows a number of times that depends on data; use a fixed number")
+        raise MixesRows("repeats rows a data-dependent number of times; use a fixed number")
     repeated = layout.axis in call.dims(source)
     return Rows(layout.axis, layout.outer, layout.inner * (times if repeated else 1))
 
 
 def take(call: Call) -> Layout:
-    """Select, slice, split or unbind along ``dim``."""
+    """Selects, slices, splits and unbinds along ``dim``."""
     source = call.first()
     layout = call.found[source] if isinstance(call.found[source], Position) else call.of(source)
     if call.name == "slice" and source.meta["val"].shape == call.node.meta["val"].shape:
@@ -102,7 +102,7 @@ def take(call: Call) -> Layout:
 
 
 def scatter_slice(call: Call) -> Layout:
-    """Write a slice or one position along ``dim``."""
+    """Writes to a slice or one position along ``dim``."""
     source, written = call.arguments["self"], call.arguments["src"]
     layout, inner = call.of(source), call.of(written)
     (dim,) = call.dims(source)
@@ -116,7 +116,7 @@ def scatter_slice(call: Call) -> Layout:
 
 
 def join(call: Call) -> Layout:
-    """Concatenate or stack along another axis than the rows."""
+    """Concatenation and stacking along any axis but the rows."""
     layouts: list[Layout] = [call.of(n) for n in call.arguments["tensors"]]
     merged = agree(layouts)
     assert isinstance(merged, Rows)
@@ -130,7 +130,7 @@ def join(call: Call) -> Layout:
 
 
 def pad(call: Call) -> Layout:
-    """Pad any axis but the rows."""
+    """Padding of any axis but the rows."""
     source = call.first()
     layout = call.of(source)
     assert isinstance(layout, Rows)
@@ -141,14 +141,14 @@ def pad(call: Call) -> Layout:
 
 
 def index(call: Call) -> Layout:
-    """Advanced indexing: rows may be addressed by torch.arange(batch) only."""
+    """Advanced indexing may address rows only by torch.arange(batch)."""
     source, indices = call.arguments["self"], call.arguments["indices"]
     table = call.of(source)
     shown = list(symbolic_axes(call.node.meta["val"]))
     given = [n for n in indices if n is not None]
     layouts = [call.found[n] if isinstance(call.found[n], Position) else call.of(n) for n in given]
     if len(shown) != 1:
-        raise MixesRows("indexes to more or fewer than one batch axis; keep one result row per input row")
+        raise MixesRows("indexes to a result without exactly one batch axis; keep one result row per input row")
     if not isinstance(table, Rows):
         if any(isinstance(x, Position) for x in (call.found[source], *layouts)):
             raise MixesRows("reads a table by the position of a row in the batch; index with data")
@@ -168,7 +168,7 @@ def index(call: Call) -> Layout:
 
 
 def index_put(call: Call) -> Layout:
-    """Write constants to constant positions, or a number where a mask of the rows says so."""
+    """Writes of constants to constant positions, or of a number under a mask of the rows."""
     source, indices, values = (call.arguments[n] for n in ("self", "indices", "values"))
     layout = call.of(source)
     given = [n for n in indices if n is not None]
@@ -184,7 +184,7 @@ def index_put(call: Call) -> Layout:
 
 
 def not_last_two(call: Call) -> Layout:
-    """Work on the last two axes (triangles), which must not hold the rows."""
+    """Ops on the last two axes (triangles), neither of which may be the rows."""
     layout = call.of(call.first())
     if isinstance(layout, Rows) and layout.axis >= call.first().meta["val"].dim() - 2:
         raise MixesRows("works across the batch axis; keep every operation within a row")

@@ -8,7 +8,7 @@ from graphs.rows.layout import CONSTANT, UNIFORM, Call, Layout, MixesRows, Posit
 
 
 def matmul(call: Call) -> Layout:
-    """Products: the contraction must not run over rows, and rows must not meet rows."""
+    """Products must neither contract the rows nor multiply rows with each other."""
     biased = call.name in ("addmm", "baddbmm")
     left, right = call.node.args[1:3] if biased else call.node.args[:2]
     assert isinstance(left, fx.Node)
@@ -31,7 +31,7 @@ def matmul(call: Call) -> Layout:
 
 
 def linear(call: Call) -> Layout:
-    """Apply constant weights to the last axis."""
+    """Constant weights on the last axis."""
     source, *weights = call.tensors()
     layout = call.of(source)
     if any(call.of(w) is not CONSTANT for w in weights):
@@ -42,7 +42,7 @@ def linear(call: Call) -> Layout:
 
 
 def einsum(call: Call) -> Layout:
-    """Contract by letters: the rows need one letter, kept in the result."""
+    """Einsums: the rows need one letter, which the result keeps."""
     equation = call.arguments["equation"].replace(" ", "")
     if "." in equation or "->" not in equation:
         raise MixesRows("is an einsum without explicit subscripts; name every axis")
@@ -60,7 +60,7 @@ def einsum(call: Call) -> Layout:
 
 
 def norm(call: Call) -> Layout:
-    """Normalise over the last axes."""
+    """Norms over the last axes."""
     source = call.first()
     layout = call.of(source)
     last = source.meta["val"].dim() - len(call.arguments["normalized_shape"])
@@ -70,7 +70,7 @@ def norm(call: Call) -> Layout:
 
 
 def batch_norm(call: Call) -> Layout:
-    """Normalise with running statistics; the statistics of the batch are refused."""
+    """Norms with running statistics; batch statistics are rejected."""
     layout = call.of(call.first())
     if call.arguments.get("training", False):
         raise MixesRows("normalises with the statistics of the batch; call .eval() on the model before splitting")
@@ -89,33 +89,33 @@ def channels(call: Call) -> Layout:
 
 
 def dropout(call: Call) -> Layout:
-    """Do nothing in eval mode; refused in training mode."""
+    """Dropout does nothing in eval mode and is rejected in training mode."""
     if call.arguments.get("train", call.arguments.get("training", True)) and call.arguments.get("p", 1) != 0:
         raise MixesRows("drops values at random; call .eval() on the model before splitting")
     return call.of(call.first())
 
 
 def embedding(call: Call) -> Layout:
-    """Look ids up in a constant table."""
+    """Lookups of ids in a constant table."""
     if call.of(call.arguments["weight"]) is not CONSTANT:
         raise MixesRows("looks rows up in a table computed from other rows; keep tables parameters")
     return call.of(call.arguments["indices"])
 
 
 def embedding_bag(call: Call) -> Layout:
-    """Look fixed-length bags up in a constant table."""
+    """Lookups of fixed-length bags in a constant table."""
     ids, offsets = call.of(call.arguments["indices"]), call.found[call.arguments["offsets"]]
     weights = call.arguments.get("per_sample_weights")
     if call.of(call.arguments["weight"]) is not CONSTANT or not isinstance(ids, Rows) or ids.outer != 1:
         raise MixesRows("looks rows up in a table computed from other rows; keep tables parameters")
     if offsets != Position(ids.inner) or (weights is not None and call.of(weights) != ids):
         raise MixesRows("has bags of varying length over all rows; pad the ids to [batch, length] and mask them")
-    # The other results are for training; a position that nothing accepts keeps them from being used.
+    # The other results are for training; the layout Position(0), which no op accepts, prevents their use.
     return (Rows(0), Position(0), Position(0), Position(0))
 
 
 def attention(call: Call) -> Layout:
-    """Attend within a row: the rows are a leading axis of query, key, value and mask."""
+    """Attention within a row: the rows are a leading axis of query, key, value and mask."""
     query = call.arguments["query"]
     rank = query.meta["val"].dim()
     mask = call.arguments.get("attn_mask")
@@ -129,7 +129,7 @@ def attention(call: Call) -> Layout:
 
 
 def recurrent(call: Call) -> Layout:
-    """Step over a padded sequence."""
+    """Recurrences over a padded sequence."""
     source = call.arguments.get("input")
     if source is None or "batch_first" not in call.arguments:
         raise MixesRows("runs over a packed sequence of all rows; use padded sequences and a mask")
@@ -141,10 +141,10 @@ def recurrent(call: Call) -> Layout:
         layout != Rows(axis, getattr(layout, "outer", 1), getattr(layout, "inner", 1))
         or len(source.meta["val"].shape) != 3
     ):
-        raise MixesRows("steps over the batch axis; set batch_first to where the batch is")
+        raise MixesRows("steps over the batch axis; set batch_first to match the input")
     hidden = Rows(1, layout.outer, layout.inner)
     given = call.arguments["hx"]
     for state in given if isinstance(given, (list, tuple)) else [given]:
         if call.found[state] is not UNIFORM and call.of(state) not in (hidden, CONSTANT):
-            raise MixesRows("starts from a state whose rows lie along another axis; give it [layers, batch, width]")
+            raise MixesRows("starts from a state whose rows are along another axis; pass [layers, batch, width]")
     return (layout, *[hidden] * (len(call.node.meta["val"]) - 1))

@@ -31,9 +31,9 @@ def layout_of_call(call: Call) -> Layout:
         MixesRows: the op lets rows influence each other, or no rule knows it.
     """
     if call.target.namespace != "aten":
-        raise MixesRows("is a custom op whose rows cannot be checked; write it with torch functions")
+        raise MixesRows("is a custom op that cannot be checked; write it with torch functions")
     if call.name in _RANDOM or call.name.startswith("rand"):
-        raise MixesRows("draws random numbers, so scores differ from call to call; call .eval() or remove it")
+        raise MixesRows("draws random numbers, so scores differ between calls; call .eval() or remove it")
     if call.name in _UNIFORM:
         if isinstance(call.arguments.get("fill_value"), fx.Node):
             raise MixesRows("uses the number of rows as a value; scores must not depend on it")
@@ -42,7 +42,7 @@ def layout_of_call(call: Call) -> Layout:
         return _arange(call)
     layouts = [call.found[n] for n in call.tensors()]
     if any(isinstance(x, Position) for x in layouts) and call.name not in _KEEP_POSITION:
-        raise MixesRows("computes with the position of a row in the batch; index with torch.arange(batch) only")
+        raise MixesRows("computes with the position of a row in the batch; use torch.arange(batch) only as an index")
     pointwise = torch.Tag.pointwise in call.target.tags and call.name not in _SAME
     rule = _pointwise if pointwise else _RULES.get(call.name)
     if pointwise and any(is_row_count(n) for n in call.node.all_input_nodes):
@@ -53,17 +53,17 @@ def layout_of_call(call: Call) -> Layout:
     if all(x is CONSTANT for x in promoted):
         value = call.node.meta["val"]
         axes = symbolic_axes(value) if isinstance(value, Tensor) else {}
-        # A parameter expanded to the rows is a tensor of rows; anything else that is constant stays it.
+        # A parameter expanded to the rows becomes a tensor of rows; any other constant stays one.
         return Rows(next(iter(axes))) if call.name in _EXPANDS and list(axes.values()) == [1] else CONSTANT
     if UNIFORM in promoted:
-        raise MixesRows("meets a tensor with more than one batch axis; keep one")
+        raise MixesRows("is applied to a tensor with more than one batch axis; keep one")
     if rule is None:
         raise MixesRows("is not known to keep rows apart; rewrite it with row-wise operations")
     return rule(call)
 
 
 def has_rule(op: torch._ops.OpOverload) -> bool:
-    """Say whether rows are known to stay apart, or not, under the op as it is."""
+    """Say whether a rule covers the op."""
     name = op._schema.name.split("::")[1]
     return name in _RULES or name in _UNIFORM or name == "arange" or torch.Tag.pointwise in op.tags
 
@@ -83,7 +83,7 @@ def _pointwise(call: Call) -> Layout:
 
 
 def _along(verb: str) -> Callable[[Call], Layout]:
-    """Make the rule of an op that works along ``dim`` and keeps every axis (softmax, sort, cumsum, gather)."""
+    """Return the rule of an op that works along ``dim`` and keeps all axes (softmax, sort, cumsum, gather)."""
 
     def rule(call: Call) -> Layout:
         tensors = call.tensors()
@@ -97,10 +97,10 @@ def _along(verb: str) -> Callable[[Call], Layout]:
 
 
 def _scatter(call: Call) -> Layout:
-    """Write along ``dim`` at positions given for every row; constant positions would reach some rows only."""
+    """Writes along ``dim`` need positions for every row; constant ones would reach only some rows."""
     source, index = call.arguments["self"], call.arguments["index"]
     if call.of(index) != call.of(source):
-        raise MixesRows("writes the same positions of some rows only; expand the index to all rows")
+        raise MixesRows("writes to some rows only; expand the index to all rows")
     return _along("writes")(call)
 
 

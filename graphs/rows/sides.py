@@ -1,4 +1,4 @@
-"""Which side every node of a traced graph is on: user, item, or neutral (parameters and row counts only)."""
+"""The side of every node of a traced graph: user, item, or neutral (only parameters and row counts)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _holds_tensor(value: object) -> bool:
 
 
 def assign_sides(graph: fx.Graph, sides: Mapping[str, Side]) -> dict[fx.Node, NodeSide]:
-    """Return the side of every node: item where an item input reaches it, else user where a user input does.
+    """Return the side of every node: item if an item input reaches it, else user if a user input does.
 
     ``sides`` maps placeholder targets to their side. Sizes are neutral even when read off an input, since each
     subgraph counts its own rows.

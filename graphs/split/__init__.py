@@ -1,4 +1,4 @@
-"""The splitter: one traced model becomes a user graph and an item graph."""
+"""The splitter: from one traced model to a user graph and an item graph."""
 
 from graphs.split.proof import SplitProof, prove
 from graphs.split.split import Split, StateTensor, Subgraph

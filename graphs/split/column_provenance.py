@@ -152,7 +152,7 @@ def _viewed(rewriter: Rewriter, node: fx.Node, source: fx.Node, found: Provenanc
         if not all(length.is_Integer for length in lengths):
             return None
         if any(not s.is_Integer and not s.is_Symbol for s in after):
-            return None  # the batch is folded with another axis
+            return None  # the batch is folded into another axis
         shape = [int(s) if s.is_Integer else -1 for s in after]
         made = [
             rewriter.call(node, aten.reshape.default, segment, [*shape[:axis], int(length), *shape[axis + 1 :]])

@@ -1,4 +1,4 @@
-"""Choose the user state: the smallest set of tensors from which the item side can go on."""
+"""Choose the user state: the smallest set of tensors from which the item side can be computed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from graphs.rows.sides import NodeSide
 
 aten = torch.ops.aten
 
-# Ops cheap enough to run again per candidate when their input is smaller than their output: element-wise ops and
-# data movement. Never a product, a lookup or a reduction.
+# Data movement: like element-wise ops, cheap enough to recompute per candidate if the input is smaller than the
+# output. Products, lookups and reductions are not.
 _MOVES = {
     "view", "reshape", "_unsafe_view", "transpose", "permute", "unsqueeze", "squeeze", "expand", "select", "slice",
     "cat", "stack", "split", "split_with_sizes", "chunk", "unbind", "clone", "contiguous", "_to_copy", "to", "repeat",
@@ -25,7 +25,7 @@ _MOVES = {
 
 @dataclass(frozen=True)
 class Cut:
-    """The state nodes in graph order, the user nodes computed again per candidate, and the bytes of the plain cut."""
+    """State nodes in graph order, user nodes recomputed per candidate, and bytes of the cut without recomputation."""
 
     state: tuple[fx.Node, ...]
     recomputed: tuple[fx.Node, ...]
@@ -33,7 +33,7 @@ class Cut:
 
 
 def is_cheap(node: fx.Node) -> bool:
-    """Say whether a user-side node may run again per candidate: element-wise or data movement."""
+    """Say whether a user-side node may be recomputed per candidate: element-wise or data movement."""
     if node.op != "call_function" or gemm_flops(node):
         return False
     if not isinstance(node.target, torch._ops.OpOverload):
@@ -47,13 +47,13 @@ def is_cheap(node: fx.Node) -> bool:
 def choose_state(graph: fx.Graph, sides: Mapping[fx.Node, NodeSide]) -> Cut:
     """Return the minimum cut by bytes per user between the user inputs and the item side.
 
-    Every user node may cross the cut at the price of its bytes; cheap ones may instead be computed again per
-    candidate from what crosses before them. Among cuts of equal size the one nearest the item side wins, so as
-    much as possible runs once per request.
+    Any user node may cross the cut at the cost of its bytes; cheap ones may instead be recomputed per candidate from
+    nodes that cross before them. Of equal cuts, the one nearest the item side wins, so that as much as possible runs
+    once per request.
     """
     users = [n for n in graph.nodes if sides[n] == "user" and n.op != "output"]
     needed = [n for n in users if any(sides[m] == "item" or m.op == "output" for m in n.users)]
-    # A tuple cannot cross: its elements do.
+    # A tuple cannot cross, but its elements can.
     flow: nx.DiGraph[object] = nx.DiGraph()
     flow.add_nodes_from(["source", "sink"])
     for node in users:
@@ -86,7 +86,7 @@ def _reached(
     state: tuple[fx.Node, ...],
     sides: Mapping[fx.Node, NodeSide],
 ) -> tuple[fx.Node, ...]:
-    """Keep the recomputed nodes that the item side really reaches, in graph order."""
+    """Keep the recomputed nodes that the item side needs, in graph order."""
     wanted: set[fx.Node] = set()
     stack = [n for n in needed if n not in state]
     while stack:

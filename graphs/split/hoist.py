@@ -1,7 +1,7 @@
 """Hoisting: move the user columns of per-candidate products to the user graph, exactly.
 
-The algebra, with a row x = [u | g] whose columns u are the same for all candidates of a request (in any order; the
-user columns are found by provenance through joins, views and element-wise ops, not by looking for a concatenation):
+The algebra, with a row x = [u | g] whose columns u are the same for all candidates of a request (in any order:
+provenance finds them through joins, views and element-wise ops):
 
 * product           x W = u W_u + g W_g. The first term needs no item; W_u and W_g are views of W.
 * product over rows W [U; G] = W_U U + W_G G (a constant W that mixes tokens: UniMixer's W_G[G, U] h_U, RSA).
@@ -34,14 +34,14 @@ from graphs.trace.trace import Traced
 
 aten = torch.ops.aten
 
-# A hoisted product adds a per-candidate read of its result and an addition. Moving one element costs about as much
-# as this many FLOPs of a GEMM on one core, so a product must save more than that per element of its result.
+# A hoisted product adds a read of its result and an addition per candidate. Moving one element costs about as much as
+# this many FLOPs of a GEMM on one core, so a product must save more than that per element of its result.
 FLOPS_PER_ELEMENT = 32
 
 
 @dataclass(frozen=True)
 class Hoisted:
-    """One product of which the user columns moved: FLOPs saved per candidate, bytes of its result per user."""
+    """A product whose user columns moved: FLOPs saved per candidate, and bytes of its result per user."""
 
     where: str
     saved_flops: int
@@ -49,7 +49,7 @@ class Hoisted:
 
 
 def hoist(traced: Traced, sides: Mapping[fx.Node, NodeSide]) -> tuple[Traced, tuple[Hoisted, ...]]:
-    """Return the model with user columns hoisted wherever it pays, and what was hoisted; the input is unchanged."""
+    """Return the model with user columns hoisted if that pays, and the hoisted products; the input is unchanged."""
     rewriter = Rewriter(traced, sides)
     narrow_products(rewriter)
     known: dict[fx.Node, Provenance] = {}
@@ -79,7 +79,7 @@ def _split_product(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Prove
     found, weight = known.get(data), rewriter.value(constant)
     if found is None or weight is None or weight.dim() < 2:
         return
-    # The weight's axis that is contracted with the data, and the data's.
+    # The contracted axes of the data and of the weight.
     linear = node.target is aten.linear.default
     rank = data.meta["val"].dim()
     if rank < 2:
@@ -103,7 +103,7 @@ def _split_sum(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenanc
     rank = source.meta["val"].dim()
     axes = [int(d) % rank for d in dims]  # type: ignore[arg-type]  # ints
     user = sum(numel(s.meta["val"]) for s in found.segments if is_user(rewriter, s))
-    # The user's partial sum is read and added per candidate instead of the user's values.
+    # Per candidate, the user's partial sum is read and added instead of the user's values.
     if found.axis not in axes or user < 2 * numel(node.meta["val"]):
         return
     sums = [rewriter.call(node, aten.sum.dim_IntList, s, axes, *node.args[2:]) for s in found.segments]
@@ -132,7 +132,7 @@ class _Product:
         return self.rewriter.call(self.node, aten.matmul.default, *pair)
 
     def split_columns(self, found: Provenance, weight_axis: int, done: list[Hoisted]) -> None:
-        """Replace ``x W`` by the sum of its user columns' and its item columns' product, if that pays."""
+        """Replace ``x W`` by the sum of the products of its user and item columns, if that pays."""
         call, node = self.rewriter.call, self.node
         sizes = found.sizes()
         user_width = sum(size for size, s in zip(sizes, found.segments, strict=True) if is_user(self.rewriter, s))
@@ -220,7 +220,7 @@ def _norm(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance]) -
         segments = [rewriter.call(node, node.target, s, *node.args[1:], **node.kwargs) for s in found.segments]
         return Provenance(found.axis, tuple(segments))
     if len(shape) != 1 or source.meta["val"].dtype not in (torch.float32, torch.float64):
-        return None  # half-precision norms sum in float32 inside
+        return None  # float16 norms accumulate in float32
     gain = rewriter.value(node.args[2]) if len(node.args) > 2 else None
     if node.target is aten.rms_norm.default:
         eps = node.args[3] if len(node.args) > 3 else None
@@ -265,7 +265,7 @@ def _layer_norm(
 
 
 def _total(rewriter: Rewriter, node: fx.Node, terms: list[fx.Node]) -> fx.Node:
-    """Add row sums, the user's first so that they are one number from the user graph."""
+    """Add row sums, the user's first, so that their total comes from the user graph."""
     ordered = sorted(terms, key=lambda t: not is_user(rewriter, t))
     total = ordered[0]
     for term in ordered[1:]:

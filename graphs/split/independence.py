@@ -1,8 +1,8 @@
 """Check that the rows of a traced graph do not depend on each other, and find the row axis of every tensor.
 
 Every tensor computed from inputs has one axis that carries the rows, of size ``outer * batch * inner`` (``Rows``).
-An op keeps rows apart when that axis survives it; the rules are in ``graphs.rows.rules``. Anything that reduces,
-sorts, indexes, contracts or re-cuts the axis is refused with its module path and source line.
+An op keeps rows apart if that axis survives it; the rules are in ``graphs.rows.rules``. Ops that reduce, sort, index,
+contract or reshape the axis are rejected with module path and source line.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = ["Rows", "check_rows_independent", "row_layouts"]
 
 
 def check_rows_independent(traced: Traced) -> dict[fx.Node, Rows]:
-    """Return the row axis of every tensor that has one; refuse a graph in which one row can influence another.
+    """Return the row axis of every tensor that has one; reject a graph in which one row can influence another.
 
     Raises:
-        UgsepError: an op that mixes rows, reads their position or number, or has a data-dependent shape; an output
-            that is not batch first. The message names op, module path and source line.
+        UgsepError: an op that mixes rows, reads their position or number, or has a data-dependent shape, or an output
+            that is not batch first; names op, module path and source line.
     """
     found = row_layouts(traced.module.graph)
     result = next(n for n in traced.module.graph.nodes if n.op == "output")
@@ -59,7 +59,7 @@ def row_layouts(graph: fx.Graph, given: Mapping[fx.Node, Layout] | None = None) 
     """Return the layout of every node; ``given`` overrides the placeholders' (default: batch first).
 
     Raises:
-        UgsepError: see ``check_rows_independent``.
+        UgsepError: as ``check_rows_independent``.
     """
     found: dict[fx.Node, Layout] = {}
     for node in graph.nodes:
@@ -84,7 +84,7 @@ def _layout(node: fx.Node, found: dict[fx.Node, Layout]) -> Layout:
     if is_row_count(node):
         reads_value = node.target in (aten._local_scalar_dense.default, aten.item.default)
         if reads_value and any(found[n] not in (CONSTANT, UNIFORM) for n in node.all_input_nodes):
-            raise MixesRows("turns a tensor's value into a number for the whole batch; keep it a tensor")
+            raise MixesRows("converts a tensor's value to a number for the whole batch; keep it a tensor")
         return CONSTANT
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         return _higher_order(node, found)
@@ -92,12 +92,12 @@ def _layout(node: fx.Node, found: dict[fx.Node, Layout]) -> Layout:
 
 
 def _higher_order(node: fx.Node, found: dict[fx.Node, Layout]) -> Layout:
-    """Check the subgraphs of a control-flow op whose condition is the same for all rows."""
+    """Check the branches of a control-flow op whose condition is the same for all rows."""
     if node.target is not torch.ops.higher_order.cond:
-        raise MixesRows("is control flow that cannot be checked row by row; use torch.where or torch.cond")
+        raise MixesRows("is control flow that cannot be checked; use torch.where or torch.cond")
     predicate, branches, operands = node.args[0], node.args[1:3], node.args[3]
     if isinstance(predicate, fx.Node) and found[predicate] is not CONSTANT:
-        raise MixesRows("takes one branch for all rows, by a value computed from them; use torch.where")
+        raise MixesRows("takes one branch for all rows by a value computed from them; use torch.where")
     assert isinstance(operands, (list, tuple))
     results: list[Any] = []
     for branch in branches:
@@ -112,12 +112,12 @@ def _higher_order(node: fx.Node, found: dict[fx.Node, Layout]) -> Layout:
         output = next(n for n in module.graph.nodes if n.op == "output")
         results.append(tuple(promote(inside[n], n.meta["val"]) for n in output.args[0]))
     if results[0] != results[1]:
-        raise MixesRows("has branches whose rows lie along different axes; return the same layout from both")
+        raise MixesRows("has branches whose rows are along different axes; return the same layout from both")
     return results[0]  # type: ignore[no-any-return]  # a tuple of layouts
 
 
 def _checked(node: fx.Node, layout: Layout) -> Layout:
-    """Hold a rule's answer against the traced shape: the row axis is the only symbolic one, and of that size."""
+    """Check a rule's result against the traced shape: the row axis is the only symbolic one, and of that size."""
     value = node.meta.get("val")
     values = list(value) if isinstance(value, (tuple, list)) else [value]
     layouts = list(layout) if isinstance(layout, tuple) else [layout] * len(values)
@@ -127,9 +127,9 @@ def _checked(node: fx.Node, layout: Layout) -> Layout:
         axes = symbolic_axes(tensor)
         if isinstance(one, Rows) and list(axes) != [one.axis]:
             shape = tuple(str(s) for s in tensor.shape)
-            raise MixesRows(f"pairs rows with each other (shape {shape}); keep every row to itself")
+            raise MixesRows(f"pairs rows with each other (shape {shape}); keep every operation within a row")
         if isinstance(one, Rows) and axes[one.axis] != one.outer * one.inner:
             raise MixesRows("changes the number of rows; keep one result row per input row")
         if one is CONSTANT and axes:
-            raise MixesRows("makes values out of the number of rows; keep the score of a row free of it")
+            raise MixesRows("computes values from the number of rows; scores must not depend on it")
     return layout

@@ -1,4 +1,4 @@
-"""Prove a split on fresh random rows: the two subgraphs score as the whole model does, and rows do not mix."""
+"""Prove a split on fresh random rows: the subgraphs give the whole model's scores, and rows do not mix."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ RowSource = Callable[[Mapping[str, Tensor], int, torch.Generator], dict[str, Ten
 
 @dataclass(frozen=True)
 class SplitProof:
-    """What was compared: ``rows`` scored rows over all request shapes, every output of the model.
+    """Result of comparing every output on ``rows`` rows over all request shapes.
 
-    ``max_abs`` is the largest |split - whole|; ``max_rel`` the largest of it over max |output| of the same output;
+    ``max_abs`` is the largest |split - whole|, ``max_rel`` the same relative to max |output| of its output,
     ``row_max_abs`` the largest change of a row's outputs when another row is replaced, relative to max |output|.
     """
 
@@ -38,8 +38,8 @@ class SplitProof:
 def fresh_rows(example: Mapping[str, Tensor], rows: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Return random tensors [rows, ...] like the example's, of the same dtypes.
 
-    Integers are uniform within the example's range per input, floats normal with its mean and deviation, booleans
-    fair coins. Range and moments keep the rows valid for a model about which nothing else is known.
+    Per input, integers are uniform in the example's range, floats normal with its mean and deviation, booleans fair
+    coins: valid rows for a model about which nothing else is known.
     """
     made: dict[str, Tensor] = {}
     for name, seen in example.items():
@@ -68,8 +68,8 @@ def prove(
 ) -> SplitProof:
     """Compare user graph + item graph with the whole model on fresh rows of every request shape.
 
-    ``tolerance`` bounds |split - whole| absolutely where outputs are below 1 and relative to max |output| above.
-    ``rows_like`` draws rows in place of ``fresh_rows``, for models whose inputs are known better than by example.
+    ``tolerance`` bounds |split - whole| relative to max(1, max |output|). ``rows_like`` draws the rows, for models
+    whose inputs are known beyond an example.
 
     Raises:
         GateFailed: a difference above the tolerance, a NaN, or a row that changes with another row.
@@ -86,7 +86,7 @@ def prove(
         index = index[torch.randperm(count, generator=generator)]
         of_users = {n: drawn[n][:many] for n in split.user_inputs}
         of_items = {n: drawn[n][:count] for n in split.item_inputs}
-        # A model may squeeze the batch axis of one row away, so it scores two of the same and one is dropped.
+        # A model may squeeze away the batch axis of a single row, so score that row twice and drop one result.
         twice = index if count > 1 else index.repeat(2)
         two = {n: v if count > 1 else v.repeat(2, *[1] * (v.dim() - 1)) for n, v in of_items.items()}
         whole = {n: v[:count] for n, v in original({**{n: v[twice] for n, v in of_users.items()}, **two}).items()}
@@ -101,13 +101,12 @@ def prove(
         difference, at = max(differences)
         if not difference <= bound:
             raise GateFailed(
-                f"split: output '{name}' differs by {difference:.3g} from the whole model "
-                f"with {at}, bound {bound:.3g}"
+                f"split: output '{name}' differs by {difference:.3g} from the whole model for {at}, bound {bound:.3g}"
             )
     moved = rows_influence(split.full, split.traced, generator, rows_like)
     if not moved <= tolerance:
         raise GateFailed(
-            f"split: a row's scores change by {moved:.3g} of their size with another row; rows must not mix"
+            f"split: a row's scores change by {moved:.3g} of their size if another row changes; rows must not mix"
         )
     worst = {name: max(differences)[0] for name, differences in found.items()}
     relative = max(worst[name] / (scales[name] or 1.0) for name in worst)
@@ -117,7 +116,7 @@ def prove(
 def rows_influence(
     full: Subgraph, traced: Traced, generator: torch.Generator, rows_like: RowSource = fresh_rows, rows: int = 5
 ) -> float:
-    """Return how much a row's outputs change, relative to max |output|, when one other row is replaced at a time."""
+    """Return the largest change of a row's outputs, relative to max |output|, when any one other row is replaced."""
     example = dict(zip(traced.inputs, traced.example, strict=True))
     before = rows_like(example, rows, generator)
     other = rows_like(example, rows, generator)
@@ -137,9 +136,11 @@ def rows_influence(
 
 
 def _difference(found: Tensor, expected: Tensor) -> tuple[float, float]:
-    """Return max |found - expected| and max |expected|; NaN where either holds one and the other does not."""
+    """Return max |found - expected|, infinite if only one of the two has a NaN, and max |expected|."""
     if found.shape != expected.shape:
-        raise GateFailed(f"split: an output has shape {tuple(found.shape)}, the whole model {tuple(expected.shape)}")
+        raise GateFailed(
+            f"split: an output has shape {tuple(found.shape)}, but {tuple(expected.shape)} in the whole model"
+        )
     if not expected.numel():
         return 0.0, 0.0
     a, b = found.double(), expected.double()

@@ -1,4 +1,4 @@
-"""Compute only the columns of a product that something reads."""
+"""Compute only the columns of a product that are read."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ aten = torch.ops.aten
 def narrow_products(rewriter: Rewriter) -> None:
     """Push a slice of the last axis up through additions into the weight of a product.
 
-    ``(x W + b + r)[..., a:b] = x W[:, a:b] + b[a:b] + r[..., a:b]``, where nothing else reads the full result. Token
-    mixing reads only some slices of a row once the mask has cut the others off.
+    ``(x W + b + r)[..., a:b] = x W[:, a:b] + b[a:b] + r[..., a:b]``, if nothing else reads the full result. Under
+    the mask, token mixing reads only some slices of a row.
     """
     for node in reversed(list(rewriter.graph.nodes)):
         if node.op != "call_function" or node.target is not aten.slice.Tensor or rewriter.sides.get(node) != "item":
@@ -34,7 +34,7 @@ def narrow_products(rewriter: Rewriter) -> None:
 
 
 def sliced(node: fx.Node) -> tuple[int, tuple[int, int] | None]:
-    """Return the axis of an ``aten.slice`` and its bounds; None where they are not consecutive and known."""
+    """Return the axis of an ``aten.slice`` and its bounds, None if unknown or not consecutive."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
     shape = source.meta["val"].shape
@@ -58,7 +58,7 @@ def _reaches_product(node: fx.Node, reader: fx.Node) -> bool:
 
 
 def _narrowed(rewriter: Rewriter, node: fx.Node, reader: fx.Node, low: int, high: int) -> fx.Node:
-    """Return a node that computes columns ``low:high`` of ``node``'s last axis, for ``reader``."""
+    """Return a node with columns ``low:high`` of ``node``'s last axis, for ``reader``."""
     if node.op == "get_attr":
         held = rewriter.value(node)
         assert held is not None

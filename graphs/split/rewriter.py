@@ -1,4 +1,4 @@
-"""Add nodes to a copy of a traced graph: shapes, sides and constant slices stay right as the graph grows."""
+"""Add nodes to a copy of a traced graph, keeping shapes, sides and constants consistent."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from graphs.trace.trace import Traced
 
 
 class Rewriter:
-    """A private copy of a traced graph that grows; ``finish`` drops what is no longer used.
+    """A copy of a traced graph to which nodes are added; ``finish`` drops unused ones.
 
-    ``sides`` follows every node. Constants are parameters, or slices of them that share their memory.
+    ``sides`` has the side of every node. Constants are parameters, or slices of them that share their memory.
     """
 
     def __init__(self, traced: Traced, sides: Mapping[fx.Node, NodeSide]) -> None:
@@ -38,7 +38,7 @@ class Rewriter:
         self.fake_mode = next(values).fake_mode
 
     def call(self, like: fx.Node, target: Any, *arguments: Any, **options: Any) -> fx.Node:
-        """Insert ``target(*arguments, **options)`` before ``like``, in the name of the module ``like`` is in."""
+        """Insert ``target(*arguments, **options)`` before ``like``, attributed to the same module."""
         with self.graph.inserting_before(like):
             node = self.graph.call_function(target, arguments, options)
         node.meta = {k: v for k, v in like.meta.items() if k in ("nn_module_stack", "stack_trace")}
@@ -49,18 +49,18 @@ class Rewriter:
         return node
 
     def side_of(self, node: fx.Node) -> NodeSide:
-        """Return the side of a call from its inputs as they are now."""
+        """Update and return the side of a call from its current inputs."""
         reached = {self.sides[n] for n in node.all_input_nodes}
         side: NodeSide = "item" if "item" in reached else "user" if "user" in reached else "neutral"
         self.sides[node] = "neutral" if is_row_count(node) else side
         return self.sides[node]
 
     def replace(self, node: fx.Node, by: fx.Node) -> None:
-        """Let every user of ``node`` read ``by`` instead."""
+        """Make every user of ``node`` read ``by`` instead."""
         node.replace_all_uses_with(by, delete_user_cb=lambda user: user is not by)
 
     def value(self, node: object) -> Tensor | None:
-        """Return the tensor of a node that depends on parameters only, None for anything else."""
+        """Return the value of a node that depends only on parameters, None for any other node."""
         if not isinstance(node, fx.Node):
             return None
         if node.op == "get_attr":
@@ -77,9 +77,9 @@ class Rewriter:
         return result if isinstance(result, Tensor) else None
 
     def constant(self, name: str, tensor: Tensor) -> fx.Node:
-        """Return the node of a constant called ``name``, numbered where another constant has that name.
+        """Return the node of a constant ``name``, numbered if another constant has that name.
 
-        A view of a parameter shares its memory; the same slice asked for twice is one node.
+        Views of a parameter share its memory, and equal slices of it are one node.
         """
         for free in itertools.chain([name], (f"{name}{i}" for i in itertools.count(2))):
             if free not in self.slices:
@@ -96,7 +96,7 @@ class Rewriter:
         return node
 
     def name(self, node: fx.Node) -> str:
-        """Return the name a slice of a constant is derived from: the parameter's, also through views of it."""
+        """Return the name of the parameter that a constant is a view of."""
         source = node
         while source.op != "get_attr":
             source = source.all_input_nodes[0]
@@ -107,7 +107,7 @@ class Rewriter:
         self.graph.eliminate_dead_code()
         whole = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
         for name, node in self.slices.items():
-            # A slice lies below its parameter's name, which is an attribute itself where another node still reads it.
+            # A slice is named below its parameter, which is an attribute itself if another node still reads it.
             parent, _, last = name.rpartition(".")
             if name in whole and parent in whole:
                 node.target = f"{parent}_{last}"

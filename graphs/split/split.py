@@ -1,4 +1,4 @@
-"""The splitter: cut any traced ranking model in a user graph (once per request) and an item graph (per candidate)."""
+"""The splitter: cut any traced ranking model into a user graph (per request) and an item graph (per candidate)."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Subgraph:
 class Split:
     """A model cut in two.
 
-    ``user(user inputs [U, ...]) -> state``; ``item(item inputs [N, ...], state [U, ...], user_index [N])`` gives the
-    outputs; ``full`` is the whole model in the same flat form. ``traced`` is the graph that was cut, after hoisting,
-    with the side and the row axis of its nodes in ``sides`` and ``rows``; ``hoisted`` lists what moved, ``cut`` what
-    crosses and what runs again.
+    ``user(inputs [U, ...]) -> state``; ``item(inputs [N, ...], state [U, ...], user_index [N]) -> outputs``;
+    ``full`` is the whole model in the same flat form. ``traced`` is the graph that was cut, after hoisting; ``sides``
+    and ``rows`` have the side and row axis of its nodes. ``hoisted`` lists the products that moved, ``cut`` what
+    crosses and what is recomputed.
     """
 
     full: Subgraph
@@ -91,7 +91,7 @@ class Split:
 
     @property
     def reusable_share(self) -> float:
-        """Share of the whole model's FLOPs that a candidate no longer pays."""
+        """Share of the whole model's FLOPs saved per candidate."""
         return 1 - self.item_cost.flops / self.full_cost.flops if self.full_cost.flops else 0.0
 
     def speedup_limit(self, candidates: int) -> float:
@@ -104,11 +104,11 @@ def split(
 ) -> Split:
     """Split ``module``, traced on ``example``, by naming its user-side and item-side inputs.
 
-    ``hoisting=False`` leaves products as they are (see ``graphs.split.hoist``), for comparison.
+    ``hoisting=False`` disables ``graphs.split.hoist``, for comparison.
 
     Raises:
-        UgsepError: an input named on both sides or on none, an unknown input, nothing user-side or item-side to
-            compute, rows that depend on each other, or a model torch.export cannot trace.
+        UgsepError: an input on both sides or on none, an unknown input, nothing to compute on one side, rows that
+            depend on each other, or a model that torch.export cannot trace.
     """
     traced = trace(module, example)
     by_side = _sides_of_inputs(traced.inputs, tuple(user), tuple(item))
@@ -116,7 +116,7 @@ def split(
 
 
 def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str], hoisting: bool = True) -> Split:
-    """Split an already traced model; the errors of ``split``."""
+    """Split an already traced model; raises as ``split``."""
     if USER_INDEX in traced.inputs:
         raise UgsepError(f"an input is named '{USER_INDEX}', which the item graph adds itself; rename it")
     whole = traced
@@ -163,9 +163,11 @@ def _check_both_sides(
 ) -> None:
     computed = [sides[n] for n in traced.module.graph.nodes if n.op == "call_function"]
     if "item" not in computed:
-        raise UgsepError(f"no node depends on the item inputs {list(item)}; name the inputs that differ by candidate")
+        raise UgsepError(
+            f"nothing depends on the item inputs {list(item)}; name the inputs that differ between candidates"
+        )
     if "user" not in computed:
-        raise UgsepError(f"nothing is computed from the user inputs {list(user)} alone; there is nothing to reuse")
+        raise UgsepError(f"nothing is computed from the user inputs {list(user)} alone, so there is nothing to reuse")
 
 
 def _placeholders(module: fx.GraphModule) -> list[str]:
@@ -187,10 +189,10 @@ def _sides_of_inputs(names: Sequence[str], user: Sequence[str], item: Sequence[s
             raise UgsepError(f"no input '{name}'{nearest(name, names)}")
     both = sorted(set(user) & set(item))
     if both:
-        raise UgsepError(f"input '{both[0]}' is named on both sides; name it once")
+        raise UgsepError(f"input '{both[0]}' is on both sides; name it once")
     missing = [n for n in names if n not in user and n not in item]
     if missing:
-        raise UgsepError(f"input '{missing[0]}' is on no side; add it to the user or the item inputs")
+        raise UgsepError(f"input '{missing[0]}' is on neither side; add it to the user or the item inputs")
     for side, chosen in (("user", user), ("item", item)):
         if not chosen:
             raise UgsepError(f"no {side}-side input is named; name at least one")

@@ -53,7 +53,7 @@ class Copier:
         return self.graph.placeholder(identifier(name))
 
     def copy(self, node: fx.Node) -> fx.Node:
-        """Copy a node and the neutral nodes it needs; everything else it needs was copied before."""
+        """Copy a node and the neutral nodes it needs; its other inputs have been copied before."""
         if node in self.done:
             return self.done[node]
         if node.target is aten.sym_size.int:
@@ -74,7 +74,7 @@ class Copier:
         self.rows = self.graph.call_function(aten.sym_size.int, (tensor, 0))
 
     def to_batch_first(self, new: fx.Node, value: torch.Tensor, rows: Rows) -> fx.Node:
-        """Give a state tensor its batch axis alone and first."""
+        """Move a state tensor's batch axis to the front, unfolded."""
         axis = rows.axis
         if rows.outer > 1 or rows.inner > 1:
             new = self.call(aten.reshape.default, new, self.unfolded(value, rows))
@@ -82,9 +82,9 @@ class Copier:
         return self.call(aten.movedim.int, new, axis, 0) if axis else new
 
     def gathered(self, given: fx.Node, index: fx.Node, value: torch.Tensor, rows: Rows) -> fx.Node:
-        """Gather a state tensor [U, ...] to the candidates and give it the layout it was traced with."""
+        """Gather a state tensor [U, ...] to the candidates, in the layout of the traced graph."""
         axis = rows.axis + (rows.outer > 1)
-        # Move the batch axis on the U rows, which are few, and gather to the N candidates last.
+        # Move the batch axis of the few U rows, and only then gather to the N candidates.
         moved = self.call(aten.movedim.int, given, 0, axis) if axis else given
         new = self.call(aten.index_select.default, moved, axis, index)
         if rows.outer == rows.inner == 1:
@@ -93,7 +93,7 @@ class Copier:
         return self.call(aten.reshape.default, new, [*sizes[: rows.axis], -1, *sizes[rows.axis + 1 :]])
 
     def unfolded(self, value: torch.Tensor, rows: Rows) -> list[int]:
-        """Return the shape in which the factors of a folded batch axis are axes of their own; -1 is the batch."""
+        """Return the shape in which the factors of a folded batch axis are separate axes; -1 is the batch."""
         folded = [*([rows.outer] if rows.outer > 1 else []), -1, *([rows.inner] if rows.inner > 1 else [])]
         sizes = [static(size) for size in value.shape]
         return [*sizes[: rows.axis], *folded, *sizes[rows.axis + 1 :]]
@@ -153,7 +153,7 @@ def build_item_subgraph(
 
 
 def ancestors(nodes: tuple[fx.Node, ...]) -> set[fx.Node]:
-    """Return the nodes and everything they are computed from."""
+    """Return the nodes and all nodes they are computed from."""
     found: set[fx.Node] = set()
     stack = list(nodes)
     while stack:

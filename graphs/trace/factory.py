@@ -1,4 +1,4 @@
-"""Load a model nobody here wrote: ``path/to/file.py:factory``."""
+"""Load a third-party model: ``path/to/file.py:factory``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from graphs.trace.trace import Example
 
 
 def is_factory(name: str) -> bool:
-    """Say whether a model name means a factory in a file, ``path/to/file.py:factory``."""
+    """Say whether a model name is a factory in a file, ``path/to/file.py:factory``."""
     return ".py:" in name or name.endswith(".py")
 
 
@@ -28,11 +28,11 @@ def load_factory(name: str) -> tuple[nn.Module, Example]:
     every tensor batch first. The file may import its neighbours.
 
     Raises:
-        UgsepError: no such file or function, a file or a factory that raises, or another result.
+        UgsepError: no such file or function, a file or factory that raises, or an invalid result.
     """
     path_text, colon, function = name.rpartition(":")
     if not colon or not function.isidentifier():
-        raise UgsepError(f"'{name}' names no factory; write path/to/file.py:factory")
+        raise UgsepError(f"'{name}' is not a factory; write path/to/file.py:factory")
     path = Path(path_text)
     if not path.is_file():
         raise UgsepError(f"no file '{path_text}'; give the path of the Python file with the factory '{function}'")
@@ -44,8 +44,8 @@ def load_factory(name: str) -> tuple[nn.Module, Example]:
             raise UgsepError(f"'{path.name}' has no function '{function}'{nearest(function, known)}")
         try:
             made = factory()
-        except (Exception, SystemExit) as error:  # whatever the user's code raises is bad input here
-            raise UgsepError(f"factory '{name}' raised {_told(error, path)}") from error
+        except (Exception, SystemExit) as error:  # any error in the user's code is bad input
+            raise UgsepError(f"factory '{name}' raised {_described(error, path)}") from error
     fine = isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)
     if not fine or not isinstance(made[1], (Mapping, Sequence)) or isinstance(made[1], str):
         raise UgsepError(
@@ -67,20 +67,20 @@ def _imported(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[label] = module  # dataclasses and pickling look their module up here
+    sys.modules[label] = module  # dataclasses and pickle look up their module here
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the user's file raises is bad input here
+    except (Exception, SystemExit) as error:  # any error in the user's file is bad input
         del sys.modules[label]
-        raise UgsepError(f"importing '{path}' raised {_told(error, path)}") from error
+        raise UgsepError(f"importing '{path}' raised {_described(error, path)}") from error
     return module
 
 
-def _told(error: BaseException, path: Path) -> str:
+def _described(error: BaseException, path: Path) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == path.name]
     line = f" at {path.name}:{frames[-1].lineno}" if frames else ""
     said = " ".join(str(error).split())
-    return f"{type(error).__name__}{f': {said}' if said else ''}{line}; run the file by itself to see it all"
+    return f"{type(error).__name__}{f': {said}' if said else ''}{line}; run the file by itself for a traceback"
 
 
 @contextmanager

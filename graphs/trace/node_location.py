@@ -1,4 +1,4 @@
-"""Where a traced node comes from: op, module path and source line, for error messages and explanations."""
+"""Location of a traced node: op, module path and source line, for messages and explanations."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def module_path(node: fx.Node) -> str:
 
 
 def source_line(node: fx.Node) -> str:
-    """Return ``file.py:line`` of the model's source the node was traced from, '' where it is unknown."""
+    """Return ``file.py:line`` in the model's source, '' if unknown."""
     found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    # The innermost frame of the model's own code: a frame inside torch says nothing to the model's author.
+    # Use the innermost frame of the model's own code: a frame inside torch does not help its author.
     own = [(file, line) for file, line in found if not file.startswith(TORCH_FILES)] or found
     return f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}" if own else ""

@@ -1,4 +1,4 @@
-"""Trace a model once, with one symbolic batch dimension, to a flat graph of named inputs and outputs."""
+"""Trace a model once, with one symbolic batch dimension, into a flat graph of named inputs and outputs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ from graphs.trace.trace_errors import NO_DATA_IN_CONTROL, check_any_number_of_ro
 
 Example = Mapping[str, Any] | Sequence[Any]
 
-# Tracing with one row would let torch.export bake the batch size in; an odd number above 1 that no width
-# of a real model is likely to equal keeps accidental equalities out.
+# With one row, torch.export would specialise on the batch size; an odd number above 1 that is unlikely to be a width
+# of a real model avoids accidental equalities.
 TRACE_ROWS = 7
 
-
-# What generated modules read by name: an argument called so would stand in its place.
+# Names that generated modules read, which an argument of that name would shadow.
 _READ_BY_GENERATED_CODE = {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree", *dir(builtins)}
 
 
@@ -38,9 +37,9 @@ class Traced:
     """A whole model as one flat graph.
 
     ``module`` takes the ``inputs`` as positional tensors (batch first) and returns a tuple, named by ``outputs``.
-    Its graph is functional (no in-place op) and refers to the parameters of the traced model, not to copies.
+    Its graph is functional (no in-place op) and refers to the parameters of the traced model, not copies.
     ``example`` holds the flat example tensors, TRACE_ROWS rows each. ``buffer_writes`` lists the buffers that
-    forward updates with the nodes of the new values, which are dropped. ``original`` calls the model as it was given.
+    forward updates, with the nodes of the dropped values. ``original`` calls the model as given.
     """
 
     module: fx.GraphModule
@@ -57,31 +56,31 @@ def trace(module: nn.Module, example: Example) -> Traced:
     Arguments may be nested dicts, lists or tuples of tensors; the first axis of every tensor is the batch.
 
     Raises:
-        UgsepError: an input that is not a tensor or has no batch axis, batches of different length, or a model
-            torch.export cannot trace (its reason and source line are given).
+        UgsepError: an input that is not a tensor or has no batch axis, different batch sizes, or a model that
+            torch.export cannot trace (with reason and source line).
     """
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
     names, leaves = flat_inputs(module, args, kwargs)
     try:
         inspect.signature(module.forward).bind(*args, **kwargs)
     except TypeError as error:
-        raise UgsepError(f"the example inputs {names} do not fit the model's forward: {error}") from error
+        raise UgsepError(f"the example inputs {names} do not match the model's forward: {error}") from error
     rows = {name: leaf.shape[0] for name, leaf in zip(names, leaves, strict=True)}
     if len(set(rows.values())) > 1:
         raise UgsepError(f"example inputs have different batch sizes {rows}; give every tensor the same first axis")
     tiled = [leaf.index_select(0, torch.arange(TRACE_ROWS, device=leaf.device) % leaf.shape[0]) for leaf in leaves]
     _, spec = pytree.tree_flatten((args, kwargs))
     args, kwargs = pytree.tree_unflatten(tiled, spec)
-    # AUTO accepts guards that hold for some batch sizes only, of which torch's own shape logic makes many; the ones
-    # that come from the model are found below.
+    # AUTO accepts guards that hold only for some batch sizes, of which torch's own shape logic makes many; those of
+    # the model are found below.
     shapes = pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, (args, kwargs))
     try:
         with torch.no_grad(), quiet(), gc_paused():
             exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes[1] or shapes[0], strict=False)
-            if not _is_plain(exported.graph):  # costs as much as the export again
+            if not _is_plain(exported.graph):  # takes as long as the export
                 exported = exported.run_decompositions(_unfamiliar(exported.graph))
-    except Exception as error:  # torch.export raises many types; all of them mean the model cannot be traced
-        _run(module, args, kwargs)  # an error of the model's own says more
+    except Exception as error:  # torch.export raises many types
+        _run(module, args, kwargs)  # the model's own error is clearer
         raise UgsepError(f"torch.export cannot trace the model: {readable(error)}; {NO_DATA_IN_CONTROL}") from error
     traced = _flatten(exported, names, tuple(tiled))
     check_any_number_of_rows(traced.module.graph)
@@ -96,26 +95,26 @@ def trace(module: nn.Module, example: Example) -> Traced:
 
 
 def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Call the model as it is; whatever it raises is the model's own error."""
+    """Call the model itself; any error it raises is its own."""
     try:
         with torch.no_grad():
             return module(*args, **kwargs)
     except Exception as error:
         raise UgsepError(
-            f"the model fails on rows like its example inputs: {readable(error)}; call it by itself to see it all"
+            f"the model fails on rows like its example inputs: {readable(error)}; call it by itself for a traceback"
         ) from error
 
 
 def flat_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[str], list[Tensor]]:
     """Return the names and tensors of all inputs, in the order of the flattened call.
 
-    A tensor argument has the argument's name; a tensor inside a container has its key where that is unique among
-    all inputs, else the dotted path.
+    A tensor argument has the argument's name; a tensor in a container has its key if all keys are unique, else its
+    dotted path.
     """
     parameters = [p for p in inspect.signature(module.forward).parameters.values()]
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     paths: list[tuple[str, ...]] = []
-    in_sequence: list[bool] = []  # a position in a tuple says too little by itself
+    in_sequence: list[bool] = []  # a position alone is not a name
     leaves: list[Tensor] = []
     for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
         keys = [str(getattr(k, "key", getattr(k, "idx", k))) for k in path[1:]]
@@ -146,7 +145,7 @@ def identifier(name: str, taken: Container[str] = ()) -> str:
 
 
 def _is_plain(graph: fx.Graph) -> bool:
-    """Say whether a graph has nothing but ops that row rules know and that write into no tensor."""
+    """Say whether row rules cover all ops of a graph and none writes into a tensor."""
     called = [n.target for n in graph.nodes if n.op == "call_function"]
     neutral = (operator.getitem, torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten.sym_size.int)
     calls = [t for t in called if t not in neutral]
@@ -154,7 +153,7 @@ def _is_plain(graph: fx.Graph) -> bool:
 
 
 def _unfamiliar(graph: fx.Graph) -> dict[OpOverload, Callable[..., Any]]:
-    """Return decompositions of the composite ops no row rule knows, tensordot for one; the known ones stay whole."""
+    """Return decompositions of the composite ops without a row rule, such as tensordot; others stay whole."""
     used = {n.target for n in graph.nodes if isinstance(n.target, OpOverload)}
     composite = (o for o in used if o._can_decompose() and not has_rule(o))
     known = torch.export.default_decompositions()
@@ -181,7 +180,7 @@ def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: 
             outputs = _output_names(structured)
             graph.output(tuple(copied[n] for n in pytree.tree_leaves(node.args[0])))
         elif node.target is torch.ops.aten.copy_.default:
-            if node.args[0].op != "placeholder":  # what forward leaves in its own inputs, nobody reads
+            if node.args[0].op != "placeholder":  # nothing reads what forward writes into its inputs
                 writes.append((str(node.args[0].target), copied[node.args[1]]))
         elif node.target is not torch.ops.aten._assert_tensor_metadata.default:
             copied[node] = graph.node_copy(node, lambda n: copied[n])
@@ -191,7 +190,7 @@ def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: 
 
 
 def _fix_squeeze(node: fx.Node) -> None:
-    """Make a squeeze name the axes it drops: for one row it would drop the batch axis too."""
+    """Make a squeeze name the axes it drops, or for one row it would drop the batch axis too."""
     aten = torch.ops.aten
     if node.target not in (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims):
         return
@@ -199,7 +198,7 @@ def _fix_squeeze(node: fx.Node) -> None:
     assert isinstance(source, fx.Node)
     shape = source.meta["val"].shape
     given = node.args[1] if len(node.args) > 1 else list(range(len(shape)))
-    dims = [int(d) % len(shape) for d in (given if isinstance(given, (list, tuple)) else [given])]  # type: ignore[arg-type]  # fx arguments are a union of everything
+    dims = [int(d) % len(shape) for d in (given if isinstance(given, (list, tuple)) else [given])]  # type: ignore[arg-type]  # fx arguments
     node.target = aten.squeeze.dims
     node.args = (source, [d for d in dims if not isinstance(shape[d], torch.SymInt) and shape[d] == 1])
 

@@ -1,4 +1,4 @@
-"""Why a model cannot be traced, in one line with its source."""
+"""Why a model cannot be traced, in one line with its source location."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ NO_DATA_IN_CONTROL = "rewrite that line without control flow or shapes that depe
 
 
 def readable(error: Exception) -> str:
-    """Return the first line of what an error says, and the model's source line it happened at."""
+    """Return the first line of an error's message, and the line of the model that caused it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = (line for line in lines if not line.startswith(("File", "The following call")))
-    reason = next(told, type(error).__name__)
+    reasons = (line for line in lines if not line.startswith(("File", "The following call")))
+    reason = next(reasons, type(error).__name__)
     reason = re.sub(r" \((unhinted|Size-like symbols):.*$", "", reason)
     reason = re.sub(r"\b(zu[fi]|u)\d+\b", "a value of a tensor", reason)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_model_code(f.filename)]
@@ -35,7 +35,7 @@ def readable(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what torch.export logs, prints and warns about itself off the terminal; its errors are raised."""
+    """Keep torch.export's logs, prints and warnings off the terminal; errors are still raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -47,7 +47,7 @@ def quiet() -> Iterator[None]:
 
 
 def check_any_number_of_rows(graph: fx.Graph) -> None:
-    """Refuse a model that torch.export could only trace for some numbers of rows.
+    """Reject a model that torch.export could trace only for some numbers of rows.
 
     Raises:
         UgsepError: the batch axis became a fixed number, or the model's code branches on the number of rows.
@@ -60,16 +60,16 @@ def check_any_number_of_rows(graph: fx.Graph) -> None:
         for guard in environment.guards if environment is not None else ():
             frame = guard.sloc.framework_loc
             file = getattr(frame, "filename", "")
-            # Comparing the row counts of two tensors is harmless: they are the same.
+            # Comparing the row counts of two tensors is harmless: they are equal.
             if _is_model_code(file) and len(guard.expr.free_symbols) == 1:
                 raise UgsepError(
                     f"the model branches on the number of rows at {Path(file).name}:{frame.lineno}; "
-                    "the same row must get the same score in any batch"
+                    "a row must get the same score in any batch"
                 )
         if not isinstance(rows, torch.SymInt) or not rows.node.expr.free_symbols:
             raise UgsepError(
-                f"the model works for {rows} rows only, as many as it was traced with: input '{node.target}' lost "
-                "its batch axis to a fixed size or a reshape; make forward accept any number of rows"
+                f"the model works only for {rows} rows, the number it was traced with: a fixed size or a reshape "
+                "removes the batch axis of input '{node.target}'; make forward accept any number of rows"
             )
 
 

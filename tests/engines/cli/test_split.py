@@ -131,10 +131,10 @@ def test_what_the_model_prints_is_no_part_of_the_answer(file: Path) -> None:
         ({"factory": "reading_a_value"}, " picks rows by their position in the batch"),
         ({"factory": "misshapen"}, "the model fails on rows like its example inputs: mat1 and mat2 shapes"),
         ({"factory": "mistyped"}, "the model fails on rows like its example inputs: "),
-        ({"factory": "misnamed", "sides": ("profil,history", "item")}, "do not fit the model's forward: missing a"),
+        ({"factory": "misnamed", "sides": ("profil,history", "item")}, "do not match the model's forward: missing a"),
         ({"factory": "training"}, "norm (model.py:12) normalises with the statistics of the batch; call .eval()"),
-        ({"sides": ("profile", "item")}, "input 'history' is on no side"),
-        ({"sides": ("profile,history,item", "item")}, "input 'item' is named on both sides"),
+        ({"sides": ("profile", "item")}, "input 'history' is on neither side"),
+        ({"sides": ("profile,history,item", "item")}, "input 'item' is on both sides"),
         ({"sides": ("profile,histroy", "item")}, "no input 'histroy', did you mean 'history'?"),
     ],
 )

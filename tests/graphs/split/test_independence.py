@@ -68,7 +68,7 @@ MIXES: dict[str, tuple[Callable[[Inner, Tensor, Tensor], Tensor], str, str]] = {
         "matmul",
         "contracts",
     ),
-    "view across rows": (lambda m, x, i: x.view(T, x.shape[0], D).transpose(0, 1), "view", "re-cuts"),
+    "view across rows": (lambda m, x, i: x.view(T, x.shape[0], D).transpose(0, 1), "view", "reshapes"),
     "index by data": (lambda m, x, i: x[i[:, 0]], "index", "indexes the batch axis"),
     "layout mismatch": (lambda m, x, i: x.transpose(0, 1).reshape(-1, D) + x.reshape(-1, D), "add", "different axes"),
     "join rows": (lambda m, x, i: torch.cat([x, x])[: x.shape[0]], "cat", "joins tensors along the batch axis"),

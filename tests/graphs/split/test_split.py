@@ -176,8 +176,8 @@ def refused(module: nn.Module, example: Mapping[str, Any], user: list[str], item
 def test_bad_sides() -> None:
     model = Keywords(WORKS["dot product"])
     example = {"u": torch.randn(N, D), "i": torch.randn(N, D)}
-    assert refused(model, example, ["u", "i"], ["i"]) == "input 'i' is named on both sides; name it once"
-    assert refused(model, example, ["u"], []) == "input 'i' is on no side; add it to the user or the item inputs"
+    assert refused(model, example, ["u", "i"], ["i"]) == "input 'i' is on both sides; name it once"
+    assert refused(model, example, ["u"], []) == "input 'i' is on neither side; add it to the user or the item inputs"
     assert refused(model, example, ["u", "i"], []) == "no item-side input is named; name at least one"
     assert refused(model, example, ["uu"], ["i"]) == "no input 'uu', did you mean 'u'?"
     twice = {"u": torch.randn(N, D), "i": torch.randn(3, D)}
@@ -191,7 +191,7 @@ def test_nothing_on_a_side() -> None:
     meets_at_once = Keywords(lambda m, u, i: (u * i).sum(-1))
     assert "nothing is computed from the user inputs ['u'] alone" in refused(meets_at_once, example, ["u"], ["i"])
     ignores_item = Keywords(lambda m, u, i: u.exp().sum(-1))
-    assert "no node depends on the item inputs ['i']" in refused(ignores_item, example, ["u"], ["i"])
+    assert "nothing depends on the item inputs ['i']" in refused(ignores_item, example, ["u"], ["i"])
 
 
 def test_an_input_called_user_index() -> None:
@@ -231,7 +231,7 @@ def test_a_model_that_fails_on_its_own_example_says_so() -> None:
             prove(split(model, {"u": rows, "i": torch.randn(N, D)}, user=["u"], item=["i"]))
         assert reason in str(error.value)
     with pytest.raises(
-        UgsepError, match=r"\['u', 'j'\] do not fit the model's forward: missing a required argument: 'i'"
+        UgsepError, match=r"\['u', 'j'\] do not match the model's forward: missing a required argument: 'i'"
     ):
         split(model, {"u": torch.randn(N, D), "j": torch.randn(N, D)}, user=["u"], item=["j"])
 
@@ -241,7 +241,7 @@ def test_sizes_that_depend_on_the_batch() -> None:
     by_size = Keywords(lambda m, u, i: u.exp() * i if u.shape[0] > 5 else i)
     assert "branches on the number of rows at test_split.py:" in refused(by_size, example, ["u"], ["i"])
     fixed = Keywords(lambda m, u, i: (u.exp() * i).view(7, D))
-    assert "works for 7 rows only" in refused(fixed, example, ["u"], ["i"])
+    assert "works only for 7 rows" in refused(fixed, example, ["u"], ["i"])
     selected = Keywords(lambda m, u, i: u[u > 0].sum() * i)
     assert "shape that depends on data" in refused(selected, example, ["u"], ["i"])
 

@@ -68,11 +68,11 @@ def test_loads_both_kinds_of_example(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("{file}", "names no factory; write path/to/file.py:factory"),
+        ("{file}", "is not a factory; write path/to/file.py:factory"),
         ("{file}x:keywords", "no file '"),
         ("{file}:keyword", "'model.py' has no function 'keyword', did you mean 'keywords'?"),
         ("{file}:NUMBER", "'model.py' has no function 'NUMBER'"),
-        ("{file}:raises", "raised KeyError: 'missing' at model.py:17; run the file by itself to see it all"),
+        ("{file}:raises", "raised KeyError: 'missing' at model.py:17; run the file by itself for a traceback"),
         ("{file}:exits", "raised SystemExit: no weights here at model.py:20; run"),
         ("{file}:two_lines", "raised ValueError: first second at model.py:23; run"),
         ("{file}:silent", "raised RuntimeError at model.py:26; run"),
