@@ -27,9 +27,7 @@ from quant.schemes.schemes import Absmax
 from quant.search.gemm_latency import MeasureGemm
 from quant.weights import quantize_side
 
-_COLD_BYTES = (
-    64 << 20
-)  # more than a core's share of the last-level cache, so weights are read from memory as in a model
+_COLD_BYTES = 64 << 20  # more than a core's share of the last-level cache: weights come from memory, as in a model
 _MOST_COPIES = 64
 _SECONDS = 0.3
 _LEAST_ROUNDS = 5

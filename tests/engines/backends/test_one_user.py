@@ -1,4 +1,4 @@
-"""Requests of one user on ONNX Runtime: the faster variant is used, both agree, weights are kept once."""
+"""Requests with one user on ONNX Runtime: the faster variant is used, both agree, weights are stored once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests import tiny
 from tests.export.lowering_graphs import item, reference
 
 ONE_USER_FILE = variants.variant_file("item", variants.ONE_USER)
-ALWAYS, NEVER = -1e9, 1.0  # the least gain that makes the second variant pay
+ALWAYS, NEVER = -1e9, 1.0  # the smallest gain that justifies the second variant
 
 
 def silent(_: str) -> None:
@@ -50,7 +50,7 @@ def requests(candidates: int, users: int, seed: int = 0) -> dict[str, np.ndarray
 
 @pytest.mark.parametrize("precision", ["fp32", "w8a32"])
 def test_both_variants_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    bound = 1e-5  # sums of 16 products, in another order
+    bound = 1e-5  # reordered sums of 16 products
     monkeypatch.setattr(autotune, "LEAST_GAIN", ALWAYS)
     source, built = build_item(tmp_path, precision)
     assert ONE_USER_FILE in built.files
@@ -63,10 +63,10 @@ def test_both_variants_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pr
         got = runner.infer({**feeds, USER_INDEX: np.zeros(1, np.int64)})["click"]
         assert np.abs(got - want).max() < bound
         assert np.ptp(want) > 0 or candidates == 1
-    assert runner.loaded == {variants.ONE_USER}  # one user's requests never load the second copy of the weights
+    assert runner.loaded == {variants.ONE_USER}  # requests with one user never load the second copy of the weights
     for candidates, users in ((1, 3), (2, 3), (257, 3)):
         feeds = requests(candidates, users, candidates)
-        feeds[USER_INDEX][0] = 2  # one candidate of the last of several users is no broadcast
+        feeds[USER_INDEX][0] = 2  # a single candidate of the last of several users must not be broadcast
         assert np.abs(runner.infer(feeds)["click"] - reference(source, feeds)["click"]).max() < bound
     assert runner.loaded == {variants.ONE_USER, variants.ANY}
     runner.close()
@@ -179,7 +179,7 @@ def test_a_bundle_with_either_variant(
     items = {k: np.concatenate([i[k] for _, i in asked]) for k in asked[0][1]}
     together = ranker.score_users(users, items, np.repeat(np.arange(3), [1, 4, 30]))["like"]
     apart = np.concatenate([ranker.score(u, i)["like"] for u, i in asked])
-    # The same int8 weights and FP32 GEMMs; the user engine rounds activations of its row, alike in both calls.
+    # Same int8 weights and FP32 GEMMs; the user engine rounds the activations of its row the same way in both calls.
     np.testing.assert_allclose(apart, together, rtol=0, atol=1e-4)
     assert np.ptp(apart) > 0.1
     ranker.close()

@@ -33,7 +33,7 @@ def _rows(rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("kind", ["gelu", "swiglu"])
 @pytest.mark.parametrize(
     ("precision", "status", "bound"),
-    # Exact numerics differ by summation order only; int8 activations by about 1/254 per GEMM and row.
+    # Exact numerics differ only by summation order; int8 activations by about 1/254 per GEMM and row.
     [("fp32", "float", 2e-5), ("w8a32", "folded-to-float", 2e-5), ("w8a8-dynamic", "fused-int8", 0.2)],
 )
 def test_every_weight_runs_as_the_precision_says(
@@ -76,7 +76,7 @@ def test_a_single_row_keeps_small_weights_in_one_gemm(tmp_path: Path, rng: np.ra
         built = build_engine(backend, spec, tmp_path / f"out{users}", _silent)
         assert {w.status for w in built.weights} == {"folded-to-float", "float"}
         details[users] = next(w.detail for w in built.weights if w.name == "up.weight")
-    assert (details[1], details[8]) == ("FusedMatMul", "3 x Gemm")  # the first with the Transpose in it
+    assert (details[1], details[8]) == ("FusedMatMul", "3 x Gemm")  # the first has the Transpose folded in
 
 
 def test_build_leaves_exactly_the_files_it_names(engine) -> None:
@@ -219,7 +219,7 @@ def test_probe_says_what_runs() -> None:
 def test_equal_tiny_weights_that_the_runtime_merges_are_not_missing(
     tmp_path: Path, precision: str, status: str
 ) -> None:
-    # one input per weight: its int8 values are all 127, and equal scales make the weights equal
+    # one input per weight: all int8 values are 127, so equal scales make equal weights
     graph = Graph(np.random.default_rng(), precision != "fp32")
     outputs = []
     for name in ("a", "b", "c"):

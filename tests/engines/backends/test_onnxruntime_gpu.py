@@ -1,4 +1,4 @@
-"""ONNX Runtime on GPUs: what needs none is run on host memory, what needs one says so."""
+"""ONNX Runtime on GPUs: without one, tests run on host memory where possible and are skipped otherwise."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _silent(message: str) -> None:
 
 
 def _on_host(source: Path, folder: Path, side: Any, precision: str) -> tuple[BoundRunner, BuiltEngine]:
-    """Lower a graph as for a GPU, check its weights, and bind it on host memory."""
+    """Lower a graph for a GPU, check its weights, and bind it to host memory."""
     folder.mkdir()
     spec = BuildSpec(side, source, precision)
     record = building.lower_graph(spec, folder)
@@ -45,7 +45,7 @@ def _on_host(source: Path, folder: Path, side: Any, precision: str) -> tuple[Bou
     session = start_session(ort, file, settings, optimised)
     compiled = onnx.load(optimised, load_external_data=False)
     statuses = ()
-    if precision in ("fp32", "w8a32"):  # in FP16 the CPU puts casts around every GEMM, which hide its weights
+    if precision in ("fp32", "w8a32"):  # in FP16 the CPU inserts casts around every GEMM, which hide its weights
         statuses = weight_statuses(read_graph(source), read_graph(file), compiled, record)
         check_weight_statuses(spec, statuses)
     assert "DequantizeLinear" not in {node.op_type for node in compiled.graph.node}
@@ -58,7 +58,7 @@ def _on_host(source: Path, folder: Path, side: Any, precision: str) -> tuple[Bou
 
 @pytest.mark.parametrize(
     ("precision", "bound"),
-    # FP32: another order of summation. FP16: sums of 72 products of rounded terms, logits of size 1 to 5.
+    # FP32: reordered sums. FP16: sums of 72 products of rounded terms, logits of magnitude 1 to 5.
     [("fp32", 2e-5), ("w8a32", 2e-5), ("fp16", 5e-2), ("w8a16", 5e-2)],
 )
 def test_weights_run_as_named_and_scores_are_right(tmp_path: Path, precision: str, bound: float) -> None:
@@ -112,7 +112,7 @@ def test_state_goes_from_engine_to_engine_as_device_values(pair: Any) -> None:
         np.testing.assert_allclose(got, reference(item_file, feeds)["click"], rtol=0, atol=1e-6)
         first.setdefault("state", state)
     assert ranker.cache_info().bytes == 16 * 4
-    # Another user's run must not change what the first one left on the device.
+    # Another user's run must not change the first user's state on the device.
     ranker.score({"profile": np.ones((1, 7), np.float32)}, {"ids": np.array([3])})
     np.testing.assert_allclose(ranker.user_state(user)["state"], first["state"], rtol=0, atol=1e-6)
     assert ranker.cache_info().hits == 2

@@ -37,7 +37,7 @@ def _build(tmp_path: Path, source: Path, precision: str, side: str = "full", **o
 
 
 @pytest.mark.parametrize("kind", ["gelu", "swiglu"])
-# Summation order only, K <= 72 terms of size ~1, for the exact ones; int8 activations add about 1/254 per GEMM.
+# Exact ones: summation order of K <= 72 terms of magnitude ~1; int8 activations add about 1/254 per GEMM.
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 2e-5), ("w8a32", 2e-5), ("w8a8-dynamic", 0.2)])
 def test_scores(tmp_path: Path, rng: np.random.Generator, kind: str, precision: str, bound: float) -> None:
     source = ffn(tmp_path / "full.onnx", rng, precision != "fp32", kind)
@@ -66,7 +66,7 @@ def test_a_precision_the_cpu_lacks_is_refused_and_one_it_has_is_what_runs(
             runner = backend.load(tmp_path / "out", _build(tmp_path, source, precision))
             feeds = _rows(rng, 33)
             worst = np.abs(runner.infer(feeds)["click"] - reference(source, feeds)["click"]).max()
-            assert 1e-6 < worst < 0.2  # 8 or 11 bits of mantissa, logits of size 1..5: not FP32, and not wrong
+            assert 1e-6 < worst < 0.2  # 8 or 11 bits of mantissa, logits of 1..5: close to FP32, not equal
         else:
             with pytest.raises(UgsepError, match=f"this CPU runs .*, not the requested {precision}"):
                 _build(tmp_path, source, precision)

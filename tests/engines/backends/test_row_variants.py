@@ -1,4 +1,4 @@
-"""int8 GEMMs as a variant for few rows and one for many: what is shipped, what is run, and that both agree."""
+"""Variants of int8 GEMMs for few and for many rows: which are shipped, which run, and that they agree."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from graphs.base.names import USER_INDEX
 from tests.export.lowering_graphs import item, reference
 
 FEW_FILE = variant_file("item", FEW_ROWS)
-#: Activations of 16 values are rounded to steps of 1/254 of the row's largest, weights are about 1/4 each, and the
-#: sigmoid's slope is at most 1/4: off by 16 * 3/254 * 1/4 * 1/4 at the very worst.
+#: 16 activations are rounded to steps of 1/254 of the row's maximum, weights are about 1/4, and the slope of the
+#: sigmoid is at most 1/4: the error is at most 16 * 3/254 * 1/4 * 1/4.
 BOUND = 0.015
 
 
@@ -35,7 +35,7 @@ def times(up_to: int) -> RowTimes:
 def build_item(
     folder: Path, monkeypatch: pytest.MonkeyPatch, up_to: int, broadcasts: bool
 ) -> tuple[Path, BuiltEngine]:
-    """Build as if few rows paid up to ``up_to`` of the usual 16, and broadcasting did or did not."""
+    """Build as if few rows were faster up to ``up_to`` of the usual 16, and broadcasting faster or not."""
     monkeypatch.setattr(ort_plan, "measure_row_variants", lambda *_: times(up_to))
     monkeypatch.setattr(UserTimes, "pays", broadcasts)
     source = item(folder / "onnx" / "item.onnx", np.random.default_rng(3), True)
@@ -127,11 +127,11 @@ def test_an_engine_with_a_form_for_few_rows_takes_as_many_as_without(
 ) -> None:
     _, built = build_item(tmp_path, monkeypatch, 4, True)
     assert [p.candidates.max for p in built.profiles] == [4, 64]
-    assert built.max_candidates == 64  # ugsep bench took the first profile's and refused N = 5
+    assert built.max_candidates == 64  # ugsep bench used the first profile and rejected N = 5
 
 
 class Fixed:
-    """A session that always says the same."""
+    """A session with a constant output."""
 
     def __init__(self, value: float) -> None:
         self.value, self.asked = value, 0

@@ -60,7 +60,7 @@ def test_values_are_checked(option: dict[str, Any], says: str) -> None:
 
 
 def _compile_for_89(tmp_path: Path, profiles: tuple[Profile, ...] = PROFILES, **options: Any) -> Plan:
-    """Compile with TensorRT-RTX, which shares the builder's interface and needs no GPU: the same calls for real."""
+    """Compile with TensorRT-RTX, which has the same builder interface and needs no GPU: the calls are real."""
     pytest.importorskip("tensorrt_rtx", reason="pip install 'ugsep[tensorrt-rtx]'")
     source = to_half(ffn(tmp_path / "f32.onnx", np.random.default_rng(), True, "swiglu"), tmp_path / "full.onnx")
     lowered = lower_for_tensorrt(source, tmp_path / "lowered.onnx")
@@ -107,14 +107,14 @@ def _flags(**options: Any) -> set[str]:
 def test_device_memory_grows_with_the_profiles(tmp_path: Path) -> None:
     large = _compile_for_89(tmp_path)
     small = _compile_for_89(tmp_path, (Profile(Rows(1, 1, 4), Rows(1, 2, 2)),))
-    # Beside what both take, 510 rows more of at least one tensor [rows, T, D] in two bytes each.
+    # At least 510 more rows of a tensor [rows, T, D], two bytes per element.
     tokens, width, _ = FFN_SHAPE
     assert large.device_bytes - small.device_bytes >= 510 * tokens * width * 2
     assert small.device_bytes > 0
 
 
 def test_flags_reach_the_library() -> None:
-    # Not compiled: TensorRT-RTX wants a GPU for an engine that can be refitted.
+    # Not compiled: TensorRT-RTX needs a GPU for refittable engines.
     pytest.importorskip("tensorrt_rtx", reason="pip install 'ugsep[tensorrt-rtx]'")
     assert not _flags() & {"REFIT", "VERSION_COMPATIBLE"}
     assert {"REFIT", "VERSION_COMPATIBLE"} <= _flags(refit=True, version_compatible=True)
@@ -255,7 +255,7 @@ def test_scores_on_a_gpu(tmp_path: Path) -> None:
     for rows in (1, 2, 71, 257):  # the last two are padded
         feeds = {"x": rng.standard_normal((rows, 3, 24)).astype(np.float16)}
         want = reference(f32, {"x": feeds["x"].astype(np.float32)})["click"]
-        for _ in range(3):  # direct, recorded, replayed
+        for _ in range(3):  # run directly, captured, replayed
             got = runner.infer(feeds)["click"].astype(np.float32)
-            np.testing.assert_allclose(got, want, rtol=0, atol=5e-2)  # FP16 sums of 72 terms, logits of size 1..5
+            np.testing.assert_allclose(got, want, rtol=0, atol=5e-2)  # FP16 sums of 72 terms, logits of 1..5
     runner.close()

@@ -66,7 +66,7 @@ def test_a_large_int8_engine_is_about_half_its_fp16_twin(tmp_path: Path, rng: np
     built = _build(tmp_path, to_half(f32, tmp_path / "full.onnx"), compute_capabilities="8.9")
     assert {w.status for w in built.weights} == {"fused-int8"}
     assert built.figures["engine_ratio"] < 0.6
-    # int8 plus one FP16 scale per column, against FP16.
+    # int8 plus one FP16 scale per column, compared with FP16.
     assert built.figures["weight_ratio"] == pytest.approx(0.5, abs=0.02)
     assert built.figures["engine_bytes"] > 1024 * 1536 + 1536 * 512
 
@@ -102,7 +102,7 @@ def test_unknown_capabilities(tmp_path: Path, rng: np.random.Generator, asked: s
 
 def test_a_graph_that_does_not_compile_leaves_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
     g = Graph(rng, True)
-    g.add("MatMul", "x", g.weight("w", 8, 4), out="y")  # a dynamic axis no profile knows
+    g.add("MatMul", "x", g.weight("w", 8, 4), out="y")  # a dynamic axis in no profile
     f32 = g.save(tmp_path / "f32.onnx", {"x": (onnx.TensorProto.FLOAT, ["rows", 8])}, {"y": ["rows", 4]})
     with pytest.raises(UgsepError, match="dynamic axis 'rows'; call it 'users' or 'candidates'"):
         _build(tmp_path, to_half(f32, tmp_path / "full.onnx"))
@@ -181,7 +181,7 @@ def test_the_closest_profile_that_fits_is_taken() -> None:
 def test_plans_the_library_refuses(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, damage: Any, says: str
 ) -> None:
-    # The library reads a plan's header before it touches a GPU, so its own refusal is seen here too.
+    # The library reads a plan's header before it uses a GPU, so its own error is tested too.
 
     source = to_half(ffn(tmp_path / "f32.onnx", rng, True, "gelu"), tmp_path / "full.onnx")
     built = _build(tmp_path, source, twin=False, compute_capabilities="8.9")
@@ -217,7 +217,7 @@ def test_specialization_is_pinned_and_checked(tmp_path: Path, rng: np.random.Gen
 
 
 def test_state_on_the_device_is_taken_as_it_is() -> None:
-    # The tensors of this test lie in host memory; where they lie makes no difference to what is checked.
+    # The tensors of this test are in host memory, which makes no difference to the checks.
     import torch
 
     from engines.backends.built_engine import BuiltEngine, TensorSpec
@@ -259,10 +259,10 @@ def test_user_state_stays_on_a_gpu(tmp_path: Path, rng: np.random.Generator) -> 
         runners.append(backend.load(tmp_path / side, records[-1], runtime_cache=tmp_path / "kernels"))
     ranker = Ranker(runners[0], runners[1], records[0], records[1])
     features = {"profile": rng.standard_normal((1, 8)).astype(np.float32)}
-    for rows in (1, 5, 5, 5, 9):  # direct, recorded, replayed
+    for rows in (1, 5, 5, 5, 9):  # run directly, captured, replayed
         ids = rng.integers(0, 50, rows)
         feeds = {"ids": ids, "user_index": np.zeros(rows, np.int64), "state": reference(user, features)["state"]}
-        # FP16 tables of size one and means of sigmoids.
+        # FP16 tables of magnitude one, and means of sigmoids.
         want = reference(items, feeds)["click"]
         np.testing.assert_allclose(ranker.score(features, {"ids": ids})["click"], want, rtol=0, atol=2e-2)
     assert ranker.cache_info().hits == 4

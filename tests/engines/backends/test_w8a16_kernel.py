@@ -1,4 +1,4 @@
-"""The Triton W8A16 kernel against FP64 on shapes that divide nothing, and its PTX against what TensorRT launches."""
+"""The Triton W8A16 kernel against FP64 on shapes that no block size divides, and its PTX parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="the kernel needs Triton: pip install 'ugse
 
 
 def test_it_multiplies_like_fp64_in_the_interpreter() -> None:
-    # A process of its own: Triton decides when it is imported whether kernels are interpreted.
+    # In a separate process: Triton decides on import whether kernels are interpreted.
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "tests.engines.backends.w8a16_check"]
     root = Path(__file__).parents[3]

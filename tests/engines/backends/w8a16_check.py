@@ -1,4 +1,4 @@
-"""Compare the Triton W8A16 kernel with FP64; as a script, in the interpreter that Triton picks when it starts."""
+"""Compare the Triton W8A16 kernel with FP64; run as a script, because Triton chooses its interpreter on import."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check(device: str, tokens: int, rows: int, depth: int, columns: int) -> None
     x64, q64, s64 = (a.astype(np.float64) for a in (x, q, s))
     want = (x64 @ q64) * s64[:, None, :]
     size = (np.abs(x64) @ np.abs(q64)) * s64[:, None, :]
-    # Rounding of the result to FP16 (2^-11, or half a subnormal step), and of `depth` FP32 additions, 2^-24 each.
+    # Rounding of the result to FP16 (2^-11, or 2^-25 if subnormal) and of `depth` FP32 additions, 2^-24 each.
     bound = np.abs(want) * 2.0**-11 + 2.0**-25 + size * depth * 2.0**-24
     assert got.shape == (tokens, rows, columns)
     assert (np.abs(got - want) <= bound).all(), np.max(np.abs(got - want) / bound)

@@ -123,7 +123,7 @@ def test_a_baseline_with_wrong_scores_is_left_out_and_our_wrong_engine_fails(
 def test_pytorch_baselines_without_weights_are_left_out(built_bundle: Path) -> None:
     found = run_bench(built_bundle, ("pytorch",), dataclasses.replace(QUICK, candidates=(3,)))
     assert "pass --checkpoint DIR, or --random" in found.measured.left_out["pytorch"]
-    # Without a baseline there is nothing to be faster than; the page is still whole and the JSON still JSON.
+    # Without a baseline there is no speed-up; the page is still complete and the JSON valid.
     assert math.isnan(found.sizes[0].speedup)
     assert document(found)["sizes"][0]["speedup"] is None
     assert "<svg" in page.page(found)
@@ -142,7 +142,7 @@ def test_comparing_counts_missing_tasks_and_nan_as_wrong() -> None:
     ("ratios", "expected"),
     [
         ([2.0, 2.0, 2.0], 1.0),  # faster everywhere: from the smallest size on
-        ([0.5, 2.0, 2.0], 4.0),  # crosses 1 half-way between 1 and 16 on logarithmic axes
+        ([0.5, 2.0, 2.0], 4.0),  # crosses 1 midway between 1 and 16 on logarithmic axes
         ([2.0, 0.5, 2.0], 64.0),  # only the last crossing counts
         ([2.0, 2.0, 0.5], None),
     ],
@@ -158,7 +158,7 @@ def test_the_words_name_a_baseline_that_wins(result: BenchResult) -> None:
     assert "A baseline wins at N = 1, 1 thread: other takes 1 ms, the bundle 4 ms (4.00 times as long)" in words
     assert "2.00 times as fast" in words
     assert "No baseline wins" not in words
-    # 0.25 at N = 1 and 2 at N = 256: 1 is crossed after two thirds of the way, 256 ** (2 / 3) = 40.3.
+    # 0.25 at N = 1 and 2 at N = 256: 1 is crossed at two thirds of the way, 256 ** (2 / 3) = 40.3.
     assert "The split pays off from about N = 40 (1 thread)" in words
     words = " ".join(findings.sentences(dataclasses.replace(result.measured, ceilings=()), sizes[1:]))
     assert "No baseline wins at any measured size" in words
@@ -270,7 +270,7 @@ def test_memory_is_measured_in_a_process_of_its_own(built_bundle: Path, tiny_sou
     small, large = load_and_score_bytes(ort, request), load_and_score_bytes(torch, request)
     assert small is not None
     assert large is not None
-    # PyTorch's libraries alone are far over 100 MB; if they were loaded beforehand the growth would be a few.
+    # PyTorch's libraries alone exceed 100 MB; had they been loaded before, the growth would be a few MB.
     assert 5e6 < small < large
     assert large > 1e8
 

@@ -1,4 +1,4 @@
-"""The reason a bundle gives for the engines that ``BACKEND=auto`` took."""
+"""The reason a bundle records for the engines that ``BACKEND=auto`` chose."""
 
 from engines.build.autoselect import Choice, Trial
 from engines.compile.compile import EnginePlan

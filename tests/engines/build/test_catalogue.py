@@ -1,4 +1,4 @@
-"""``ugsep models``: the static rows, what bundles add to them, and the page made of both."""
+"""``ugsep models``: the static rows, the figures of bundles, and the page with both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engines.build.catalogue import from_report, measured
 from engines.cli.main import main
 from engines.recipes.recipe import dump_recipe, load_recipe, recipe_names
 
-NAME = "rankmixer-100m"  # declares its own features, so nothing has to be downloaded
+NAME = "rankmixer-100m"  # declares its own features, so nothing is downloaded
 REPORT: dict[str, Any] = {
     "latency": {"candidates": 256, "speedup": 1.8, "limit": 2.25, "request": {"p50": 12.34}},
     "weights": {"fp32_bytes": 400_000_000, "quantized_bytes": 101_000_000},

@@ -1,4 +1,4 @@
-"""The tables behind id inputs are read from the exported graph."""
+"""The embedding table of every id input is found in the exported graph."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ def test_tables_are_found_behind_shape_changes_and_int8(tmp_path: Path) -> None:
     held = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "ids", inputs, outputs, held)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), tmp_path / "ids.onnx")
-    # 'computed' is no longer the id when it is looked up, 'columns' picks columns: neither can be judged.
+    # 'computed' is modified before the lookup, and 'columns' selects columns: neither has a known range.
     assert table_sizes(tmp_path / "ids.onnx") == {"plain": 11, "quantized": 17}

@@ -1,4 +1,4 @@
-"""The whole road on a tiny model, and what happens when a step goes wrong."""
+"""The build pipeline on a tiny model, and what happens if a step fails."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_report_holds_the_contract_s_keys(built_bundle: Path) -> None:
     assert all(p in latency["request"] for p in ("p50", "p90", "p99"))
     assert report["passed"] is True
     assert report["parity"]["split"]["max_abs"] < 1e-5
-    # Weights are quantized, so some error must be there: exact zeros would mean FP32 was compared with itself.
+    # Weights are quantized, so the error must not be zero: that would mean FP32 was compared with itself.
     assert report["parity"]["quant"]["max_abs"] > 0
     assert 0 < report["weights"]["quantized_bytes"] < 0.5 * report["weights"]["fp32_bytes"]
 
@@ -135,7 +135,7 @@ def test_a_killed_build_leaves_no_bundle(tiny_sources: Sources, tmp_path: Path) 
 def test_a_bundle_names_the_command_that_was_typed() -> None:
     assert rebuild_command("toy", "ugsep build toy.py:make --user a") == "ugsep build toy.py:make --user a"
     assert rebuild_command("toy") == "make engines MODEL=toy"
-    # A manifest holds printable text only: a line break inside an argument would make the bundle unreadable.
+    # A manifest has printable text only: a line break in an argument would make the bundle unreadable.
     assert rebuild_command("toy", "ugsep build toy --set 'a=1\n2'") == "make engines MODEL=toy"
 
 

@@ -1,4 +1,4 @@
-"""``ugsep schemes``: every scheme's scores are those of its graphs, and what is bad input is one line."""
+"""``ugsep schemes``: the scores of a scheme are those of its graphs, and bad input is one line."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_every_scheme_has_its_row(tables: Any) -> None:
     fp32, *rows = table["rows"]
     assert table["chosen"] == "mse"
     for row in rows:
-        assert row["weight_bytes"] < 0.6 * fp32["weight_bytes"]  # tables stay float and weigh as much as the rest
-        assert row["weights_db"] >= row["served_db"] - 3.0  # int8 activations only add noise, up to luck
+        assert row["weight_bytes"] < 0.6 * fp32["weight_bytes"]  # tables stay float and are as large as the rest
+        assert row["weights_db"] >= row["served_db"] - 3.0  # int8 activations only add noise, within chance
         assert 25 < row["weights_db"] < 90
         assert row["user_ms"] > 0
         assert row["item_ms"] > 0
@@ -76,7 +76,7 @@ def test_a_row_is_what_the_graphs_of_its_scheme_score(
     after = scores(tmp_path / "user.w8a32.onnx", tmp_path / "item.w8a32.onnx")
     expected = min(sqnr_db(np.concatenate(before[t]), np.concatenate(after[t])) for t in before)
     (table,), _ = tables
-    # ONNX Runtime fuses int8 GEMMs here as it likes, with int8 activations: near the weights' own noise, not at it
+    # ONNX Runtime may fuse int8 GEMMs with int8 activations: close to the noise of the weights, but not equal
     assert table["rows"][1]["weights_db"] == pytest.approx(expected, abs=3.0)
 
 
@@ -107,7 +107,7 @@ def test_a_build_shows_the_comparison_and_the_policy_in_its_report(tiny_sources:
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Quantization schemes side by side" in page
     assert "slow where measured" in page
-    # the Gram matrices that gptq was compared with are not shipped
+    # the Gram matrices for gptq are not shipped
     assert "gram" not in (tmp_path / "out" / "calibration.safetensors").read_bytes()[:4096].decode("latin1")
 
 

@@ -1,4 +1,4 @@
-"""Streamed graphs are those of the ordinary road, and a run that is killed goes on where it was."""
+"""Streamed graphs equal those of the in-memory build, and a killed run resumes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ BLOCKS: dict[str, Any] = {
 
 
 def _checkpoint(folder: Path, variant: str, **changes: object) -> Recipe:
-    """Write a sharded BF16 checkpoint with weights above and below the external data threshold; its recipe."""
+    """Write a sharded BF16 checkpoint with weights above and below the external data threshold; return its recipe."""
     model = make_model(make_config(variant, "2:1", **changes))
     model.save_pretrained(folder)
     file = folder / "model.safetensors"
@@ -93,7 +93,7 @@ def _assert_same_files(one: Path, other: Path) -> None:
 
 @pytest.fixture
 def tiny_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut every weight in several units, by columns too."""
+    """Cut every weight into several chunks, by columns too."""
     monkeypatch.setattr(layout, "UNIT_BYTES", 12_000)
     monkeypatch.setattr(quant_stream, "UNIT_BYTES", 12_000)
 
@@ -119,11 +119,11 @@ def test_streamed_files_are_those_of_the_ordinary_road(
     tables = _ordinary(tmp_path / "checkpoint", tmp_path / "ordinary", policy)
     _assert_same_files(tmp_path / "ordinary", tmp_path / "streamed")
     large = [r for r in found.tables["user"].rows if r.bits == 8 and r.fp32_bytes > 65536]
-    assert large, "nothing was streamed: every weight is small enough to lie in the graph"
+    assert large, "nothing was streamed: every weight is small enough to be inline"
     for side, table in tables.items():
         assert table.quantized_bytes == found.tables[side].quantized_bytes
         for a, b in zip(table.rows, found.tables[side].rows, strict=True):
-            # Sums of squares in float32 by chunks against float64: far below a thousandth of a dB.
+            # Chunked float32 sums of squares differ from float64 by far less than 0.001 dB.
             assert b.sqnr_db == pytest.approx(a.sqnr_db, abs=1e-3)
             assert (a.weight, a.bits, a.scheme, a.reason_if_skipped) == (
                 b.weight,
@@ -156,7 +156,7 @@ def test_streamed_engines_score_as_the_model_does(tmp_path: Path) -> None:
 
 
 class _Killed(BaseException):
-    """Stands for a signal: nothing in the program catches it."""
+    """Stands in for a signal: nothing in the program catches it."""
 
 
 def _killer(step: str, done: int) -> Any:
@@ -169,7 +169,7 @@ def _killer(step: str, done: int) -> Any:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe, Path]:
-    """A checkpoint, its recipe, and its graphs from a run in one go."""
+    """A checkpoint, its recipe, and its graphs from an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     recipe = _checkpoint(folder / "checkpoint", "tokenmixer-large", width=72, hidden=130)
     stream("tiny", recipe, folder / "checkpoint", folder / "onnx")
@@ -178,7 +178,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe, Path]
 
 @pytest.fixture
 def traced_once(whole: tuple[Path, Recipe, Path], monkeypatch: pytest.MonkeyPatch, traced: Any) -> None:
-    """Hand out copies of one trace of the model: what is tested comes after it."""
+    """Return copies of one trace of the model, because the tests concern later steps."""
 
     def copies(*_: Any) -> list[StreamedGraph]:
         return [StreamedGraph(onnx.ModelProto.FromString(m), c) for m, c in traced]
@@ -206,7 +206,7 @@ def test_a_killed_run_goes_on_where_it_was(
     checkpoint, recipe, want = whole
     with pytest.raises(_Killed):
         stream("tiny", recipe, checkpoint, tmp_path, progress=_killer(step, done))
-    assert not list(tmp_path.glob("*.onnx")), "a graph is there before its data is whole"
+    assert not list(tmp_path.glob("*.onnx")), "a graph was written before its data was complete"
     found = stream("tiny", recipe, checkpoint, tmp_path)
     users = sum(r.bits < 32 for r in found.tables["user"].rows)
     assert found.resumed == done - 1 + (users if step == "quantize item" else 0)
@@ -294,7 +294,7 @@ def test_a_shard_changed_behind_its_size_and_time_starts_anew(
 def test_a_finished_run_is_not_repeated(whole: tuple[Path, Recipe, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, recipe, want = whole
     before = _files(want)
-    monkeypatch.setattr(quant_stream, "_encode_side", None)  # would fail if it were called
+    monkeypatch.setattr(quant_stream, "_encode_side", None)  # would fail if called
     found = stream("tiny", recipe, checkpoint, want)
     assert found.unchanged
     assert all(found.tables[side].rows for side in ("user", "item"))
@@ -350,7 +350,7 @@ def test_a_second_graph_that_fails_stops_the_first_whose_journal_stays(
         raise UgsepError("the exporter refuses the graph")
 
     def slow(place: Any, *rest: Any) -> Any:
-        """Hold back all weights but the first three, and the fourth, whose start ends the third."""
+        """Hold back all weights except the first three and the fourth, whose start ends the third."""
         assert place.name in users[:4] or stop.wait(60)
         return encode(place, *rest)
 
@@ -447,7 +447,7 @@ def test_no_space_left_is_one_line_and_loses_nothing(whole: tuple[Path, Recipe, 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """The bench at 20M: what quantizing adds to the traced graph is bounded by its buffers and the largest weight."""
+    """The benchmark at 20M: the memory that quantizing adds is bounded by its buffers and the largest weight."""
     command = [sys.executable, "-m", "benchmarks.streaming", "--size", "20m", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

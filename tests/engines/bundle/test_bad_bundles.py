@@ -1,4 +1,4 @@
-"""Bundles that cannot be served are refused in one line before any of their engines runs; the process lives on."""
+"""Bundles that cannot be served are rejected in one line before an engine runs, and the process survives."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def truncate_and_hash(bundle: Path) -> None:
 
 
 def swap_engines(bundle: Path) -> None:
-    """Put the user engine's files where the item engine is named, with hashes that agree."""
+    """Replace the item engine's files with the user engine's, with matching hashes."""
     manifest = read_manifest(bundle)
     user, item = (next(e for e in manifest.engines if e.built.side == side) for side in ("user", "item"))
     graph, _ = user.built.files
-    for target in item.built.files:  # there may be a graph for one user beside the one for several
+    for target in item.built.files:  # there may be a graph for one user next to the one for several
         if target.endswith(".onnx"):
             (bundle / item.directory / target).write_bytes((bundle / user.directory / graph).read_bytes())
-    # The graph refers to its weights by the name of the user's file.
+    # The graph refers to its weights by the name of the user engine's file.
     weights = bundle / user.directory / user.built.files[1]
     (bundle / item.directory / user.built.files[1]).write_bytes(weights.read_bytes())
     write_manifest(bundle, manifest)
@@ -149,7 +149,7 @@ def test_an_id_beyond_its_table_is_refused_and_the_next_request_served(built_bun
     assert "\n" not in str(caught.value)
     assert np.isfinite(ranker.score(*tiny.user_and_items(4))["like"]).all()
     ranker.close()
-    assert capfd.readouterr().err == ""  # the runtime's own log stays silent
+    assert capfd.readouterr().err == ""  # the runtime logs nothing
 
 
 _HOLD = """

@@ -1,4 +1,4 @@
-"""An opened bundle: its documents, its graphs, and requests that fit it."""
+"""An open bundle: its documents, its graphs, and requests that fit it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as the code of a bundle: an edit of a page of the benchmark or of a command does not build it again."""
+"""Which code determines a bundle: editing a benchmark page or a command does not rebuild it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_copy_of_the_code_has_its_hash(tree: Path, paths: tuple[str, ...]) -> 
 @pytest.mark.parametrize(
     ("file", "shapes_a_bundle"),
     [
-        ("engines/render/templates/bench.html", True),  # of one folder with the report's page, which is in a bundle
+        ("engines/render/templates/bench.html", True),  # in the folder of the report's page, which is in a bundle
         ("engines/render/templates/report.html", True),
         ("quant/weights.py", True),
         ("engines/verify/checks.py", True),

@@ -80,7 +80,7 @@ def test_a_failed_build_leaves_the_old_bundle(tmp_path: Path, number: int, says:
 
 
 def test_a_read_only_directory(tmp_path: Path) -> None:
-    # A child, because root ignores permission bits: it becomes nobody first.
+    # In a child process that becomes nobody, because root ignores permission bits.
     holder = Path(tempfile.mkdtemp(dir="/tmp"))
     holder.chmod(0o555)
     child = os.fork()
@@ -219,7 +219,7 @@ def test_versions_are_compared_tool_by_tool() -> None:
 def test_kernels_compiled_while_serving_are_kept_by_the_engine_s_contents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No backend that compiles while serving runs without a GPU, so this one only records where it may keep them."""
+    """Backends that compile while serving need a GPU, so this one only records the path it is given."""
     given: list[Path | None] = []
 
     def load(directory: Path, built: BuiltEngine, threads: int | None, runtime_cache: Path | None) -> None:

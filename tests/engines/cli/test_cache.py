@@ -1,4 +1,4 @@
-"""``ugsep cache``: list, shrink and check, with exit statuses a script can use."""
+"""``ugsep cache``: list, shrink and check, with exit statuses for scripts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_ls_lists_the_least_recently_used_first(root: Path, tmp_path: Path) -> N
         (key, "item", "onnxruntime", "w8a32") for key in "abc"
     ]
     assert all(5000 < e["bytes"] < 10_000 for e in found)
-    # Without --root: the cache of the user.
+    # Without --root: the user's cache.
     printed = run("ls", env={"XDG_CACHE_HOME": str(tmp_path)})
     assert "aaaaaaaaaaaa" in printed.output
     assert "3 engines" in printed.output
@@ -62,7 +62,7 @@ def test_verify_fails_with_status_1_on_damage_and_gc_removes_it(root: Path) -> N
     result = run("verify", "--root", root)
     assert result.exit_code == 1
     assert "1 of 3 engines are damaged" in result.stderr
-    assert "rebuild" not in result.stderr  # a cached engine is of no bundle
+    assert "rebuild" not in result.stderr  # a cached engine belongs to no bundle
     assert result.stderr.count("\n") == 1
     listed = run("verify", "--root", root, "--json")
     assert [bool(e["problem"]) for e in json.loads(listed.stdout)] == [False, True, False]

@@ -113,5 +113,5 @@ def test_progress_is_plain_lines_without_a_terminal() -> None:
         for done in range(4):
             progress(Progress("calibrate", done, 3, "shard-0"))
         progress(Progress("scan", 7))
-    # the steps in between come within the five seconds between two lines
+    # the steps in between fall within the five seconds between two lines
     assert out.getvalue() == "calibrate 0/3 shard-0\ncalibrate 3/3 shard-0\nscan 7\n"

@@ -99,7 +99,7 @@ def test_validate_prints_json_and_passes(built_bundle: Path, tiny_sources: Sourc
 def test_validate_fails_with_status_1_and_names_value_and_bound(
     bundle: Path, tiny_sources: Sources, tmp_path: Path
 ) -> None:
-    # A recipe is hashed like every file, so tighten the bound the way a build would: through the manifest.
+    # A recipe is hashed like every file, so the bound is tightened as a build would, through the manifest.
     import hashlib
 
     recipe = bundle / "recipe.yaml"
@@ -179,7 +179,7 @@ def test_a_factory_needs_its_sides(tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", ["engines.cli.main", "engines.cli.quant.main"])
 def test_commands_leave_no_trace_of_onnxruntime_s_telemetry(module: str, tmp_path: Path) -> None:
     script = f"from {module} import main; main(['inspect', '--help'], standalone_mode=False); import onnxruntime"
-    decided = {TELEMETRY_OFF, "CI"}  # it is quiet in CI anyway
+    decided = {TELEMETRY_OFF, "CI"}  # it is disabled in CI anyway
     environment = {name: value for name, value in os.environ.items() if name not in decided}
     environment |= {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
     command = [sys.executable, "-c", script]

@@ -1,4 +1,4 @@
-"""The engine cache as builds use it: what the recipe, the tools, the code or the machine change is built again."""
+"""The engine cache in builds: a change of recipe, tools, code or machine causes a rebuild."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_same_build_hits_also_from_elsewhere(tmp_path: Path, source: Path) -
     moved = tmp_path / "deep" / "er"
     shutil.copytree(source.parent, moved)
     assert was_cached(tmp_path, moved / "item.onnx")
-    # What serving does not read when it compiles is no part of the key.
+    # Settings that do not affect compilation are not part of the key.
     assert was_cached(
         tmp_path, source, dataclasses.replace(RECIPE, gates=dataclasses.replace(RECIPE.gates, sqnr_db=9))
     )
@@ -138,7 +138,7 @@ def test_changed_tools_code_or_machine_miss(tmp_path: Path, source: Path, monkey
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the sources, whose files a test may edit, in place of ours in engine keys."""
+    """A copy of the sources that a test may edit, used for engine keys instead of ours."""
     copy = tmp_path / "tree"
     for package in ("graphs", "export", "quant", "engines"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -165,11 +165,11 @@ def test_pages_and_benchmarks_are_no_part_of_an_engine_s_key(tmp_path: Path, sou
 
 
 def test_the_code_in_an_engine_s_key_imports_nothing_else_of_ours() -> None:
-    """Else an edit of what it imports would change engines and leave their keys as they are."""
+    """Otherwise an edit of an imported file would change engines but not their keys."""
     places = [ROOT / place for place in ENGINE_CODE]
     files = [f for place in places for f in ([place] if place.is_file() else place.rglob("*.py"))]
     ours = {"graphs", "export", "quant", "engines"}
-    allowed = ["graphs.base.errors"]  # errors: messages, no part of an engine
+    allowed = ["graphs.base.errors"]  # errors: messages are not part of an engine
     taken = {
         f"{node.module}.{alias.name}"
         for f in files
@@ -200,4 +200,4 @@ def test_builds_share_a_folder_beside_the_cache_for_what_speeds_up_later_ones(
     assert not was_cached(tmp_path, source, serving(threads=2))
     assert seen == [tmp_path / "cache" / ".scratch"] * 2
     (tmp_path / "cache" / ".scratch").mkdir()
-    assert [e.problem for e in list_entries(tmp_path / "cache")] == ["", ""]  # it is no entry
+    assert [e.problem for e in list_entries(tmp_path / "cache")] == ["", ""]  # it is not an entry

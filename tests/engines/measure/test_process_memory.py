@@ -11,7 +11,7 @@ import pytest
 from engines.measure.process_memory import peak_bytes, resident_bytes
 
 SIZE = 64 << 20
-SLACK = 8 << 20  # what the interpreter may allocate or return meanwhile
+SLACK = 8 << 20  # what the interpreter may allocate or release meanwhile
 
 
 def test_an_allocation_shows_in_resident_memory() -> None:

@@ -1,4 +1,4 @@
-"""The shipped recipes: each one's config is accepted, and the paper-size ones have the paper's parameter counts."""
+"""The shipped recipes: every config is valid, and the paper sizes have the papers' parameter counts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_paper_sizes(name: str) -> None:
 @pytest.mark.parametrize("name", sorted({*NAMED, *PAPER_MILLIONS}))
 def test_recipes_run_at_reduced_size(name: str) -> None:
     recipe = load_recipe(name)
-    # One divisor keeps every relation of the sizes: heads, blocks and experts still divide the widths.
+    # A common divisor preserves all ratios: heads, blocks and experts still divide the widths.
     smaller = {"width": 4, "hidden": 16, "embedding_width": 4, "block": 4, "tower": 4}
     changes = {key: value // smaller[key] for key, value in recipe.config.items() if key in smaller}
     config = config_of(name, **changes)

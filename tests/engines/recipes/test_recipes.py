@@ -1,4 +1,4 @@
-"""Every shipped recipe: parses, is written back as it was, and goes the whole road at a reduced size."""
+"""Every shipped recipe: it parses, round-trips, and builds at a reduced size."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reduced(recipe: Recipe) -> Recipe:
-    """Return the recipe with small widths and nothing else changed that shapes the graph's structure."""
+    """Return the recipe with small widths but the same graph structure."""
     config = {k: SMALL.get(k, v) for k, v in recipe.config.items()}
     config["layers"] = min(config["layers"], 3)
     serving = dataclasses.replace(recipe.serving, candidates=(1, 9), compile_for=(), max_candidates=300)
-    # Random tiny weights make logits of almost equal size: rank agreement and SQNR are loose here on purpose, and so
-    # is what routers of random weights, which hardly prefer an expert, may choose otherwise.
+    # Tiny random weights give nearly equal logits, and their routers hardly prefer any expert, so the bounds on rank
+    # agreement, SQNR and rerouted rows are deliberately loose.
     gates = dataclasses.replace(
         recipe.gates,
         kendall_tau=0.5,
@@ -73,7 +73,7 @@ def test_a_recipe_goes_the_whole_road_at_reduced_size(name: str, tmp_path: Path,
     assert outcome.report["passed"]
     assert outcome.report["synthetic"]
     assert outcome.report["split"]["reusable_share"] > 0.2
-    # int8 must have happened; at this size embedding tables, which stay float, are most of the bytes
+    # some weights must be int8; at this size, embedding tables, which stay float, are most of the bytes
     weights = outcome.report["weights"]
     assert weights["quantized_bytes"] < 0.9 * weights["fp32_bytes"]
 

@@ -1,4 +1,4 @@
-"""Whatever a run measured, what is printed for scripts is JSON by the standard."""
+"""Output for scripts is standard JSON, whatever a run measured."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Pages: sections between marks, escaped templates, and plots whose bytes depend on their numbers only."""
+"""Pages: sections between markers, escaped templates, and reproducible plots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids beyond their table are refused before an engine sees them, naming feature, id and bound."""
+"""Ids outside their table are rejected before an engine sees them, with feature, id and bound."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_checking_256_candidates_takes_less_than_20_microseconds() -> None:
         started = time.perf_counter()
         check_ids("item", given, sizes)
         seconds.append(time.perf_counter() - started)
-    # Of 300 calls the fastest quarter: this machine may be busy with other things.
+    # The fastest quarter of 300 calls, because the machine may be busy.
     assert np.percentile(seconds, 25) < 20e-6
 
 

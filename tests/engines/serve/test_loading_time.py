@@ -1,4 +1,4 @@
-"""Loading a bundle of a hundred million weights takes under two seconds, hashes included."""
+"""Loading a bundle with a hundred million weights takes under two seconds, including hashes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engines.serve.ranker import Ranker
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import Graph
 
-TOKENS, WIDTH, HIDDEN = 8, 768, 3072  # the per-token FFN of a RankMixer of 100M: 38M weights a layer
+TOKENS, WIDTH, HIDDEN = 8, 768, 3072  # the per-token FFN of a 100M RankMixer: 38M weights per layer
 
 
 def _graph(path: Path, side: str, layers: int) -> Path:
@@ -61,8 +61,8 @@ def test_a_bundle_of_115_million_weights(tmp_path: Path) -> None:
         ranker = Ranker.from_bundle(bundle, threads=1)
         seconds.append(time.perf_counter() - started)
         ranker.close()
-    assert min(seconds) < 2, seconds  # the fastest: other processes share the machine
-    # Fast, but every byte was looked at: the last one of the larger engine counts.
+    assert min(seconds) < 2, seconds  # the minimum, because other processes share the machine
+    # Fast, yet every byte is checked: the last one of the larger engine matters.
     data = bundle / "item" / "item.onnx.data"
     with data.open("r+b") as stream:
         stream.seek(-1, 2)

@@ -1,4 +1,4 @@
-"""The Ranker: right scores, one user computation, and one-line errors for bad requests."""
+"""The Ranker: correct scores, one user computation, and one-line errors for bad requests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_scores_are_the_model_s_up_to_int8(ranker: Ranker, candidates: int) -> N
     wanted = whole_model_scores(user, items)
     got = ranker.score(user, items)["like"]
     assert got.shape == (candidates,)
-    # Two layers of int8 weights and activations at 32 columns: about 1 % of the logits' spread each.
+    # Two layers of int8 weights and activations with 32 columns: about 1 % of the logits' spread each.
     assert np.abs(got - wanted).max() < 0.1 * max(1.0, np.abs(wanted).max())
 
 
@@ -81,7 +81,7 @@ def test_several_users_in_one_call_score_as_one_by_one(ranker: Ranker) -> None:
     index = np.repeat(np.arange(3), [3, 1, 6])
     together = ranker.score_users(users, items, index)["like"]
     apart = np.concatenate([ranker.score(u, i)["like"] for u, i in requests])
-    # The same arithmetic on other row positions: FP32 rounding of logits of order one.
+    # The same arithmetic at other row positions: FP32 rounding of logits of order one.
     np.testing.assert_allclose(together, apart, rtol=0, atol=1e-5)
 
 
@@ -101,7 +101,7 @@ def test_threads_share_a_cache_that_is_too_small(built_bundle: Path) -> None:
     size = probe.cache_info().bytes // 6
     probe.close()
     small = Ranker.from_bundle(built_bundle, cache_bytes=2 * size + 1)
-    # Neighbours in the list share a user at times: hits, misses and evictions all happen while others look.
+    # Neighbours sometimes share a user, so hits, misses and evictions all happen concurrently.
     turns = [i // 2 % 6 for i in range(240)]
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(lambda i: small.score(*requests[i])["like"], turns))

@@ -1,4 +1,4 @@
-"""What the Ranker asks of runners, with runners small enough to see through: time, devices, float16."""
+"""The Ranker's contract with runners, tested with minimal runners: time, devices, float16."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def rows(specs: tuple[TensorSpec, ...], count: int, seed: int = 0) -> dict[str, 
 
 
 class Instant:
-    """A runner that checks its feeds, like every real one, and computes nothing."""
+    """A runner that checks its feeds, as real ones do, and computes nothing."""
 
     def __init__(self, built: BuiltEngine, results: dict[str, Array]) -> None:
         self.built, self.results = built, results
@@ -81,7 +81,7 @@ def test_a_score_that_is_not_finite_is_never_ranked(value: float) -> None:
 
 @dataclass(frozen=True)
 class Slot:
-    """An array that only runners of the same memory may look into."""
+    """An array that only runners of the same memory may access."""
 
     hidden: Array
 
@@ -98,7 +98,7 @@ class Slot:
 
 
 class OnDevice:
-    """A runner with a memory of its own; the item side adds the user's mean state to the candidates' mean quality."""
+    """A runner with its own memory; the item side adds the user's mean state to the candidates' mean quality."""
 
     def __init__(self, side: str, memory: str) -> None:
         self.side, self._memory = side, memory
@@ -133,14 +133,14 @@ def test_state_stays_on_a_shared_device_and_only_there(memories: tuple[str, str]
     user, items = rows(USER, 1), rows(FEATURES, 5)
     want = user["profile"].mean() + items["quality"].mean(axis=1)
     for _ in range(2):
-        # FP32 means of 64 and 144 terms of size one.
+        # FP32 means of 64 and 144 terms of magnitude one.
         np.testing.assert_allclose(ranker.score(user, items)["click"], want, rtol=0, atol=1e-6)
     index = np.array([1, 0, 1, 1, 0])
     users = rows(USER, 2, seed=1)
     got = ranker.score_users(users, items, index)["click"]
     want = users["profile"].mean(axis=1)[index] + items["quality"].mean(axis=1)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
-    # Once for the cached user, once for the two users; never where both engines share the device.
+    # Once for the cached user, once for the two users; never if both engines share the device.
     assert user_runner.copied_back == copies
     info = ranker.cache_info()
     assert (info.hits, info.misses, info.bytes) == (1, 1, 3 * WIDTH * 4)

@@ -1,4 +1,4 @@
-"""Loading and scoring a bundle imports neither PyTorch nor ONNX tooling, on error paths neither."""
+"""Loading and scoring a bundle import neither PyTorch nor ONNX tooling, even on error paths."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_scoring_and_its_errors_import_nothing_heavy(bundle: Path, built_bundle:
     np.savez(inputs, **{f"user.{k}": v for k, v in user.items()}, **{f"item.{k}": v for k, v in items.items()})
     engine = next((bundle / "engines").rglob("item.onnx"))
     engine.write_bytes(engine.read_bytes()[:-1] + b"x")
-    # Both TensorRTs keep device memory in PyTorch tensors; every other backend does without.
+    # Both TensorRT backends keep device memory in PyTorch tensors; no other backend needs PyTorch.
     backends = [*(name for name in backend_names() if not name.startswith("tensorrt")), "onnxrantime"]
     done = subprocess.run(
         [sys.executable, "-c", SCORE, str(built_bundle), str(inputs), str(bundle), *backends],

@@ -1,4 +1,4 @@
-"""The cache of user states: one computation per user, whoever asks, and nothing stale."""
+"""The cache of user states: one computation per user across threads, and nothing stale."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def state(value: float) -> State:
 
 
 class Slow:
-    """Computes when it is let go, and counts how often it was asked."""
+    """Computes once released, and counts its calls."""
 
     def __init__(self) -> None:
         self.started, self.go = threading.Event(), threading.Event()
@@ -40,7 +40,7 @@ def test_threads_that_want_the_same_user_compute_it_once() -> None:
         others = [pool.submit(cache.get, b"user", slow) for _ in range(THREADS - 1)]
         while cache.info().hits < THREADS - 1:  # the others now wait for the first
             pass
-        # Another user is not held up by it.
+        # Another user does not wait for it.
         assert cache.get(b"other", lambda: state(1))["state"][0, 0] == 1
         slow.go.set()
         found = [f.result(10) for f in (first, *others)]

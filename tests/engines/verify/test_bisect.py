@@ -1,4 +1,4 @@
-"""Bisecting finds the damaged weight, and a failed validation leaves rows that fail again."""
+"""Bisecting finds the damaged weight, and a failed validation saves rows that fail again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BROKEN = "layers.1.boost.item.up.weight"
 
 
 def damage(bundle: Path, side: str, weight: str) -> None:
-    """Make one weight of the side's engine wrong by half, and the manifest agree with the file."""
+    """Corrupt one weight of a side's engine by 50 %, and update the manifest to match."""
     manifest = read_manifest(bundle)
     engine = engine_for(manifest, side)
     file = bundle / engine.directory / f"{side}.onnx"
@@ -46,7 +46,7 @@ def test_a_sound_bundle_has_no_first_tensor(built_bundle: Path) -> None:
     for side in bisect(built_bundle):
         assert side.first is None
         assert len(side.steps) > 40
-        # int8 weights: some error everywhere would be zero only if the reference was compared with itself.
+        # int8 weights: zero error everywhere would mean the reference was compared with itself.
         assert 1e-4 < side.worst.error < side.bound
 
 
@@ -57,7 +57,7 @@ def test_the_damaged_weight_is_found(bundle: Path) -> None:
     assert item.first is not None
     assert item.first.op == "MatMul"
     assert item.first.weights == (BROKEN,)
-    # int8 values rounded down to half: the product is off by about half of itself.
+    # int8 values divided by two and rounded down: the product is off by about 50 %.
     assert 0.3 < item.first.error < 0.8
     assert item.before is not None
     assert item.before.error <= item.bound
@@ -92,7 +92,7 @@ def test_openvino_engines_are_read_too(bundle: Path) -> None:
         assert side.engine == "openvino fp32"
         assert side.first is None
         assert len(side.steps) > 10
-        assert 0 < side.worst.error < 1e-4  # FP32 in another order
+        assert 0 < side.worst.error < 1e-4  # reordered FP32 sums
 
 
 def test_an_engine_that_does_not_run_is_one_line(bundle: Path) -> None:
@@ -163,13 +163,13 @@ def test_a_failed_validation_says_how_to_reproduce_and_keeps_the_worst_rows(
     assert hidden.exit_code == 1
     assert "max |probability difference|" in hidden.stderr.splitlines()[-1]
     assert f"cannot be written to {elsewhere} (No such file or directory); pass --worst" in hidden.stderr
-    # The file is a request file: the same gate fails on it, and bisect reads it.
+    # The saved rows are a request file: the same gate fails on it, and bisect reads it.
     again = CliRunner().invoke(
         main, ["validate", str(bundle), "--requests", str(worst), "--worst", str(tmp_path / "w")]
     )
     assert again.exit_code == 1, again.stderr
     assert "max |probability difference|" in again.stderr
-    # On the worst rows a logit near zero may well be beyond a relative bound: 1 is an answer, 2 would be a refusal.
+    # On the worst rows, a logit near zero may exceed a relative bound: status 1 is a result, 2 would be an error.
     bisected = CliRunner().invoke(main, ["bisect", str(bundle), "--requests", str(worst)])
     assert bisected.exit_code in (0, 1), bisected.output
     assert "tensors compared" in bisected.output

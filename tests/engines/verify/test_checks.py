@@ -1,4 +1,4 @@
-"""Targets and score agreement: bounds hold or they do not, and NaN never passes."""
+"""Checks and score agreement: bounds hold or fail, and NaN never passes."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_agreement_measures_what_it_says() -> None:
     assert found.rows == 5
     # signal 9+1+4+1+16 = 31, noise 1+1+0.25
     assert found.sqnr_db == pytest.approx(10 * np.log10(31 / 2.25))
-    # of the three pairs of the first request one is swapped: tau 1/3; the second request agrees
+    # one of the three pairs of the first request is swapped: tau 1/3; the second request agrees
     assert found.kendall_tau == pytest.approx((1 / 3 + 1) / 2)
     assert found.top_k_overlap == 1.0
     assert found.max_probability == pytest.approx(1 / (1 + np.exp(-2.0)) - 1 / (1 + np.exp(-1.0)))
 
 
 def test_ranking_is_judged_within_requests() -> None:
-    # Across requests the order is all wrong, within each it is right.
+    # The order is wrong across requests and right within each.
     reference = [np.array([0.0, 1.0]), np.array([10.0, 11.0])]
     actual = [np.array([10.0, 11.0]), np.array([0.0, 1.0])]
     assert agreement(reference, actual).kendall_tau == 1.0
@@ -71,7 +71,7 @@ def test_nan_makes_every_figure_fail() -> None:
 
 
 class _SecondTaskTurnsNaN:
-    """Scores one request soundly; of twice the rows, the second task's logits are NaN."""
+    """Scores one request correctly; with twice the rows, the second task's logits are NaN."""
 
     def score(self, user: Mapping[str, Array], items: Mapping[str, Array]) -> dict[str, Array]:
         x = items["x"]

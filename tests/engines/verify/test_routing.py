@@ -1,4 +1,4 @@
-"""Rows that a served graph gives to other experts are told from all others, with the gap of the tie behind them."""
+"""Rows that a served graph sends to other experts are identified, with the logit gap of the tie."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def some_requests() -> list[Request]:
 
 
 def chosen(model: RankingModel, requests: list[Request]) -> dict[str, Tensor]:
-    """Which experts [T, rows, E] every router of the whole PyTorch model chooses."""
+    """Return the experts [T, rows, E] that every router of the whole PyTorch model chooses."""
     found: dict[str, Tensor] = {}
     hooks = [
         module.register_forward_hook(lambda _m, _i, gates, name=name: found.__setitem__(name, gates > 0))
@@ -55,7 +55,7 @@ def chosen(model: RankingModel, requests: list[Request]) -> dict[str, Tensor]:
 
 
 def moved(model: RankingModel, size: float) -> RankingModel:
-    """The same model with every router a little off."""
+    """Return the same model with slightly perturbed routers."""
     other = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def graphs(model: RankingModel, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def with_routers_of(model: RankingModel, graphs: dict[str, Path], folder: Path) -> dict[str, Path]:
-    """The graphs with the router weights of another model."""
+    """Return the graphs with the router weights of another model."""
     weights = {n: p.detach().numpy() for n, p in model.named_parameters() if n.endswith("router.weight")}
     found = []
     for side, file in graphs.items():
@@ -100,21 +100,21 @@ def test_rows_with_other_experts_are_found(model: RankingModel, graphs: dict[str
     before, after = chosen(model, requests), chosen(other, requests)
     assert len(before) == found.routers
     expected = torch.stack([(before[k] != after[k]).any(-1).any(0) for k in before]).any(0).numpy()
-    assert 0 < expected.sum() < expected.size  # some rows of each kind, or nothing is shown
+    assert 0 < expected.sum() < expected.size  # some rows of each kind, otherwise the test shows nothing
     np.testing.assert_array_equal(found.flipped, expected)
     assert not (found.of_user & ~found.flipped).any()
     # One user's rows share the user graph's choices.
     by_user = found.of_user.reshape(USERS, CANDIDATES)
     assert (by_user == by_user[:, :1]).all()
     np.testing.assert_array_equal(np.isnan(found.gap), ~expected)
-    # A small move flips near ties, not the usual choice.
+    # A small perturbation flips near ties, not clear choices.
     assert np.median(found.gap[expected]) < found.usual_gap
     assert "rows with the same experts" in str(found)
     same, others = routing_checks(Gates(rerouted_rows=0.0), found)
     assert same.value == found.error[~expected].max()
     assert others.value == expected.mean()
     assert not others.passed
-    # Every flip is at a gap at least as wide as the row's narrowest.
+    # The gap of every flip is at least the row's smallest gap.
     assert (found.narrowest[expected] <= found.gap[expected]).all()
     assert np.isfinite(found.narrowest).all()
 
@@ -127,7 +127,7 @@ def test_a_row_tied_in_fp32_does_not_fail_the_split() -> None:
         [{"like": np.zeros(1)}, {"like": np.array([0.2, 0.1])}],
     )
     assert split_errors(reference, split, None) == {"like": 0.2}
-    assert split_errors(reference, split, routing) == {"like": 0.1}  # the last row is no tie
+    assert split_errors(reference, split, routing) == {"like": 0.1}  # the last row is not a tie
 
 
 def test_the_same_graphs_differ_nowhere(graphs: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""The gate on int8 weights that a runtime turned to float, and where people read what became of them."""
+"""The gate on int8 weights that a runtime converted to float, and where their status is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ugsep inspect``: every engine, weight and setting of a bundle, without loading any of it."""
+"""``ugsep inspect``: every engine, weight and setting of a bundle, without loading an engine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_everything_the_manifest_holds_is_told(built_bundle: Path) -> None:
         ]
         int8 = [w for w in told["weights"] if w["status"] != "float"]
         assert len(int8) >= 3
-        # Per-channel int8 keeps about 40 dB; 20 and 80 tell a mix-up of weights or a wrong unit.
+        # Per-channel int8 has about 40 dB; below 20 or above 80 indicates swapped weights or a wrong unit.
         assert all(20 < w["sqnr_db"] < 80 for w in int8)
         assert all(w["sqnr_db"] is None for w in told["weights"] if w["status"] == "float")
 

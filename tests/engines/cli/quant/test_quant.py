@@ -79,7 +79,7 @@ def test_a_broken_shard_in_the_middle_loses_nothing_of_what_was_done(bundle, mak
     refused = run("calibrate", bundle, "--data", folder, status=2)
     assert "part-1.parquet' is damaged or truncated" in refused.stderr.splitlines()[-1]
     kept = load_calibration(bundle / ".calibrating")
-    assert 0 < kept.rows < 60  # the request that may go on in the next shard is still open
+    assert 0 < kept.rows < 60  # the request that may continue in the next shard is still open
     shards[1].write_bytes(whole)
     run("calibrate", bundle, "--data", folder)
     assert not (bundle / ".calibrating").exists()
