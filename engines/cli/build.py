@@ -1,4 +1,4 @@
-"""``ugsep build``: from a model to a proven bundle."""
+"""``ugsep build``: from a model to a verified bundle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """The options that say what a bundle is built from, as they were typed."""
+    """The options that select what a bundle is built from, as typed."""
 
     model: str
     checkpoint: Path | None
@@ -40,25 +40,25 @@ class SourceOptions:
 
     @property
     def name(self) -> str:
-        """The name of the model: that of the recipe, or of the file that holds the factory."""
+        """The name of the model, taken from the recipe or the factory's file."""
         return Path(self.model.rpartition(":")[0] or self.model).stem
 
     @property
     def factory(self) -> str:
-        """The model if it is a factory, else an empty string."""
+        """The model if it is a factory, otherwise an empty string."""
         from graphs.trace.factory import is_factory
 
         return self.model if is_factory(self.model) else ""
 
     def recipe(self) -> Recipe:
-        """Return the recipe, changed as asked.
+        """Return the recipe with the changes of ``--set`` and ``--backend`` applied.
 
         Raises:
-            UgsepError: options that contradict each other or the kind of model; the errors of ``load_recipe``.
+            UgsepError: options conflict with each other or with the kind of model, or ``load_recipe`` fails.
         """
         recipe = self._factory_recipe() if self.factory else self._shipped_recipe()
         if self.init == "random" and self.checkpoint is not None:
-            raise UgsepError("--init random and --checkpoint exclude each other; give one")
+            raise UgsepError("--init random and --checkpoint are mutually exclusive; pass one of them")
         if self.backend is None:
             return recipe
         return replace(recipe, serving=replace(recipe.serving, backend=self.backend))
@@ -75,46 +75,44 @@ class SourceOptions:
     def _factory_recipe(self) -> Recipe:
         recipe = load_recipe(self.recipe_file, self.changes) if self.recipe_file else Recipe(self.name)
         if not self.user or not self.item:
-            raise UgsepError("a factory's inputs need sides; name them with --user a,b --item c,d")
+            raise UgsepError("the sides of a factory's inputs are unknown; pass --user a,b --item c,d")
         if self.checkpoint is not None:
-            raise UgsepError("a factory makes its own weights; leave --checkpoint out")
+            raise UgsepError("a factory creates its own weights; remove --checkpoint")
         return recipe
 
     def _shipped_recipe(self) -> Recipe:
         recipe = load_recipe(self.model, self.changes)
         if self.user or self.item or self.recipe_file:
-            raise UgsepError("--user, --item and --recipe are for factories; a recipe's features declare their sides")
+            raise UgsepError("--user, --item and --recipe apply only to factories; remove them for a recipe")
         if self.init == "checkpoint" and self.checkpoint is None:
-            raise UgsepError("no --checkpoint; train one with 'make checkpoint', or pass --init random")
+            raise UgsepError("--checkpoint is missing; train one with 'make checkpoint', or pass --init random")
         return recipe
 
 
 @click.command("build")
 @click.argument("model")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Folder with config.json and model.safetensors.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Directory of config.json and model.safetensors.")
 @click.option("--init", type=click.Choice(["checkpoint", "random"]), default="checkpoint", show_default=True,
-              help="random: weights drawn from --seed; the bundle is marked synthetic.")  # fmt: skip
-@click.option(
-    "--calibration", type=click.Path(path_type=Path), multiple=True, help="Requests to calibrate on (Parquet)."
-)
+              help="random: draw weights from --seed and mark the bundle synthetic.")  # fmt: skip
+@click.option("--calibration", type=click.Path(path_type=Path), multiple=True, help="Calibration requests (Parquet).")
 @click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Held-out requests for the gates.")
 @click.option("--features", type=click.Path(path_type=Path), help="features.json, for --init random.")
 @click.option("--user", default="", help="User-side inputs of a factory's module, comma-separated.")
 @click.option("--item", default="", help="Item-side inputs of a factory's module, comma-separated.")
 @click.option(
-    "--recipe", "recipe_file", help="Recipe whose quantization, serving and gates a factory's module takes."
+    "--recipe", "recipe_file", help="Recipe with the quantization, serving and gates for a factory's module."
 )
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting: config.user_tokens=12.")
 @click.option("--out", type=click.Path(path_type=Path), help="Bundle directory  [default: build/MODEL]")
-@click.option("--backend", help="Serve with this backend instead of the recipe's; auto measures and picks.")
-@click.option("--seed", default=0, show_default=True, help="Seed of random weights and synthetic requests.")
+@click.option("--backend", help="Override the recipe's backend; auto picks the fastest.")
+@click.option("--seed", default=0, show_default=True, help="Seed for random weights and synthetic requests.")
 @click.option("--force", is_flag=True, help="Build even if nothing changed.")
 @click.option("--cache/--no-cache", default=True, show_default=True, help="Reuse engines from the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json to stdout.")
 def build_command(out: Path | None, force: bool, cache: bool, as_json: bool, **source: Any) -> None:
-    """Build the bundle of MODEL: split, export, quantize, compile, prove.
+    """Build a bundle for MODEL: split, export, quantize, compile, verify.
 
-    MODEL is a shipped recipe, a recipe file, or path/to/file.py:factory, a function without arguments that returns
+    MODEL is a shipped recipe, a recipe file, or path/to/file.py:factory, where factory takes no arguments and returns
     (module, example_inputs).
     """
     from engines.build import pipeline

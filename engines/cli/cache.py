@@ -1,4 +1,4 @@
-"""``ugsep cache``: list, check and shrink the engine cache."""
+"""``ugsep cache``: list, verify and prune the engine cache."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from engines.render.console import print_table
 from graphs.base.errors import GateFailed, UgsepError
 
 _root = click.option(
-    "--root", type=click.Path(path_type=Path), help="Cache directory  [default: engines under the user's cache]"
+    "--root", type=click.Path(path_type=Path), help="Cache directory  [default: engines in the user's cache]"
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the entries as JSON.")
 
 
 @click.group("cache", cls=CommandGroup)
 def cache_command() -> None:
-    """List, check and shrink the cache of built engines."""
+    """List, verify and prune the engine cache."""
 
 
 @cache_command.command("ls")
@@ -39,11 +39,11 @@ def ls_command(root: Path | None, as_json: bool) -> None:
 @cache_command.command("gc")
 @_root
 @click.option(
-    "--max-size", default="10G", show_default=True, help="Bytes to keep, like 500M or 10G; 0 empties the cache."
+    "--max-size", default="10G", show_default=True, help="Maximum size, e.g. 500M or 10G; 0 empties the cache."
 )
 @_as_json
 def gc_command(root: Path | None, max_size: str, as_json: bool) -> None:
-    """Remove damaged entries and the least recently used engines beyond --max-size."""
+    """Remove damaged entries, then the least recently used engines until the cache fits --max-size."""
     folder = _folder(root)
     removed = collect(folder, parse_size(max_size))
     if as_json:
@@ -58,7 +58,7 @@ def gc_command(root: Path | None, max_size: str, as_json: bool) -> None:
 @_root
 @_as_json
 def verify_command(root: Path | None, as_json: bool) -> None:
-    """Check every cached engine against its hashes; exit status 1 if one is damaged."""
+    """Check every cached engine against its hashes; exit with status 1 if any is damaged."""
     folder = _folder(root)
     entries = list_entries(folder, verify=True)
     if as_json:
@@ -67,7 +67,7 @@ def verify_command(root: Path | None, as_json: bool) -> None:
     if damaged:
         listed = "; ".join(e.problem for e in damaged[:3])
         raise GateFailed(
-            f"{folder}: {len(damaged)} of {len(entries)} engines are damaged: {listed}; remove: ugsep cache gc"
+            f"{folder}: {len(damaged)} of {len(entries)} engines are damaged: {listed}; run 'ugsep cache gc'"
         )
     if not as_json:
         click.echo(f"{folder}: {len(entries)} engines match their manifests")
@@ -75,7 +75,7 @@ def verify_command(root: Path | None, as_json: bool) -> None:
 
 def _folder(root: Path | None) -> Path:
     if root is not None and not root.is_dir():
-        raise UgsepError(f"{root}: no such directory; leave --root out for the default cache")
+        raise UgsepError(f"--root: '{root}' is not a directory; omit it to use the default cache")
     return root or default_root(os.environ)
 
 

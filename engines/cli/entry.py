@@ -1,4 +1,4 @@
-"""The console scripts: without the packages of the extra ``build`` they end with one line."""
+"""The console scripts: one-line errors if the packages of the ``build`` extra are missing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _OURS = ("graphs", "export", "quant", "engines")
 
 
 def ugsep() -> None:
-    """Run the command ``ugsep``; exit status 2 if the extra ``build`` is not installed."""
+    """Run ``ugsep``; exit with status 2 if the ``build`` extra is not installed."""
     _run("engines.cli.main")
 
 
 def quant() -> None:
-    """Run the command ``quant``; exit status 2 if the extra ``build`` is not installed."""
+    """Run ``quant``; exit with status 2 if the ``build`` extra is not installed."""
     _run("engines.cli.quant.main")
 
 
@@ -25,8 +25,8 @@ def _run(module: str) -> None:
         command = importlib.import_module(module).main
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
-        if missing in _OURS:  # a defect of ours, not something to install
+        if missing in _OURS:  # a bug in this project; installing something would not fix it
             raise
-        print(f"error: this command needs the package '{missing}'; pip install 'ugsep[build]'", file=sys.stderr)
+        print(f"error: this command requires package '{missing}'; run: pip install 'ugsep[build]'", file=sys.stderr)
         sys.exit(2)
     command()

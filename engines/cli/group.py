@@ -1,4 +1,4 @@
-"""The click classes of every command line: one-line errors, fixed exit statuses, tracebacks on --debug."""
+"""The click classes behind all commands: one-line errors, fixed exit statuses, tracebacks with --debug."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _DEBUG, _DEBUG_FLAG = "ugsep.debug", "--debug"
 
 
 class Command(click.Command):
-    """A click command that ends with 0 (done), 1 (a gate failed) or 2 (bad input or usage).
+    """A click command that exits with 0 (success), 1 (a gate failed) or 2 (bad input or usage).
 
-    Errors are one line on stderr; ``--debug`` shows the traceback. Use it as ``@click.command(cls=Command)``; a file
-    with a single command runs it with ``main()``. The function returns None. ``renamed`` maps the former name of an
-    option to its name now, which an error then suggests.
+    Errors are one line on stderr; ``--debug`` shows the traceback. Use it as ``@click.command(cls=Command)``; a
+    single-command script then calls ``main()``. The function returns None. ``renamed`` maps old option names to new
+    ones, so that an error can suggest the new name.
     """
 
     def __init__(self, *args: Any, renamed: Mapping[str, str] | None = None, **kwargs: Any) -> None:
@@ -29,7 +29,7 @@ class Command(click.Command):
         _add_debug(self)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command and turn the errors a user can meet into one line and an exit status."""
+        """Run the command; turn expected errors into one line and an exit status."""
         try:
             return super().invoke(ctx)
         except (GateFailed, UgsepError, OSError) as error:
@@ -46,7 +46,7 @@ class Command(click.Command):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run with the process's arguments; usage errors are one line too."""
+        """Run the command, with ``sys.argv`` by default; usage errors are one line too."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         try:
@@ -63,20 +63,20 @@ class Command(click.Command):
 
 
 class CommandGroup(Command, click.Group):
-    """A group of commands with the errors and exit statuses of ``Command``.
+    """A command group with the errors and exit statuses of ``Command``.
 
     ``--debug`` is accepted before and after the subcommand. Use it as ``@click.group(cls=CommandGroup)``.
     """
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Register a subcommand and give it ``--debug``."""
+        """Register a subcommand, adding ``--debug`` to it."""
         _add_debug(cmd)
         super().add_command(cmd, name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the subcommand; the error about an unknown name suggests the nearest one."""
+        """Look up the subcommand; an error for an unknown name suggests the nearest one."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             hint = nearest(args[0], self.list_commands(ctx))
             raise click.UsageError(f"unknown command '{args[0]}'{hint}", ctx=ctx)
@@ -84,7 +84,7 @@ class CommandGroup(Command, click.Group):
 
 
 def as_typed(ctx: click.Context) -> str:
-    """Return the command line that was typed, without ``--json`` and ``--force``, which change no result."""
+    """Return the command line as typed, without ``--json`` and ``--force``, which do not affect the result."""
     parts = ctx.command_path.split()
     for param in ctx.command.params:
         name = param.name or ""
@@ -103,7 +103,7 @@ def as_typed(ctx: click.Context) -> str:
 
 
 def _add_debug(command: click.Command) -> None:
-    """Give a command ``--debug``, unless it has it: one command can be in several groups."""
+    """Add ``--debug`` to a command unless it is there already: a command can belong to several groups."""
     if any(_DEBUG_FLAG in param.opts for param in command.params):
         return
 
@@ -117,7 +117,7 @@ def _add_debug(command: click.Command) -> None:
             is_flag=True,
             expose_value=False,
             callback=remember,
-            help="Show the traceback of an error.",
+            help="Show a traceback on errors.",
         )
     )
 
@@ -142,5 +142,5 @@ def _hint(error: click.NoSuchOption) -> str:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         location = f": '{error.filename}'" if error.filename else ""
-        return f"{error.strerror}{location}; check the path, its permissions and the free space"
+        return f"{error.strerror}{location}; check the path, its permissions and the free disk space"
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""The ``ugsep`` command: the table of its subcommands."""
+"""The ``ugsep`` command and the table of its subcommands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engines.cli.stream import stream_command
 from quant.telemetry import disable_telemetry
 
 COMMANDS: tuple[click.Command, ...] = (
-    # look at a model
+    # models
     models_command,
     split_command,
     # build
@@ -29,13 +29,13 @@ COMMANDS: tuple[click.Command, ...] = (
     stream_command,
     random_checkpoint_command,
     cache_command,
-    # look at a bundle, check it, find what is wrong with it
+    # inspect, verify and debug bundles
     inspect_command,
     verify_command,
     validate_command,
     bisect_command,
     routing_command,
-    # compare it
+    # compare
     bench_command,
     schemes_command,
 )
@@ -44,7 +44,7 @@ COMMANDS: tuple[click.Command, ...] = (
 @click.group(cls=CommandGroup)
 @click.version_option(package_name="ugsep")
 def main() -> None:
-    """Compute the user once, the items many times: from a PyTorch ranking model to user and item engines."""
+    """Turn a PyTorch ranking model into a user engine, run once per request, and an item engine for candidates."""
     disable_telemetry()
 
 

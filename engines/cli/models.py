@@ -1,4 +1,4 @@
-"""``ugsep models``: every shipped recipe with its size, its cost per candidate and what UG-Sep can reuse."""
+"""``ugsep models``: every shipped recipe with its size, cost per candidate and reusable share."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ FEATURES = Path("build/data/movielens/features.json")
 
 @click.command("models")
 @click.option("--features", type=click.Path(path_type=Path), default=FEATURES, show_default=True,
-              help="Features of the recipes that declare none.")  # fmt: skip
+              help="features.json for recipes that declare no features.")  # fmt: skip
 @click.option("--bundles", type=click.Path(path_type=Path, file_okay=False),
-              help="Folder of bundles, for example build: adds what their reports measured.")  # fmt: skip
+              help="Directory of bundles, e.g. build; adds the measurements of their reports.")  # fmt: skip
 @click.option("--page", "page_file", type=click.Path(path_type=Path, dir_okay=False),
-              help="Markdown file for the table, with an HTML page next to it; needs --bundles.")  # fmt: skip
+              help="Write the table to this Markdown file and an HTML page next to it; needs --bundles.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def models_command(features: Path, bundles: Path | None, page_file: Path | None, as_json: bool) -> None:
     """List the shipped recipes: parameters, FLOPs per candidate, user:item tokens, reusable share, speed-up limit."""
     from engines.build import catalogue
 
     if page_file is not None and bundles is None:
-        raise UgsepError("--page needs measurements; give the folder of the bundles, for example --bundles build")
+        raise UgsepError("--page needs measurements; pass the directory of the bundles, e.g. --bundles build")
     if bundles is not None and not bundles.is_dir():
-        raise UgsepError(f"--bundles: '{bundles}' is not a folder; build one with 'make engines MODEL=zenith'")
+        raise UgsepError(f"--bundles: '{bundles}' is not a directory; build one with 'make engines MODEL=zenith'")
     rows: list[tuple[ModelRow, catalogue.Measured | None]] = []
     waiting: list[str] = []
     for name in recipe_names():
@@ -51,9 +51,9 @@ def models_command(features: Path, bundles: Path | None, page_file: Path | None,
         click.echo(json.dumps([asdict(row) | ({"measured": asdict(found)} if found else {}) for row, found in rows]))
         return
     _print(rows)
-    click.echo("parameters: without embedding tables; limit: of the speed-up at 256 candidates, by FLOPs")
+    click.echo("parameters: without embedding tables; limit: speed-up limit by FLOPs at 256 candidates")
     if waiting:
-        click.echo(f"not listed, since their features come from data ('make data'): {', '.join(waiting)}")
+        click.echo(f"not listed, because their features require 'make data': {', '.join(waiting)}")
 
 
 def _print(rows: Sequence[tuple[ModelRow, Measured | None]]) -> None:

@@ -1,4 +1,4 @@
-"""``ugsep random-checkpoint``: a checkpoint as large as a trained one, for trials."""
+"""``ugsep random-checkpoint``: a full-size checkpoint with random weights, for testing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from graphs.base.progress import show_progress
 
 @click.command("random-checkpoint")
 @click.argument("model")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new checkpoint.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the checkpoint.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
-@click.option("--shard-mb", type=click.IntRange(min=1), default=1000, show_default=True, help="Size of a shard, MB.")
+@click.option("--shard-mb", type=click.IntRange(min=1), default=1000, show_default=True, help="Shard size in MB.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--features", type=click.Path(path_type=Path), help="features.json, for recipes without features.")
 def random_checkpoint_command(

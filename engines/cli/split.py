@@ -1,4 +1,4 @@
-"""``ugsep split``: split a third-party model, prove the split, explain it."""
+"""``ugsep split``: split a third-party model, verify the split and explain it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 @click.argument("factory")
 @click.option("--user", required=True, help="User-side inputs, comma-separated.")
 @click.option("--item", required=True, help="Item-side inputs (and cross features), comma-separated.")
-@click.option("--candidates", default=256, show_default=True, help="Candidates per request for the limits.")
+@click.option("--candidates", default=256, show_default=True, help="Candidates per request, for the speed-up limit.")
 @click.option(
-    "--explain", "explained", is_flag=True, help="Show cost per module, user state, and where the sides meet."
+    "--explain", "explained", is_flag=True, help="Show cost per module, the user state, and where the sides meet."
 )
-@click.option("--graph", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture of the cut (HTML).")
+@click.option("--graph", type=click.Path(path_type=Path, dir_okay=False), help="Write a diagram of the cut (HTML).")
 @click.option(
     "--hoisting/--no-hoisting",
     default=True,
@@ -45,13 +45,13 @@ def split_command(
     hoisting: bool,
     as_json: bool,
 ) -> None:
-    """Split the model that FACTORY (path/to/file.py:function) returns, and prove the subgraphs on fresh rows.
+    """Split the model that FACTORY (path/to/file.py:function) returns, and verify the subgraphs on random rows.
 
-    The function takes no arguments and returns (module, example_inputs); every example tensor is batch first.
+    The function takes no arguments and returns (module, example_inputs); all example tensors are batch first.
     """
     if candidates < 1:
         raise UgsepError(f"--candidates is {candidates}; it must be an integer >= 1")
-    # Imported here because they import torch, which other commands need not wait for.
+    # Imported here because these import torch, which would slow down every other command.
     from graphs.explain.explain import explain
     from graphs.explain.picture import draw
     from graphs.explain.text import render, summary
@@ -59,7 +59,7 @@ def split_command(
     from graphs.split.split import split
     from graphs.trace.factory import load_factory
 
-    with redirect_stdout(sys.stderr):  # what the user's code prints is not part of the output
+    with redirect_stdout(sys.stderr):  # keep prints of the user's code out of our output
         model, example = load_factory(factory)
         split_model = split(model, example, user=_names(user), item=_names(item), hoisting=hoisting)
         proof = prove(split_model)
@@ -75,11 +75,11 @@ def split_command(
     console.print(render(explanation) if explained else summary(explanation), highlight=False)
     console.print(_proof_line(proof), highlight=False)
     if graph is not None:
-        console.print(f"picture written to {graph}", highlight=False)
+        console.print(f"wrote diagram to {graph}", highlight=False)
 
 
 def to_json(explanation: Explanation) -> dict[str, Any]:
-    """Return an explanation as JSON values."""
+    """Return an explanation as JSON-serializable values."""
     values = dataclasses.asdict(explanation)
     for state in values["state"]:
         state["dtype"] = str(state["dtype"]).removeprefix("torch.")
@@ -92,6 +92,6 @@ def _names(text: str) -> list[str]:
 
 def _proof_line(proof: SplitProof) -> str:
     return (
-        f"exact to {proof.max_abs:.2g} ({proof.max_rel:.2g} of the outputs' size) on {proof.rows} fresh rows; "
-        f"rows change by {proof.row_max_abs:.2g} with other rows"
+        f"max error {proof.max_abs:.2g} ({proof.max_rel:.2g} of the largest output) on {proof.rows} random rows; "
+        f"largest influence of one row on another: {proof.row_max_abs:.2g}"
     )

@@ -1,4 +1,4 @@
-"""``ugsep stream``: export and quantize a model larger than memory."""
+"""``ugsep stream``: export and quantize a model that does not fit in memory."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from graphs.base.progress import show_progress
 @click.command("stream")
 @click.argument("model")
 @click.option(
-    "--checkpoint", required=True, type=click.Path(path_type=Path), help="Folder of config.json and shards."
+    "--checkpoint", required=True, type=click.Path(path_type=Path), help="Directory with config.json and the shards."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the graphs  [default: build/MODEL/onnx]")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory for the graphs  [default: build/MODEL/onnx]")
 @click.option(
     "--scheme", default="absmax", show_default=True, help="Quantization scheme; absmax needs no calibration."
 )
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print sizes and peak memory as JSON.")
 def stream_command(model: str, checkpoint: Path, out: Path | None, scheme: str, threads: int, as_json: bool) -> None:
-    """Export and quantize MODEL (a recipe) from a checkpoint larger than memory, weight by weight.
+    """Export and quantize MODEL (a recipe) weight by weight, from a checkpoint that does not fit in memory.
 
-    An interrupted run resumes when it is started again.
+    Run the same command again to resume an interrupted run.
     """
     from engines.build.streaming import stream
     from engines.measure.process_memory import peak_bytes
@@ -55,5 +55,5 @@ def stream_command(model: str, checkpoint: Path, out: Path | None, scheme: str, 
     if found.unchanged:
         click.echo(f"{folder}: up to date, nothing changed")
     elif found.resumed:
-        click.echo(f"{folder}: resumed after {found.resumed} weights of an interrupted run")
-    click.echo(f"{folder}: {before / 1e6:.1f} MB of weights are now {after / 1e6:.1f} MB")
+        click.echo(f"{folder}: resumed an interrupted run after {found.resumed} weights")
+    click.echo(f"{folder}: weights reduced from {before / 1e6:.1f} MB to {after / 1e6:.1f} MB")

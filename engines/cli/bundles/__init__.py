@@ -1,3 +1,3 @@
-"""The commands that take finished bundles."""
+"""The commands that operate on finished bundles."""
 
 __all__: list[str] = []

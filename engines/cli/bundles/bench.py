@@ -1,4 +1,4 @@
-"""``ugsep bench``: a bundle against other ways to serve its model."""
+"""``ugsep bench``: compare a bundle with other ways to serve its model."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from graphs.base.progress import show_progress
 
 @click.command("bench", cls=Command, renamed={"--peers": "--baselines"})
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--baselines", default="all", show_default=True, help="all, none, or names separated by commas.")
-@click.option("--candidates", default="1,16,64,256,1024", show_default=True, help="Request sizes N.")
-@click.option("--threads", default="1,2", show_default=True, help="Thread counts; one run for each.")
-@click.option("--rounds", default=20, show_default=True, help="Timed calls per contender and size.")
+@click.option("--baselines", default="all", show_default=True, help="all, none, or comma-separated names.")
+@click.option("--candidates", default="1,16,64,256,1024", show_default=True, help="Candidates per request.")
+@click.option("--threads", default="1,2", show_default=True, help="Thread counts, one run each.")
+@click.option("--rounds", default=20, show_default=True, help="Timed calls per baseline and size.")
 @click.option(
     "--budget",
     default=60.0,
     show_default=True,
-    help="Skip a baseline at a size that takes longer than this many seconds.",
+    help="Skip a baseline at a request size if it takes longer than this, in seconds.",
 )
 @click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="The bundle's checkpoint, for the PyTorch baselines."
+    "--checkpoint", type=click.Path(path_type=Path), help="Checkpoint of the bundle, for the PyTorch baselines."
 )
 @click.option(
     "--random",
     "random_weights",
     is_flag=True,
-    help="Draw random PyTorch weights, for a bundle built with --init random.",
+    help="Use random PyTorch weights, for a bundle built with --init random.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed the random bundle was built with.")
-@click.option("--features", type=click.Path(path_type=Path), help="features.json the random bundle was built with.")
-@click.option("--ratios", is_flag=True, help="Also time small models over the user:item ratio of tokens.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random bundle.")
+@click.option("--features", type=click.Path(path_type=Path), help="features.json of the random bundle.")
+@click.option("--ratios", is_flag=True, help="Also time small models at several user:item token ratios.")
 @click.option(
     "--memory/--no-memory",
     default=True,
     show_default=True,
-    help="Measure the memory of each contender, in a process of its own.",
+    help="Measure the memory of the bundle and each baseline, each in its own process.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder for bench.json and bench.html  [default: BUNDLE.bench]"
+    "--out", type=click.Path(path_type=Path), help="Directory for bench.json and bench.html  [default: BUNDLE.bench]"
 )
-@click.option("--title", default="", help="Heading of the result  [default: the model's name]")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Also write the result into this Markdown file.")
+@click.option("--title", default="", help="Title of the results  [default: the model's name]")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Also write the results into this Markdown file.")
 @click.option("--json", "as_json", is_flag=True, help="Print bench.json to stdout.")
 def bench_command(
     bundle: Path,
@@ -68,7 +68,7 @@ def bench_command(
     markdown: Path | None,
     as_json: bool,
 ) -> None:
-    """Time BUNDLE against other ways to serve its model, in one interleaved run."""
+    """Benchmark BUNDLE against other ways to serve its model, in one interleaved run."""
     from engines.bench.baselines import choose_baselines
     from engines.bench.baselines.contract import Weights
     from engines.bench.page import HTML, write_markdown, write_result
@@ -77,7 +77,7 @@ def bench_command(
     from engines.render.json_text import json_text
 
     if checkpoint is not None and random_weights:
-        raise UgsepError("--random and --checkpoint exclude each other; give one")
+        raise UgsepError("--random and --checkpoint are mutually exclusive; pass one of them")
     model = Weights(checkpoint, features, seed) if checkpoint or random_weights else None
     settings = Settings(_counts("--candidates", candidates), _counts("--threads", threads), rounds, memory, budget)
     chosen = choose_baselines(baselines)
@@ -103,7 +103,7 @@ def _counts(option: str, text: str) -> tuple[int, ...]:
     try:
         found = sorted({int(part) for part in text.split(",")})
     except ValueError:
-        raise UgsepError(f"{option} is '{text}'; give integers separated by commas, like 1,16,256") from None
+        raise UgsepError(f"{option} is '{text}'; pass comma-separated integers, e.g. 1,16,256") from None
     if found[0] < 1:
-        raise UgsepError(f"{option} holds {found[0]}; every number must be an integer >= 1")
+        raise UgsepError(f"{option} contains {found[0]}; every value must be an integer >= 1")
     return tuple(found)

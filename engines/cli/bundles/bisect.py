@@ -15,11 +15,11 @@ from graphs.base.progress import show_progress
 @click.command("bisect")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Requests  [default: random rows]")
-@click.option("--bound", type=float, help="Largest relative error  [default: 3 times the SQNR gate's]")
-@click.option("--backend", help="Check the engines of this backend instead of the chosen ones.")
+@click.option("--bound", type=float, help="Largest relative error  [default: 3 times that of the SQNR gate]")
+@click.option("--backend", help="Check the engines of this backend instead of the serving ones.")
 @click.option("--precision", help="Check the engines of this precision.")
-@click.option("--seed", default=1, show_default=True, help="Seed of the random rows.")
-@click.option("--json", "as_json", is_flag=True, help="Print every compared tensor as JSON.")
+@click.option("--seed", default=1, show_default=True, help="Seed for the random rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print all compared tensors as JSON.")
 def bisect_command(
     bundle: Path,
     requests: tuple[Path, ...],
@@ -29,7 +29,7 @@ def bisect_command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Find the first tensor where BUNDLE's engines diverge from the FP32 graphs; exit status 1 if there is one."""
+    """Find the first tensor where BUNDLE's engines diverge from the FP32 graphs; exit with status 1 if found."""
     from engines.verify.bisect import bisect
 
     with show_progress() as progress:
@@ -43,7 +43,7 @@ def bisect_command(
             click.echo(f"{side.side} ({side.engine}): {len(side.steps)} tensors compared, bound {side.bound:.3g}")
             click.echo(f"  worst: {side.worst}")
             if side.first is not None:
-                click.echo(f"  first beyond the bound: {side.first}")
+                click.echo(f"  first above the bound: {side.first}")
                 click.echo(f"  computed from: {side.before if side.before is not None else 'the inputs'}")
     broken = [f"{side.side}: {side.first}, bound {side.bound:.3g}" for side in found if side.first is not None]
     if broken:

@@ -1,4 +1,4 @@
-"""``ugsep inspect``: what a bundle holds, from its manifest and the tables in its graphs; loads no engine."""
+"""``ugsep inspect``: the contents of a bundle, from its manifest and graphs, without loading an engine."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from quant.inspect import inspect_graph
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print everything as JSON, profiles, tensors and notes included."
+    "--json", "as_json", is_flag=True, help="Print everything as JSON, including profiles, tensors and notes."
 )
 def inspect_command(bundle: Path, as_json: bool) -> None:
-    """Show what BUNDLE holds: engines, their settings and sizes, and what each does with every weight."""
+    """Show the contents of BUNDLE: engines, their settings and sizes, and the status of every weight."""
     found = describe(bundle)
     if as_json:
         click.echo(json_text(found, indent=1))
@@ -39,13 +39,13 @@ def inspect_command(bundle: Path, as_json: bool) -> None:
 
 
 def describe(bundle: Path) -> dict[str, Any]:
-    """Return what a bundle holds as plain values.
+    """Return the contents of a bundle as plain values.
 
-    Sizes are bytes on disk by the manifest; ``sqnr_db`` of a weight is what quantization wrote into the graph, None
-    for float weights. ``runs_here`` and ``reason`` are the backend's answer on this machine; nothing is loaded.
+    Sizes are bytes on disk, from the manifest; ``sqnr_db`` of a weight is read from the quantized graph, None for
+    float weights. ``runs_here`` and ``reason`` come from probing the backend on this machine; no engine is loaded.
 
     Raises:
-        UgsepError: there is no bundle, its manifest cannot be trusted, or a file differs from it.
+        UgsepError: the bundle is missing, its manifest is invalid, or a file does not match the manifest.
     """
     manifest = Bundle.open(bundle).manifest
     sqnr = {side: _weight_sqnr(bundle, manifest, side) for side in ("user", "item", "full")}
@@ -69,7 +69,7 @@ def describe(bundle: Path) -> dict[str, Any]:
 
 
 def _weight_sqnr(bundle: Path, manifest: Manifest, side: str) -> dict[str, float]:
-    """Return the SQNR in dB of each int8 weight, from the table in the side's quantized graph if there is one."""
+    """Return the SQNR in dB of each int8 weight, read from the side's quantized graph if the bundle has one."""
     for variant in ("w8a32", "w8a16"):
         name = f"onnx/{side}.{variant}.onnx"
         if name in manifest.files:
@@ -96,7 +96,7 @@ def _engine(engine: Engine, manifest: Manifest, sqnr: dict[str, float]) -> dict[
 def _here(backend: str) -> Availability:
     try:
         return find_backend(backend).probe()
-    except UgsepError as error:  # a bundle may hold engines of a backend this installation does not know
+    except UgsepError as error:  # a bundle may have engines for a backend unknown to this installation
         return Availability(False, False, str(error))
 
 
@@ -109,7 +109,7 @@ def _show(found: dict[str, Any]) -> None:
     console.print(f"built on {built_on}, this machine: isa {found['host']['here']['isa']}")
     console.print("built with " + ", ".join(f"{k} {v}" for k, v in sorted(found["tools"].items())))
     if found["tools_differ"]:
-        console.print("other versions here: " + ", ".join(found["tools_differ"]))
+        console.print("versions that differ here: " + ", ".join(found["tools_differ"]))
     engines = Table("side", "backend", "precision", "bytes", "serves", "needs", "runs here", "why")
     for e in found["engines"]:
         needs = ", ".join(f"{k} {v}" for k, v in sorted(e["requires"].items()))

@@ -1,4 +1,4 @@
-"""``ugsep schemes``: the quantization schemes side by side, on finished bundles."""
+"""``ugsep schemes``: compare quantization schemes on finished bundles."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ from quant.schemes.schemes import CONFIGS, needs_grams
 
 @click.command("schemes")
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--calibration", type=click.Path(), multiple=True, help="Requests to calibrate on (Parquet, ...).")
-@click.option("--requests", type=click.Path(), multiple=True, help="Held-out requests to score.")
-@click.option("--synthetic", is_flag=True, help="Use random requests; they say nothing about a trained model.")
+@click.option("--calibration", type=click.Path(), multiple=True, help="Calibration requests (Parquet).")
+@click.option("--requests", type=click.Path(), multiple=True, help="Held-out requests to score (Parquet).")
+@click.option("--synthetic", is_flag=True, help="Use random requests; quality figures are then meaningless.")
 @click.option("--limit", type=click.IntRange(min=1), help="Score at most N requests  [default: all]")
-@click.option("--schemes", "names", default=",".join(CONFIGS), show_default=True, help="Names separated by commas.")
+@click.option("--schemes", "names", default=",".join(CONFIGS), show_default=True, help="Comma-separated names.")
 @click.option(
-    "--policy", type=click.Path(path_type=Path), help="YAML file: precision per weight, as quant search writes."
+    "--policy",
+    type=click.Path(path_type=Path),
+    help="Precision per weight, as written by 'quant search' (YAML).",
 )
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting of the bundle's recipe.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Also write the tables into this Markdown file.")
@@ -54,14 +56,14 @@ def schemes_command(
     markdown: Path | None,
     as_json: bool,
 ) -> None:
-    """Quantize the FP32 graphs of BUNDLES with every scheme; show scores, bytes and latency side by side.
+    """Quantize the FP32 graphs of BUNDLES with each scheme; compare scores, bytes and latency.
 
-    Each bundle keeps its policy, precisions and threads; its schemes are timed in turn.
+    Policy, precisions and threads are those of each bundle; the timings of its schemes are interleaved.
     """
     from engines.build.schemes_page import write_markdown
 
     if synthetic == bool(calibration and requests):
-        raise UgsepError("give requests with --calibration FILE and --requests FILE, or pass --synthetic, not both")
+        raise UgsepError("pass either --calibration FILE and --requests FILE, or --synthetic")
     wanted = tuple(names.split(","))
     for name in wanted:
         if name not in CONFIGS:
@@ -83,7 +85,7 @@ def schemes_command(
 
 
 def _recipe(bundle: Bundle, policy: Path | None, changes: Sequence[str]) -> Recipe:
-    """Return the recipe a bundle was built with, changed as asked."""
+    """Return the recipe of a bundle with the changes and the policy applied."""
     recipe = bundle.changed_recipe(changes)
     if policy is None:
         return recipe
@@ -138,7 +140,7 @@ def _show(table: SchemeTable) -> None:
     shown = Table(
         "scheme", "weights dB", "served dB", "Kendall tau", "AUC change, weights", "AUC change, served", "bytes",
         "user ms", "user GB/s", "item ms", "seconds",
-        title=f"{table.model}, N = {table.candidates}, the machine copies {table.copy_gb_s:.1f} GB/s",
+        title=f"{table.model}, N = {table.candidates}, copy bandwidth {table.copy_gb_s:.1f} GB/s",
     )  # fmt: skip
     for r in table.rows:
         changes = ("" if c is None else f"{c:+.1e}" for c in (r.weights_auc_change, r.served_auc_change))

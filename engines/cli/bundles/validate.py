@@ -1,4 +1,4 @@
-"""``ugsep validate``: the gates of a bundle, checked again."""
+"""``ugsep validate``: check the gates of a bundle again."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from graphs.base.progress import show_progress
 @click.command("validate")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Held-out requests (Parquet).")
-@click.option("--synthetic", is_flag=True, help="Use random requests: checks parity and invariance, not quality.")
-@click.option("--seed", default=1, show_default=True, help="Seed of the synthetic requests.")
+@click.option("--synthetic", is_flag=True, help="Use random requests; checks parity and invariance, but not quality.")
+@click.option("--seed", default=1, show_default=True, help="Seed for the synthetic requests.")
 @click.option("--worst", type=click.Path(path_type=Path),
-              help="Where to write the worst rows if a gate fails  [default: BUNDLE.worst.npz]")  # fmt: skip
-@click.option("--junit", type=click.Path(path_type=Path), help="Also write the gates as a JUnit XML file.")
+              help="File for the worst rows if a gate fails  [default: BUNDLE.worst.npz]")  # fmt: skip
+@click.option("--junit", type=click.Path(path_type=Path), help="Also write the checks to a JUnit XML file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 def validate_command(
     bundle: Path,
@@ -33,7 +33,7 @@ def validate_command(
     from engines.verify.validate import how_to_reproduce, junit_xml, validate
 
     if bool(requests) == synthetic:
-        raise UgsepError("give held-out requests with --requests FILE, or pass --synthetic, not both")
+        raise UgsepError("pass either --requests FILE with held-out requests, or --synthetic")
     rows = worst or bundle.absolute().with_name(f"{bundle.absolute().name}.worst.npz")
     again = how_to_reproduce(bundle, requests, seed)
     with show_progress() as progress:
@@ -48,5 +48,5 @@ def validate_command(
     broken = [str(t) for t in found.checks if not t.passed]
     if broken:
         click.echo(f"reproduce: {again}", err=True)
-        click.echo(f"worst rows: {rows}; find the tensor: ugsep bisect {bundle} --requests {rows}", err=True)
+        click.echo(f"worst rows: {rows}; to find the tensor: ugsep bisect {bundle} --requests {rows}", err=True)
         raise GateFailed(f"{bundle}: {'; '.join(broken)}")

@@ -1,3 +1,3 @@
-"""The commands of `quant`."""
+"""The ``quant`` commands."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Command line ``quant``: calibrate, choose and write int8 weights, and look at what is in a graph."""
+"""The ``quant`` command: calibrate, quantize weights to int8, and inspect graphs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from quant.schemes.schemes import CONFIGS, scheme_from
 from quant.telemetry import disable_telemetry
 from quant.weights import quantize_side
 
-CHECKPOINT_REQUESTS = 256  # what an interrupted calibration loses at most
+CHECKPOINT_REQUESTS = 256  # an interrupted calibration loses at most this many
 
 
 @click.group(cls=CommandGroup)
 def main() -> None:
-    """Weight-only int8 for exported ranking models, chosen on real requests."""
+    """Weight-only int8 quantization of exported ranking models, guided by real requests."""
     disable_telemetry()
 
 
@@ -41,12 +41,12 @@ main.add_command(search)
 
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--data", multiple=True, help="Requests: a file, a folder of shards, or a glob; repeatable.")
-@click.option("--synthetic", type=click.IntRange(min=1), help="Use this many random requests instead of data.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for calibration.json; default: SOURCE.")
-@click.option("--limit", type=click.IntRange(min=1), help="Stop after this many requests.")
-@click.option("--gram", is_flag=True, help="Collect Gram matrices too; gptq needs them.")
-@click.option("--restart", is_flag=True, help="Forget an interrupted run instead of going on with it.")
+@click.option("--data", multiple=True, help="Request file, directory of shards, or glob; repeatable.")
+@click.option("--synthetic", type=click.IntRange(min=1), help="Use N random requests instead of --data.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory for calibration.json; default: SOURCE.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use at most N requests.")
+@click.option("--gram", is_flag=True, help="Also collect Gram matrices, which gptq needs.")
+@click.option("--restart", is_flag=True, help="Discard an interrupted run instead of resuming it.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def calibrate(
@@ -60,14 +60,14 @@ def calibrate(
     threads: int,
     as_json: bool,
 ) -> None:
-    """Run the FP32 graphs of SOURCE (a bundle or a folder of ONNX files) over requests; keep the statistics.
+    """Collect activation statistics from the FP32 graphs of SOURCE (a bundle or a directory of ONNX files).
 
-    An interrupted run goes on where it was when it is started again with the same data and options.
+    Run the same command again, with the same data and options, to resume an interrupted run.
     """
     user, item = graph_pair(source)
     folder = _output(source, out)
     requests = requests_of(user, item, data, synthetic, limit)
-    folder.mkdir(parents=True, exist_ok=True)  # a place that cannot be written shows before the work
+    folder.mkdir(parents=True, exist_ok=True)  # fail before the work if it cannot be written
     interrupted = folder / ".calibrating"
     if restart:
         shutil.rmtree(interrupted, ignore_errors=True)
@@ -104,9 +104,9 @@ def calibrate(
 
 @main.command()
 @click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the joined calibration.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the merged calibration.")
 def merge(parts: tuple[Path, ...], out: Path) -> None:
-    """Join calibrations (PARTS: folders) of the same graphs over different requests, as if they were run in one."""
+    """Merge calibrations (PARTS: directories) of the same graphs on different requests, as if run in one go."""
     joined = merge_calibrations(load_calibration(part) for part in parts)
     text, _ = save_calibration(joined, out)
     click.echo(f"{text}: {sum(s.requests for s in joined.samples)} requests, {joined.rows} rows")
@@ -115,11 +115,13 @@ def merge(parts: tuple[Path, ...], out: Path) -> None:
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--scheme", default="mse", show_default=True, help=f"One of {', '.join(CONFIGS)}.")
-@click.option("--calibration", type=click.Path(path_type=Path), help="Folder of calibration.json; default: SOURCE.")
-@click.option("--policy", type=click.Path(path_type=Path), help="YAML file: precision per weight.")
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), help="Directory of calibration.json; default: SOURCE."
+)
+@click.option("--policy", type=click.Path(path_type=Path), help="YAML file with the precision per weight.")
 @click.option("--block", type=click.IntRange(min=0), help="Rows of K per scale; 0: one scale per channel.")
-@click.option("--tables/--no-tables", default=None, help="Quantize embedding tables too, per row.")
-@click.option("--out", type=click.Path(path_type=Path), help="Output folder; default: the folder of the graphs.")
+@click.option("--tables/--no-tables", default=None, help="Also quantize embedding tables, per row.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output directory; default: that of the graphs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the tables as JSON.")
 def weights(
     source: Path,
@@ -131,7 +133,7 @@ def weights(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Write the int8 graphs of SOURCE (a bundle or a folder of ONNX files), in both typed views."""
+    """Quantize the graphs of SOURCE (a bundle or a directory of ONNX files); write FP32 and FP16 views."""
     config = scheme_from(scheme)
     user, item = graph_pair(source)
     folder = _output(source, out, user.parent)
@@ -151,16 +153,16 @@ def weights(
         return
     show_rows([row for r in results for row in r.rows])
     before, after = sum(r.fp32_bytes for r in results), sum(r.quantized_bytes for r in results)
-    click.echo(f"{folder}: {before / 1e6:.2f} MB of weights are now {after / 1e6:.2f} MB")
+    click.echo(f"{folder}: weights reduced from {before / 1e6:.2f} MB to {after / 1e6:.2f} MB")
 
 
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def inspect(source: Path, as_json: bool) -> None:
-    """List the weights of SOURCE (an ONNX file, a bundle or a folder): shape, precision, bytes, SQNR.
+    """List the weights of SOURCE (an ONNX file, a bundle or a directory): shape, precision, bytes, SQNR.
 
-    For a bundle also what each engine really does with them, read from the graph its runtime optimised.
+    For a bundle, also show how each engine uses them, read from the graph that its runtime compiled.
     """
     rows = [row for path in _graphs(source) for row in inspect_graph(path)]
     statuses = engine_statuses(source)
@@ -173,7 +175,7 @@ def inspect(source: Path, as_json: bool) -> None:
         return
     show_rows(rows)
     if statuses:
-        table = Table("engine", "weight", "asked for", "what it does", "by")
+        table = Table("engine", "weight", "requested", "status", "detail")
         for f in statuses:
             table.add_row(f.engine, f.weight, f.precision, f.status, f.detail)
         print_table(table)
@@ -185,7 +187,7 @@ def _graphs(source: Path) -> tuple[Path, ...]:
     folder = onnx_folder(source)
     found = tuple(sorted(folder.glob("*.onnx")))
     if not found:
-        raise UgsepError(f"no .onnx file in '{folder}'; give an ONNX file, a bundle or a folder of them")
+        raise UgsepError(f"no .onnx files in '{folder}'; pass an ONNX file, a bundle or a directory of ONNX files")
     return found
 
 
@@ -193,5 +195,5 @@ def _output(source: Path, out: Path | None, default: Path | None = None) -> Path
     if out is not None:
         return out
     if (source / "manifest.json").is_file():
-        raise UgsepError(f"'{source}' is a finished bundle, sealed by its manifest; give --out")
+        raise UgsepError(f"'{source}' is a finished bundle and must not change; pass another directory with --out")
     return default or source

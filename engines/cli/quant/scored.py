@@ -1,4 +1,4 @@
-"""The commands that score held-out requests: ``quant sensitivity`` and ``quant search``."""
+"""The commands that score held-out requests, ``quant sensitivity`` and ``quant search``."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ from quant.search.sensitivity import check_plot, plot_sensitivity
 from quant.search.sensitivity import sensitivity as run_sensitivity
 
 _OPTIONS = (
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-    click.option("--cache", type=click.Path(path_type=Path), help="File that keeps the effects found so far."),
+    click.option("--json", "as_json", is_flag=True, help="Print the results as JSON."),
+    click.option("--cache", type=click.Path(path_type=Path), help="File for the effects measured so far."),
     click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True),
-    click.option("--limit", type=click.IntRange(min=1), default=200, show_default=True, help="Requests to score."),
+    click.option(
+        "--limit", type=click.IntRange(min=1), default=200, show_default=True, help="Score at most N requests."
+    ),
     click.option("--block", type=click.IntRange(min=0), default=0, help="Rows of K per scale; 0: per channel."),
-    click.option("--calibration", type=click.Path(path_type=Path), help="Folder of calibration.json."),
+    click.option("--calibration", type=click.Path(path_type=Path), help="Directory of calibration.json."),
     click.option("--scheme", default="mse", show_default=True, help=f"One of {', '.join(CONFIGS)}."),
-    click.option("--data", multiple=True, required=True, help="Held-out requests: file, folder or glob."),
+    click.option("--data", multiple=True, required=True, help="Held-out requests: file, directory or glob."),
     click.argument("source", type=click.Path(path_type=Path)),
 )
 
 
 def _scored(command: Callable[..., None]) -> Callable[..., None]:
-    """Add what both commands are told, and hand it to them as the arguments of the functions they call."""
+    """Add the options shared by both commands, and pass their values as arguments of the functions they call."""
 
     @wraps(command)
     def prepared(
@@ -73,10 +75,10 @@ def _scored(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @_scored
 @click.option(
-    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the ranking (png, svg, pdf)."
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also plot the ranking (png, svg, pdf)."
 )
 def sensitivity(shared: dict[str, Any], block: int, plot: Path | None, as_json: bool) -> None:
-    """Quantize every weight of SOURCE alone and rank the weights by what that does to the scores."""
+    """Quantize each weight of SOURCE alone and rank the weights by the effect on the scores."""
     if plot is not None:
         check_plot(plot)
     with show_progress() as progress:
@@ -96,11 +98,11 @@ def sensitivity(shared: dict[str, Any], block: int, plot: Path | None, as_json: 
 
 @click.command()
 @_scored
-@click.option("--max-drop", type=click.FloatRange(min=0), default=5e-5, show_default=True, help="Largest AUC change.")
-@click.option("--min-sqnr", type=float, default=35.0, show_default=True, help="Least SQNR of the scores, dB.")
-@click.option("--max-bytes", type=click.IntRange(min=1), help="Bytes that the quantizable weights may take.")
+@click.option("--max-drop", type=click.FloatRange(min=0), default=5e-5, show_default=True, help="Maximum AUC change.")
+@click.option("--min-sqnr", type=float, default=35.0, show_default=True, help="Minimum SQNR of the scores, dB.")
+@click.option("--max-bytes", type=click.IntRange(min=1), help="Maximum size of the quantizable weights.")
 @click.option(
-    "--backend", default="onnxruntime", show_default=True, help="Whose latencies count; it has to run here."
+    "--backend", default="onnxruntime", show_default=True, help="Backend to time; it must run on this machine."
 )
 @click.option("--candidates", type=click.IntRange(min=1), default=256, show_default=True, help="Items per request.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Policy file to write; default: stdout.")
@@ -115,7 +117,7 @@ def search(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Find the fastest precision of each weight of SOURCE that keeps the scores, and write it as a policy."""
+    """Find the fastest precision for each weight of SOURCE that stays within the bounds; write a policy."""
     measure = gemm_timer(backend, shared["threads"])
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +135,7 @@ def search(
         try:
             write_whole(out, text)
         except UgsepError:
-            click.echo(text)  # an hour of measuring is not lost with it
+            click.echo(text)  # do not lose an hour of measurements
             raise
     if as_json:
         choices = [c.to_json() for c in result.choices]

@@ -1,4 +1,4 @@
-"""What the commands read: the pair of graphs, requests and statistics, as their arguments name them."""
+"""The inputs of the commands, from their arguments: the pair of graphs, requests and statistics."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ def onnx_folder(source: Path) -> Path:
 
 
 def graph_pair(source: Path) -> tuple[Path, Path]:
-    """Return user.onnx and item.onnx of a bundle (its ``onnx`` folder) or of a folder of ONNX files.
+    """Return the paths of user.onnx and item.onnx, in a bundle's ``onnx`` folder or in a folder of ONNX files.
 
     Raises:
-        UgsepError: they are not there.
+        UgsepError: one of them is missing.
     """
     folder = onnx_folder(source)
     pair = (folder / "user.onnx", folder / "item.onnx")
     for path in pair:
         if not path.is_file():
-            raise UgsepError(f"'{path}' does not exist; give a bundle or a folder with user.onnx and item.onnx")
+            raise UgsepError(f"'{path}' does not exist; pass a bundle or a directory with user.onnx and item.onnx")
     return pair
 
 
 def requests_of(
     user: Path, item: Path, data: Sequence[str], synthetic: int | None = None, limit: int | None = None
 ) -> Iterable[Request]:
-    """Return the requests of the files, or so many random ones; at most ``limit``.
+    """Return at most ``limit`` requests, from the files or ``synthetic`` random ones.
 
     Raises:
-        UgsepError: neither or both are given, and the errors of reading, which come while they are read.
+        UgsepError: neither or both are given. Errors in the files are raised during iteration.
     """
     spec = request_spec(user, item)
     if data and synthetic is not None:
-        raise UgsepError("--data and --synthetic exclude each other; give one")
+        raise UgsepError("--data and --synthetic are mutually exclusive; pass one of them")
     if synthetic is not None:
         requests = synthetic_requests(spec, synthetic, 64, table_rows(user, item), seed=0)
     elif data:
         requests = read_requests(data, spec)
     else:
-        raise UgsepError("no data to calibrate on; give --data PATH, or --synthetic N for a trial")
+        raise UgsepError("no calibration requests; pass --data PATH, or --synthetic N for a trial run")
     return islice(requests, limit)
 
 
 def calibration_of(source: Path, folder: Path | None, scheme: str) -> Calibration | None:
-    """Return the statistics in ``folder`` (default: ``source``); absmax takes none where no folder is named.
+    """Return the statistics in ``folder``, by default ``source``; None for absmax if no folder is given.
 
     Raises:
-        UgsepError: they are missing or damaged.
+        UgsepError: the statistics are missing or damaged.
     """
     needed = scheme_from(scheme).needs_calibration or folder is not None
     return load_calibration(folder or source) if needed else None

@@ -1,4 +1,4 @@
-"""Tables on stdout: as wide as the terminal, or wide enough for a file."""
+"""Tables on stdout, as wide as the terminal, or 200 columns if redirected."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def print_table(table: Table) -> None:
 
 
 def show_rows(rows: Iterable[QuantRow]) -> None:
-    """Print what became of each weight."""
-    table = Table("graph", "weight", "shape", "precision", "scheme", "bytes", "SQNR dB", "why not int8")
+    """Print how each weight was quantized, or why it was not."""
+    table = Table("graph", "weight", "shape", "precision", "scheme", "bytes", "SQNR dB", "reason")
     for row in rows:
         sqnr = "" if row.sqnr_db == float("inf") else f"{row.sqnr_db:.1f}"
         shape = "x".join(map(str, row.shape))

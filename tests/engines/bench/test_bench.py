@@ -308,12 +308,12 @@ def test_baselines_are_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--candidates", "1,x"], "--candidates is '1,x'; give integers"),
-        (["--candidates", "0,4"], "--candidates holds 0"),
-        (["--threads", "0"], "--threads holds 0"),
+        (["--candidates", "1,x"], "--candidates is '1,x'; pass comma-separated integers"),
+        (["--candidates", "0,4"], "--candidates contains 0"),
+        (["--threads", "0"], "--threads contains 0"),
         (["--rounds", "0"], "rounds 0: give at least 1"),
         (["--baselines", "tensorflow"], "unknown baseline 'tensorflow'"),
-        (["--random", "--checkpoint", "somewhere"], "exclude each other"),
+        (["--random", "--checkpoint", "somewhere"], "mutually exclusive"),
         (["--candidates", "65", "--baselines", "none"], "N = 65 is beyond the 64 candidates"),
     ],
 )

@@ -93,7 +93,7 @@ def test_the_page_holds_every_model_and_replaces_itself(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--page", "models.md"], "--page needs measurements"),
-        (["--bundles", "nowhere"], "'nowhere' is not a folder"),
+        (["--bundles", "nowhere"], "'nowhere' is not a directory"),
     ],
 )
 def test_wrong_options_are_one_line(arguments: list[str], message: str) -> None:

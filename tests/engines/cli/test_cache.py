@@ -74,7 +74,7 @@ def test_verify_fails_with_status_1_on_damage_and_gc_removes_it(root: Path) -> N
 def test_an_empty_cache_is_fine_and_a_wrong_root_is_not(tmp_path: Path) -> None:
     assert json.loads(run("ls", "--json", env={"XDG_CACHE_HOME": str(tmp_path)}).stdout) == []
     result = run("ls", "--root", tmp_path / "none")
-    assert (result.exit_code, "no such directory" in result.stderr) == (2, True)
+    assert (result.exit_code, "is not a directory" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -170,10 +170,10 @@ def test_any_module_goes_the_whole_road(tmp_path: Path) -> None:
 
 def test_a_factory_needs_its_sides(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FACTORY)
-    assert "name them with --user" in one_line_error(run("build", f"{tmp_path / 'mine.py'}:factory"))
+    assert "pass --user" in one_line_error(run("build", f"{tmp_path / 'mine.py'}:factory"))
     message = one_line_error(run("build", f"{tmp_path / 'mine.py'}:factry", "--user", "profile", "--item", "item"))
     assert "no function 'factry', did you mean 'factory'" in message
-    assert "are for factories" in one_line_error(run("build", "zenith", "--init", "random", "--user", "a"))
+    assert "apply only to factories" in one_line_error(run("build", "zenith", "--init", "random", "--user", "a"))
 
 
 @pytest.mark.parametrize("module", ["engines.cli.main", "engines.cli.quant.main"])

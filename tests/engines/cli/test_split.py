@@ -95,7 +95,7 @@ def test_summary_explanation_and_picture(file: Path, tmp_path: Path) -> None:
     result = run(file)
     assert result.exit_code == 0, result.output
     assert "of the FLOPs run once per request" in result.output
-    assert "exact to" in result.output
+    assert "max error" in result.output
     assert "Cost by module" not in result.output
     page = tmp_path / "out.html"
     result = run(file, "--explain", "--graph", str(page), "--candidates", "100")

@@ -98,4 +98,4 @@ def test_a_command_without_the_build_packages_says_what_to_install(command: str)
     code = f"import sys; sys.modules['click'] = None; from engines.cli.entry import {command}; {command}()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: this command needs the package 'click'; pip install 'ugsep[build]'\n"
+    assert done.stderr == "error: this command requires package 'click'; run: pip install 'ugsep[build]'\n"

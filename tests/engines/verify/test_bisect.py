@@ -130,7 +130,7 @@ def test_the_command_names_node_weight_and_error(bundle: Path) -> None:
     damage(bundle, "item", BROKEN)
     outcome = CliRunner().invoke(main, ["bisect", str(bundle)])
     assert outcome.exit_code == 1
-    assert "first beyond the bound: matmul" in outcome.stdout
+    assert "first above the bound: matmul" in outcome.stdout
     assert BROKEN in outcome.stdout
     assert "relative error" in outcome.stderr.splitlines()[-1]
     sound = CliRunner().invoke(main, ["bisect", str(bundle), "--bound", "0.99", "--json"])

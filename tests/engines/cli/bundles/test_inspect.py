@@ -90,4 +90,4 @@ def test_the_reason_of_a_choice_and_other_versions_are_shown(bundle: Path) -> No
     assert other.startswith("onnx 0.1 (bundle) != ")
     text = CliRunner().invoke(main, ["inspect", str(bundle)]).output
     assert "why this item engine: onnxruntime w8a32 takes 0.5 ms" in text
-    assert "other versions here: onnx 0.1 (bundle) != " in text
+    assert "versions that differ here: onnx 0.1 (bundle) != " in text
