@@ -16,8 +16,7 @@ from engines.backends.tensorrt_rtx.library import NAME, OPTIONS, capability_name
 from engines.backends.trt.plan import Plan, build_plan, int8_statuses, profile_shapes, write_layers
 from engines.backends.trt.worker import Job, Settings
 from export.io import read_graph
-from export.lowering import LoweredGraph
-from export.lowering import Weights, lower_for_tensorrt
+from export.lowering import LoweredGraph, Weights, lower_for_tensorrt
 from graphs.base.errors import UgsepError, nearest
 
 _WEIGHTS: dict[str, Weights] = {"w8a16": "int8", "fp16": "fp16"}
