@@ -1,7 +1,7 @@
-"""Absmax int8 of one piece of a weight, bit for bit what ``quant.schemes.numerics`` gives, in small buffers.
+"""Absmax int8 of one chunk of a weight, bit for bit what ``quant.schemes.numerics`` gives, in small buffers.
 
-Pieces are torch tensors of any float dtype and strides, because NumPy has no bfloat16. Whole columns (a piece has all
-K of its outputs) or, for tables, whole rows.
+A chunk is a torch tensor of any float dtype and strides, because NumPy has no bfloat16. It holds whole columns (all K
+inputs of its outputs) or, for tables, whole rows.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 from quant.arrays import Floats, Ints
 from quant.schemes import numerics
 
-_CHUNK_ELEMENTS = 1 << 18  # two float32 buffers of this size stay in the caches, beside what is read and written
+_TILE_ELEMENTS = 1 << 18  # two float32 buffers of this size stay in the caches
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _LARGEST_SCALE = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """int8 (or FP16) values of the piece's shape, scale [B, n] (tables: [rows]; FP16: none), sums of squares.
+class Quantized:
+    """int8 (or FP16) values of the chunk's shape, scale [B, n] (tables: [rows]; FP16: none), sums of squares.
 
-    ``signal`` and ``noise`` are those of the weight and of what the stored values miss of it.
+    ``signal`` is the energy of the weight, ``noise`` that of the quantization error.
     """
 
     values: Ints | np.ndarray[tuple[int, ...], np.dtype[np.float16]]
@@ -33,16 +33,16 @@ class Piece:
     noise: float
 
 
-def quantize_columns(weight: Tensor, block: int, room: Tensor | None = None) -> Piece | None:
-    """Quantize [K, n], ``block`` rows of K per scale (0: all); None where the weight has NaN or Inf.
+def quantize_columns(weight: Tensor, block: int, buffer: Tensor | None = None) -> Quantized | None:
+    """Quantize [K, n], ``block`` rows of K per scale (0: all); None if the weight has NaN or Inf.
 
-    The values are put in ``room``, int8 [>= K n], where it is given.
+    The values are written to ``buffer``, int8 [>= K n], if given.
     """
     inputs, outputs = weight.shape
     blocks = numerics.blocks_of(inputs, block)
     rows = inputs // blocks
     weight = weight if weight.stride(-1) == 1 else weight.contiguous()
-    values = _values(weight, room)
+    values = _values(weight, buffer)
     scales = np.empty((blocks, outputs), np.float32)
     signal = noise = 0.0
     for b in range(blocks):
@@ -53,41 +53,43 @@ def quantize_columns(weight: Tensor, block: int, room: Tensor | None = None) -> 
         scales[b] = numerics.representable(largest.astype(np.float64) / numerics.QMAX)
         energy = _round(weight[part], torch.from_numpy(scales[b]), values[part])
         signal, noise = signal + energy[0], noise + energy[1]
-    return Piece(values.numpy(), scales, signal, noise)
+    return Quantized(values.numpy(), scales, signal, noise)
 
 
-def quantize_rows(table: Tensor, room: Tensor | None = None) -> Piece | None:
-    """Quantize rows [v, D] of an embedding table, one scale per row; None where the table has NaN or Inf.
+def quantize_rows(table: Tensor, buffer: Tensor | None = None) -> Quantized | None:
+    """Quantize rows [v, D] of an embedding table, one scale per row; None if the table has NaN or Inf.
 
-    The values are put in ``room``, int8 [>= v D], where it is given.
+    The values are written to ``buffer``, int8 [>= v D], if given.
     """
     largest = table.abs().amax(1).float().numpy()
     if not np.isfinite(largest).all():
         return None
     scale = numerics.representable(largest.astype(np.float64) / numerics.QMAX)
-    values = _values(table, room)
+    values = _values(table, buffer)
     signal, noise = _round(table, torch.from_numpy(scale).unsqueeze(1), values)
-    return Piece(values.numpy(), scale, signal, noise)
+    return Quantized(values.numpy(), scale, signal, noise)
 
 
-def to_fp16(weight: Tensor) -> Piece | None:
-    """Store a piece as FP16; None where it has NaN or Inf, or exceeds the FP16 range."""
+def to_fp16(weight: Tensor) -> Quantized | None:
+    """Store a chunk as FP16; None if it has NaN or Inf, or exceeds the FP16 range."""
     wide = weight.float().contiguous()
     half = wide.half()
     if not bool(torch.isfinite(half).all()):
         return None
     missed = wide - half.float()
-    return Piece(half.numpy(), None, float(wide.double().square().sum()), float(missed.double().square().sum()))
+    return Quantized(half.numpy(), None, float(wide.double().square().sum()), float(missed.double().square().sum()))
 
 
-def _values(weight: Tensor, room: Tensor | None) -> Tensor:
-    return torch.empty(weight.shape, dtype=torch.int8) if room is None else room[: weight.numel()].view(weight.shape)
+def _values(weight: Tensor, buffer: Tensor | None) -> Tensor:
+    return (
+        torch.empty(weight.shape, dtype=torch.int8) if buffer is None else buffer[: weight.numel()].view(weight.shape)
+    )
 
 
 def _largest(weight: Tensor) -> Floats:
-    """Return the largest magnitude of every column; NaN or Inf where a column has one."""
-    rows = max(1, _CHUNK_ELEMENTS // weight.shape[1])
-    # Without their sign bit floats order like integers, NaN last: several times as fast as abs and maximum on BF16.
+    """Return the largest magnitude of every column; NaN or Inf if the column has one."""
+    rows = max(1, _TILE_ELEMENTS // weight.shape[1])
+    # Without the sign bit, floats order like integers, NaN last: several times faster than abs and maximum on BF16.
     bits = weight.view(_BITS[weight.dtype.itemsize])
     mask = torch.iinfo(bits.dtype).max
     found = torch.zeros(weight.shape[1], dtype=bits.dtype)
@@ -101,12 +103,12 @@ def _largest(weight: Tensor) -> Floats:
 
 
 def _round(weight: Tensor, scale: Tensor, values: Tensor) -> tuple[float, float]:
-    """Write round-half-even(weight / scale) to ``values``; returns the sums of squares of weight and error."""
-    rows = max(1, _CHUNK_ELEMENTS // weight.shape[1])
+    """Write round-half-even(weight / scale) to ``values``; returns the energies of weight and error."""
+    rows = max(1, _TILE_ELEMENTS // weight.shape[1])
     exact = torch.empty((min(rows, weight.shape[0]), weight.shape[1]))
     rounded = torch.empty_like(exact)
     by_row = scale.dim() == 2
-    clips = float(scale.max()) >= _LARGEST_SCALE  # no smaller scale leaves anything beyond 127
+    clips = float(scale.max()) >= _LARGEST_SCALE  # below that, nothing exceeds 127
     signal = noise = 0.0
     for start in range(0, weight.shape[0], rows):
         stop = min(start + rows, weight.shape[0])

@@ -1,4 +1,4 @@
-"""The data files of one side while they grow: units of weights written at their place, and checked again later."""
+"""The data files of one side while they grow: chunks of weights are written to slots, and verified on resume."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from export.weights.direct_io import BLOCK, open_direct
 from export.weights.lazy_weights import Box
 from quant.arrays import Array, Floats
 from quant.graph.rewrite import Encoded, scale_of_matmul
-from quant.streaming.chunks import Piece
-from quant.streaming.layout import Place
+from quant.streaming.chunks import Quantized
+from quant.streaming.layout import Slot
 
 
 @dataclass(frozen=True)
 class SideFiles:
-    """The data files of one side while they grow: values of all weights, and their scales.
+    """The data files of one side while they grow: the values of all weights, and their scales.
 
-    ``direct`` is the file of values again, opened past the file cache, where the system lets it. Writing through the
-    cache costs more processor time than quantizing does, and nothing here reads the values again.
+    ``direct`` is the file of values opened with O_DIRECT, None if that is unsupported. Writing through the file cache
+    costs more processor time than quantizing does, and nothing here reads the values again.
     """
 
     data: int
@@ -35,18 +35,18 @@ class SideFiles:
     scale_path: Path
     direct: int | None = None
 
-    def write(self, place: Place, box: Box, piece: Piece) -> None:
-        """Write a unit to its place."""
-        size = place.bits // 8
-        done = self._write_directly(place, box, piece.values)
-        if not done or done < piece.values.nbytes:
-            _write_box(self.data, piece.values, place.weight.shape, box, place.offset, size, done)
-        if piece.scale is not None:
-            _write_box(self.scale_data, piece.scale, place.scale_shape, place.scale_box(box), place.scale_offset, 4)
+    def write(self, slot: Slot, box: Box, chunk: Quantized) -> None:
+        """Write a chunk to its slot."""
+        size = slot.bits // 8
+        done = self._write_directly(slot, box, chunk.values)
+        if not done or done < chunk.values.nbytes:
+            _write_box(self.data, chunk.values, slot.weight.shape, box, slot.offset, size, done)
+        if chunk.scale is not None:
+            _write_box(self.scale_data, chunk.scale, slot.scale_shape, slot.scale_box(box), slot.scale_offset, 4)
 
-    def _write_directly(self, place: Place, box: Box, values: Array) -> int:
-        """Write the whole blocks of a unit whose rows are whole; returns the bytes written."""
-        offset = _start(place.weight.shape, box, place.offset, place.bits // 8)
+    def _write_directly(self, slot: Slot, box: Box, values: Array) -> int:
+        """Write the whole blocks of a chunk of whole rows with O_DIRECT; returns the bytes written."""
+        offset = _start(slot.weight.shape, box, slot.offset, slot.bits // 8)
         whole = values.nbytes // BLOCK * BLOCK
         if self.direct is None or offset is None or offset % BLOCK or values.ctypes.data % BLOCK or not whole:
             return 0
@@ -59,43 +59,43 @@ class SideFiles:
             return 0  # larger blocks than BLOCK
         return whole
 
-    def holds(self, place: Place, entry: Mapping[str, Any]) -> bool:
-        """Say whether a weight's bytes are those that the journal's entry is about."""
-        end, scale_end = place.offset + place.length, place.scale_offset + place.scale_bytes
+    def holds(self, slot: Slot, entry: Mapping[str, Any]) -> bool:
+        """Whether a weight's bytes match the checksums of its journal entry."""
+        end, scale_end = slot.offset + slot.length, slot.scale_offset + slot.scale_bytes
         if self.data_path.stat().st_size < end or self.scale_path.stat().st_size < scale_end:
             return False
-        scales = self.scales(place)
+        scales = self.scales(slot)
         digests = []
-        for box in place.units():
-            scale = None if scales is None else scales[_slices(place.scale_box(box))]
-            digests.append(unit_digest(self._values(place)[_slices(box)], scale))
+        for box in slot.chunks():
+            scale = None if scales is None else scales[_slices(slot.scale_box(box))]
+            digests.append(chunk_digest(self._values(slot)[_slices(box)], scale))
         return joined_digest(digests) == entry.get("crc32")
 
-    def encoded(self, place: Place, blob: str) -> Encoded:
-        """Return where a finished weight's constant lies and its scales as the graph holds them."""
-        scales = self.scales(place)
+    def encoded(self, slot: Slot, blob: str) -> Encoded:
+        """Return the location of a finished weight's constant, and its scales in the shape the graph holds."""
+        scales = self.scales(slot)
         if scales is None:
-            return Encoded(blob, place.offset, place.length)
-        if place.weight.kind == "table":
-            return Encoded(blob, place.offset, place.length, scales, 0)
-        scale, axis, block = scale_of_matmul(scales, place.weight.shape[-2])
-        return Encoded(blob, place.offset, place.length, scale, axis, block)
+            return Encoded(blob, slot.offset, slot.length)
+        if slot.weight.kind == "table":
+            return Encoded(blob, slot.offset, slot.length, scales, 0)
+        scale, axis, block = scale_of_matmul(scales, slot.weight.shape[-2])
+        return Encoded(blob, slot.offset, slot.length, scale, axis, block)
 
-    def scales(self, place: Place) -> Floats | None:
+    def scales(self, slot: Slot) -> Floats | None:
         """Return a finished weight's scales, None for FP16."""
-        if not place.scale_shape:
+        if not slot.scale_shape:
             return None
-        raw = os.pread(self.scale_data, place.scale_bytes, place.scale_offset)
-        return np.frombuffer(raw, np.float32).reshape(place.scale_shape)
+        raw = os.pread(self.scale_data, slot.scale_bytes, slot.scale_offset)
+        return np.frombuffer(raw, np.float32).reshape(slot.scale_shape)
 
-    def _values(self, place: Place) -> Array:
-        dtype = np.int8 if place.bits == 8 else np.float16
-        return np.memmap(self.data_path, dtype, "r", place.offset, place.weight.shape)
+    def _values(self, slot: Slot) -> Array:
+        dtype = np.int8 if slot.bits == 8 else np.float16
+        return np.memmap(self.data_path, dtype, "r", slot.offset, slot.weight.shape)
 
 
 @contextmanager
 def opened(data: Path, scales: Path) -> Iterator[SideFiles]:
-    """Open the data files of a side, which are made where they are not there."""
+    """Open the data files of a side, creating those that are missing."""
     for path in (data, scales):
         path.touch()
     direct = open_direct(data, os.O_WRONLY)
@@ -107,17 +107,17 @@ def opened(data: Path, scales: Path) -> Iterator[SideFiles]:
             os.close(direct)
 
 
-def unit_digest(values: Array, scale: Array | None) -> int:
-    """Return the CRC-32 of a unit's values and scales: it tells what a kill or the disk left half written.
+def chunk_digest(values: Array, scale: Array | None) -> int:
+    """Return the CRC-32 of a chunk's values and scales, which detects what a kill or the disk left half-written.
 
-    No more is wanted of it: whoever can write the data can write the journal too, whatever hash is in it.
+    A stronger hash would add nothing: whoever can write the data can write the journal too.
     """
     digest = zlib.crc32(np.ascontiguousarray(values).data.cast("B"))
     return digest if scale is None else zlib.crc32(np.ascontiguousarray(scale).data.cast("B"), digest)
 
 
 def joined_digest(digests: Iterable[int]) -> str:
-    """Return what stands for a whole weight in the journal."""
+    """Return the checksum of a whole weight, as it is journalled."""
     return " ".join(f"{digest:08x}" for digest in digests)
 
 
@@ -126,7 +126,7 @@ def _slices(box: Box) -> tuple[slice, ...]:
 
 
 def _start(shape: tuple[int, ...], box: Box, offset: int, size: int) -> int | None:
-    """Return where a box of a row-major tensor starts in its file, None where the box is not one run of bytes."""
+    """Return the file offset of a region of a row-major tensor, None if the region is not contiguous."""
     width = shape[-1]
     lead = [low for low, _ in box[:-1]]
     if lead and box[-1] != (0, width):
@@ -138,7 +138,7 @@ def _start(shape: tuple[int, ...], box: Box, offset: int, size: int) -> int | No
 def _write_box(
     file: int, values: Array, shape: tuple[int, ...], box: Box, offset: int, size: int, done: int = 0
 ) -> None:
-    """Write a box of a row-major tensor, but for its first bytes ``done``: whole rows in one go, else row by row."""
+    """Write a region of a row-major tensor from byte ``done`` on: in one go if contiguous, else row by row."""
     start = _start(shape, box, offset, size)
     if start is not None:
         _write(file, np.ascontiguousarray(values).reshape(-1).view(np.uint8)[done:], start + done)
@@ -156,7 +156,7 @@ def _write(file: int, values: Array, offset: int) -> None:
 
 
 def reserve(file: int, size: int) -> None:
-    """Take the space now, so that a full disk shows before the work; where that is not to be had, set the size."""
+    """Allocate space now, so that a full disk fails early; set only the size if the file system cannot."""
     os.truncate(file, size)
     allocate: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)
     if allocate is None or not size:

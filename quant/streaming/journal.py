@@ -1,4 +1,4 @@
-"""The journal of a run that may be killed: what is finished, each entry with the checksum of what it wrote."""
+"""The journal of a run that may be killed: what is finished, each entry with the checksum of its bytes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from graphs.base.errors import UgsepError
 
 
 def read_journal(path: Path, key: str) -> dict[str, dict[str, Any]]:
-    """Return the entries of a journal by name; none where there is no journal or it is of another ``key``.
+    """Return the entries of a journal by name; none if there is no journal or its key is not ``key``.
 
-    A last line that a kill cut short is ignored.
+    A last line cut short by a kill is ignored.
     """
     if not path.is_file():
         return {}
@@ -30,7 +30,7 @@ def read_journal(path: Path, key: str) -> dict[str, dict[str, Any]]:
 
 
 class Journal:
-    """Appends entries to a journal that starts with the given ones."""
+    """A journal that starts with the given entries and is appended to."""
 
     def __init__(self, path: Path, key: str, entries: dict[str, dict[str, Any]]) -> None:
         self._file = path.open("w")
@@ -39,7 +39,7 @@ class Journal:
             self._append(entry)
 
     def finished(self, name: str, **facts: Any) -> None:
-        """Note that ``name`` is finished; what it wrote has to be in its files already."""
+        """Record that ``name`` is finished; its bytes must be in the files already."""
         self._append({"name": name, **facts})
 
     def close(self) -> None:
@@ -51,7 +51,9 @@ class Journal:
             self._file.write(_line(entry) + "\n")
             self._file.flush()
         except OSError as error:
-            raise UgsepError(f"cannot write '{self._file.name}' ({error.strerror}); free space and go on") from error
+            raise UgsepError(
+                f"cannot write '{self._file.name}' ({error.strerror}); free space and start again"
+            ) from error
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Where every weight of a streamed graph goes in its data files, and the units it is worked on in."""
+"""The slots of a streamed graph's weights in its data files, and the chunks each weight is processed in."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from quant.graph.files import aligned
 from quant.graph.gemms import Weight, name_of, read_tensor, tensor_of
 from quant.schemes.numerics import blocks_of
 
-#: float32 bytes of a unit: what a worker has in memory of a weight, a few times over.
-UNIT_BYTES = 32 << 20
+#: float32 bytes of a chunk; a worker holds a few times as much.
+CHUNK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class Source:
-    """How to read boxes of one weight, each into the room that is given; ``refuse`` raises for NaN and Inf."""
+    """How to read regions of one weight into a given buffer; ``refuse`` raises for NaN and Inf."""
 
     read: Callable[[Box, Tensor], Tensor]
     refuse: Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
-class Place:
+class Slot:
     """One weight to encode: its bits (8 or 16), its bytes in the shared file, its scales in the scratch file."""
 
     weight: Weight
@@ -49,34 +49,34 @@ class Place:
         """Bytes of the float32 scales."""
         return 4 * torch.Size(self.scale_shape).numel() if self.scale_shape else 0
 
-    def units(self) -> Iterator[Box]:
-        """Cut the weight in boxes of at most UNIT_BYTES of float32: whole columns of a token, or rows of a table."""
+    def chunks(self) -> Iterator[Box]:
+        """Cut the weight into chunks of at most CHUNK_BYTES: whole columns of a token, or rows of a table."""
         *lead, inputs, outputs = self.weight.shape
         if self.weight.kind == "table":
-            step = max(1, UNIT_BYTES // (4 * outputs))
+            step = max(1, CHUNK_BYTES // (4 * outputs))
             for low in range(0, inputs, step):
                 yield (low, min(low + step, inputs)), (0, outputs)
             return
-        step = max(1, min(outputs, UNIT_BYTES // (4 * inputs)))
+        step = max(1, min(outputs, CHUNK_BYTES // (4 * inputs)))
         for token in range(lead[0] if lead else 1):
             for low in range(0, outputs, step):
                 matrix = (0, inputs), (low, min(low + step, outputs))
                 yield ((token, token + 1), *matrix) if lead else matrix
 
     def scale_box(self, box: Box) -> Box:
-        """Return the box of the scales [B, N], [T, B, N] or [V] that belongs to a unit."""
+        """Return the region of the scales [B, N], [T, B, N] or [V] that belongs to a chunk."""
         if self.weight.kind == "table":
             return (box[0],)
         return (*box[:-2], (0, self.scale_shape[-2]), box[-1])
 
 
-def place_weights(weights: Mapping[Weight, int], block: int) -> tuple[tuple[Place, ...], int, int]:
-    """Place weights (with their bits) one after the other, as ``quantize_side`` does; returns both files' sizes.
+def lay_out(weights: Mapping[Weight, int], block: int) -> tuple[tuple[Slot, ...], int, int]:
+    """Slot weights (with their bits) one after the other, as ``quantize_side`` does; returns both files' sizes.
 
     Raises:
         UgsepError: K of a weight is not a multiple of ``block``.
     """
-    places: list[Place] = []
+    slots: list[Slot] = []
     end = scale_end = 0
     for weight, bits in weights.items():
         length = weight.elements * bits // 8
@@ -89,9 +89,9 @@ def place_weights(weights: Mapping[Weight, int], block: int) -> tuple[tuple[Plac
                 raise UgsepError(f"weight '{weight.name}' has K = {inputs}, not a multiple of block {block}")
             shape = (*weight.shape[:-2], blocks_of(inputs, block), weight.shape[-1])
         offset = aligned(end, length)
-        places.append(Place(weight, bits, block, offset, length, scale_end, shape))
-        end, scale_end = offset + length, scale_end + places[-1].scale_bytes
-    return tuple(places), end, scale_end
+        slots.append(Slot(weight, bits, block, offset, length, scale_end, shape))
+        end, scale_end = offset + length, scale_end + slots[-1].scale_bytes
+    return tuple(slots), end, scale_end
 
 
 def source_of(value: ir.Value, constants: Mapping[str, Constant], weights: Weights) -> Source:
@@ -101,10 +101,10 @@ def source_of(value: ir.Value, constants: Mapping[str, Constant], weights: Weigh
     if constant is None:
         held = torch.from_numpy(read_tensor(tensor_of(value)).copy())
         return Source(
-            lambda box, room: held[tuple(slice(a, b) for a, b in box)],
+            lambda box, buffer: held[tuple(slice(a, b) for a, b in box)],
             lambda value: None,  # checked when it was read into the graph
         )
     return Source(
-        lambda box, room: weights.read_unchecked(constant, box, name, room),
+        lambda box, buffer: weights.read_unchecked(constant, box, name, buffer),
         lambda value: weights.check(constant, value, name),
     )

@@ -36,6 +36,7 @@ from graphs.checkpoint.files import stored_weights
 from graphs.models.pretrained import load_checkpoint, meta_model
 from quant.policy import policy_from
 from quant.schemes.schemes import Absmax, Mse
+from quant.streaming import encode as encoding
 from quant.streaming import layout
 from quant.streaming import stream as quant_stream
 from quant.weight_table import QuantTable, table_of
@@ -92,13 +93,12 @@ def _assert_same_files(one: Path, other: Path) -> None:
 
 
 @pytest.fixture
-def tiny_units(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut every weight into several chunks, by columns too."""
-    monkeypatch.setattr(layout, "UNIT_BYTES", 12_000)
-    monkeypatch.setattr(quant_stream, "UNIT_BYTES", 12_000)
+    monkeypatch.setattr(layout, "CHUNK_BYTES", 12_000)
 
 
-@pytest.mark.usefixtures("tiny_units")
+@pytest.mark.usefixtures("tiny_chunks")
 @pytest.mark.parametrize(
     ("variant", "changes", "policy"),
     [
@@ -294,7 +294,7 @@ def test_a_shard_changed_behind_its_size_and_time_starts_anew(
 def test_a_finished_run_is_not_repeated(whole: tuple[Path, Recipe, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, recipe, want = whole
     before = _files(want)
-    monkeypatch.setattr(quant_stream, "_encode_side", None)  # would fail if called
+    monkeypatch.setattr(quant_stream, "encode_side", None)  # would fail if called
     found = stream("tiny", recipe, checkpoint, want)
     assert found.unchanged
     assert all(found.tables[side].rows for side in ("user", "item"))
@@ -339,7 +339,7 @@ def test_a_second_graph_that_fails_stops_the_first_whose_journal_stays(
 ) -> None:
     checkpoint, recipe, want = whole
     graphs = [StreamedGraph(onnx.ModelProto.FromString(m), c) for m, c in traced]
-    begun, stop, encode = threading.Event(), threading.Event(), quant_stream._encode
+    begun, stop, encode = threading.Event(), threading.Event(), encoding._encode_chunk
     table = table_of(want / "user.w8a32.onnx")
     assert table is not None
     users = [r.weight for r in table.rows if r.bits < 32]
@@ -349,10 +349,10 @@ def test_a_second_graph_that_fails_stops_the_first_whose_journal_stays(
         assert begun.wait(60)
         raise UgsepError("the exporter refuses the graph")
 
-    def slow(place: Any, *rest: Any) -> Any:
+    def slow(slot: Any, *rest: Any) -> Any:
         """Hold back all weights except the first three and the fourth, whose start ends the third."""
-        assert place.name in users[:4] or stop.wait(60)
-        return encode(place, *rest)
+        assert slot.name in users[:4] or stop.wait(60)
+        return encode(slot, *rest)
 
     def progress(event: Progress) -> None:
         if event.step == "quantize user" and event.done == 3:
@@ -361,7 +361,7 @@ def test_a_second_graph_that_fails_stops_the_first_whose_journal_stays(
     with monkeypatch.context() as patch:
         patch.setattr(streaming, "weightless_graphs", fails)
         patch.setattr(quant_stream, "Event", lambda: stop)
-        patch.setattr(quant_stream, "_encode", slow)
+        patch.setattr(encoding, "_encode_chunk", slow)
         with pytest.raises(UgsepError, match="the exporter refuses the graph"):
             stream("tiny", recipe, checkpoint, tmp_path, progress=progress)
     assert _pool_threads() == []
@@ -373,7 +373,8 @@ def test_a_second_graph_that_fails_stops_the_first_whose_journal_stays(
 
 
 def _pool_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
+    """The names of the threads that streaming leaves; those of other tests do not count."""
+    return [t.name for t in threading.enumerate() if t.name.startswith(("quant encode", "quant stream"))]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])

@@ -1,4 +1,4 @@
-"""Pieces give bit for bit what the numerics give for the whole weight, in any dtype, layout and chunk size."""
+"""Chunks are quantized bit for bit as the numerics quantize the whole weight, in any dtype, layout and tile size."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_columns_are_quantized_as_the_whole_weight_is(
     scale = numerics.absmax_scale(weight.float().numpy(), block)
     values = numerics.quantize(weight.float().numpy(), scale)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "_CHUNK_ELEMENTS", chunk)
+        patch.setattr(chunks, "_TILE_ELEMENTS", chunk)
         found = chunks.quantize_columns(given_weight, block)
     assert found is not None
     assert found.values.dtype == np.int8
@@ -71,7 +71,7 @@ def test_a_value_that_is_not_finite_is_found_wherever_it_is(bad: float, dtype: t
         assert chunks.to_fp16(weight) is None
 
 
-def test_fp16_pieces_are_rounded_and_their_error_counted() -> None:
+def test_fp16_chunks_are_rounded_and_their_error_counted() -> None:
     weight = torch.tensor([[1.0, 1 + 2.0**-12], [3.0, -2.0]])
     found = chunks.to_fp16(weight)
     assert found is not None
@@ -92,11 +92,11 @@ def test_weights_beyond_the_largest_scale_are_clipped(dtype: torch.dtype) -> Non
     np.testing.assert_array_equal(found.values, numerics.quantize(weight.float().numpy(), scale))
 
 
-def test_values_are_put_in_the_room_that_is_given() -> None:
-    weight, room = _weight(6, 5, torch.bfloat16, 3), torch.full((40,), 99, dtype=torch.int8)
-    found, alone = chunks.quantize_columns(weight, 0, room), chunks.quantize_columns(weight, 0)
+def test_values_are_written_to_the_given_buffer() -> None:
+    weight, buffer = _weight(6, 5, torch.bfloat16, 3), torch.full((40,), 99, dtype=torch.int8)
+    found, alone = chunks.quantize_columns(weight, 0, buffer), chunks.quantize_columns(weight, 0)
     assert found is not None
     assert alone is not None
     np.testing.assert_array_equal(found.values, alone.values)
-    assert np.shares_memory(found.values, room.numpy())
-    assert (room[30:] == 99).all()
+    assert np.shares_memory(found.values, buffer.numpy())
+    assert (buffer[30:] == 99).all()
