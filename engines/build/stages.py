@@ -29,7 +29,8 @@ from graphs.split.proof import SplitProof
 from graphs.split.proof import prove as prove_split
 from graphs.split.split import Split
 from quant.calibration.calibrate import CALIBRATION_REQUESTS, calibrate
-from quant.calibration.statistics import Calibration, save_calibration, without_grams
+from quant.calibration.files import save_calibration
+from quant.calibration.statistics import Calibration, without_grams
 from quant.policy import policy_from
 from quant.requests.readers import read_requests
 from quant.requests.spec import Request, request_spec

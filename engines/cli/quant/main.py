@@ -18,7 +18,7 @@ from engines.cli.quant.tables import print_table, show_rows
 from graphs.base.errors import UgsepError
 from graphs.base.progress import show_progress
 from quant.calibration import calibrate as calibration_run
-from quant.calibration.statistics import load_calibration, save_calibration
+from quant.calibration.files import load_calibration, save_calibration
 from quant.calibration.statistics import merge as merge_calibrations
 from quant.inspect import inspect_graph
 from quant.policy import Policy, read_policy

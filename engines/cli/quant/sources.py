@@ -7,7 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 from graphs.base.errors import UgsepError
-from quant.calibration.statistics import Calibration, load_calibration
+from quant.calibration.files import load_calibration
+from quant.calibration.statistics import Calibration
 from quant.requests.readers import read_requests
 from quant.requests.spec import Request, request_spec
 from quant.requests.synthetic import synthetic_requests, table_rows

@@ -7,7 +7,8 @@ from onnx import numpy_helper
 
 from graphs.base.errors import UgsepError
 from quant.calibration.calibrate import calibrate
-from quant.calibration.statistics import load_calibration, merge, save_calibration
+from quant.calibration.files import load_calibration, save_calibration
+from quant.calibration.statistics import merge
 from quant.requests.hash import samples_sha256
 from quant.requests.readers import read_requests
 from quant.requests.spec import Request, request_spec
@@ -170,7 +171,7 @@ def test_a_failed_save_leaves_the_old_files(graphs, requests, tmp_path, monkeypa
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("quant.calibration.statistics.save_file", full)
+    monkeypatch.setattr("quant.calibration.files.save_file", full)
     with pytest.raises(OSError, match="No space"):
         save_calibration(calibrate(*graphs, requests[3:]), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.glob("calibration.*")} == before

@@ -7,7 +7,7 @@ import yaml
 from click.testing import CliRunner
 
 from engines.cli.quant.main import main
-from quant.calibration.statistics import load_calibration
+from quant.calibration.files import load_calibration
 
 
 @pytest.fixture
