@@ -60,6 +60,10 @@ class ModelConfig:
         """Number of tokens T = n + m before the first layer."""
         return self.user_tokens + self.item_tokens
 
+    def sides(self) -> tuple[int, int]:
+        """Return (user, item) token counts before the first layer; user is 0 when unmasked."""
+        return (self.user_tokens, self.item_tokens) if self.ug_sep else (0, self.tokens)
+
     def counts(self) -> Counts:
         """Return parameters and FLOPs of both sides by formula, without embedding tables."""
         raise NotImplementedError(f"{type(self).__name__} must define counts")

@@ -54,10 +54,6 @@ class UniMixerConfig(ModelConfig):
             )
         self.chunks()
 
-    def sides(self) -> tuple[int, int]:
-        """Return (user, item) token counts of a layer; user is 0 when unmasked."""
-        return (self.user_tokens, self.item_tokens) if self.ug_sep else (0, self.tokens)
-
     def blocks(self) -> tuple[int, int]:
         """Return (user, item) block counts of a layer; user is 0 when unmasked."""
         user, item = self.sides()
