@@ -81,7 +81,7 @@ def check_at_least(least: int, config: object, *names: str) -> None:
 
 
 def check_divides(field: str, value: int, divisor_field: str, divisor: int) -> None:
-    """Refuse a width that cannot be divided evenly.
+    """Reject a width that cannot be divided evenly.
 
     Raises:
         UgsepError: ``divisor`` does not divide ``value``; names both fields and the next larger value that works.

@@ -91,7 +91,7 @@ class UniMixerConfig(ModelConfig):
 
 
 class UniMixerBlock(nn.Module):
-    """``pSwiGLU(O)`` with ``O = RMSNorm(X + UniMixing(X))``, one norm per feature token. Tokens in, Tokens out.
+    """``pSwiGLU(O)`` with ``O = RMSNorm(X + UniMixing(X))``, normed token by token. Tokens in, Tokens out.
 
     A norm over the flattened vector of all tokens, another reading of the paper, would leak item values into U rows.
     """
