@@ -69,7 +69,7 @@ def stored_weights(folder: Path) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for shard in shards:
         if not shard.is_file():
-            raise UgsepError(f"{first}: shard '{shard.name}' is missing; copy it beside the index")
+            raise UgsepError(f"{first}: shard '{shard.name}' is missing; copy it next to the index")
         for name, stored in _header(shard).items():
             if promised.get(name) != shard.name:
                 known = [n for n, s in promised.items() if s == shard.name]

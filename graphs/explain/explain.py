@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from graphs.base.cost import flops, nbytes, numel
+from graphs.split.hoist import Hoisted
 from graphs.split.split import Split, StateTensor
 from graphs.trace.node_location import location_of, module_path, source_line
 
@@ -53,15 +54,6 @@ class Meeting:
 
 
 @dataclass(frozen=True)
-class HoistedProduct:
-    """A product whose user columns moved to the user graph."""
-
-    where: str
-    saved_flops: int
-    state_bytes: int
-
-
-@dataclass(frozen=True)
 class Explanation:
     """The cost of a split by module; limits are FLOP limits for ``candidates`` per request."""
 
@@ -79,7 +71,7 @@ class Explanation:
     recomputed: tuple[str, ...]
     modules: tuple[ModuleCost, ...]
     meetings: tuple[Meeting, ...]
-    hoisted: tuple[HoistedProduct, ...]
+    hoisted: tuple[Hoisted, ...]
 
 
 def explain(split: Split, candidates: int = CANDIDATES) -> Explanation:
@@ -99,7 +91,7 @@ def explain(split: Split, candidates: int = CANDIDATES) -> Explanation:
         recomputed=tuple(location_of(n) for n in split.cut.recomputed),
         modules=_module_costs(split),
         meetings=_meetings(split, candidates),
-        hoisted=tuple(HoistedProduct(h.where, h.saved_flops, h.state_bytes) for h in split.hoisted),
+        hoisted=split.hoisted,
     )
 
 

@@ -137,7 +137,7 @@ class FreeMatrices(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw scores of order 1."""
+        """Initialise scores of order 1."""
         nn.init.normal_(self.weight)
 
     def forward(self) -> Tensor:

@@ -60,6 +60,10 @@ class ModelConfig:
         """Number of tokens T = n + m before the first layer."""
         return self.user_tokens + self.item_tokens
 
+    def sides(self) -> tuple[int, int]:
+        """Return (user, item) token counts before the first layer; user is 0 when unmasked."""
+        return (self.user_tokens, self.item_tokens) if self.ug_sep else (0, self.tokens)
+
     def counts(self) -> Counts:
         """Return parameters and FLOPs of both sides by formula, without embedding tables."""
         raise NotImplementedError(f"{type(self).__name__} must define counts")
@@ -77,7 +81,7 @@ def check_at_least(least: int, config: object, *names: str) -> None:
 
 
 def check_divides(field: str, value: int, divisor_field: str, divisor: int) -> None:
-    """Refuse a width that cannot be divided evenly.
+    """Reject a width that cannot be divided evenly.
 
     Raises:
         UgsepError: ``divisor`` does not divide ``value``; names both fields and the next larger value that works.

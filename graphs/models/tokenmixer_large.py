@@ -82,10 +82,6 @@ class TokenMixerLargeConfig(ModelConfig):
         """Return the numbers of user and item tokens that are semantic groups, not global."""
         return self.user_tokens - (self.global_token == "split"), self.item_tokens - 1
 
-    def sides(self) -> tuple[int, int]:
-        """Return (user, item) token counts of a layer; user is 0 when unmasked."""
-        return (self.user_tokens, self.item_tokens) if self.ug_sep else (0, self.tokens)
-
     def rows(self) -> tuple[int, int]:
         """Return (c_u, c_g), the rows of the mixing; c_u is 0 when unmasked."""
         user, item = self.mixed_user_rows or self.user_tokens, self.mixed_item_rows or self.item_tokens

@@ -54,10 +54,6 @@ class UniMixerConfig(ModelConfig):
             )
         self.chunks()
 
-    def sides(self) -> tuple[int, int]:
-        """Return (user, item) token counts of a layer; user is 0 when unmasked."""
-        return (self.user_tokens, self.item_tokens) if self.ug_sep else (0, self.tokens)
-
     def blocks(self) -> tuple[int, int]:
         """Return (user, item) block counts of a layer; user is 0 when unmasked."""
         user, item = self.sides()
@@ -95,7 +91,7 @@ class UniMixerConfig(ModelConfig):
 
 
 class UniMixerBlock(nn.Module):
-    """``pSwiGLU(O)`` with ``O = RMSNorm(X + UniMixing(X))``, one norm per feature token. Tokens in, Tokens out.
+    """``pSwiGLU(O)`` with ``O = RMSNorm(X + UniMixing(X))``, normed token by token. Tokens in, Tokens out.
 
     A norm over the flattened vector of all tokens, another reading of the paper, would leak item values into U rows.
     """

@@ -81,7 +81,7 @@ class ZenithConfig(ModelConfig):
 
         A recut token that straddles user and item values is an item token.
         """
-        user, item = (self.user_tokens, self.item_tokens) if self.ug_sep else (0, self.tokens)
+        user, item = self.sides()
         counts = [(user, item)]
         for layer in range(self.layers):
             total = (user + item) * self.k

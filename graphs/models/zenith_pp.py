@@ -56,10 +56,6 @@ class ZenithPPConfig(ModelConfig):
         check_at_least(0, self, "balance_weight", "z_weight")
         self.plans()
 
-    def sides(self) -> tuple[int, int]:
-        """Return (user, item) token counts of a layer; user is 0 when unmasked."""
-        return (self.user_tokens, self.item_tokens) if self.ug_sep else (0, self.tokens)
-
     def plans(self) -> tuple[tuple[TokenPlan, ...], tuple[TokenPlan, ...]]:
         """Return the plans of the user and item side's prime tokens."""
         user = plan_prime_tokens(self.features, "user", self.user_tokens, "user_tokens")

@@ -15,14 +15,13 @@ def same(call: Call) -> Layout:
     source, *others = call.tensors()
     if call.name != "type_as" and any(call.of(n) is not CONSTANT for n in others):
         raise MixesRows("compares rows with values computed from other rows; use constants")
-    found = call.found[source]
-    return found if isinstance(found, Position) else call.of(source)
+    return call.of(source)
 
 
 def view(call: Call) -> Layout:
     """Reshapes keep rows apart if the axes before and after the rows are reshaped separately."""
     source = call.first()
-    layout = call.found[source] if isinstance(call.found[source], Position) else call.of(source)
+    layout = call.of(source)
     if not isinstance(layout, Rows):
         return layout
     before, after = source.meta["val"].shape, call.node.meta["val"].shape
@@ -40,10 +39,9 @@ def view(call: Call) -> Layout:
 def permute(call: Call) -> Layout:
     """Permutations move the row axis."""
     source = call.first()
-    if isinstance(call.found[source], Position):
-        return call.found[source]
     layout, rank = call.of(source), source.meta["val"].dim()
-    assert isinstance(layout, Rows)
+    if not isinstance(layout, Rows):
+        return layout
     order = list(range(rank))
     if call.name in ("permute", "permute_copy"):
         order = [d % rank for d in call.arguments["dims"]]
@@ -60,9 +58,8 @@ def permute(call: Call) -> Layout:
 def expand(call: Call) -> Layout:
     """Broadcasting other axes keeps the size of the row axis."""
     source = call.first()
-    if isinstance(call.found[source], Position):
-        return call.found[source]
-    return aligned(call, [source], call.node.meta["val"].dim())
+    layout = call.of(source)
+    return layout if isinstance(layout, Position) else aligned(call, [source], call.node.meta["val"].dim())
 
 
 def repeat(call: Call) -> Layout:
@@ -90,12 +87,11 @@ def repeat_interleave(call: Call) -> Layout:
 def take(call: Call) -> Layout:
     """Selects, slices, splits and unbinds along ``dim``."""
     source = call.first()
-    layout = call.found[source] if isinstance(call.found[source], Position) else call.of(source)
+    layout = call.of(source)
     if call.name == "slice" and source.meta["val"].shape == call.node.meta["val"].shape:
         return layout
-    assert isinstance(layout, Rows)
     (dim,) = call.dims(source)
-    if dim == layout.axis:
+    if not isinstance(layout, Rows) or dim == layout.axis:
         raise MixesRows("picks rows by their position in the batch; keep every operation within a row")
     gone = call.name in ("select", "unbind") and dim < layout.axis
     return Rows(layout.axis - gone, layout.outer, layout.inner)
@@ -146,11 +142,11 @@ def index(call: Call) -> Layout:
     table = call.of(source)
     shown = list(symbolic_axes(call.node.meta["val"]))
     given = [n for n in indices if n is not None]
-    layouts = [call.found[n] if isinstance(call.found[n], Position) else call.of(n) for n in given]
+    layouts = [call.of(n) for n in given]
     if len(shown) != 1:
         raise MixesRows("indexes to a result without exactly one batch axis; keep one result row per input row")
     if not isinstance(table, Rows):
-        if any(isinstance(x, Position) for x in (call.found[source], *layouts)):
+        if any(isinstance(x, Position) for x in (table, *layouts)):
             raise MixesRows("reads a table by the position of a row in the batch; index with data")
         found = aligned(call, given, max(n.meta["val"].dim() for n in given))
         assert isinstance(found, Rows)

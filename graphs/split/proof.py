@@ -74,7 +74,6 @@ def prove(
     Raises:
         GateFailed: a difference above the tolerance, a NaN, or a row that changes with another row.
     """
-    original = split.traced.original or split.full
     generator = torch.Generator().manual_seed(seed)
     example = dict(zip(split.traced.inputs, split.traced.example, strict=True))
     shapes = tuple((n, u) for u in users for n in candidates)
@@ -83,15 +82,7 @@ def prove(
     for count, many in shapes:
         drawn = rows_like(example, max(count, many), generator)
         index = torch.arange(count) % many
-        index = index[torch.randperm(count, generator=generator)]
-        of_users = {n: drawn[n][:many] for n in split.user_inputs}
-        of_items = {n: drawn[n][:count] for n in split.item_inputs}
-        # A model may squeeze away the batch axis of a single row, so score that row twice and drop one result.
-        twice = index if count > 1 else index.repeat(2)
-        two = {n: v if count > 1 else v.repeat(2, *[1] * (v.dim() - 1)) for n, v in of_items.items()}
-        whole = {n: v[:count] for n, v in original({**{n: v[twice] for n, v in of_users.items()}, **two}).items()}
-        state = split.user(of_users)
-        scores = split.item({**of_items, **state, USER_INDEX: index})
+        scores, whole = _scored(split, drawn, many, index[torch.randperm(count, generator=generator)])
         for name in split.full.outputs:
             difference, scale = _difference(scores[name], whole[name])
             found[name].append((difference, f"{count} candidates of {many} users"))
@@ -111,6 +102,21 @@ def prove(
     worst = {name: max(differences)[0] for name, differences in found.items()}
     relative = max(worst[name] / (scales[name] or 1.0) for name in worst)
     return SplitProof(max(worst.values()), relative, moved, sum(n for n, _ in shapes), shapes)
+
+
+def _scored(
+    split: Split, drawn: Mapping[str, Tensor], users: int, index: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Score a request with the split and with the whole model; ``index`` [candidates] holds their users' rows."""
+    of_users = {n: drawn[n][:users] for n in split.user_inputs}
+    of_items = {n: drawn[n][: len(index)] for n in split.item_inputs}
+    # A model may squeeze away the batch axis of a single row, so score that row twice and drop one result.
+    times = 2 if len(index) == 1 else 1
+    rows = {**{n: v[index] for n, v in of_users.items()}, **of_items}
+    # The whole model first: an error of its own is reported as such.
+    whole = (split.traced.original or split.full)({n: torch.cat([v] * times) for n, v in rows.items()})
+    scores = split.item({**of_items, **split.user(of_users), USER_INDEX: index})
+    return scores, {n: v[: len(index)] for n, v in whole.items()}
 
 
 def rows_influence(

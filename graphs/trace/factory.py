@@ -49,7 +49,7 @@ def load_factory(name: str) -> tuple[nn.Module, Example]:
     fine = isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)
     if not fine or not isinstance(made[1], (Mapping, Sequence)) or isinstance(made[1], str):
         raise UgsepError(
-            f"factory '{name}' returned {_kind(made)}; return (module, example_inputs), the inputs a dict or a tuple"
+            f"factory '{name}' returned {_kind(made)}; return (module, example_inputs), inputs as a dict or tuple"
         )
     module_made, example = made
     return module_made, example

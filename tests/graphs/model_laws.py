@@ -60,7 +60,7 @@ def make_config(variant: str, ratio: str, **changes: Any) -> ModelConfig:
 
 
 def make_model(config: ModelConfig, seed: int = 0) -> RankingModel:
-    """Return a random model in eval mode in which no parameter is at a neutral value, so nothing hides."""
+    """Return a random model in eval mode without parameters at neutral values, which could hide errors."""
     model = _class_of(config)(config)
     initialise(model, seed)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -76,7 +76,7 @@ def _class_of(config: ModelConfig) -> Callable[[ModelConfig], RankingModel]:
 
 
 def make_rows(rows: int, seed: int, scale: float = 1.0) -> dict[str, Tensor]:
-    """Return fresh random inputs, dense ones times ``scale``."""
+    """Return random inputs, dense ones times ``scale``."""
     values = random_rows(FEATURES, rows, torch.Generator().manual_seed(seed))
     return {k: v * scale if v.is_floating_point() else v for k, v in values.items()}
 
@@ -87,7 +87,7 @@ def side_from(rows: dict[str, Tensor], other: dict[str, Tensor], side: str) -> d
 
 
 def layer_tokens(model: RankingModel, inputs: dict[str, Tensor]) -> list[Tokens]:
-    """Return every ``Tokens`` that the layers give out, in order."""
+    """Return the ``Tokens`` of every layer, in order."""
     found: list[Tokens] = []
 
     def collect(_: Any, __: Any, output: Any) -> None:
@@ -105,14 +105,14 @@ def layer_tokens(model: RankingModel, inputs: dict[str, Tensor]) -> list[Tokens]
 
 
 def user_rows(model: RankingModel, inputs: dict[str, Tensor]) -> list[Tensor]:
-    """Return the U rows [n, N, D] that every layer gives out."""
+    """Return the U rows [n, N, D] of every layer's output."""
     rows = [t.user for t in layer_tokens(model, inputs) if t.user is not None]
     assert rows
     return rows
 
 
 def check_user_rows_fixed(model: RankingModel, one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """Assert that U rows are bit-identical when the items of ``one`` are replaced by those of ``other``."""
+    """Assert that U rows are bit-identical if the items of ``one`` are replaced by those of ``other``."""
     with torch.no_grad():
         before, after = user_rows(model, one), user_rows(model, side_from(one, other, "item"))
     for index, (a, b) in enumerate(zip(before, after, strict=True)):
@@ -120,7 +120,7 @@ def check_user_rows_fixed(model: RankingModel, one: dict[str, Tensor], other: di
 
 
 def check_no_gradient(model: RankingModel, inputs: dict[str, Tensor]) -> None:
-    """Assert that the gradient of the U rows with respect to every item vector is zero, and of G rows is not."""
+    """Assert that U rows have zero gradient with respect to every item vector, and G rows do not."""
     leaves: dict[str, Tensor] = {}
 
     def detach(_: Any, __: Any, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -145,7 +145,7 @@ def check_no_gradient(model: RankingModel, inputs: dict[str, Tensor]) -> None:
 
 
 def check_users_reach_items(model: RankingModel, one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """Assert that every G row, and every U row, changes when the users are replaced by those of ``other``."""
+    """Assert that every G and U row changes if the users are replaced by those of ``other``."""
     with torch.no_grad():
         before, after = (layer_tokens(model, inputs)[-1] for inputs in (one, side_from(one, other, "user")))
     for a, b in ((before.user, after.user), (before.item, after.item)):

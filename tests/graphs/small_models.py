@@ -1,4 +1,4 @@
-"""Small two-input models of every awkward kind, to split."""
+"""Small two-input models with all kinds of edge cases, to split."""
 
 from collections.abc import Callable
 from typing import Any
@@ -57,7 +57,7 @@ WORKS: dict[str, Callable[..., Any]] = {
 
 
 def layers() -> dict[str, Any]:
-    """Return what the models above use, with fresh random values."""
+    """Return the layers of the models above, with random values."""
     return {
         "a": nn.Linear(D, D),
         "b": nn.Parameter(torch.randn(3, 3)),

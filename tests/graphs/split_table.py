@@ -1,4 +1,4 @@
-"""Measure what splitting is worth on third-party models and on ours: ``python -m tests.graphs.split_table``.
+"""Measure what splitting saves on third-party models and on ours: ``python -m tests.graphs.split_table``.
 
 Prints a Markdown table: share of the FLOPs that runs once per request, FLOP limit and measured speed-up at 256
 candidates (ONNX Runtime, one thread, the same CPU lowering for the whole model and the subgraphs, medians of
@@ -58,7 +58,7 @@ def ours(name: str, ug_sep: bool) -> ThirdPartyModel:
 
 
 def models() -> Iterator[tuple[str, Callable[[], ThirdPartyModel]]]:
-    """Yield the name and the factory of every model of the table."""
+    """Yield name and factory of every model in the table."""
     for name in THIRD_PARTY:
         yield name, lambda name=name: make(name)
     for name in OURS:
@@ -122,7 +122,7 @@ def measure(split_model: Split) -> tuple[float, float, float]:
 
 
 def row(name: str, model: ThirdPartyModel) -> str:
-    """Return a model's line of the table."""
+    """Return a model's line in the table."""
     cells = [name]
     exact = 0.0
     for hoisting in (False, True):

@@ -1,4 +1,4 @@
-"""Ranking models of other libraries, as factories: ``(module, example, user inputs, item inputs)``."""
+"""Ranking models of other libraries as factories: ``(module, example, user inputs, item inputs)``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ThirdPartyModel:
 
 
 class Columns(nn.Module):
-    """Feeds named tensors to a model that reads one matrix of columns, in the model's order."""
+    """Feeds named tensors to a model that reads one matrix, columns in the model's order."""
 
     def __init__(self, model: nn.Module, order: list[str]) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def _dense() -> dict[str, Tensor]:
 
 
 def _spread(model: nn.Module) -> nn.Module:
-    """Give every parameter values of a trained model's size, so that a wrong score cannot hide in a tiny one."""
+    """Set every parameter to values as large as a trained model's, so that wrong scores are visible."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if "norm" not in name.lower() and "bn" not in name and parameter.dim() > 1:

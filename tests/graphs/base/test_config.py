@@ -1,4 +1,4 @@
-"""Configs: strict reading, the round trip, and sizes that cannot work refused with a value that does."""
+"""Configs: strict parsing, the round trip, and impossible sizes rejected with a value that works."""
 
 from __future__ import annotations
 
@@ -127,5 +127,5 @@ def test_sizes_that_cannot_work_are_refused(variant: str, changes: dict[str, Any
         make_config(variant, "1:1", **changes)
     assert "\n" not in str(caught.value)
     works = re.search(r"; (\w+) = (\d+) works", str(caught.value))
-    if works:  # the value that is offered must work
+    if works:  # the suggested value must work
         make_config(variant, "1:1", **{**changes, works[1]: int(works[2])})

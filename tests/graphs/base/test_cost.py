@@ -1,4 +1,4 @@
-"""FLOPs of a traced graph, against torch's own counter and by hand; bytes count a shared weight once."""
+"""FLOPs of a traced graph, against torch's counter and by hand; a shared weight's bytes count once."""
 
 from collections.abc import Callable
 
@@ -31,7 +31,7 @@ class Work(nn.Module):
 PRODUCTS: dict[str, Callable[[Work, Tensor], Tensor]] = {
     "linear": lambda m, x: m.layer(x),
     "twice": lambda m, x: m.layer(m.layer(x) @ m.layer.weight),
-    "per token": lambda m, x: (x.transpose(0, 1) @ m.tokens).transpose(0, 1),
+    "per feature token": lambda m, x: (x.transpose(0, 1) @ m.tokens).transpose(0, 1),
     "gram": lambda m, x: x @ x.mT,
     "attention": lambda m, x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None]),
     "convolution": lambda m, x: m.conv(x),
@@ -52,7 +52,7 @@ def test_products_against_torchs_counter(name: str) -> None:
         model(x)
     traced = trace(model, {"x": x})
     counted = sum(gemm_flops(n) for n in traced.module.graph.nodes)
-    # torch does not look into the CPU's fused attention and LSTM: scores and values; 4 gates, 2 directions.
+    # torch does not count the CPU's fused attention (scores, values) and LSTM (4 gates, 2 directions).
     fused = {"attention": 2 * 2 * T * T * D, "lstm": 2 * T * 2 * 4 * 7 * (D + 7)}
     expected = TRACE_ROWS * fused[name] if name in fused else counter.get_total_flops()
     assert expected > 0

@@ -1,4 +1,4 @@
-"""Saving and loading models: the round trip, and one line for each kind of broken checkpoint."""
+"""Saving and loading models: the round trip, and a one-line error for each kind of broken checkpoint."""
 
 from __future__ import annotations
 

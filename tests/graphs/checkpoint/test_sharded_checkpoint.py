@@ -1,4 +1,4 @@
-"""Checkpoints in shards: the round trip, and one line for each way in which index and shards can disagree."""
+"""Sharded checkpoints: the round trip, and a one-line error for each mismatch of index and shards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPREAD = "layers.1.compensation.spread"
 
 
 def shard(folder: Path, count: int) -> None:
-    """Cut the one file of a checkpoint in shards, as Hugging Face writes them."""
+    """Cut a checkpoint's file into shards, as Hugging Face writes them."""
     weights = safetensors.torch.load_file(folder / SINGLE)
     names = sorted(weights)
     placed: dict[str, str] = {}

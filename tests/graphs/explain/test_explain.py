@@ -1,4 +1,4 @@
-"""The explanation adds up, names the first meeting, and the picture is one page without outside resources."""
+"""The explanation adds up and names the first meeting; the picture is a page without external resources."""
 
 import re
 from html.parser import HTMLParser
@@ -18,7 +18,7 @@ N = 4
 
 
 class Mixer(nn.Module):
-    """One user tower, then a network over everything: the user's part is stuck behind the concatenation."""
+    """A user tower, then a network over everything: the concatenation keeps the user's columns from being reused."""
 
     def __init__(self, masked: bool) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def test_costs_add_up(plain: Split, masked: Split) -> None:
         assert sum(m.item_flops for m in told.modules) == told.item_flops
         assert told.full_flops == sum(flops(n) for n in split_model.full.module.graph.nodes)
         assert told.speedup_limit == pytest.approx(100 * told.full_flops / (told.user_flops + 100 * told.item_flops))
-    # 2 * 6 * 12 + 2 * 12 * 9 products, 12 ReLUs; biases are part of the product
+    # 2 * 6 * 12 + 2 * 12 * 9 products, 12 ReLUs; biases count with the product
     assert explain(plain).user_flops == 2 * 6 * 12 + 12 + 2 * 12 * 9
     paths = {m.path: m for m in explain(masked).modules}
     assert paths["tower"].sides == paths["own"].sides == ("user",)

@@ -112,7 +112,7 @@ def test_relu_experts_train_with_both_routers_and_run_with_one() -> None:
     assert layer.auxiliary is not None
     layer.auxiliary.backward()
     torch.testing.assert_close(layer.auxiliary, 0.5 * layer.router(x).relu().sum(-1).mean())
-    assert layer.training_router.weight.grad is None  # the penalty goes to the inference router alone
+    assert layer.training_router.weight.grad is None  # the penalty applies to the inference router only
     assert layer.router.weight.grad is not None
 
 

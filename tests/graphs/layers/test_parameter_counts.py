@@ -1,4 +1,4 @@
-"""The formulas against the modules they count (their FLOPs are held against the traced subgraphs elsewhere)."""
+"""The formulas against the modules they describe (their FLOPs are compared with traced graphs elsewhere)."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_user_rows_do_not_know_the_items(variant: str, ratio: str, compensation:
 
 @pytest.mark.parametrize("compensation", [True, False], ids=["compensated", "plain"])
 def test_a_retokenized_token_that_straddles_both_sides_is_an_item_token(compensation: bool) -> None:
-    """Zenith with k = D / 2: 5 + 3 tokens become 4, of which 60 of 120 user values fill two and a half."""
+    """Zenith with k = D / 2: 5 + 3 tokens become 4, and 60 user values fill 2.5 of them."""
     sizes = {"user_tokens": 5, "item_tokens": 3, "fusion_width": 12, "layers": 2}
     config = make_config("zenith", "1:1", compensation=compensation, **sizes)
     assert config.token_counts() == [(5, 3), (2, 2), (1, 1)]
@@ -60,7 +60,7 @@ def test_a_retokenized_token_that_straddles_both_sides_is_an_item_token(compensa
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_unmasked_is_one_model_over_all_tokens(variant: str, ratio: str) -> None:
     model = make_model(make_config(variant, ratio, ug_sep=False))
-    with pytest.raises(AssertionError):  # there are no U rows to be found
+    with pytest.raises(AssertionError):  # there are no U rows
         check_user_rows_fixed(model, make_rows(3, 1), make_rows(3, 2))
     check_users_reach_items(model, make_rows(4, 1), make_rows(4, 2))
 
@@ -91,7 +91,7 @@ def test_every_task_has_logits_that_read_both_sides(variant: str) -> None:
 
 
 def reference_mix(x: torch.Tensor, rows: int, user: int, user_rows: int) -> torch.Tensor:
-    """The paper's way: mix all tokens [N, T, W], then multiply by Mask[h, j] = 0 for h < c_u and j in G."""
+    """As in the paper: mix all tokens [N, T, W], then multiply by Mask[h, j] = 0 for h < c_u and j in G."""
     n, tokens, width = x.shape
     slices = x.reshape(n, tokens, rows, width // rows).transpose(1, 2).clone()  # [N, H, T, w]
     slices[:, :user_rows, user:] = 0
@@ -117,7 +117,7 @@ def test_masked_mix_is_mixing_times_the_mask(
     expected = reference_mix(x.transpose(0, 1), rows, n, user_rows).transpose(0, 1)
     assert mixed.user is not None
     assert torch.equal(torch.cat([mixed.user, mixed.item]), expected)
-    # Reverting is the same operation with the token counts for rows, and the paper's inverse when unmasked.
+    # Reverting is the same operation with the token counts as row counts; unmasked, it is the paper's inverse.
     reverted = masked_mix(mixed, n, m)
     expected = reference_mix(expected.transpose(0, 1), n + m, user_rows, n).transpose(0, 1)
     assert reverted.user is not None

@@ -1,4 +1,4 @@
-"""What is exported: the same scores, without what only training needs and without what is constant."""
+"""The exported model: equal scores, without training-only modules and with constants folded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_same_scores_and_shared_weights(variant: str, ug_sep: bool) -> None:
     model.eval()
     with torch.no_grad():
         for task, logits in model(rows).items():
-            # The folded matrices are the same numbers, multiplied in the same order.
+            # The folded matrices are equal and multiplied in the same order.
             torch.testing.assert_close(exported(rows)[task], logits, atol=1e-6, rtol=1e-6)
 
 
@@ -105,6 +105,6 @@ def test_middle_logits_are_trained() -> None:
     heads = model.get_submodule("auxiliary_heads")
     assert len(list(heads.children())) == 3  # all layers but the last
     assert all(p.grad is not None and p.grad.any() for n, p in heads.named_parameters() if "weight" in n)
-    # The last layer is beyond the middle logits, so their loss leaves it alone.
+    # The middle logits do not depend on the last layer, so their loss has no gradient there.
     assert all(p.grad is None for p in model.get_submodule("layers.3").parameters())
     assert model.eval().auxiliary_loss(labels) == 0

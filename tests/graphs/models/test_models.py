@@ -1,4 +1,4 @@
-"""Each architecture against its paper's equations, written out plainly here."""
+"""Each architecture against its paper's equations, written out here."""
 
 from __future__ import annotations
 

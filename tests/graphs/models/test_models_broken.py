@@ -1,4 +1,4 @@
-"""Models with one mistake each: the law's checks must catch every one, or they prove nothing."""
+"""Models with one mistake each, which the checks of the law must catch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def unmasked_mix(x: Tokens, user_rows: int, item_rows: int) -> Tokens:
 
 
 def two_towers(x: Tokens, user_rows: int, item_rows: int) -> Tokens:
-    """Both directions cut: G rows no longer read U tokens."""
+    """Masked in both directions: G rows no longer read U tokens."""
     mixed = masked_mix(x, user_rows, item_rows)
     n, m = (0 if x.user is None else x.user.shape[0]), x.item.shape[0]
     of_user = mixed.item.shape[-1] * n // (n + m)
@@ -82,7 +82,7 @@ def test_both_directions_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_self_attention_left_unmasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zenith: (X X^T)[U, G] stays, so that U tokens read G tokens."""
+    """Zenith: (X X^T)[U, G] is kept, so U tokens read G tokens."""
     model = make_model(make_config("zenith", "3:1"))
     check_law(model)
     masked = RetokenizedSelfAttention.forward
@@ -119,7 +119,7 @@ def test_attention_left_unmasked(monkeypatch: pytest.MonkeyPatch, variant: str, 
 
 
 def test_straddling_token_taken_for_a_user_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zenith with k = D / 2: of 5 U tokens' values two and a half new tokens are made; the third is not U."""
+    """Zenith with k = D / 2: the values of 5 U tokens fill 2.5 new tokens, of which the third is not U."""
     sizes = {"user_tokens": 5, "item_tokens": 3, "fusion_width": 12, "layers": 1}
     model = make_model(make_config("zenith", "1:1", **sizes))
     check_law(model)
@@ -161,7 +161,7 @@ def test_norm_over_the_flattened_vector(path: str) -> None:
 
 
 def masked_before_sinkhorn(mixing: BlockMixing) -> tuple[Tensor, Tensor]:
-    """The mistake: scores of W_G[U, G] are cut first, then made doubly stochastic."""
+    """The mistake: mask the scores of W_G[U, G] first, then make them doubly stochastic."""
     local = sinkhorn(symmetrised(mixing.local()), mixing.temperature, mixing.steps)
     scores = symmetrised(mixing.across())[0]
     u = mixing.user_blocks
@@ -170,7 +170,7 @@ def masked_before_sinkhorn(mixing: BlockMixing) -> tuple[Tensor, Tensor]:
 
 
 def user_share(matrices: tuple[Tensor, Tensor], user_blocks: int) -> float:
-    """Mean share of what a G block receives that comes from U blocks."""
+    """Mean share of a G block's input that comes from U blocks."""
     return float(matrices[1][user_blocks:, :user_blocks].sum(1).mean())
 
 
@@ -184,7 +184,7 @@ def test_mask_before_sinkhorn(variant: str, steps: int) -> None:
     u = mixing.user_blocks
     with torch.no_grad():
         right, wrong = user_share(mixing.matrices(), u), user_share(masked_before_sinkhorn(mixing), u)
-    # Half the blocks are U, and scores do not know sides: in the mean half comes from U (random, so loosely).
+    # 50 % of the blocks are U, and random scores ignore sides: on average about 50 % comes from U.
     assert 0.3 < right < 0.7
     assert wrong < 2 / steps
     folded = mixing.fold()
@@ -193,7 +193,7 @@ def test_mask_before_sinkhorn(variant: str, steps: int) -> None:
 
 
 def test_item_token_taken_for_a_user_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One item token counted as U, in every architecture that separates tokens this way."""
+    """One item token treated as U, in every architecture that separates tokens this way."""
 
     def shifted(user: Tensor, item: Tensor, ug_sep: bool) -> Tokens:
         return separate(torch.cat([user[:-1], item[:1]]), torch.cat([user[-1:], item[1:]]), ug_sep)

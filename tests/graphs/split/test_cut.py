@@ -1,4 +1,4 @@
-"""The user state is the smallest set of tensors the item side can go on from, and no product runs twice for it."""
+"""The user state is the smallest set of tensors that the item side needs, without repeating a product."""
 
 from collections.abc import Callable
 
@@ -33,7 +33,7 @@ def cut(work: Callable[[Meeting, Tensor, Tensor], Tensor]) -> Split:
     return split_model
 
 
-# state bytes per user by the minimum cut, and by the plain cut (what the item side reads)
+# state bytes per user of the minimum cut, and of the plain cut (what the item side reads)
 CASES: dict[str, tuple[Callable[[Meeting, Tensor, Tensor], Tensor], int, int]] = {
     "expanded value": (lambda m, u, i: (m.small(u).sum(-1, True).expand(-1, 40) * i).sum(-1), 4, 160),
     "joined twice": (lambda m, u, i: (torch.cat([s := m.small(u), *[s] * 12, s[:, :1]], 1) * i).sum(-1), 12, 160),

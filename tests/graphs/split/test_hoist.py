@@ -1,4 +1,4 @@
-"""Hoisting is exact algebra: every form is checked in double and single precision against the whole model."""
+"""Hoisting is exact algebra: every form against the whole model, in double and single precision."""
 
 from collections.abc import Callable
 
@@ -75,7 +75,7 @@ FORMS: dict[str, tuple[Callable[[Model, Tensor, Tensor], Tensor], int]] = {
     "plain norms": (lambda m, u, g: m.narrow(F.rms_norm(flat(u, g), (8 * D,)) + m.layer(flat(u, g))), 0),
     "norm without gain": (lambda m, u, g: m.narrow(F.layer_norm(flat(u, g), (8 * D,))), 1),
     "written-out norm": (lambda m, u, g: m.dense(root_mean_square(flat(u, g)) * m.gain), 1),
-    "per token": (lambda m, u, g: (torch.cat([u, g], 1).transpose(0, 1) @ m.per_token).mT.permute(2, 0, 1), 1),
+    "tokenwise": (lambda m, u, g: (torch.cat([u, g], 1).transpose(0, 1) @ m.per_token).mT.permute(2, 0, 1), 1),
     "shared": (lambda m, u, g: m.shared(torch.cat([u, g], 1)), 1),
     "two shared": (lambda m, u, g: F.linear(F.gelu(m.shared(torch.cat([u, g], 1))), m.shared.weight.mT), 2),
     "norm per token": (lambda m, u, g: m.shared(m.token_layer(torch.cat([u, g], 1))), 1),
@@ -108,7 +108,7 @@ def test_hoisted_equals_whole(name: str) -> None:
         assert len(hoisted.hoisted) == FORMS[name][1]
         assert not plain.hoisted
         if hoisted.hoisted:
-            # The shared GEMM of "keys" counts for both sides; every other form saves exactly what it says.
+            # The shared GEMM of "keys" counts for both sides; every other form saves exactly its number.
             saved = plain.item_cost.gemm_flops - hoisted.item_cost.gemm_flops
             assert saved == sum(h.saved_flops for h in hoisted.hoisted)
 
@@ -174,7 +174,7 @@ def test_dead_columns_are_not_computed() -> None:
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_random_concatenations(data: st.DataObject) -> None:
-    """Pieces of random sides and widths, a random norm, a random product after it: always equal."""
+    """Segments of random sides and widths, a random norm and a random product: always equal."""
     segments = data.draw(st.lists(st.tuples(st.sampled_from("ug"), st.integers(1, 40)), min_size=2, max_size=5))
     norm = data.draw(st.sampled_from(["none", "rms", "layer"]))
     out = data.draw(st.integers(1, 50))

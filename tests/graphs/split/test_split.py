@@ -1,4 +1,4 @@
-"""The splitter on small models of every awkward kind: exact, deterministic, sharing weights, readable errors."""
+"""The splitter on small models with many edge cases: exact, deterministic, shared weights, readable errors."""
 
 import hashlib
 import random
@@ -103,7 +103,7 @@ def test_weights_are_shared_not_copied() -> None:
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), steps=st.integers(2, 8))
 def test_random_graphs(seed: int, steps: int) -> None:
-    """A random expression over user, item and parameters: the subgraphs always equal the whole."""
+    """A random expression over user, item and parameters: the subgraphs always equal the whole model."""
 
     class Random(nn.Module):
         def __init__(self) -> None:
@@ -223,7 +223,7 @@ def test_what_torch_export_refuses_is_readable(name: str) -> None:
 def test_a_model_that_fails_on_its_own_example_says_so() -> None:
     for work, rows, reason in (
         (lambda m, u, i: u @ i, torch.randn(N, D), "mat1 and mat2 shapes cannot be multiplied"),
-        # Tracing lets mixed dtypes pass; running them does not.
+        # Mixed dtypes can be traced, but not run.
         (lambda m, u, i: m.a(u) * i, torch.randn(N, D, dtype=torch.float64), "must have the same dtype"),
     ):
         model = Keywords(work, a=nn.Linear(D, D)).eval()
@@ -256,7 +256,7 @@ def test_a_billion_parameters_split_without_a_copy() -> None:
     sizes = {"width": 1536, "hidden": 1536, "layers": 2, "user_tokens": 24, "item_tokens": 8}
     with torch.device("meta"):
         model = kind(kind.config_class(features=FEATURES, **sizes)).eval()
-    model.to_empty(device="cpu")  # pages nobody touches cost no memory
+    model.to_empty(device="cpu")  # untouched pages take no memory
     assert sum(p.numel() for p in model.parameters()) > 1e9
     sides = {side: [f.name for f in FEATURES if f.side == side] for side in ("user", "item")}
     split_model = split(

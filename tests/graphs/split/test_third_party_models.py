@@ -1,4 +1,4 @@
-"""Models nobody here wrote: split, exact, and reusing what their structure allows."""
+"""Third-party models: split exactly, with the reuse that their structure allows."""
 
 import importlib.util
 import math
@@ -13,7 +13,7 @@ from graphs.split.proof import prove
 from graphs.split.split import split
 from tests.graphs.third_party_models import THIRD_PARTY, make
 
-# Least FLOP limit at 256 candidates: what the user's columns of the first layers, or a whole encoder, are worth.
+# Least FLOP limit at 256 candidates, from the user columns of the first layers or from a whole encoder.
 LEAST_LIMIT = {
     "DeepFM (deepctr-torch)": 1.4,
     "DCN-V2 (deepctr-torch)": 1.25,
@@ -49,7 +49,7 @@ def test_third_party_model(name: str) -> None:
         if ("two-tower" in name or "BERT" in name)
         else None
     )
-    if plain is not None:  # these need no hoisting: the towers are apart already
+    if plain is not None:  # these need no hoisting: their towers are separate
         assert plain.item_cost == split_model.item_cost
     told = explain(split_model)
     assert math.isfinite(told.speedup_limit)
@@ -57,7 +57,7 @@ def test_third_party_model(name: str) -> None:
 
 
 def test_scores_of_the_fixtures_are_not_constant() -> None:
-    """An untrained model may score everything alike; then exactness would mean nothing."""
+    """Scores differ between candidates: if an untrained model scored all alike, exactness would mean nothing."""
     needs("torch_rechub")
     model = make("DeepFM (torch-rechub)")
     with torch.no_grad():

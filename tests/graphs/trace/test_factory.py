@@ -1,4 +1,4 @@
-"""Loading a factory from a file: what works and every way it can be wrong."""
+"""Loading a factory from a file: what works and every error."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Inputs may have any name: Python's keywords and builtins, names generated code reads, names that look alike."""
+"""Inputs may have any name: keywords, builtins, names that generated code reads, names that look alike."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from graphs.split.split import split
 from graphs.trace.trace import identifier
 
 N, D = 3, 4
-# `device` is read by generated code wherever a tensor is created on a device; `self`, `torch`, `inf` likewise.
+# Generated code reads `device` to create a tensor on a device; `self`, `torch`, `inf` likewise.
 NAMES = [
     *("device", "self", "torch", "inf", "nan", "lambda", "in", "id", "type", "input", "getattr", "slice", "args"),
     *("kwargs", "rows", "sym_size_int", "operator", "user id", "1st", "naïve", "a/b", "add", "features"),
