@@ -8,7 +8,7 @@ from engines.render.json_text import json_text
 
 
 def _refuse(name: str) -> None:
-    pytest.fail(f"{name} is no JSON")
+    pytest.fail(f"{name} is not JSON")
 
 
 def test_what_is_not_finite_is_null() -> None:

@@ -42,7 +42,7 @@ def test_the_future_does_not_reach_a_feature(tables: Tables) -> None:
     ratings, users, items = tables
     columns, grouped, start = columns_of(tables)
     now = int(np.median(start))
-    # From `now` on everybody rates the other way round; nothing before changes, nor who rated what and when.
+    # From `now` on, ratings are inverted; earlier ratings, and who rated what and when, are unchanged.
     flipped = replace(ratings, rating=np.where(ratings.time >= now, 6 - ratings.rating, ratings.rating))
     changed, again, _ = columns_of((flipped, users, items))
     past_rows, label = start <= now, columns.pop("like")
