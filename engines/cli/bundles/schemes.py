@@ -31,8 +31,8 @@ from quant.schemes.schemes import CONFIGS, needs_grams
 
 @click.command("schemes")
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--calibration", type=click.Path(), multiple=True, help="Calibration requests (Parquet).")
-@click.option("--requests", type=click.Path(), multiple=True, help="Held-out requests to score (Parquet).")
+@click.option("--calibration", type=click.Path(), multiple=True, help="Calibration requests (Parquet, Arrow, npz).")
+@click.option("--requests", type=click.Path(), multiple=True, help="Held-out requests to score.")
 @click.option("--synthetic", is_flag=True, help="Use random requests; quality figures are then meaningless.")
 @click.option("--limit", type=click.IntRange(min=1), help="Score at most N requests  [default: all]")
 @click.option("--schemes", "names", default=",".join(CONFIGS), show_default=True, help="Comma-separated names.")

@@ -27,7 +27,7 @@ from quant.search.sensitivity import sensitivity as run_sensitivity
 
 _OPTIONS = (
     click.option("--json", "as_json", is_flag=True, help="Print the results as JSON."),
-    click.option("--cache", type=click.Path(path_type=Path), help="File for the effects measured so far."),
+    click.option("--cache", type=click.Path(path_type=Path), help="Cache file for measured effects."),
     click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True),
     click.option(
         "--limit", type=click.IntRange(min=1), default=200, show_default=True, help="Score at most N requests."
@@ -100,7 +100,7 @@ def sensitivity(shared: dict[str, Any], block: int, plot: Path | None, as_json: 
 @_scored
 @click.option("--max-drop", type=click.FloatRange(min=0), default=5e-5, show_default=True, help="Maximum AUC change.")
 @click.option("--min-sqnr", type=float, default=35.0, show_default=True, help="Minimum SQNR of the scores, dB.")
-@click.option("--max-bytes", type=click.IntRange(min=1), help="Maximum size of the quantizable weights.")
+@click.option("--max-bytes", type=click.IntRange(min=1), help="Maximum bytes of the quantizable weights.")
 @click.option(
     "--backend", default="onnxruntime", show_default=True, help="Backend to time; it must run on this machine."
 )

@@ -114,7 +114,7 @@ def test_a_build_shows_the_comparison_and_the_policy_in_its_report(tiny_sources:
 def test_random_requests_on_request_only(built_bundle: Path, tmp_path: Path) -> None:
     shown = _run(built_bundle, "--synthetic", "--schemes", "absmax")
     assert "absmax" in shown.stdout
-    assert "or pass --synthetic" in _run(built_bundle, status=2).stderr
+    assert "or --synthetic" in _run(built_bundle, status=2).stderr
     assert "did you mean 'gptq'" in _run(built_bundle, "--synthetic", "--schemes", "absmax,gtpq", status=2).stderr
     assert "manifest" in _run(tmp_path, "--synthetic", status=2).stderr
 
