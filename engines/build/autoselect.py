@@ -1,4 +1,4 @@
-"""``backend: auto``: build what this machine can run, measure it, and pick per side the fastest that keeps parity."""
+"""``backend: auto``: try every engine this machine can run, and pick the fastest per side that keeps parity."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PARITY_REQUESTS = 64
 
 @dataclass(frozen=True)
 class Trial:
-    """One engine that was tried for a side: its p50 in milliseconds, and why it was or was not taken."""
+    """One engine tried for a side, its p50 in milliseconds, and whether it keeps parity; ``note`` says why not."""
 
     side: str
     backend: str
@@ -40,20 +40,20 @@ class Trial:
     note: str
 
     def __str__(self) -> str:
-        """Return the option as one readable line."""
+        """Return the trial as one line of text."""
         time_taken = f"{self.p50_ms:.3f} ms" if np.isfinite(self.p50_ms) else "not run"
         return f"{self.side}: {self.backend} {self.precision}: {time_taken}, {self.note}"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine chosen for each side, and everything that was tried, fastest first."""
+    """The engine chosen for each side, and all trials, fastest first."""
 
     plans: tuple[EnginePlan, ...]
     tried: tuple[Trial, ...]
 
     def reasons(self) -> dict[str, str]:
-        """Return for each side why its engine was taken, and what came of every other one, in one line."""
+        """Return one line per side: why its engine was chosen, and the results of all others."""
         found: dict[str, str] = {}
         for plan in self.plans:
             trials = [t for t in self.tried if t.side == plan.side]
@@ -62,7 +62,7 @@ class Choice:
             others = [str(t).removeprefix(f"{plan.side}: ") for t in trials if t is not mine]
             name = f"{plan.backend} {plan.precision}"
             first = f"{name} takes {mine.p50_ms:.3f} ms, the fastest of {sound} that keep parity"
-            # Runtimes put line breaks into their reasons.
+            # Error messages of runtimes contain line breaks.
             found[plan.side] = " ".join("; ".join([first, *others]).split())
         return found
 
@@ -76,14 +76,14 @@ def choose_engines(
     reference: Scores,
     progress: ProgressCallback = silent,
 ) -> Choice:
-    """Try every backend and precision this machine can run, each side apart, and pick the fastest that keeps parity.
+    """Try every backend and precision this machine can run, and pick for each side the fastest that keeps parity.
 
-    A side's candidate is judged together with the FP32 engine of the other side, on up to 64 requests, by the
-    recipe's SQNR, Kendall tau and probability bounds; the chosen pair is proven as a whole afterwards. Engines that
-    fail to build are listed with their reason.
+    Each engine is paired with the FP32 engine of the other side and checked on up to 64 requests against the
+    recipe's SQNR, Kendall tau and probability bounds; the chosen pair is verified as a whole later. Engines that
+    fail to build are listed with the reason.
 
     Raises:
-        UgsepError: no candidate of a side keeps parity.
+        UgsepError: no engine of a side keeps parity.
     """
     sample, reference = list(requests[:PARITY_REQUESTS]), list(reference[:PARITY_REQUESTS])
     largest = max(requests, key=lambda r: r.candidates)
@@ -141,7 +141,7 @@ def _candidates(side: Side) -> list[EnginePlan]:
 
 
 def _absent(side: str) -> list[Trial]:
-    """Return the backends that cannot be tried on this machine, with the reason."""
+    """Return a failed trial for each backend that cannot build and run on this machine."""
     probed = {name: find_backend(name).probe() for name in backend_names()}
     return [
         Trial(side, name, "any", float("inf"), False, here.reason)

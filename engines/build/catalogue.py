@@ -1,4 +1,4 @@
-"""The table of all models: what the sizes say, and what the bundles that were built of them measured."""
+"""The table of all models: figures computed from their configs, and measurements from their bundles."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _HEADS = (
     "request ms", "weights MB", "AUC FP32", "AUC change int8",
 )  # fmt: skip
 NOTE = (
-    "parameters: dense ones, embedding tables not counted. MFLOP per candidate and reusable share: of the active "
-    "FLOPs, by formula. limit: of the speed-up, by FLOPs of the graphs that were built (products hoisted out of the "
-    "item graph included), by formula where no bundle was built. speed-up: the whole FP32 model in ONNX Runtime over "
-    "one request with its user computed, p50, 1 thread, interleaved. weights: FP32 and as served. AUC change: "
-    "int8 against FP32 on held-out MovieLens days; recipes with random weights have none."
+    "parameters: without embedding tables. MFLOP per candidate and reusable share: active FLOPs, by formula. "
+    "limit: the largest possible speed-up, by the FLOPs of the built graphs (including products hoisted out of the "
+    "item graph), or by formula if there is no bundle. speed-up: the whole FP32 model in ONNX Runtime against "
+    "one request (user and item), p50, 1 thread, interleaved. weights: FP32 and as served. AUC change: "
+    "int8 against FP32 on held-out MovieLens days; not available for random weights."
 )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a bundle's report says: p50 in milliseconds, bytes, and the AUC of the first labelled task, if any."""
+    """Figures from a bundle's report: p50 in milliseconds, bytes, and the AUC of the first labelled task, if any."""
 
     candidates: int
     speedup: float
@@ -41,10 +41,10 @@ class Measured:
 
 
 def measured(bundle: Path, recipe: Recipe) -> Measured | None:
-    """Return what the bundle of a recipe measured; None where there is none, or it was built with other settings.
+    """Return the figures of a recipe's bundle; None if it does not exist or was built with other settings.
 
     Raises:
-        UgsepError: the report or the recipe beside it cannot be read.
+        UgsepError: the report or the recipe in the bundle cannot be read.
     """
     if not (bundle / REPORT).is_file():
         return None
@@ -55,7 +55,7 @@ def measured(bundle: Path, recipe: Recipe) -> Measured | None:
 
 
 def from_report(report: dict[str, Any]) -> Measured:
-    """Pick the figures of the table out of a ``report.json``."""
+    """Extract the figures of the table from a ``report.json``."""
     latency, weights, auc = report["latency"], report["weights"], report["auc"]
     task = next(iter(auc["fp32"]), None)
     before, after = (None, None) if task is None else (auc["fp32"][task], auc["quantized"][task])
@@ -72,7 +72,7 @@ def from_report(report: dict[str, Any]) -> Measured:
 
 
 def cells(row: ModelRow, found: Measured | None) -> tuple[str, ...]:
-    """Return one line of the table as text."""
+    """Return one row of the table as text."""
     static = (
         row.name, f"{row.parameters / 1e6:,.1f}M", f"{row.candidate_flops / 1e6:,.1f}", row.ratio,
         f"{row.reusable_share:.0%}",
@@ -92,7 +92,7 @@ def cells(row: ModelRow, found: Measured | None) -> tuple[str, ...]:
 
 
 def markdown(rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> str:
-    """Return the table as Markdown, with what its columns mean."""
+    """Return the table as Markdown, with a note on its columns."""
     lines = [
         f"Measured on {machine}.",
         "",
@@ -104,12 +104,12 @@ def markdown(rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> 
 
 
 def write_markdown(path: Path, rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> None:
-    """Write the table into its section of a Markdown file."""
+    """Write the table to its section of a Markdown file."""
     write_section(path, "models", markdown(rows, machine), "# Models\n")
 
 
 def page(rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> str:
-    """Return the table and a plot of limits and speed-ups as one HTML page that works offline."""
+    """Return the table and a plot of limits and speed-ups as a self-contained HTML page."""
     values = {
         "plot": speedups(rows),
         "heads": _HEADS,
@@ -121,14 +121,14 @@ def page(rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> str:
 
 
 def speedups(rows: Sequence[tuple[ModelRow, Measured | None]]) -> str:
-    """Draw the limit and the measured speed-up of every model that was built."""
+    """Draw the limit and the measured speed-up of every model with a bundle."""
     built = [(row.name, found) for row, found in rows if found is not None]
-    title = "Speed-up over the whole FP32 model, and what the FLOPs allow"
+    title = "Speed-up over the whole FP32 model, and its limit by FLOPs"
     figure, axes = new_axes(title, 7.2, 0.9 + 0.34 * len(built))
-    for place, (_, found) in enumerate(built):
-        axes.barh(place, found.limit, 0.7, color=COLOURS["rest"], label=None if place else "limit by FLOPs")
-        axes.barh(place, found.speedup, 0.4, color=COLOURS["user"], label=None if place else "measured")
-        axes.annotate(f"{found.speedup:.2f}x", (0.05, place), va="center", fontsize=8, color="white")
+    for y, (_, found) in enumerate(built):
+        axes.barh(y, found.limit, 0.7, color=COLOURS["rest"], label=None if y else "limit by FLOPs")
+        axes.barh(y, found.speedup, 0.4, color=COLOURS["user"], label=None if y else "measured")
+        axes.annotate(f"{found.speedup:.2f}x", (0.05, y), va="center", fontsize=8, color="white")
     axes.set_yticks(range(len(built)), [name for name, _ in built], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="#444", linewidth=0.8, linestyle="--")
@@ -139,7 +139,7 @@ def speedups(rows: Sequence[tuple[ModelRow, Measured | None]]) -> str:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One recipe: dense parameters (no embedding tables), FLOPs per user and per candidate, and the reusable share.
+    """One recipe: parameters (without embedding tables), FLOPs per user and per candidate, and the reusable share.
 
     ``limit`` is the speed-up limit by FLOPs at 256 candidates.
     """
@@ -155,12 +155,12 @@ class ModelRow:
 
 
 def model_row(name: str, recipe: Recipe, features: Path) -> ModelRow:
-    """Return the row of a recipe, from formulas; nothing is built.
+    """Return the row of a recipe, computed from its config.
 
     Raises:
         UgsepError: the recipe declares no features and ``features`` does not exist.
     """
-    from engines.build.sources import random_config  # imports torch, which other commands need not wait for
+    from engines.build.sources import random_config  # imports torch, which would slow down other commands
 
     config = random_config(recipe, features)
     counts = config.counts()

@@ -1,4 +1,4 @@
-"""How many rows the embedding table behind each id input has, read from the exported graph."""
+"""The number of rows in the embedding table of each id input, read from the exported graph."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SAME_IDS = frozenset({"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "F
 
 
 def table_sizes(path: Path) -> dict[str, int]:
-    """Return input -> rows of the smallest constant table it is looked up in, of an exported graph.
+    """Return, for each id input of an exported graph, the rows of the smallest constant table it indexes.
 
-    Inputs that are looked up in no constant, or computed with before they are, have no entry.
+    Inputs that index no constant, or are used in arithmetic before indexing, have no entry.
 
     Raises:
-        UgsepError: the file is missing or no ONNX file.
+        UgsepError: the file is missing or not an ONNX file.
     """
     graph = read_graph(path).graph
     tables = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}

@@ -1,4 +1,4 @@
-"""A random checkpoint of any size, written shard by shard: for trials of what a machine cannot hold."""
+"""A random checkpoint of any size, written shard by shard, to test models that do not fit in memory."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def write_random_checkpoint(
     features: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> tuple[Path, ...]:
-    """Write config.json, shards and their index to ``out``; returns the shards. One shard is in memory at a time.
+    """Write config.json, shards and their index to ``out``, one shard in memory at a time; return the shards.
 
-    Every weight is drawn from a generator seeded by ``seed`` and its name, so the same call gives the same bytes:
-    matrices uniform with the variance nn.Linear starts with, norm gains one, biases small.
+    Each weight is drawn from a generator seeded with ``seed`` and its name, so output is reproducible: matrices are
+    uniform with the initial variance of nn.Linear, norm gains one, biases small.
 
     Raises:
-        UgsepError: ``out`` holds a checkpoint already or cannot be written, or a recipe that declares no features.
+        UgsepError: ``out`` already holds a checkpoint or cannot be written, or the recipe declares no features.
     """
     kind = model_class(recipe.model)
     settings = random_config(recipe, features)
     if any(out.glob("*.safetensors*")):
-        raise UgsepError(f"{out} holds a checkpoint already; remove it or give another folder")
+        raise UgsepError(f"{out} already holds a checkpoint; remove it or choose another directory")
     with torch.device("meta"):
         model = kind(settings)
     wanted = {
@@ -68,7 +68,7 @@ def write_random_checkpoint(
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
             (out / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     except (OSError, safetensors.SafetensorError) as error:
-        raise UgsepError(f"cannot write to '{out}' ({error}); free space or give another folder") from error
+        raise UgsepError(f"cannot write to '{out}' ({error}); free space or choose another directory") from error
     progress(Progress("random checkpoint", len(shards), len(shards)))
     return tuple(out / shard for shard in shards)
 

@@ -1,4 +1,4 @@
-"""The plots of a build's report, as inline SVG."""
+"""The plots of a build report, as inline SVG."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engines.verify.latency import RequestLatency
 
 
 def error_distribution(errors: Mapping[str, Array], bound: float) -> str:
-    """Draw the distribution of |score - FP32 score| for each variant on a logarithmic axis."""
+    """Draw the distribution of |score - FP32 score| for each variant, on a logarithmic axis."""
     figure, axes = new_axes("Score error against the FP32 model (logits)")
     floor = 1e-9
     edges = np.logspace(-9, 0, 91)
@@ -29,16 +29,16 @@ def error_distribution(errors: Mapping[str, Array], bound: float) -> str:
 
 
 def latency_bars(latency: Sequence[RequestLatency]) -> str:
-    """Draw p50 of full model, user, item and request for every request size, with p99 as a whisker."""
+    """Draw the p50 of full model, user, item and request for each request size, with whiskers to p99."""
     figure, axes = new_axes("Latency, one interleaved run (p50, whisker to p99)")
     series = ("full_fp32", "request", "item", "user")
     for offset, name in enumerate(series):
         heights = [getattr(r, name).p50 for r in latency]
         tops = [getattr(r, name).p99 - getattr(r, name).p50 for r in latency]
-        places = np.arange(len(latency)) + (offset - 1.5) * 0.2
-        axes.bar(places, heights, 0.19, yerr=[np.zeros(len(tops)), tops], ecolor="#777", label=name.replace("_", " "),
+        xs = np.arange(len(latency)) + (offset - 1.5) * 0.2
+        axes.bar(xs, heights, 0.19, yerr=[np.zeros(len(tops)), tops], ecolor="#777", label=name.replace("_", " "),
                  color=COLOURS["full" if name == "full_fp32" else name], error_kw={"elinewidth": 0.8})  # fmt: skip
-        for x, height in zip(places, heights, strict=True):
+        for x, height in zip(xs, heights, strict=True):
             axes.annotate(f"{height:.2f}", (x, height), ha="center", va="bottom", fontsize=6.5)
     axes.set_xticks(np.arange(len(latency)), [f"N = {r.candidates}" for r in latency])
     axes.set_yscale("log")
@@ -48,7 +48,7 @@ def latency_bars(latency: Sequence[RequestLatency]) -> str:
 
 
 def time_shares(latency: Sequence[RequestLatency]) -> str:
-    """Draw where a request's time goes: user engine, item engine, everything else."""
+    """Draw the breakdown of a request's time: user engine, item engine, everything else."""
     figure, axes = new_axes("Where a request's time goes (p50)", height=1.1 + 0.45 * len(latency))
     for row, r in enumerate(latency):
         rest = max(r.request.p50 - r.user.p50 - r.item.p50, 0.0)

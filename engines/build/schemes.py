@@ -1,4 +1,4 @@
-"""The quantization schemes side by side on one model: what each does to the scores, the bytes and the latency."""
+"""Compare quantization schemes on one model by scores, bytes and latency."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from quant.schemes.schemes import CONFIGS, scheme_from
 from quant.weight_table import QuantTable
 from quant.weights import quantize_side
 
-#: int8 weights, GEMMs in FP32: what is left is the scheme's own error, without that of int8 activations.
+#: int8 weights and FP32 GEMMs isolate the error of the scheme from that of int8 activations.
 EXACT = tuple(EnginePlan(side, "onnxruntime", "w8a32") for side in SIDES)
 PLAIN = tuple(EnginePlan(side, "onnxruntime", "fp32") for side in SIDES)
 
 
 @dataclass(frozen=True)
 class SchemeRow:
-    """One scheme on one model; figures over tasks are the worst.
+    """One scheme on one model, with the worst figures of all tasks.
 
-    ``weights_db`` is the SQNR of the logits with int8 weights and FP32 GEMMs, ``served_db`` that of the engines that
-    serve, which may quantize activations too; both AUC changes likewise, None without labels. ``weight_bytes`` counts
-    both graphs' listed weights with scales, ``user_gemm_bytes`` those that the user graph multiplies with, each read
-    once per user; ``seconds`` is the time to quantize them. Latencies are p50 in ms.
+    ``weights_db`` is the SQNR of the logits with int8 weights and FP32 GEMMs, ``served_db`` that of the serving
+    engines, which may also quantize activations; likewise for the AUC changes, None without labels. ``weight_bytes``
+    counts the listed weights and scales of both graphs, ``user_gemm_bytes`` the GEMM weights of the user graph, each
+    read once per user. ``seconds`` is the time to quantize. Latencies are p50 in ms.
     """
 
     scheme: str
@@ -61,16 +61,16 @@ class SchemeRow:
 
     @property
     def user_gb_s(self) -> float:
-        """Bytes of weights that the user engine reads per second, in GB/s; at one row that is what bounds it."""
+        """Weight bandwidth of the user engine in GB/s, which bounds its latency at one row."""
         return self.user_gemm_bytes / self.user_ms / 1e6
 
 
 @dataclass(frozen=True)
 class SchemeTable:
-    """The rows of one model, the first of them FP32; ``chosen`` is the scheme of its recipe.
+    """The rows of one model, FP32 first; ``chosen`` is the scheme of its recipe.
 
-    Latencies are those of one user and of ``candidates`` items; ``rows_scored`` candidates were scored. ``copy_gb_s``
-    is what the machine copies with as many threads, bytes read and bytes written.
+    Latencies are for one user and for ``candidates`` items; ``rows_scored`` candidates were scored. ``copy_gb_s`` is
+    the copy bandwidth of the machine with the same number of threads, counting reads and writes.
     """
 
     model: str
@@ -91,11 +91,11 @@ class SchemeTable:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What all schemes of a comparison share.
+    """The inputs shared by all schemes of a comparison.
 
-    ``recipe`` gives policy, threads and request sizes, and the options of its own scheme; ``onnx`` are the FP32
-    graphs; ``plans`` the user and the item engine that serve. ``calibration`` needs Gram matrices for gptq;
-    ``requests`` are held out, ``reference`` their FP32 scores. ``scratch`` is an empty folder for graphs and engines.
+    ``recipe`` sets policy, threads and request sizes, and the options of its own scheme; ``onnx`` are the FP32
+    graphs, ``plans`` the serving user and item engine. ``calibration`` needs Gram matrices for gptq; ``requests``
+    are held out, ``reference`` their FP32 scores. ``scratch`` is an empty folder for graphs and engines.
     """
 
     recipe: Recipe
@@ -111,7 +111,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A scheme whose engines are loaded: everything of its row but the latencies."""
+    """A scheme with its engines loaded and a complete row except for the latencies."""
 
     row: SchemeRow
     serving: Ranker
@@ -119,10 +119,10 @@ class _Measured:
 
 
 def compare_schemes(model: str, setup: Comparison, schemes: Sequence[str] = tuple(CONFIGS)) -> SchemeTable:
-    """Quantize the model named ``model`` with each of ``schemes``, score the requests, and time the engines.
+    """Quantize the model named ``model`` with each of ``schemes``, score the requests and time the engines.
 
     Raises:
-        UgsepError: an unknown scheme, statistics that a scheme lacks, or an engine that cannot be built here.
+        UgsepError: an unknown scheme, missing statistics, or an engine that cannot be built on this machine.
     """
     recipe = setup.recipe
     size = max(recipe.serving.candidates)
@@ -131,7 +131,7 @@ def compare_schemes(model: str, setup: Comparison, schemes: Sequence[str] = tupl
         measured = [_measure(setup, name, loaded) for name in schemes]
         (weight_bytes, gemm_bytes), *_ = (m.fp32_bytes for m in measured)
         fp32 = SchemeRow("fp32", EXACT_DB, EXACT_DB, 1.0, None, None, weight_bytes, gemm_bytes, 0.0, 0.0, 0.0)
-        setup.progress(Progress("latency", 0, 1, "all schemes in turn"))
+        setup.progress(Progress("latency", 0, 1, "all schemes, interleaved"))
         rankers = {"fp32": plain, **{m.row.scheme: m.serving for m in measured}}
         largest = max(setup.requests, key=lambda r: r.candidates)
         calls = {(n, side): call for n, r in rankers.items() for side, call in _calls(r, largest, size).items()}
@@ -155,7 +155,7 @@ def compare_schemes(model: str, setup: Comparison, schemes: Sequence[str] = tupl
 
 
 def _measure(setup: Comparison, name: str, loaded: ExitStack) -> _Measured:
-    """Quantize with one scheme and judge its scores, with FP32 GEMMs and as served."""
+    """Quantize with one scheme and evaluate its scores, with FP32 GEMMs and as served."""
     folder, own = setup.scratch / name, setup.recipe.quantization
     started = time.perf_counter()
     scheme, policy = scheme_from(name, own.options if name == own.scheme else None), policy_from(own.policy)
@@ -204,7 +204,7 @@ def _gemm_bytes(table: QuantTable, column: Literal["fp32_bytes", "quantized_byte
 def _load(
     setup: Comparison, plans: Iterable[EnginePlan], folder: Path, loaded: ExitStack
 ) -> dict[EnginePlan, tuple[BuiltEngine, Runner]]:
-    """Build and load engines, each once, from the FP32 graphs or the views of them in ``folder``."""
+    """Build and load each engine once, from the FP32 graphs or their quantized views in ``folder``."""
     engines = {}
     for plan in dict.fromkeys(plans):
         variant = find_backend(plan.backend).ONNX_VARIANT[plan.precision]
@@ -222,7 +222,7 @@ def _pair(engines: Mapping[EnginePlan, tuple[BuiltEngine, Runner]], plans: Itera
 
 
 def _calls(ranker: Ranker, request: Request, candidates: int) -> dict[str, Callable[[], object]]:
-    """Return the timed calls of a pair: its user engine on one user, its item engine on ``candidates`` items."""
+    """Return the calls to time: the user engine on one user, the item engine on ``candidates`` items."""
     feeds: dict[str, Array] = {k: np.resize(v, (candidates, *v.shape[1:])) for k, v in request.items.items()}
     feeds |= ranker.user_runner.infer(request.user)
     if ranker.takes_index:

@@ -1,4 +1,4 @@
-"""The tables of ``ugsep schemes`` in a Markdown file, a section per model."""
+"""The tables of ``ugsep schemes`` in a Markdown file, one section per model."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _HEADS = (
 
 
 def write_markdown(path: Path, tables: Iterable[SchemeTable]) -> None:
-    """Write each table into its section of the file."""
+    """Write each table to its section of the file."""
     for shown in tables:
         write_section(path, f"schemes {shown.model}", markdown(shown), _HEADER)
 
 
 def markdown(shown: SchemeTable) -> str:
-    """Return one model's table with a heading and a line on how it was measured."""
+    """Return the table of one model, with a heading and a line on how it was measured."""
     served = ", ".join(f"{side} {what}" for side, what in shown.precision.items())
-    synthetic = " The requests or weights are synthetic: quality says nothing here." if shown.synthetic else ""
+    synthetic = " Requests or weights are synthetic, so quality is meaningless." if shown.synthetic else ""
     lines = [
         f"### {shown.model}",
         "",
         f"{shown.requests} held-out requests, {shown.rows_scored:,} rows; served by {served}; "
         f"{shown.threads} thread(s), N = {shown.candidates}; "
-        f"the machine copies {shown.copy_gb_s:.1f} GB/s.{synthetic}",
+        f"copy bandwidth {shown.copy_gb_s:.1f} GB/s.{synthetic}",
         "",
         *table(_HEADS, [_row(row, row.scheme == shown.chosen) for row in shown.rows]),
     ]

@@ -1,4 +1,4 @@
-"""Where a build's model and requests come from, and the content key that says whether anything changed."""
+"""The sources of a build (weights and requests), and the content key that detects changes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from quant.requests.readers import request_files
 class Sources:
     """What a build reads: a checkpoint folder, or None for random weights; request files, or () for synthetic ones.
 
-    ``features`` is a features.json for random builds of recipes that declare none. ``factory``, in place of a
-    checkpoint, is ``path/to/file.py:function`` that makes any module, with its inputs named by side.
+    ``features`` is a features.json for random builds of recipes without features. ``factory`` replaces the checkpoint
+    by ``path/to/file.py:function``, which returns any module; ``user`` and ``item`` then name its inputs by side.
     """
 
     checkpoint: Path | None
@@ -39,16 +39,16 @@ class Sources:
 
     @property
     def synthetic(self) -> bool:
-        """Whether weights or samples are random."""
+        """Whether weights or requests are random."""
         made_up = self.checkpoint is None and not self.factory
         return made_up or not self.calibration or not self.requests
 
 
 def load_model(recipe: Recipe, sources: Sources) -> RankingModel:
-    """Return the model in eval mode: the checkpoint's, or random weights from the recipe's config.
+    """Return the model in eval mode, from the checkpoint or with random weights for the recipe's config.
 
     Raises:
-        UgsepError: a bad checkpoint or config, or a checkpoint of another architecture than the recipe's.
+        UgsepError: a bad checkpoint or config, or a checkpoint of a different architecture than the recipe.
     """
     if sources.checkpoint is not None:
         check_architecture(recipe, sources.checkpoint)
@@ -59,21 +59,21 @@ def load_model(recipe: Recipe, sources: Sources) -> RankingModel:
 
 
 def check_architecture(recipe: Recipe, folder: Path) -> None:
-    """Refuse a checkpoint of another architecture than the recipe's.
+    """Check that a checkpoint has the architecture of the recipe.
 
     Raises:
-        UgsepError: it is of another, or not a checkpoint.
+        UgsepError: the architecture differs, or the folder is not a checkpoint.
     """
     found = read_config(folder).get("architecture")
     if found != recipe.model:
-        raise UgsepError(f"{folder} holds a '{found}', the recipe is for '{recipe.model}'; pass the other")
+        raise UgsepError(f"{folder} holds a '{found}', but the recipe is for '{recipe.model}'; change one of them")
 
 
 def random_config(recipe: Recipe, features: Path | None) -> ModelConfig:
-    """Return the config of a random build; features come from the recipe, else from a features.json.
+    """Return the config of a random build, with features from the recipe or else from a features.json.
 
     Raises:
-        UgsepError: neither gives features, or a wrong setting.
+        UgsepError: neither declares features, or a setting is invalid.
     """
     settings: dict[str, Any] = dict(recipe.config)
     if "features" not in settings:
@@ -88,9 +88,9 @@ def random_config(recipe: Recipe, features: Path | None) -> ModelConfig:
 
 
 def content_key(name: str, recipe: Recipe, sources: Sources, backend: str, module_sha256: str = "") -> str:
-    """Return the sha256 of everything that shapes a bundle: recipe, weights, requests, tools, this tool's own code.
+    """Return the sha256 of everything that determines a bundle: recipe, weights, requests, tools and our own code.
 
-    Contents count, not paths or times. ``module_sha256`` stands for the module a factory made.
+    Files are hashed by content, not by path or time. ``module_sha256`` identifies the module of a factory.
 
     Raises:
         UgsepError: a missing checkpoint or request file.

@@ -141,7 +141,7 @@ def test_a_bundle_names_the_command_that_was_typed() -> None:
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_sources: Sources, tmp_path: Path) -> None:
     recipe = dataclasses.replace(tiny.RECIPE, model="rankmixer")
-    with pytest.raises(UgsepError, match="holds a 'zenith', the recipe is for 'rankmixer'"):
+    with pytest.raises(UgsepError, match="holds a 'zenith', but the recipe is for 'rankmixer'"):
         build("tiny", recipe, tiny_sources, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

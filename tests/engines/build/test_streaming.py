@@ -309,7 +309,7 @@ def test_the_reason_is_one_line(whole: tuple[Path, Recipe, Path], tmp_path: Path
         (recipe, Mse(), "scheme 'mse' needs calibration"),
         (Recipe(recipe.model, quantization=Quantization(policy={"weights": [{"glob": "x*", "precision": "fp32"}]})),
          Absmax(), r"policy 'x\*' matches no weight"),
-        (Recipe("zenith"), Absmax(), "holds a 'tokenmixer-large', the recipe is for 'zenith'"),
+        (Recipe("zenith"), Absmax(), "holds a 'tokenmixer-large', but the recipe is for 'zenith'"),
     ]  # fmt: skip
     for case, scheme, message in cases:
         with pytest.raises(UgsepError, match=message):
@@ -414,7 +414,7 @@ def test_random_checkpoints_are_the_same_every_time_and_stream_from_the_command_
     assert not any(torch.equal(one[n], two[n]) for n in one if one[n].dim() > 1 or n.endswith("bias"))
     again = run.invoke(main, ["random-checkpoint", str(recipe), "--out", str(tmp_path / "a")])
     assert again.exit_code == 2
-    assert "holds a checkpoint already" in again.output
+    assert "already holds a checkpoint" in again.output
     args = ["stream", str(recipe), "--checkpoint", str(tmp_path / "a"), "--out", str(tmp_path / "onnx"), "--json"]
     done = run.invoke(main, args)
     assert done.exit_code == 0, done.output
