@@ -1,3 +1,3 @@
-"""From a model to a proven bundle."""
+"""From a model to a verified bundle."""
 
 __all__: list[str] = []

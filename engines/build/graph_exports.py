@@ -1,4 +1,4 @@
-"""Export the graphs of a split model: one list of what is exported how, for builds in memory and streamed ones."""
+"""The graphs of a split model and how to export them, shared by in-memory and streamed builds."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from graphs.base.names import GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.split.split import Split, Subgraph
 
-#: Rows to trace with: unequal, and neither is 1, so that no size is taken for a constant or for the other.
+#: Rows to trace with: different and not 1, so that the tracer neither specializes a size nor equates the two.
 TRACE_USERS, TRACE_CANDIDATES = 3, 7
 
 
 @dataclass(frozen=True)
 class GraphExport:
-    """One graph to export; ``rows`` maps every input to the name of its axis 0."""
+    """A graph to export; ``rows`` maps each input to the name of its axis 0."""
 
     side: GraphSide
     subgraph: Subgraph
@@ -28,7 +28,7 @@ class GraphExport:
 
 
 def graph_exports(name: str, split: Split, keep_float: Sequence[str]) -> list[GraphExport]:
-    """Return the exports of the full, the user and the item graph of the model ``name``."""
+    """Return the full, user and item graph of the model ``name``, with how to export each."""
     state = {s.name for s in split.state}
     graphs: dict[GraphSide, Subgraph] = {"full": split.full, "user": split.user, "item": split.item}
     return [
@@ -45,10 +45,10 @@ def graph_exports(name: str, split: Split, keep_float: Sequence[str]) -> list[Gr
 def export_graphs(
     name: str, source: SourceModel, split: Split, folder: Path, progress: ProgressCallback = silent
 ) -> dict[GraphSide, Path]:
-    """Export the full, the user and the item graph in FP32; returns the files by side.
+    """Export the full, user and item graph in FP32; return the files by side.
 
     Raises:
-        UgsepError: as ``export.onnx_file.export_subgraph``.
+        UgsepError: see ``export.onnx_file.export_subgraph``.
     """
     feeds = fresh_feeds(source, split, TRACE_USERS, TRACE_CANDIDATES, seed=1)
     exports = graph_exports(name, split, source.keep_float)

@@ -32,7 +32,7 @@ from quant.requests.spec import Request
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a build produced: the bundle, whether it was already up to date, and the report."""
+    """The result of a build: the bundle, whether it was already up to date, and its report."""
 
     bundle: Path
     unchanged: bool
@@ -50,24 +50,24 @@ def build(
     rebuild: str = "",
     progress: ProgressCallback = silent,
 ) -> Outcome:
-    """Build, prove and publish the bundle of one model; nothing is done if the same contents were built before.
+    """Build, verify and publish the bundle of one model; return early if ``out`` is up to date.
 
-    A build whose gates fail is published as ``<out>.failed`` (with its report), the rows with the largest error
-    as ``<out>.failed.worst.npz``, and the old bundle stays. ``rebuild`` is the command that the bundle names if it is
-    refused, by default that of a shipped recipe.
+    If a gate fails, the bundle is published as ``<out>.failed`` with its report, the rows with the largest error as
+    ``<out>.failed.worst.npz``, and the old bundle stays. ``rebuild`` is the command that errors about the bundle
+    suggest, by default that of a shipped recipe.
 
     Raises:
         UgsepError: bad input, an unavailable backend, or an output directory that cannot be written.
-        GateFailed: a gate did not hold; names the value and the bound, and the command that reproduces it.
+        GateFailed: a gate failed; the message has the value, the bound, and the command that reproduces it.
     """
-    # A factory's module is only known once it is made; a checkpoint is known by its files.
+    # A checkpoint is hashed by its files, but a factory's module must be created first.
     made = load_source_model(recipe, sources) if sources.factory else None
     digest = module_sha256(made.module) if made is not None else ""
     key = content_key(name, recipe, sources, recipe.serving.backend, digest)
     if not force and _is_current(out, key):
         return Outcome(out, True, read_report(out))
     if recipe.serving.backend != AUTO:
-        # Refuse what cannot be built before any work; first what is missing, which no setting mends.
+        # Fail early if this cannot be built; first on missing software, which no setting can fix.
         here = find_backend(recipe.serving.backend).probe()
         if not here.can_build:
             raise UgsepError(f"backend '{recipe.serving.backend}' cannot build here: {here.reason}")
@@ -95,12 +95,12 @@ def build(
 
 
 def rebuild_command(name: str, typed: str = "") -> str:
-    """Return the command that was typed, that of a shipped recipe if none was or no manifest may hold it."""
+    """Return the typed command, or that of a shipped recipe if it is empty or not printable."""
     return typed if typed and typed.isprintable() else f"make engines MODEL={name}"
 
 
 def _is_current(out: Path, key: str) -> bool:
-    """Say whether a sound bundle of this key stands at ``out``."""
+    """Return True if ``out`` is an intact bundle with this key."""
     if not (out / "manifest.json").is_file():
         return False
     try:
@@ -108,12 +108,12 @@ def _is_current(out: Path, key: str) -> bool:
             return False
         Bundle.open(out)
     except UgsepError:
-        return False  # a damaged bundle, or another tool's folder, is rebuilt
+        return False  # rebuild a damaged bundle, or a folder of another tool
     return True
 
 
 def _run(job: stages.Job, source: SourceModel) -> tuple[Manifest, report.Findings, Sequence[Request]]:
-    """Run all stages; returns what the bundle says of itself, all findings, and the requests it was proven on."""
+    """Run all stages; return the manifest, the findings, and the requests used for verification."""
     torch.set_num_threads(job.recipe.serving.threads)
     model = stages.split_model(job, source)
     graphs = stages.export_onnx(job, model)

@@ -1,4 +1,4 @@
-"""``report.json`` (keys are a contract, docs/architecture.md) and the page that shows it."""
+"""``report.json``, whose keys docs/architecture.md specifies, and its HTML page."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from quant.weight_table import QuantTable
 
 @dataclass(frozen=True)
 class Findings:
-    """All that a build has to tell: the cut, the table of weights per side, the engines and their proof.
+    """The findings of a build: the split, the table of weights per side, the engines and their proof.
 
-    ``schemes`` compares quantization schemes, where the recipe asks for it and there were requests.
+    ``schemes`` compares quantization schemes, if the recipe asks for it and there are requests.
     """
 
     split: Split
@@ -43,10 +43,10 @@ class Findings:
 
 
 def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any]:
-    """Return ``report.json`` as a mapping; with several tasks the parity blocks hold the worst of each figure."""
+    """Return the contents of ``report.json``; the parity blocks hold the worst figures of all tasks."""
     tables = [row for table in found.tables.values() for row in table.rows]
     split = found.split
-    serving = found.engines[:2]  # user and item come first, engines for other machines after them
+    serving = found.engines[:2]  # user and item come first, then engines for other machines
     return {
         "model": name,
         "backend": "+".join(dict.fromkeys(e.built.backend for e in serving)),

@@ -1,4 +1,4 @@
-"""What is built: a model of ours, or any PyTorch module from a user's own factory, seen the same way."""
+"""The model to build, in one form for built-in models and for PyTorch modules from a user's factory."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from quant.requests.spec import Request
 
 RowSource = Callable[[Mapping[str, Tensor], int, torch.Generator], dict[str, Tensor]]
 TRACE_ROWS = 7
-#: Initializers of a module nobody here wrote that stay out of int8: norms by name; heads are the user's policy.
+#: Initializers of third-party modules that must stay float: norms and routers by name; heads are up to the policy.
 KEEP_FLOAT = ("*norm*", "*router*")
 
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A module to split, how to call it, which inputs are whose, and where fresh rows of its inputs come from."""
+    """A module to split, with an example call, its inputs by side, and a source of random input rows."""
 
     module: nn.Module
     example: Example
@@ -41,7 +41,7 @@ class SourceModel:
 
 
 def of_model(model: RankingModel) -> SourceModel:
-    """Return a model of ours, in the form that is exported, as a source_model; its features say everything."""
+    """Return a built-in model, folded for inference, as a SourceModel; its features declare the sides."""
     features = model.config.features
 
     def rows(_: Mapping[str, Tensor], count: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -53,15 +53,15 @@ def of_model(model: RankingModel) -> SourceModel:
 
 
 def of_module(module: nn.Module, example: Example, user: tuple[str, ...], item: tuple[str, ...]) -> SourceModel:
-    """Return any module as a source_model; fresh rows come from ``graphs.split.proof.fresh_rows``."""
+    """Return any module as a SourceModel; ``graphs.split.proof.fresh_rows`` generates its rows."""
     return SourceModel(module, example, user, item, KEEP_FLOAT, fresh_rows)
 
 
 def load_source_model(recipe: Recipe, sources: Sources) -> SourceModel:
-    """Return what a build's sources name: a factory's module, a checkpoint, or a model with random weights.
+    """Return the model of a build: a factory's module, a checkpoint, or a model with random weights.
 
     Raises:
-        UgsepError: whatever is wrong with the factory, the checkpoint or the recipe.
+        UgsepError: an invalid factory, checkpoint or recipe.
     """
     if sources.factory:
         module, example = load_factory(sources.factory)
@@ -70,7 +70,7 @@ def load_source_model(recipe: Recipe, sources: Sources) -> SourceModel:
 
 
 def module_sha256(module: nn.Module) -> str:
-    """Return the sha256 of a module's structure and of all its parameters and buffers."""
+    """Return the sha256 of a module's structure, parameters and buffers."""
     digest = hashlib.sha256(repr(module).encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -79,7 +79,7 @@ def module_sha256(module: nn.Module) -> str:
 
 
 def split_source_model(source_model: SourceModel, progress: ProgressCallback = silent) -> Split:
-    """Split a source_model by its named sides; the errors of ``graphs.split.split``."""
+    """Split a SourceModel by the sides of its inputs; raises the errors of ``graphs.split.split``."""
     progress(Progress("split", 0, 1))
     split_model = split(source_model.module, source_model.example, user=source_model.user, item=source_model.item)
     progress(Progress("split", 1, 1, f"{split_model.reusable_share:.0%} of the FLOPs are saved per candidate"))
@@ -89,14 +89,14 @@ def split_source_model(source_model: SourceModel, progress: ProgressCallback = s
 def fresh_feeds(
     source_model: SourceModel, split_model: Split, users: int, candidates: int, seed: int
 ) -> dict[GraphSide, dict[str, Tensor]]:
-    """Return fresh random feeds of the three graphs that describe the same request.
+    """Return random feeds for the full, user and item graph that describe the same request.
 
     Args:
-        source_model: where rows come from.
+        source_model: generates the rows.
         split_model: its split.
         users: rows of the user graph.
-        candidates: rows of the item and the full graph.
-        seed: of the rows and of the candidates' users.
+        candidates: rows of the item graph and the full graph.
+        seed: seed for the rows and for the user of each candidate.
     """
     generator = torch.Generator().manual_seed(seed)
     example = dict(zip(split_model.traced.inputs, split_model.traced.example, strict=True))
@@ -115,7 +115,7 @@ def fresh_feeds(
 def synthetic_requests(
     source_model: SourceModel, split_model: Split, requests: int, candidates: int, seed: int
 ) -> list[Request]:
-    """Return random requests without labels, rows drawn as the source_model says; for trials, not for calibration."""
+    """Return random requests without labels, with the rows of ``source_model``; for trials, not for calibration."""
     generator = torch.Generator().manual_seed(seed)
     example = dict(zip(split_model.traced.inputs, split_model.traced.example, strict=True))
     engine_only = {*split_model.user.outputs, USER_INDEX}

@@ -1,4 +1,4 @@
-"""The stages of a build, in order; each takes the records of those before it and returns one of its own."""
+"""The stages of a build, in order; each takes the records of earlier stages and returns its own."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Graphs = Mapping[GraphSide, Path]
 
 @dataclass(frozen=True)
 class Job:
-    """What every stage needs: the name of the model, its recipe and sources, the output folder, the engine cache."""
+    """The inputs of every stage: the model's name, recipe and sources, the output folder and the engine cache."""
 
     name: str
     recipe: Recipe
@@ -56,7 +56,7 @@ class Job:
 
 @dataclass(frozen=True)
 class SplitModel:
-    """A model, its user and item graph, and the proof on random rows that both compute what the model computes."""
+    """A model, its split into user and item graph, and the proof on random rows that both match the model."""
 
     source: SourceModel
     split: Split
@@ -65,7 +65,7 @@ class SplitModel:
 
 @dataclass(frozen=True)
 class Samples:
-    """Activation statistics, and held-out requests with the FP32 scores that PyTorch gives them."""
+    """Activation statistics, and held-out requests with their FP32 scores from PyTorch."""
 
     calibration: Calibration
     requests: Sequence[Request]
@@ -74,7 +74,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Selection:
-    """The engines to serve with, user and item; what ``backend: auto`` tried, and why it chose them, by side."""
+    """The user and item engine to serve with; the trials of ``backend: auto``, and its reasons by side."""
 
     plans: Sequence[EnginePlan]
     tried: Sequence[Trial] = ()
@@ -83,32 +83,33 @@ class Selection:
 
 @dataclass(frozen=True)
 class CompiledEngines:
-    """The engines of a bundle, user and item first, and a note on each that was left out."""
+    """The engines of a bundle, user and item first, and a note on each engine that was skipped."""
 
     engines: Sequence[Engine]
     notes: Sequence[str]
 
 
 def split_model(job: Job, source: SourceModel) -> SplitModel:
-    """Split the model and compare its user and item graph with it on random rows.
+    """Split the model and compare the user and item graph with it on random rows.
 
     Raises:
-        UgsepError: the errors of ``graphs.split.split``; GateFailed if the graphs differ from the model.
+        UgsepError: the errors of ``graphs.split.split``.
+        GateFailed: the graphs differ from the model.
     """
     split = split_source_model(source, job.progress)
     return SplitModel(source, split, prove_split(split, rows_like=source.rows_like))
 
 
 def export_onnx(job: Job, model: SplitModel) -> Graphs:
-    """Write the FP32 graphs: the full model, the user graph and the item graph."""
+    """Write the FP32 ONNX files of the full, user and item graph."""
     return export_graphs(job.name, model.source, model.split, job.work / "onnx", job.progress)
 
 
 def calibrate_and_score(job: Job, model: SplitModel, graphs: Graphs) -> Samples:
-    """Collect the statistics of the calibration requests, and the FP32 scores of the held-out ones.
+    """Collect activation statistics on the calibration requests, and FP32 scores of the held-out ones.
 
     Raises:
-        UgsepError: request files that cannot be read, or that do not fit the graphs.
+        UgsepError: request files that cannot be read or do not match the graphs.
     """
     sources, threads, schemes = job.sources, job.recipe.serving.threads, job.recipe.quantization
     samples = _requests(sources.calibration, model, graphs, sources.seed, CALIBRATION_REQUESTS)
@@ -122,7 +123,7 @@ def calibrate_and_score(job: Job, model: SplitModel, graphs: Graphs) -> Samples:
 
 
 def quantize(job: Job, graphs: Graphs, samples: Samples) -> dict[str, QuantTable]:
-    """Write the int8 views of the user and the item graph; returns the table of weights per side."""
+    """Write the int8 views of the user and item graph; return the table of weights per side."""
     settings = job.recipe.quantization
     scheme, policy = scheme_from(settings.scheme, settings.options), policy_from(settings.policy)
     sides: tuple[GraphSide, ...] = ("user", "item")
@@ -136,7 +137,7 @@ def quantize(job: Job, graphs: Graphs, samples: Samples) -> dict[str, QuantTable
 
 
 def select_engines(job: Job, graphs: Graphs, samples: Samples) -> Selection:
-    """Return the engines that the recipe names, or, for ``backend: auto``, the fastest that keep parity here.
+    """Return the engines of the recipe or, for ``backend: auto``, the fastest on this machine that keep parity.
 
     Raises:
         UgsepError: an unknown backend or precision, or no engine keeps parity.
@@ -151,13 +152,13 @@ def select_engines(job: Job, graphs: Graphs, samples: Samples) -> Selection:
 
 
 def lower_and_compile(job: Job, graphs: Graphs, selection: Selection) -> CompiledEngines:
-    """Lower the graphs for each backend and compile them, or take the engines from the cache."""
+    """Lower and compile the graphs for each backend, or take the engines from the cache."""
     engines, notes = build_engines(job.recipe, selection.plans, graphs, job.work, job.cache, job.progress)
     return CompiledEngines(engines, notes)
 
 
 def describe(job: Job, graphs: Graphs, samples: Samples, selection: Selection, compiled: CompiledEngines) -> Manifest:
-    """Return the manifest, but for what is only known once the bundle is proven."""
+    """Return the manifest without the fields that are known only after verification."""
     return Manifest(
         model=job.name,
         rebuild="",
@@ -174,7 +175,7 @@ def describe(job: Job, graphs: Graphs, samples: Samples, selection: Selection, c
 
 
 def compare(job: Job, graphs: Graphs, samples: Samples, selection: Selection) -> SchemeTable | None:
-    """Compare quantization schemes; None if the recipe names none or there are no requests to compare on."""
+    """Compare the quantization schemes of the recipe; None if it lists none or there are no real requests."""
     schemes = job.recipe.quantization.compare
     if not schemes or job.sources.synthetic:
         return None
@@ -194,10 +195,10 @@ def compare(job: Job, graphs: Graphs, samples: Samples, selection: Selection) ->
 
 
 def verify(job: Job, model: SplitModel, samples: Samples, manifest: Manifest) -> prove.Proof:
-    """Prove the engines against the PyTorch model: parity, quality, invariance and latency.
+    """Verify the engines against the PyTorch model: parity, quality, invariance and latency.
 
     Raises:
-        GateFailed: an exported graph differs from the model; other checks that fail are in the proof.
+        GateFailed: an exported graph differs from the model; other failed checks are recorded in the proof.
     """
     limits = {n: model.split.speedup_limit(n) for n in job.recipe.serving.candidates}
     reference = PyTorchReference(
@@ -211,7 +212,7 @@ def verify(job: Job, model: SplitModel, samples: Samples, manifest: Manifest) ->
 def _requests(
     paths: Sequence[Path], model: SplitModel, graphs: Graphs, seed: int, limit: int | None = None
 ) -> list[Request]:
-    """Return the requests of the files, at most ``limit``; random ones if no file is given."""
+    """Return at most ``limit`` requests from the files, or random ones if there are no files."""
     if not paths:
         return synthetic_requests(model.source, model.split, SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, seed)
     stream = read_requests([str(p) for p in paths], request_spec(graphs["user"], graphs["item"]))

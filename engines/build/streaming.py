@@ -1,4 +1,4 @@
-"""From a checkpoint larger than memory to quantized user and item graphs, one chunk of a weight at a time."""
+"""Quantize the user and item graph of a checkpoint larger than memory, one chunk of a weight at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from quant.policy import policy_from
 from quant.schemes.schemes import Absmax, SchemeConfig
 from quant.streaming.stream import Streamed, stream_graphs
 
-#: What a disk reads while a model is traced; file cache, not memory of this process, and dropped first.
+#: Bytes to prefetch while a model is traced; they go to the page cache, which the kernel can evict at any time.
 READ_AHEAD_BYTES = 10 << 30
 
 
@@ -42,17 +42,17 @@ def stream(
     threads: int = 2,
     progress: ProgressCallback = silent,
 ) -> Streamed:
-    """Write the quantized graphs of a checkpoint into ``out`` without ever holding the model.
+    """Write the quantized graphs of a checkpoint to ``out`` without loading the whole model.
 
-    The recipe gives the policy of the weights; its scheme is not used, since calibration needs the FP32 graph. A
-    run that was killed resumes; a finished one is not repeated.
+    The recipe sets the weight policy; its scheme is ignored, because calibration needs the FP32 graph. An interrupted
+    run is resumed, a finished one is not repeated.
 
     Raises:
         UgsepError: a bad checkpoint, a model that cannot be traced or split, a constant that cannot be computed
-            chunk by chunk, and the errors of ``quant.streaming.stream.stream_graphs``.
+            chunk by chunk, or the errors of ``quant.streaming.stream.stream_graphs``.
     """
     check_architecture(recipe, checkpoint)
-    torch.set_num_threads(1)  # weights are quantized in parallel, not the operations of each
+    torch.set_num_threads(1)  # parallel over weights, not within each operation
     stored = stored_weights(checkpoint)
     model = meta_model(checkpoint)
     with open_weights(stored) as weights, weights.reading_ahead(_ahead_bytes()) as enough:
@@ -65,12 +65,12 @@ def stream(
 
 
 def _ahead_bytes() -> int:
-    """Return READ_AHEAD_BYTES, or half of the memory of a small machine."""
+    """Return READ_AHEAD_BYTES, or half of the physical memory if that is less."""
     return min(READ_AHEAD_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
 
 
 def _traced(graphs: Iterable[StreamedGraph], enough: threading.Event) -> Iterator[StreamedGraph]:
-    """Pass graphs on; once the first is there, reading ahead stops."""
+    """Yield the graphs; stop reading ahead when the first is ready."""
     for graph in graphs:
         enough.set()
         yield graph
@@ -79,7 +79,7 @@ def _traced(graphs: Iterable[StreamedGraph], enough: threading.Event) -> Iterato
 def weightless_graphs(
     name: str, model: RankingModel, weights: Weights, progress: ProgressCallback = silent
 ) -> Iterator[StreamedGraph]:
-    """Fold, split and export a model on the meta device; gives the user graph, then the item graph."""
+    """Fold, split and export a model on the meta device; yield the user graph, then the item graph."""
     progress(Progress("split", 0, 1))
     recorder = Recorder(model)
     with recorder:
@@ -106,7 +106,7 @@ def _rows(features: tuple[Feature, ...], count: int) -> dict[str, torch.Tensor]:
 
 
 def _feeds(model: RankingModel, split: Split) -> dict[str, torch.Tensor]:
-    """Return inputs of the user graph with TRACE_USERS rows, of the item graph with TRACE_CANDIDATES."""
+    """Return inputs for the user graph with TRACE_USERS rows, and for the item graph with TRACE_CANDIDATES."""
     rows = _rows(of_side(model.config.features, "user"), TRACE_USERS)
     items = _rows(of_side(model.config.features, "item"), TRACE_CANDIDATES)
     state = split.user({n: rows[n] for n in split.user.inputs})
