@@ -86,7 +86,7 @@ def _needed(session: Any, request: Request, state: dict[str, np.ndarray]) -> dic
     return {i.name: given[i.name] for i in session.get_inputs()}
 
 
-def test_the_page_keeps_what_stands_around_the_table(tables: Any) -> None:
+def test_the_page_keeps_the_text_around_the_table(tables: Any) -> None:
     _, page = tables
     assert page.startswith("# Before\n")
     assert page.endswith("\nAfter.\n")

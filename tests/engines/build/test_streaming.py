@@ -110,7 +110,7 @@ def tiny_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["tokenmixer-mixed-policy", "unimixer", "rankmixer", "zenith-pp-blocks"],
 )
-def test_streamed_files_are_those_of_the_ordinary_road(
+def test_streamed_files_equal_those_of_an_in_memory_build(
     tmp_path: Path, variant: str, changes: dict[str, int], policy: dict[str, Any]
 ) -> None:
     recipe = _checkpoint(tmp_path / "checkpoint", variant, **changes)

@@ -146,7 +146,7 @@ LOOSE = "model: any\nserving: {candidates: [1, 5], compile_for: []}\ngates: {ken
 
 
 @pytest.mark.slow
-def test_any_module_goes_the_whole_road(tmp_path: Path) -> None:
+def test_any_module_builds_and_serves(tmp_path: Path) -> None:
     import numpy as np
 
     from engines import Ranker

@@ -68,7 +68,7 @@ def test_a_recipe_reads_back_what_it_dumps(name: str, tmp_path: Path, features: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_recipe_goes_the_whole_road_at_reduced_size(name: str, tmp_path: Path, features: Path) -> None:
+def test_a_recipe_builds_at_reduced_size(name: str, tmp_path: Path, features: Path) -> None:
     outcome = build(name, reduced(load_recipe(name)), Sources(None, features=features), tmp_path / name)
     assert outcome.report["passed"]
     assert outcome.report["synthetic"]
