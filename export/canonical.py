@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import onnxscript.optimizer
+import onnxscript.rewriter
+from onnxscript.rewriter.rules.common import no_op_cast_rule
 
 from export import names
 from export.weights.placeholders import transposed
@@ -33,8 +35,9 @@ def canonicalize(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "Reshape":
             _reshape_by_constant(model.graph, node)
-        if node.op_type in ("Reshape", "Cast"):
-            _drop_where_it_changes_nothing(model.graph, node)
+            _drop_vector_reshape(model.graph, node)
+    onnxscript.rewriter.rewrite(model, pattern_rewrite_rules=[no_op_cast_rule])
+    common.IdentityEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.TopologicalSortPass()(model)
@@ -114,7 +117,10 @@ def _reciprocal_to_division(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _reshape_by_constant(graph: ir.Graph, node: ir.Node) -> None:
-    """Let a reshape compute its only dynamic axis (-1), in place of reading a shape that was put together for it."""
+    """Let a reshape compute its only dynamic axis (-1), instead of reading a shape assembled for it.
+
+    Unlike onnxscript's MaterializeReshapeShape: one initializer per shape, no allowzero, and no static shapes.
+    """
     shape, wanted = node.outputs[0].shape, node.inputs[1]
     if shape is None or _initializer(wanted) is not None:
         return
@@ -130,18 +136,13 @@ def _reshape_by_constant(graph: ir.Graph, node: ir.Node) -> None:
     node.replace_input_with(1, graph.initializers[name])
 
 
-def _drop_where_it_changes_nothing(graph: ir.Graph, node: ir.Node) -> None:
-    """Remove a cast to the same type, and a reshape of a vector to a vector."""
-    source, out = node.inputs[0], node.outputs[0]
-    assert source is not None
-    if node.op_type == "Cast":
-        same = source.dtype is not None and node.attributes["to"].as_int() == source.dtype.value
-    else:
-        one_axis = source.shape is not None and len(source.shape) == 1
-        wanted = node.inputs[1]
-        target = wanted.const_value if wanted is not None else None
-        same = one_axis and target is not None and target.numpy().tolist() == [-1]
-    if same and not out.is_graph_output():
+def _drop_vector_reshape(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove a reshape of a vector to a vector."""
+    source, wanted, out = node.inputs[0], node.inputs[1], node.outputs[0]
+    target = wanted.const_value if wanted is not None else None
+    if source is None or source.shape is None or len(source.shape) != 1 or out.is_graph_output():
+        return
+    if target is not None and target.numpy().tolist() == [-1]:
         ir.convenience.replace_all_uses_with(out, source)
         graph.remove(node, safe=True)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -113,15 +114,12 @@ def _written(
 
 
 def _strip_traces(model: ir.Model) -> None:
-    """Drop the exporter's per-node notes: they hold source paths, which would make files differ by machine."""
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+    """Drop the exporter's notes: they hold source paths, which would make files differ by machine."""
+    common.ClearMetadataAndDocStringPass()(model)  # clears nodes and graphs, but neither values nor the model
+    graph = model.graph
+    made = [value for node in graph.all_nodes() for value in node.outputs]
+    for value in (*made, *graph.inputs, *graph.outputs, *graph.initializers.values()):
         value.metadata_props.clear()
-    model.graph.metadata_props.clear()
     model.metadata_props.clear()
 
 
@@ -129,7 +127,8 @@ def _name_ends(model: ir.Model, half: Subgraph) -> None:
     graph = model.graph
     for index, value in enumerate(graph.outputs):
         if value in graph.inputs or value in graph.outputs[:index]:
-            # A state tensor that is a plain user input: it needs a value of its own to have a name of its own.
+            # An output that is an input, or another output, needs a value of its own to be named. (onnx_ir's
+            # OutputFixPass appends these nodes in another order.)
             copy = ir.node("Identity", [value])
             graph.append(copy)
             copy.outputs[0].shape, copy.outputs[0].type = value.shape, value.type
