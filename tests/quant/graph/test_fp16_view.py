@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphs.base.errors import UgsepError
 from quant.calibration.statistics import observe
 from quant.graph.files import staged, write_graph
-from quant.graph.fp16_view import to_half
+from quant.graph.fp16_view import to_fp16_view
 from quant.graph.gemms import graph_of, load_graph, read_tensor, tensor_of, weights_of
 from quant.schemes import numerics
 from quant.schemes.awq import factors_of, plan_awq
@@ -36,7 +36,7 @@ def run(model: onnx.ModelProto, **inputs):
 
 def halved(model, tmp_path, keep=()):
     half = graph_of(onnx.ModelProto.FromString(model.SerializeToString()))
-    write_graph(half, tmp_path / "half.onnx", to_half(half, keep))
+    write_graph(half, tmp_path / "half.onnx", to_fp16_view(half, keep))
     onnx.checker.check_model(str(tmp_path / "half.onnx"), full_check=True)
     return onnx.load(tmp_path / "half.onnx")
 
@@ -125,7 +125,7 @@ def test_control_flow_is_refused() -> None:
     nodes = [node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)]
     model = model_of(nodes, [value("x", F, [1]), value("c", TensorProto.BOOL, [])], [value("y", F, [1])], {})
     with pytest.raises(UgsepError, match="control flow"):
-        to_half(graph_of(model), ())
+        to_fp16_view(graph_of(model), ())
 
 
 def test_staged_files_replace_all_or_none(tmp_path) -> None:
