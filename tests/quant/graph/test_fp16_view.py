@@ -1,4 +1,4 @@
-"""Graph edits on small graphs of one idea each: the FP16-typed view, and where awq's factors can go."""
+"""Graph edits on small graphs: the FP16-typed view, and what awq's factors can be folded into."""
 
 import numpy as np
 import onnx
@@ -128,6 +128,15 @@ def test_control_flow_is_refused() -> None:
         to_fp16_view(graph_of(model), ())
 
 
+def test_a_graph_is_written_back_as_it_was_read(graphs, tmp_path) -> None:
+    """Types that the file does not declare are not declared either; onnx_ir sorts the metadata."""
+    for path in graphs:
+        write_graph(load_graph(path), tmp_path / "back.onnx")
+        before, after = (onnx.load(p, load_external_data=False) for p in (path, tmp_path / "back.onnx"))
+        assert before.graph == after.graph
+        assert {p.key: p.value for p in before.metadata_props} == {p.key: p.value for p in after.metadata_props}
+
+
 def test_staged_files_replace_all_or_none(tmp_path) -> None:
     (tmp_path / "a").write_text("old")
 
@@ -178,7 +187,7 @@ def plan(model, x, name="w", tensor=None):
 
 
 def loud(r, *shape):
-    """Values whose channels 2 and 5 are forty times as large as the rest: what awq is made for."""
+    """Values whose channels 2 and 5 are forty times as large as the rest: the case awq is made for."""
     values = r.uniform(0.5, 1.0, shape)
     values[..., [2, 5]] *= 40
     return values.astype(np.float32)
