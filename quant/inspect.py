@@ -1,4 +1,4 @@
-"""What is in a graph: every weight with precision, bytes and SQNR."""
+"""List the weights of a graph with precision, bytes and SQNR."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quant.weight_table import QuantRow, float_row, table_of
 
 
 def inspect_graph(path: Path) -> tuple[QuantRow, ...]:
-    """Return one row per weight: of a quantized graph the table stamped in it, of a float graph its candidates.
+    """Return one row per weight: the stamped table of a quantized graph, the candidates of a float graph.
 
     Raises:
         UgsepError: the file cannot be read as ONNX.

@@ -1,4 +1,4 @@
-"""Which weight gets which precision: an ordered list of globs that a person can read and edit."""
+"""The precision of each weight, as an ordered list of globs that people read and edit."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ NORMS = ("ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "Pow", "Sqrt"
 
 @dataclass(frozen=True)
 class Rule:
-    """Weights whose name, or ``side:name``, matches the glob get the precision; ``reason`` is for people."""
+    """The precision of weights whose name, or ``side:name``, matches the glob; ``reason`` is shown to people."""
 
     glob: str
     precision: Precision
     reason: str = ""
 
     def matches(self, side: str, weight: str) -> bool:
-        """Whether the rule is about this weight of this side."""
+        """Whether the rule applies to this weight of this side."""
         return fnmatchcase(weight, self.glob) or fnmatchcase(f"{side}:{weight}", self.glob)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Precision of every weight: the first rule that matches decides, else ``default``.
+    """Precision of every weight: that of the first matching rule, else ``default``.
 
-    ``block`` is the number of rows of K per scale, 0 for one scale per output channel. int8 is int8 in both typed
-    views; fp16 is stored as FP16 in both (the FP32-typed view casts it); fp32 leaves the weight in the view's own
-    float type. ``tables`` also quantizes embedding tables, per row. ``keep_fp32_ops`` names what the FP16-typed
-    view computes in FP32: op types, ``MatMul:activations`` (a MatMul without a weight), or globs of node names.
+    ``block`` is the number of rows of K per scale, 0 for one scale per output channel. int8 is stored as int8 in both
+    typed views, fp16 as FP16 (the FP32-typed view casts it); fp32 takes the float type of the view. ``tables`` also
+    quantizes embedding tables, per row. ``keep_fp32_ops`` names what the FP16-typed view computes in FP32: op
+    types, ``MatMul:activations`` (a MatMul without a weight), or globs of node names.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -59,7 +59,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class _Document:
-    """A policy as it is written down."""
+    """A policy as it is written in YAML."""
 
     weights: tuple[Rule, ...] = ()
     default: Precision = "int8"
@@ -69,7 +69,7 @@ class _Document:
 
 
 def check_policy(policy: Policy, graphs: Iterable[Path]) -> None:
-    """Refuse a policy with a rule that matches no weight of any of the graphs.
+    """Refuse a policy with a rule that matches no weight of the graphs.
 
     Raises:
         UgsepError: the first such rule, with the nearest weight name.
@@ -108,7 +108,7 @@ def policy_from(document: Mapping[str, Any], location: str = "policy") -> Policy
 
 
 def read_policy(path: Path) -> Policy:
-    """Read a policy from a YAML file, whether it stands alone or under a ``policy`` key.
+    """Read a policy from a YAML file, at the top level or under a ``policy`` key.
 
     Raises:
         UgsepError: the file is missing, not YAML, or not a policy.

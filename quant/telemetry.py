@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-#: Read when onnxruntime is first imported; from 1.29 on it otherwise keeps a device id and sends usage events.
+#: Read when onnxruntime is first imported; without it, 1.29 and later keep a device id and send usage events.
 TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 
 
 def disable_telemetry() -> None:
-    """Switch ONNX Runtime's telemetry off for this process, unless the user has decided about it.
+    """Disable ONNX Runtime's telemetry in this process, unless the variable is already set.
 
     For command lines, before onnxruntime is imported. A server that embeds a ``Ranker`` decides for itself.
     """

@@ -22,7 +22,7 @@ class WeightPlan:
 
 
 def plan_of(weight: Weight, side: str, policy: Policy, keep_float: tuple[str, ...]) -> WeightPlan:
-    """Return the plan of a weight: what the graph and the model rule out, then the policy."""
+    """Return the plan of a weight: the graph and the model may rule int8 out, else the policy decides."""
     if weight.refusal:
         return WeightPlan("fp32", weight.refusal)
     if pattern := matching(weight.name, keep_float):

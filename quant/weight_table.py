@@ -18,10 +18,9 @@ TABLE_KEY = "quant"  # metadata property ugsep.quant: the table of the graph, as
 class QuantRow:
     """How one weight is stored; ``bits`` 8, 16 or 32.
 
-    ``sqnr_db`` compares the stored weight with the FP32 one; ``output_sqnr_db`` weighs the errors with the
-    calibrated second moments of the inputs (what the bias makes up for not counted), None without calibration.
-    ``reason_if_skipped`` is "" for int8 weights.
-    ``note`` says why awq left an int8 weight unscaled.
+    ``sqnr_db`` compares the stored weight with the FP32 one; ``output_sqnr_db`` weights the errors with the
+    calibrated second moments of the inputs (after bias correction), None without calibration. ``reason_if_skipped``
+    is "" for int8 weights. ``note`` says why awq left an int8 weight unscaled.
     """
 
     weight: str

@@ -17,7 +17,7 @@ from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.arrays import Array, Doubles
 from quant.calibration.statistics import Calibration, InputStatistics, SideStatistics
 from quant.graph.files import append, staged, write_graph
-from quant.graph.fp16_view import to_half
+from quant.graph.fp16_view import to_fp16_view
 from quant.graph.gemms import Weight, load_graph, read_tensor, tensor_of, weights_of
 from quant.graph.rewrite import Encoded, encode_weights, scale_of_matmul
 from quant.policy import Policy, check_policy
@@ -52,12 +52,12 @@ def quantize_side(
 
     Raises:
         UgsepError: an unreadable graph, a calibration that is missing or of another graph, a policy rule that
-            matches no weight of any graph in its folder, a weight with NaN or Inf, a full disk.
+            matches no weight of the graphs in its folder, a weight with NaN or Inf, a full disk.
     """
     policy = policy or Policy()
     model = load_graph(src)
     side = side_of(model, src)
-    check_policy(policy, _graphs_beside(src))
+    check_policy(policy, _graphs_in_folder(src))
     check_calibrated(scheme, calibration)
     statistics = calibration.side(src) if calibration is not None else None
     constants = model.graph.initializers
@@ -98,7 +98,7 @@ def quantize_side(
 
 @dataclass(frozen=True)
 class _Job:
-    """What holds for all weights of one graph."""
+    """What all weights of one graph share."""
 
     side: str
     scheme: SchemeConfig
@@ -114,7 +114,7 @@ class _Job:
 
 
 def _scale_constants(constants: Mapping[str, ir.Value], plans: Mapping[str, WeightPlan], awq: AwqPlan) -> None:
-    """Divide the biases and gains that take awq's factors, in the graph; weights are scaled when they are encoded."""
+    """Divide the biases and gains that take awq's factors; weights are scaled when they are encoded."""
     for name, scaling in awq.scalings.items():
         if name not in plans:
             _set(constants[name], scaling.apply(read_tensor(tensor_of(constants[name]))))
@@ -128,14 +128,14 @@ def write_views(model: ir.Model, stage: Path, side: str, blob: str, policy: Poli
     """Write both typed views of an encoded graph into ``stage``."""
     text = json.dumps(table.to_json(), sort_keys=True)
     half = model.clone()
-    narrow = to_half(half, policy.keep_fp32_ops)
+    narrow = to_fp16_view(half, policy.keep_fp32_ops)
     for view, precision, narrowed in ((model, "w8a32", frozenset[str]()), (half, "w8a16", narrow)):
         stamps = {"precision": precision, TABLE_KEY: text}
         write_graph(view, stage / f"{side}.{precision}.onnx", narrowed, blob, **stamps)
 
 
-def _graphs_beside(src: Path) -> Iterable[Path]:
-    """Return the graph and the other sides' float graphs in its folder: a policy speaks about all of them."""
+def _graphs_in_folder(src: Path) -> Iterable[Path]:
+    """Return the graph and the float graphs of the other sides in its folder: a policy covers all of them."""
     names = [src.parent / f"{side}.onnx" for side in ("user", "item", "full")]
     return dict.fromkeys([src, *(p for p in names if p.is_file())])
 
@@ -143,7 +143,7 @@ def _graphs_beside(src: Path) -> Iterable[Path]:
 def _encode(
     weight: Weight, values: Array, plan: WeightPlan, job: _Job, file: IO[bytes]
 ) -> tuple[QuantRow, Encoded | None, Doubles | None]:
-    """Append a weight's constant to the file; returns its row, where it lies, and the shift its bias takes."""
+    """Append a weight's constant to the file; returns its row, its location, and the shift of its bias."""
     full = weight.elements * 4
 
     def row(scheme: str, block: int, sqnr: float, output_sqnr: float | None, size: int, note: str = "") -> QuantRow:
@@ -215,9 +215,9 @@ def quantize_values(
     scaling: Scaling,
     biased: bool = False,
 ) -> tuple[Quantized, Array]:
-    """Return the quantized (scaled) weight [K, N] or [T, K, N], and what it restores to in the first units.
+    """Return the quantized (scaled) weight [K, N] or [T, K, N], and the weight it restores to, unscaled.
 
-    ``biased``: a bias takes the mean of the error, so only the inputs' variation counts.
+    ``biased``: a bias absorbs the mean of the error, so only the inputs' variance counts.
     """
     scaled_seen = scaled_statistics(seen.centered() if biased else seen, scaling) if seen is not None else None
     done = quantize_weight(scheme, np.ascontiguousarray(scaling.apply(values)), scaled_seen, block)

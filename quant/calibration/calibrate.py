@@ -1,4 +1,4 @@
-"""Run the FP32 user and item graphs over requests and collect what enters each weight's MatMul."""
+"""Run the FP32 user and item graphs over requests and collect statistics of each weight's inputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHUNK_ROWS = 256  # candidates per item run: bounds the memory of the observed a
 
 @dataclass
 class _Probe:
-    """One graph with its MatMul inputs as extra outputs, and what was seen so far."""
+    """One graph with its MatMul inputs as extra outputs, and the statistics so far."""
 
     path: Path
     run: Run
@@ -76,12 +76,12 @@ def calibrate(
 
     Candidates run in chunks of 256, one request at a time, so memory does not grow with the data. ``gram`` adds the
     Gram matrices that gptq needs. Every ``every`` requests, and before an error in the data is raised, ``checkpoint``
-    is handed what was collected; given back as ``resume`` together with the same requests, the run goes on after them
-    and ends as if it had never stopped.
+    receives the statistics so far; passed as ``resume`` with the same requests, the run continues after them, with
+    the same result as an uninterrupted one.
 
     Raises:
         UgsepError: onnxruntime is missing, the graphs do not fit the requests, no requests, NaN or Inf on the way,
-            or ``resume`` is of other graphs or other requests.
+            or a ``resume`` of other graphs or requests.
     """
     user, item = _probe(user_onnx, threads, gram), _probe(item_onnx, threads, gram)
     samples = SamplesHash()
@@ -97,18 +97,14 @@ def calibrate(
         samples.update(request)
         if samples.requests <= done:
             if samples.requests == done and resume and samples.hexdigest() != resume.samples[0].sha256:
-                raise UgsepError(
-                    "the requests changed since the interrupted calibration; start it anew with --restart"
-                )
+                raise UgsepError("the requests changed since the interrupted calibration; start over with --restart")
             continue
         _observe_request(request, user, item)
         progress(Progress("calibrate", samples.requests, None, f"{samples.rows} rows"))
         if every and samples.requests % every == 0:
             keep()
     if samples.requests < done:
-        raise UgsepError(
-            "there are fewer requests than the interrupted calibration saw; start it anew with --restart"
-        )
+        raise UgsepError("there are fewer requests than the interrupted calibration saw; start over with --restart")
     if not samples.rows:
         raise UgsepError("no requests to calibrate on; give at least one with a candidate")
     progress(Progress("calibrate", samples.requests, samples.requests, f"{samples.rows} rows"))
@@ -116,7 +112,7 @@ def calibrate(
 
 
 def _until_broken(requests: Iterable[Request], keep: Callable[[], None]) -> Iterator[Request]:
-    """Go over the requests; where reading them fails, keep what was done before the error."""
+    """Yield the requests; if reading them fails, keep the statistics so far before raising."""
     try:
         yield from requests
     except UgsepError:
@@ -133,10 +129,10 @@ def _take_up(resume: Calibration, user: _Probe, item: _Probe, gram: bool) -> int
     for probe, side in ((user, resume.user), (item, resume.item)):
         if side.graph_sha256 != file_sha256(probe.path):
             raise UgsepError(
-                f"the interrupted calibration is of another graph than '{probe.path}'; start it anew with --restart"
+                f"the interrupted calibration is of another graph than '{probe.path}'; start over with --restart"
             )
         if gram and any(t.gram is None for t in side.tensors.values()):
-            raise UgsepError("the interrupted calibration has no Gram matrices; start it anew with --restart")
+            raise UgsepError("the interrupted calibration has no Gram matrices; start over with --restart")
         probe.seen.update(side.tensors)
     return resume.samples[0].requests
 
@@ -170,7 +166,7 @@ def _probe(path: Path, threads: int, gram: bool) -> _Probe:
     run = session(model, path, threads)
 
     def with_inputs(names: list[str], values: dict[str, Array]) -> list[Array]:
-        # A graph input that feeds a MatMul directly is no output: hand it over as it is.
+        # A graph input that feeds a MatMul directly cannot be an output: pass it through.
         computed = [n for n in names if n not in values]
         results = dict(zip(computed, run(computed, values), strict=True)) if computed else {}
         return [results[n] if n in results else values[n] for n in names]
@@ -185,7 +181,7 @@ def _keys(weight: Weight) -> Iterator[tuple[str, tuple[str, int]]]:
 
 
 def session(model: ir.Model, path: Path, threads: int) -> Run:
-    """Load a graph in onnxruntime on the CPU; its external data lies beside ``path``.
+    """Load a graph in onnxruntime on the CPU; its external data is next to ``path``.
 
     Raises:
         UgsepError: onnxruntime is missing or refuses the graph; the returned function raises it for bad inputs.

@@ -23,9 +23,9 @@ NAME = "calibration"
 
 
 def save_calibration(calibration: Calibration, folder: Path) -> tuple[Path, Path]:
-    """Write ``calibration.json`` and ``calibration.safetensors`` into the folder; each file appears whole or not.
+    """Write ``calibration.json`` and ``calibration.safetensors`` into the folder; each file is replaced atomically.
 
-    The JSON file holds the digest of the other, so a mixed pair is noticed when it is read.
+    The JSON file holds the digest of the other, so a mixed pair is detected on reading.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, npt.NDArray[Any]] = {}

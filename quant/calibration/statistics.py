@@ -1,4 +1,4 @@
-"""Input statistics of every weight's MatMul: collected exactly, merged exactly, kept in two files."""
+"""Input statistics of every weight's MatMul, collected and merged exactly."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from quant.arrays import Doubles, Floats
 class InputStatistics:
     """Statistics of the tensor that feeds a weight.
 
-    ``count`` rows were seen (per token in the 3-D form). ``squares`` is sum x_k^2, ``sums`` is sum x_k, ``low`` and
-    ``high`` the range, float64 [K] for a 2-D weight and [T, K] for a 3-D one. ``gram`` is sum x x^T, float64 [K, K]
-    or [T, K, K], where it was collected.
+    ``count`` rows were seen (per feature token of a 3-D weight). ``squares`` is sum x_k^2, ``sums`` is sum x_k,
+    ``low`` and ``high`` the range, float64 [K] for a 2-D weight and [T, K] for a 3-D one. ``gram`` is sum x x^T,
+    float64 [K, K] or [T, K, K], None unless collected.
     """
 
     count: int
@@ -40,7 +40,7 @@ class InputStatistics:
         return self.sums / max(self.count, 1)
 
     def centered(self) -> InputStatistics:
-        """Return the statistics of x - E[x]: variances and covariances in place of second moments."""
+        """Return the statistics of x - E[x]: (co)variances instead of second moments."""
         mean, count = self.mean, max(self.count, 1)
         squares = np.maximum(self.squares - count * mean**2, 0.0)
         gram = self.gram
@@ -52,8 +52,8 @@ class InputStatistics:
 def observe(x: Floats, tokens: int, gram: bool = False) -> InputStatistics:
     """Return the statistics of one batch of MatMul inputs.
 
-    ``tokens`` is 0 for a 2-D weight: x is [..., K]. Otherwise x is [T, M, K] (or [M, K], the same for every token)
-    and the statistics are per token.
+    ``tokens`` is 0 for a 2-D weight: x is [..., K]. Otherwise x is [T, M, K] (or [M, K], the same for every feature
+    token) and the statistics are per feature token.
 
     Raises:
         UgsepError: x holds NaN or Inf.
@@ -74,7 +74,7 @@ def observe(x: Floats, tokens: int, gram: bool = False) -> InputStatistics:
 
 
 def combine(parts: Iterable[InputStatistics]) -> InputStatistics:
-    """Return the statistics of all parts together: sums add, ranges widen; Gram matrices where all parts have one.
+    """Return the statistics of all parts together; Gram matrices only if all parts have one.
 
     Raises:
         ValueError: no parts, or parts of different shapes.
@@ -95,9 +95,9 @@ def combine(parts: Iterable[InputStatistics]) -> InputStatistics:
 
 @dataclass(frozen=True)
 class SideStatistics:
-    """Statistics of one graph: of each MatMul input tensor, and which of them feed each weight.
+    """Statistics of one graph: those of each MatMul input tensor, and which of them feed each weight.
 
-    ``tensors`` is keyed ``name`` for 2-D weights and ``name@T`` for 3-D ones of T tokens.
+    ``tensors`` is keyed ``name`` for 2-D weights and ``name@T`` for 3-D ones of T feature tokens.
     """
 
     graph_sha256: str
@@ -105,7 +105,7 @@ class SideStatistics:
     feeds: Mapping[str, tuple[str, ...]]
 
     def of(self, weight: str) -> InputStatistics:
-        """Return the statistics of everything a weight is multiplied with.
+        """Return the combined statistics of the inputs of a weight.
 
         Raises:
             UgsepError: the weight was not calibrated.
@@ -117,7 +117,7 @@ class SideStatistics:
 
 @dataclass(frozen=True)
 class Samples:
-    """What was calibrated on: the hash of the requests, how many, and whether they were random."""
+    """The requests that were calibrated on: their hash and number, and whether they were random."""
 
     sha256: str
     requests: int
@@ -127,7 +127,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Statistics of the user and the item graph over the same requests, which may have come in several parts."""
+    """Statistics of the user and the item graph over the same requests, possibly merged from several parts."""
 
     user: SideStatistics
     item: SideStatistics
@@ -145,11 +145,11 @@ class Calibration:
 
     @property
     def samples_sha256(self) -> str:
-        """The hash of the requests; of several parts, their hashes joined by ``+``."""
+        """The hash of the requests; the hashes of several parts are joined by ``+``."""
         return "+".join(s.sha256 for s in self.samples)
 
     def side(self, onnx_path: Path) -> SideStatistics:
-        """Return the statistics of a graph, found by the hash of its content.
+        """Return the statistics of a graph, looked up by the hash of its content.
 
         Raises:
             UgsepError: the statistics are of other graphs.
@@ -187,7 +187,7 @@ def _merge_side(sides: list[SideStatistics]) -> SideStatistics:
 
 
 def without_grams(calibration: Calibration) -> Calibration:
-    """Return the statistics without their Gram matrices, which only gptq reads and which are most of the bytes."""
+    """Return the statistics without Gram matrices, which only gptq reads and which are most of the bytes."""
     user, item = (
         replace(side, tensors={key: replace(found, gram=None) for key, found in side.tensors.items()})
         for side in (calibration.user, calibration.item)

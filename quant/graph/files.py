@@ -1,4 +1,4 @@
-"""Writing of ONNX graphs and the files of their tensors: whole or not at all."""
+"""Write ONNX graphs and the files of their tensors, all or nothing."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _COPY_ROWS_BYTES = 1 << 26
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Yield a folder to write into; at the end its files replace those of ``folder``, after an error none do.
+    """Yield a folder to write into; on success its files replace those of ``folder``, after an error none do.
 
-    Graphs (``*.onnx``) go away before and come back after the data files they point into, so a kill in between
+    Graphs (``*.onnx``) are removed before and moved in after the data files they point into, so a kill in between
     leaves no graph with another graph's data.
 
     Raises:
@@ -50,7 +50,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def publish(files: Iterable[Path], folder: Path) -> None:
-    """Move files into a folder: its old graphs (``*.onnx``) go first, the new ones come last."""
+    """Move files into a folder: old graphs (``*.onnx``) are removed first, new ones moved last."""
     ordered = sorted(files, key=lambda p: (p.suffix == ".onnx", p.name))
     for file in ordered:
         if file.suffix == ".onnx":
@@ -60,7 +60,7 @@ def publish(files: Iterable[Path], folder: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file, folders and all; where that fails the old file stays.
+    """Write a text file and its folders; if that fails, the old file stays.
 
     Raises:
         UgsepError: it cannot be written.
@@ -77,13 +77,13 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def aligned(offset: int, size: int) -> int:
-    """Return where a tensor of ``size`` bytes starts in a data file that is ``offset`` bytes long."""
+    """Return the offset of a tensor of ``size`` bytes appended to a data file of ``offset`` bytes."""
     step = _ALIGNMENT if size >= EXTERNAL_BYTES else 64
     return offset + -offset % step
 
 
 def append(file: IO[bytes], array: Array) -> tuple[int, int]:
-    """Append an array's bytes, aligned, and return (offset, length); large arrays are written piece by piece."""
+    """Append an array's bytes, aligned, and return (offset, length); large arrays are written in chunks."""
     offset = aligned(file.tell(), array.nbytes)
     file.write(b"\0" * (offset - file.tell()))
     flat = array.reshape(-1)
@@ -111,7 +111,7 @@ def write_graph(
             if (name not in narrow and not location) or (shared and location == shared):
                 continue
             values = read_tensor(tensor)
-            value.const_value = _stored(name, _to_half(values, name) if name in narrow else values, file, data.name)
+            value.const_value = _stored(name, _as_fp16(values, name) if name in narrow else values, file, data.name)
         size = file.tell()
     if not size:
         data.unlink()
@@ -129,8 +129,8 @@ def _stored(name: str, values: Array, file: IO[bytes], location: str) -> ir.Tens
     return ir.ExternalTensor(location, offset, length, dtype, shape=ir.Shape(values.shape), name=name)
 
 
-def _to_half(values: Array, name: str) -> Array:
-    """Convert to FP16. Single constants stay in range (mask values) and away from zero (epsilons)."""
+def _as_fp16(values: Array, name: str) -> Array:
+    """Convert to FP16. Scalars are clipped to its range (mask values) and kept off zero (epsilons)."""
     limit = float(np.finfo(np.float16).max)
     if values.size == 1:
         bounded = np.where(np.isinf(values), values, np.clip(values, -limit, limit))

@@ -1,7 +1,7 @@
 """The FP16-typed view of a graph: the same nodes, with casts only around what must stay FP32 for its range.
 
-``export.lowering.tensorrt`` has a converter of its own: TensorRT decides itself what it computes in FP32, so its
-graphs are FP16 throughout.
+The converter in ``export.lowering.tensorrt`` is another: its graphs are FP16 throughout, since TensorRT itself keeps
+in FP32 what needs the range.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FOLLOWERS = frozenset(
 )
 
 
-def to_half(model: ir.Model, keep_fp32: tuple[str, ...]) -> frozenset[str]:
+def to_fp16_view(model: ir.Model, keep_fp32: tuple[str, ...]) -> frozenset[str]:
     """Make a float32-typed graph FP16-typed in place and return the initializers to be narrowed to FP16.
 
     Inputs and outputs become FP16, integers stay. Nodes named by ``keep_fp32`` (op types, ``MatMul:activations``,
@@ -77,7 +77,7 @@ def to_half(model: ir.Model, keep_fp32: tuple[str, ...]) -> frozenset[str]:
 
 
 def _drop_casts_of_half_constants(graph: ir.Graph) -> None:
-    """Let MatMul read FP16 constants directly: the cast of the FP32-typed view does nothing here."""
+    """Let MatMul read FP16 constants directly; only the FP32-typed view needs the cast."""
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Cast" else None
         if source is None or not source.is_initializer() or tensor_of(source).dtype != ir.DataType.FLOAT16:
@@ -107,7 +107,7 @@ def _float_values(model: ir.Model) -> set[ir.Value]:
 
 
 def _values(graph: ir.Graph) -> Iterable[ir.Value]:
-    """Yield inputs, initializers and products."""
+    """Yield the inputs, the initializers and the outputs of all nodes."""
     yield from graph.inputs
     yield from graph.initializers.values()
     for node in graph:
@@ -156,7 +156,7 @@ def _constants_by_type(
 
 
 def _narrow_attributes(node: ir.Node) -> None:
-    """Let a node that names its own output type name FP16."""
+    """Change FP32 to FP16 in attributes that set a node's output type."""
     for name in ("to", "dtype", "output_dtype"):
         if node.attributes.get_int(name, 0) == ir.DataType.FLOAT:
             node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT16)
@@ -166,7 +166,7 @@ def _narrow_attributes(node: ir.Node) -> None:
 
 
 def _cast(value: ir.Value, name: str, wide: bool) -> ir.Node:
-    """Return a cast of a value; ``name`` is that of its FP16 form."""
+    """Return a cast of a value whose FP16 version is called ``name``."""
     if wide:
         to, step, output = ir.DataType.FLOAT, names.step_node(name, "to_fp32"), names.derived(name, "fp32")
     else:
@@ -175,7 +175,7 @@ def _cast(value: ir.Value, name: str, wide: bool) -> ir.Node:
 
 
 def _retype(graph: ir.Graph, floats: set[ir.Value], half: dict[ir.Value, ir.Value]) -> None:
-    """Declare inputs and outputs as FP16, and nothing else: other declarations are those of the float32 graph."""
+    """Declare inputs and outputs as FP16 and drop all other declarations, which are of the float32 graph."""
     ends = {*graph.inputs}
     for index, value in enumerate(graph.outputs):
         output = half.get(value, value)

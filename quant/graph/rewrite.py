@@ -1,4 +1,4 @@
-"""The edit of the ONNX graph: a float weight becomes an int8 or FP16 constant in a shared file of blobs."""
+"""Rewrite an ONNX graph: float weights become int8 or FP16 constants in a shared file of blobs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from quant.graph.gemms import name_of, tensor_of
 
 @dataclass(frozen=True)
 class Encoded:
-    """Where a weight's constant lies and how it is dequantized.
+    """The location of a weight's constant, and how it is dequantized.
 
     ``scale`` is float32 in the shape the graph holds: [N], [K/block, N], [T, K/block, N], or [V] for a table; None
-    for an FP16 constant. ``axis`` and ``block`` are DequantizeLinear's attributes, ``block`` 0 where it has none.
+    for an FP16 constant. ``axis`` and ``block`` are DequantizeLinear's attributes, ``block`` 0 if it has none.
     """
 
     location: str

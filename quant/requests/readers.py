@@ -161,26 +161,26 @@ def _ends_early(file: IO[bytes]) -> bool:
 
 def _checked(path: Path, spec: InputSpec, column: Any) -> Array:
     """Return the column as [rows, *row_shape] of the spec's dtype; any mismatch is a UgsepError."""
-    where = f"'{path}': column '{spec.name}'"
+    location = f"'{path}': column '{spec.name}'"
     if isinstance(column, np.ndarray):
         values, rows = column, len(column)
     else:
         rows = len(column)
         while pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
             if column.null_count:
-                raise UgsepError(f"{where} holds nulls; fill them")
+                raise UgsepError(f"{location} holds nulls; fill them")
             column = column.flatten()
         if column.null_count:
-            raise UgsepError(f"{where} holds nulls; fill them")
+            raise UgsepError(f"{location} holds nulls; fill them")
         values = column.to_numpy(zero_copy_only=False)
     if values.dtype.name != spec.dtype:
-        raise UgsepError(f"{where} is {values.dtype.name}, the graph takes {spec.dtype}; cast the column")
+        raise UgsepError(f"{location} is {values.dtype.name}, the graph takes {spec.dtype}; cast the column")
     expected = (rows, *spec.row_shape)
     if values.size != int(np.prod(expected)):
         width = values.size / rows if rows else 0
-        raise UgsepError(f"{where} has {width:g} values per row, the graph takes {list(spec.row_shape)}")
+        raise UgsepError(f"{location} has {width:g} values per row, the graph takes {list(spec.row_shape)}")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise UgsepError(f"{where} holds NaN or Inf; clean the data")
+        raise UgsepError(f"{location} holds NaN or Inf; clean the data")
     return values.reshape(expected)
 
 

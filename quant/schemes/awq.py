@@ -1,7 +1,7 @@
-"""AWQ (arXiv 2306.00978): scale up the input channels that matter, and fold the inverse into the operator before.
+"""AWQ (arXiv 2306.00978): scale up the input channels that matter and fold the inverse into the previous operator.
 
-A factor s_k per input channel k turns x W into (x / s)(s W): the graph computes the same, but the channels with large
-activations lose less to rounding. The factors are powers of two, so the folded FP32 graph is exact, bit for bit.
+A factor s_k per input channel k turns x W into (x / s)(s W): the graph computes the same, but channels with large
+activations lose less to rounding. Factors are powers of two, so the folded FP32 graph is exact, bit for bit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HOMOGENEOUS = ("Relu", "LeakyRelu", "Identity", "Dropout")
 
 @dataclass(frozen=True)
 class Scaling:
-    """Factors to apply to an initializer when it is read: its rows times ``rows``, its last axis over ``columns``.
+    """Factors to apply to an initializer when it is read: rows times ``rows``, last axis divided by ``columns``.
 
     ``rows`` is [K] or [T, K]; ``columns`` is [N] or [T, N]; None for no factor.
     """
@@ -42,7 +42,7 @@ class Scaling:
         return values
 
     def undo(self, values: Array) -> Array:
-        """Return what :meth:`apply` scaled in its first units again."""
+        """Return scaled values as they were before :meth:`apply`."""
         one = np.float32(1)
         rows = None if self.rows is None else one / self.rows
         return Scaling(rows, None if self.columns is None else one / self.columns).apply(values)
@@ -50,9 +50,9 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Fold:
-    """Where the factors of one MatMul input go: the initializers whose last axis is divided by them.
+    """The initializers that take the factors of one MatMul input: their last axis is divided by them.
 
-    ``per_token`` says whether every token may have its own factors. ``reason`` is set where nothing can take them.
+    ``per_token``: every feature token may have its own factors. ``reason`` is set if nothing can take them.
     """
 
     targets: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class AwqPlan:
-    """Scalings by initializer, and for each weight that could not be scaled the reason."""
+    """Scalings by initializer, and the reason for each weight that could not be scaled."""
 
     scalings: Mapping[str, Scaling]
     reasons: Mapping[str, str]
@@ -76,9 +76,9 @@ def plan_awq(
     alphas: tuple[float, ...],
     block: int,
 ) -> AwqPlan:
-    """Choose the factors of every MatMul input of ``weights`` (those that become int8) and where they are folded.
+    """Choose the factors of every MatMul input of ``weights`` (those that become int8) and what they are folded into.
 
-    ``statistics`` and ``read`` return a weight's calibration and its values. alpha = 0 (no scaling) is always tried.
+    ``statistics`` and ``read`` return a weight's calibration and values. alpha = 0 (no scaling) is always tried.
     """
     scalings: dict[str, Scaling] = {}
     reasons: dict[str, str] = {}
@@ -204,7 +204,7 @@ def _dims(constant: ir.Value) -> tuple[int, ...]:
 
 
 def _per_token(dims: tuple[int, ...], tokens: int) -> bool:
-    """Whether a constant of [T, 1, K] holds a value of its own for each token."""
+    """Whether a constant is [T, 1, K], with one row per feature token."""
     return bool(tokens) and len(dims) == 3 and dims[0] == tokens and dims[1] == 1
 
 

@@ -1,7 +1,7 @@
-"""Bias correction: what quantizing a weight shifts its output by on average goes into the bias added right after.
+"""Bias correction: the mean shift that quantizing a weight causes in its output is added to the bias that follows.
 
-E[x (W - restored)] = E[x] (W - restored) is exact for the calibrated mean of the inputs. What is left of the error
-has mean zero: its size depends on the inputs' covariance instead of their second moments.
+E[x (W - restored)] = E[x] (W - restored) is exact for the calibrated mean of the inputs. The remaining error has mean
+zero and depends on the inputs' covariance instead of their second moments.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from quant.graph.gemms import name_of, tensor_of
 
 
 def biases_of(model: ir.Model) -> dict[str, str]:
-    """Return, for each weight whose only product has its own constant added, the name of that constant.
+    """Return the name of the bias of each weight: a constant added to the weight's only product.
 
-    A weight [K, N] takes a bias of N numbers, one of [T, K, N] a bias [T, 1, N]. The bias must be read nowhere else.
+    A weight [K, N] takes a bias of N numbers, one of [T, K, N] a bias [T, 1, N]. No other node may read it.
     """
     found: dict[str, str] = {}
     for node in model.graph:
@@ -50,7 +50,7 @@ def _fits(weight: tuple[int, ...], bias: tuple[int, ...]) -> bool:
 
 
 def mean_shift(weight: Array, restored: Array, seen: InputStatistics) -> Doubles:
-    """Return E[x] (W - restored), float64 [N] or [T, N]: what has to be added to the output."""
+    """Return E[x] (W - restored), float64 [N] or [T, N], to be added to the output."""
     shift = np.empty((*weight.shape[:-2], weight.shape[-1]))
     for token in np.ndindex(weight.shape[:-2]):  # one token at a time bounds the temporary
         shift[token] = seen.mean[token] @ (weight[token].astype(np.float64) - restored[token])

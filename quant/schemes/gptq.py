@@ -1,4 +1,4 @@
-"""GPTQ (arXiv 2210.17323): round one input row at a time and let the rows after it make up for the error.
+"""GPTQ (arXiv 2210.17323): round one input row at a time and let the later rows compensate for the error.
 
 Written with the Cholesky factor R of the Gram matrix itself, ||X d||^2 = ||R d||^2, rather than with one of its
 inverse: going from the last row to the first, each row is rounded so that its own entry of R d is as small as it can
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from quant.arrays import Doubles, Floats, Ints
 from quant.schemes.numerics import QMAX, quantize
 
-_ROWS = 128  # rows rounded before their errors reach the remaining rows in one matrix product
+_ROWS = 128  # rows rounded before one matrix product carries their errors to the remaining rows
 
 
 def gptq(
@@ -23,8 +23,8 @@ def gptq(
 
     ``gram`` is X^T X, float64 [K, K], in any scaling. Rows with the largest inputs are rounded first (section 3.3,
     "act-order"). ``damping`` times the mean of the diagonal is added to it (doubled until Cholesky succeeds). A
-    channel that comes out worse than by plain rounding on ``plain_scale`` (default: ``scale``) keeps that, so the
-    result is never worse than plain rounding under the calibrated objective.
+    channel that ends up worse than plain rounding on ``plain_scale`` (default: ``scale``) is rounded plainly, so the
+    result is never worse under the calibrated objective.
     """
     plain_scale = scale if plain_scale is None else plain_scale
     plain = quantize(weight, plain_scale)
@@ -76,7 +76,7 @@ def _factor(gram: Doubles, order: npt.NDArray[np.intp], damping: float) -> Float
 
     float32: the damping bounds the condition number to about K / damping, and rounding decisions need few digits.
     """
-    from scipy.linalg import lapack  # most schemes do without, and it takes long to import
+    from scipy.linalg import lapack  # slow to import, and most schemes do not need it
 
     mean = float(np.diag(gram).mean())
     ordered = (gram[np.ix_(order, order)] / mean).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Symmetric int8 weight numerics: pure functions on arrays, which know neither models nor files.
+"""Symmetric int8 weight numerics: pure functions on arrays, independent of models and files.
 
-A weight is float32 ``[..., K, N]`` with at most one leading axis (tokens): K inputs, N outputs. K is cut into B
+A weight is float32 ``[..., K, N]`` with at most one leading axis (feature tokens): K inputs, N outputs. K is cut in B
 blocks of ``block`` rows (0: one block, a scale per output channel), so a scale is float32 ``[..., B, N]``. No zero
 point; values are in [-127, 127]. Every scale is exact in FP16, so that an FP16-typed and an FP32-typed graph hold
 the same weights.
@@ -41,7 +41,7 @@ def representable(scale: npt.NDArray[np.floating]) -> Floats:
     """
     bounded = np.clip(scale, 2.0**-24, np.finfo(np.float16).max)
     half = bounded.astype(np.float16)
-    with np.errstate(over="ignore"):  # above the largest there is inf, which is not taken
+    with np.errstate(over="ignore"):  # above the largest value there is inf, which is not selected
         half = np.where(half < bounded, np.nextafter(half, np.float16(np.inf)), half)
     exact: Floats = half.astype(np.float32)
     return exact
@@ -61,7 +61,7 @@ def quantize(weight: Floats, scale: Floats) -> Ints:
     weights, outs = weight.reshape(lead, inputs, -1), out.reshape(lead, inputs, -1)
     scales = scale.reshape(lead, *scale.shape[-2:])
     rows = inputs // scale.shape[-2]
-    for token in range(lead):  # one token and one block at a time bounds the temporary
+    for token in range(lead):  # one token and one block at a time bound the temporary
         for b in range(scale.shape[-2]):
             part = slice(b * rows, (b + 1) * rows)
             scaled = weights[token, part] / scales[token, b]
@@ -80,13 +80,13 @@ def dequantize(values: Ints, scale: Floats) -> Floats:
 
 
 def sqnr_db(signal: npt.NDArray[np.floating], approximation: npt.NDArray[np.floating]) -> float:
-    """Return 10 log10(sum signal^2 / sum (signal - approximation)^2) in dB; inf where both are equal."""
+    """Return 10 log10(sum signal^2 / sum (signal - approximation)^2) in dB; inf if both are equal."""
     reference = np.asarray(signal, np.float64)
     return ratio_db(float(np.sum(reference**2)), float(np.sum((reference - approximation) ** 2)))
 
 
 def row_energy(weight: Floats) -> Doubles:
-    """Return sum_n w_kn^2 per input row, float64 [..., K]: what SQNR and output SQNR are made of."""
+    """Return sum_n w_kn^2 per input row, float64 [..., K], the terms of SQNR and output SQNR."""
     result = np.empty(weight.shape[:-1], np.float64)
     for token in np.ndindex(weight.shape[:-2]):  # one token at a time bounds the temporary
         part = np.asarray(weight[token], np.float64)
@@ -95,7 +95,7 @@ def row_energy(weight: Floats) -> Doubles:
 
 
 def ratio_db(signal: float, noise: float) -> float:
-    """Return 10 log10(signal / noise) in dB; inf without noise, -inf where there is only noise."""
+    """Return 10 log10(signal / noise) in dB; inf without noise, -inf if there is only noise."""
     if noise == 0.0:
         return float("inf")
     return 10.0 * float(np.log10(signal / noise)) if signal > 0.0 else float("-inf")
@@ -118,7 +118,7 @@ def mse_scale(
     ratios: tuple[float, ...] = CLIP_RATIOS,
     threads: int = 2,
 ) -> Floats:
-    """Return the scale [..., B, N] whose clipping has the least calibrated output error.
+    """Return the scale [..., B, N] that clips with the least calibrated output error.
 
     Tries ``ratio * absmax`` for every ratio and keeps, per block and channel, the one that minimises
     sum_k E[x_k^2] (w_k - restored_k)^2. ``moments`` is E[x_k^2], [..., K]. Ratio 1 is always tried and wins ties,
@@ -130,7 +130,7 @@ def mse_scale(
     weights = weight.reshape(lead, inputs, outputs)
     second = np.asarray(moments, np.float64).reshape(lead, inputs)
     peak = second.max(axis=-1, keepdims=True)
-    second = second / np.where(peak > 0, peak, 1.0)  # the minimum does not move; float32 cannot overflow
+    second = second / np.where(peak > 0, peak, 1.0)  # same minimum, and float32 cannot overflow
     relative = second.astype(np.float32).reshape(lead, blocks, inputs // blocks, 1)
     tried = (1.0, *(r for r in ratios if r != 1.0))
     best = np.empty_like(largest)
@@ -142,7 +142,7 @@ def mse_scale(
         base = largest[token, :, columns].T  # [c, B]
         best[token, :, columns] = _least_error(part, base, relative[token], tried).T
 
-    with ThreadPoolExecutor(max(1, threads)) as pool:  # NumPy releases the lock inside each operation
+    with ThreadPoolExecutor(max(1, threads)) as pool:  # NumPy releases the GIL inside each operation
         for _ in pool.map(search, _column_chunks(lead, inputs, outputs)):
             continue
     return best.reshape(*weight.shape[:-2], blocks, outputs)

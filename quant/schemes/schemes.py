@@ -43,7 +43,7 @@ class Absmax(SchemeConfig):
 
 @dataclass(frozen=True)
 class Mse(SchemeConfig):
-    """Clip each channel where the calibrated output error is least."""
+    """Clip each channel at the point of least calibrated output error."""
 
     ratios: tuple[float, ...] = numerics.CLIP_RATIOS
     threads: int = 2
@@ -51,7 +51,7 @@ class Mse(SchemeConfig):
 
 @dataclass(frozen=True)
 class Gptq(SchemeConfig):
-    """Error feedback along K with the Gram matrix of the inputs, on the clipping of ``mse``."""
+    """Error feedback along K with the Gram matrix of the inputs, on the clipped scales of ``mse``."""
 
     needs_grams: ClassVar[bool] = True
     damping: float = 0.01
@@ -60,7 +60,7 @@ class Gptq(SchemeConfig):
 
 @dataclass(frozen=True)
 class Awq(SchemeConfig):
-    """Input channels with large activations are scaled up before rounding, on the clipping of ``mse``.
+    """Input channels with large activations are scaled up before rounding, on the clipped scales of ``mse``.
 
     The graph takes the inverse factors (see :mod:`quant.schemes.awq`); ``alphas`` are the exponents tried.
     """
@@ -87,12 +87,12 @@ def register(name: str, config: type[SchemeConfig]) -> Callable[[Handler], Handl
 
 
 def scheme_name(config: SchemeConfig) -> str:
-    """Return the name a config is known by."""
+    """Return the name of a config's scheme."""
     return next(name for name, known in CONFIGS.items() if known is type(config))
 
 
 def scheme_from(name: str, options: Mapping[str, Any] | None = None) -> SchemeConfig:
-    """Return the config of a name with its options.
+    """Return the config of a scheme with the given options.
 
     Raises:
         UgsepError: an unknown scheme or option.

@@ -1,4 +1,4 @@
-"""The type of the function that times one GEMM; the caller of the search, who builds engines, passes it in."""
+"""The type of the function that times one GEMM; the caller of the search, which builds engines, passes it in."""
 
 from __future__ import annotations
 

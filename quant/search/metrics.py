@@ -1,4 +1,4 @@
-"""How far scores moved: SQNR, rank agreement, AUC."""
+"""How far scores moved: SQNR, Kendall tau, AUC."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Effect:
 
 
 def auc(scores: Scores, labels: Scores) -> float | None:
-    """Return the area under the ROC curve, ties counted half; None if only one class is present."""
+    """Return the area under the ROC curve, ties counted as one half; None if only one class is present."""
     positive = labels > 0.5
     hits, misses = int(positive.sum()), int((~positive).sum())
     if not hits or not misses:
         return None
-    from scipy.stats import rankdata  # long to import, and most commands rank nothing
+    from scipy.stats import rankdata  # slow to import, and most commands do not need it
 
     ranks = rankdata(scores)
     return float((ranks[positive].sum() - hits * (hits + 1) / 2) / (hits * misses))
@@ -58,12 +58,12 @@ def effect_of(
 def kendall_tau(reference: Sequence[Scores], scores: Sequence[Scores]) -> float:
     """Return the mean Kendall tau of the requests, one array [N_i] each: candidates are ranked within a request.
 
-    Requests with fewer than two different reference scores rank nothing and do not count; 1.0 if all are such.
+    Requests with fewer than two distinct reference scores have no ranking and do not count; 1.0 if no request counts.
     """
-    from scipy.stats import kendalltau  # most commands rank nothing, and it takes long to import
+    from scipy.stats import kendalltau  # slow to import, and most commands do not need it
 
     taus = [
-        # Equal scores rank nothing: scipy returns NaN for them, which is no agreement.
+        # scipy returns NaN for constant scores, which have no ranking: no agreement.
         float(np.nan_to_num(kendalltau(wanted, got).statistic))
         for wanted, got in zip(reference, scores, strict=True)
         if len(np.unique(wanted)) > 1

@@ -1,4 +1,4 @@
-"""Score requests with the FP32 graphs while single weights are replaced, without building a graph per weight."""
+"""Score requests with the FP32 graphs while weights are replaced, without building a graph per weight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choose the cheapest precision of every weight that keeps the quality gate, and say why."""
+"""Choose the cheapest precision of every weight that passes the quality gate, with a reason for each."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from quant.search.gemm_latency import MeasureGemm
 from quant.search.metrics import Effect, effect_of
 from quant.search.sensitivity import Candidates, SensitivityRow, open_candidates, sensitivity
 
-# a precision must win by more than a measurement can be off before it is taken for speed
+# a precision must be faster by more than measurement noise to be chosen for speed
 _MARGIN = 0.95
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What the policy must keep, and the bytes it may take.
+    """The quality a policy must keep, and the bytes it may take.
 
-    ``min_sqnr_db`` and ``max_drop`` (largest AUC change, where labels exist) bind the scores of all rows with every
+    ``min_sqnr_db`` and ``max_drop`` (largest AUC change, if labels exist) bound the scores of all rows with every
     chosen weight quantized. ``max_bytes`` bounds the quantizable weights of both graphs; None: speed alone decides.
     """
 
@@ -42,7 +42,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Choice:
-    """The precision of one weight, and why.
+    """The precision of one weight, and the reason.
 
     ``ms`` and ``sizes`` are, per precision, milliseconds per call at ``rows`` rows and bytes; ``sqnr_db`` is that of
     the scores with this weight alone in int8.
@@ -63,7 +63,7 @@ class Choice:
         return self.sizes[self.precision]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the choice as plain values; what a backend does not run, and infinite SQNR, become None."""
+        """Return the choice as plain values; infinite latency (unsupported) and SQNR become None."""
         return dict(finite({**vars(self), "bytes": self.bytes}))
 
 
@@ -93,13 +93,13 @@ def search(
 ) -> SearchResult:
     """Return the policy with the least measured latency (and at most ``max_bytes``) whose scores pass the goal.
 
-    Every weight is measured at its side's rows: one user, ``candidates`` items (times the tokens where a 2-D weight
-    serves all of them, as calibrated). int8 or fp16 is taken where it is faster; then, for bytes, fp16 where it costs
-    no time and int8 where it does least harm; then int8 is taken back, most harmful first, until the gate holds.
+    Every weight is timed at the rows of its side: one user, ``candidates`` items (times the feature tokens if a 2-D
+    weight serves all of them, as calibrated). int8 or fp16 is chosen if it is faster; then, to save bytes, fp16 if it
+    costs no time and int8 if it harms least; then int8 is reverted, most harmful first, until the gate passes.
 
     Raises:
-        UgsepError: a byte bound that int8 everywhere does not reach.
-        GateFailed: the byte bound and the quality gate exclude each other.
+        UgsepError: a byte bound below int8 everywhere.
+        GateFailed: no policy meets both the byte bound and the quality gate.
     """
     base = base or Policy()
     kept = tuple(requests)
@@ -161,7 +161,7 @@ def _sizes(weight: Weight) -> dict[Precision, int]:
 
 
 def _rows(side: str, weight: Weight, calibration: Calibration | None, candidates: int) -> int:
-    """Return the rows that one call multiplies with the weight; calibration counted them per user or candidate."""
+    """Return the rows one call multiplies with the weight; calibration counted them per user or candidate."""
     calls = 1 if side == "user" else candidates
     if calibration is None:
         return calls
@@ -186,7 +186,7 @@ def _fit_bytes(choices: list[Choice], bound: int | None) -> list[Choice]:
 
 
 def _float_precision(choice: Choice) -> Precision:
-    """Return fp16 where it takes no longer than fp32, else fp32."""
+    """Return fp16 if it is as fast as fp32, else fp32."""
     return "fp16" if choice.ms["fp16"] * _MARGIN < choice.ms["fp32"] else "fp32"
 
 
@@ -210,7 +210,7 @@ def _fit_quality(
         effect = effect_of(reference, scores, opened.scorer.labels, opened.scorer.sizes)
         if effect.sqnr_db >= goal.min_sqnr_db and abs(effect.auc_change or 0.0) <= goal.max_drop:
             return tuple(chosen), effect
-        # Without narrow weights the scores are the reference's: the goal held.
+        # Without narrow weights the scores equal the reference and the goal holds, so there is one here.
         worst = max(narrow, key=lambda i: (chosen[i].precision == "int8", _noise(chosen[i])))
         back: Precision = "fp32"
         if goal.max_bytes is not None and chosen[worst].precision == "int8":
@@ -226,7 +226,7 @@ def _fit_quality(
 
 
 def _restored(opened: Candidates, weight: Weight, choice: Choice) -> dict[str, Array]:
-    """Return a weight as its precision restores it, and its bias where that changes."""
+    """Return a weight as its precision restores it, and its bias if that changes."""
     if choice.precision == "int8":
         return opened.restored(choice.side, weight)
     return {weight.name: opened.graph(choice.side).weights[weight.name].astype(np.float16).astype(np.float32)}
@@ -242,7 +242,7 @@ def _literal(name: str) -> str:
 
 
 def policy_yaml(result: SearchResult) -> str:
-    """Return the policy as YAML for a recipe, with the reason of every rule; meant to be read and edited."""
+    """Return the policy as YAML for a recipe, with a reason for every rule, to be read and edited."""
     effect = result.effect
     auc = "" if effect.auc_change is None else f", AUC change {effect.auc_change:+.2g}"
     head = f"# {effect.sqnr_db:.1f} dB, Kendall tau {effect.kendall_tau:.4f}{auc} with all rules together\n"

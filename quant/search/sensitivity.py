@@ -1,4 +1,4 @@
-"""What int8 costs, weight by weight: each alone, its effect on the scores of held-out requests."""
+"""The cost of int8 per weight: the effect of each alone on the scores of held-out requests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FORMAT = 3  # 2 ranked all rows together
 
 @dataclass(frozen=True)
 class SensitivityRow:
-    """The effect on the scores when this weight alone is int8."""
+    """The effect on the scores if this weight alone is int8."""
 
     side: str
     weight: str
@@ -60,7 +60,7 @@ class Candidates:
     awq: dict[str, AwqPlan]
 
     def restored(self, side: str, weight: Weight) -> dict[str, Array]:
-        """Return the weight as the scheme restores it, and its bias where the scheme corrects that."""
+        """Return the weight as the scheme restores it, and its bias if the scheme corrects it."""
         seen = self.statistics[side].of(weight.name) if self.statistics else None
         scaling = self.awq[side].scalings.get(weight.name, Scaling())
         block = self.block if self.block and weight.shape[-2] % self.block == 0 else 0
@@ -121,11 +121,11 @@ def sensitivity(
 ) -> tuple[SensitivityRow, ...]:
     """Return one row per quantizable weight, the most harmful (lowest SQNR) first.
 
-    Results are kept in the file ``cache`` as they come, under the hash of everything they depend on (both graphs,
-    requests and labels, calibration, scheme), so an interrupted run goes on and an unchanged one returns at once.
+    Results are written to the file ``cache`` as they come, keyed by the hash of all their inputs (both graphs,
+    requests and labels, calibration, scheme), so an interrupted run resumes and an unchanged one returns at once.
 
     Raises:
-        UgsepError: see :func:`open_candidates`; a cache file that is no cache.
+        UgsepError: see :func:`open_candidates`; a file that is not a sensitivity cache.
     """
     kept = tuple(requests)
     candidates = open_candidates(user_onnx, item_onnx, kept, scheme, calibration, block, threads)
@@ -185,10 +185,10 @@ def _write_cache(path: Path | None, effects: dict[str, dict[str, Any]]) -> None:
 
 
 def check_plot(path: Path) -> None:
-    """Make the folder of a plot; to be called before the work.
+    """Create the folder of a plot; call it before the work.
 
     Raises:
-        UgsepError: the suffix is no format that can be drawn.
+        UgsepError: the suffix is not an image format that matplotlib writes.
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -199,7 +199,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot_sensitivity(rows: Iterable[SensitivityRow], path: Path) -> None:
-    """Draw the noise of each weight alone as bars, the most harmful on top; the suffix says the format.
+    """Draw the noise of each weight alone as bars, the most harmful on top; the suffix selects the format.
 
     Raises:
         UgsepError: see :func:`check_plot`.

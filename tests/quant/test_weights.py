@@ -56,7 +56,7 @@ def scores(user: Path, item: Path, requests, dtype=np.float32) -> np.ndarray:
 
 
 def write_dequantized(source: Path, quantized: Path, out: Path) -> Path:
-    """The float graph with every weight replaced by what the quantized file's constants restore to, by NumPy."""
+    """The float graph with every weight replaced by the quantized file's constants, dequantized in NumPy."""
     model, held = onnx.load(source), constants(quantized)
     replaced = 0
     for tensor in model.graph.initializer:

@@ -21,7 +21,7 @@ def requests(graphs, make_columns, make_shards, tmp_path):
 
 
 def reference_inputs(graphs, requests) -> dict[str, np.ndarray]:
-    """The inputs of each MatMul in FP64, by plain NumPy: rows last but one, tokens first where there are any."""
+    """The inputs of each MatMul in FP64, in plain NumPy: rows second last, feature tokens first if any."""
     user, item = ({t.name: numpy_helper.to_array(t) for t in onnx.load(p).graph.initializer} for p in graphs)
     found: dict[str, list[np.ndarray]] = {"user_x": [], "item_x": [], "per_token@3": [], "hidden@3": [], "pooled": []}
     for r in requests:

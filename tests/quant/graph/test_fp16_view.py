@@ -1,4 +1,4 @@
-"""Graph edits on small graphs of one idea each: the FP16-typed view, and where awq's factors can go."""
+"""Graph edits on small graphs: the FP16-typed view, and what awq's factors can be folded into."""
 
 import numpy as np
 import onnx
@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphs.base.errors import UgsepError
 from quant.calibration.statistics import observe
 from quant.graph.files import staged, write_graph
-from quant.graph.fp16_view import to_half
+from quant.graph.fp16_view import to_fp16_view
 from quant.graph.gemms import graph_of, load_graph, read_tensor, tensor_of, weights_of
 from quant.schemes import numerics
 from quant.schemes.awq import factors_of, plan_awq
@@ -36,7 +36,7 @@ def run(model: onnx.ModelProto, **inputs):
 
 def halved(model, tmp_path, keep=()):
     half = graph_of(onnx.ModelProto.FromString(model.SerializeToString()))
-    write_graph(half, tmp_path / "half.onnx", to_half(half, keep))
+    write_graph(half, tmp_path / "half.onnx", to_fp16_view(half, keep))
     onnx.checker.check_model(str(tmp_path / "half.onnx"), full_check=True)
     return onnx.load(tmp_path / "half.onnx")
 
@@ -125,7 +125,16 @@ def test_control_flow_is_refused() -> None:
     nodes = [node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)]
     model = model_of(nodes, [value("x", F, [1]), value("c", TensorProto.BOOL, [])], [value("y", F, [1])], {})
     with pytest.raises(UgsepError, match="control flow"):
-        to_half(graph_of(model), ())
+        to_fp16_view(graph_of(model), ())
+
+
+def test_a_graph_is_written_back_as_it_was_read(graphs, tmp_path) -> None:
+    """Types that the file does not declare are not declared either; onnx_ir sorts the metadata."""
+    for path in graphs:
+        write_graph(load_graph(path), tmp_path / "back.onnx")
+        before, after = (onnx.load(p, load_external_data=False) for p in (path, tmp_path / "back.onnx"))
+        assert before.graph == after.graph
+        assert {p.key: p.value for p in before.metadata_props} == {p.key: p.value for p in after.metadata_props}
 
 
 def test_staged_files_replace_all_or_none(tmp_path) -> None:
@@ -178,7 +187,7 @@ def plan(model, x, name="w", tensor=None):
 
 
 def loud(r, *shape):
-    """Values whose channels 2 and 5 are forty times as large as the rest: what awq is made for."""
+    """Values whose channels 2 and 5 are forty times as large as the rest: the case awq is made for."""
     values = r.uniform(0.5, 1.0, shape)
     values[..., [2, 5]] *= 40
     return values.astype(np.float32)

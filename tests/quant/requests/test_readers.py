@@ -18,15 +18,13 @@ def spec(graphs):
     return request_spec(*graphs)
 
 
-def test_the_graphs_say_what_a_request_holds(spec) -> None:
+def test_the_graphs_define_the_columns_of_a_request(spec) -> None:
     assert spec.user == (InputSpec("user_id", "int64"), InputSpec("user_dense", "float32", (4,)))
     assert spec.item == (InputSpec("item_id", "int64"), InputSpec("item_dense", "float32", (3,)))
     assert spec.tasks == ("click",)
 
 
-def test_requests_come_whole_wherever_shards_and_batches_end(
-    spec, make_columns, make_shards, tmp_path, monkeypatch
-) -> None:
+def test_requests_are_whole_across_shards_and_batches(spec, make_columns, make_shards, tmp_path, monkeypatch) -> None:
     data = make_columns(20)
     make_shards(tmp_path / "data", data, [1, 11, 12, 40])
     monkeypatch.setattr("quant.requests.readers._BATCH_ROWS", 3)
@@ -132,7 +130,7 @@ def test_nulls_are_refused(spec, make_columns, make_table, tmp_path) -> None:
 
 
 def test_an_arrow_stream_without_its_end_is_truncated(spec, make_columns, make_table, tmp_path) -> None:
-    """Cut between two batches, where its reader takes the end of the file for the end of the data."""
+    """Cut between two batches, where the reader mistakes the end of the file for the end of the data."""
     table = make_table(make_columns(12))
     first, *_ = table.to_batches(max_chunksize=5)
     with (tmp_path / "a.arrow").open("wb") as file:

@@ -1,4 +1,4 @@
-"""The mean of a quantized product's error goes into its bias, where the bias is its own."""
+"""The mean error of a quantized product is added to its bias, unless other nodes read that bias."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_centered_statistics_are_those_of_centered_data() -> None:
     x = np.random.default_rng().normal(2.0, 1.0, (3, 50, 7)).astype(np.float32)
     got = observe(x, 3, gram=True).centered()
     want = observe(x - x.mean(-2, keepdims=True), 3, gram=True)
-    # float32 means lie 1e-7 beside the float64 ones
+    # float32 means differ from the float64 ones by 1e-7
     np.testing.assert_allclose(got.squares, want.squares, rtol=1e-5)
     np.testing.assert_allclose(got.gram, want.gram, atol=1e-4)
     np.testing.assert_allclose(got.low, want.low, atol=1e-5)
@@ -90,7 +90,7 @@ def test_a_bias_fits_its_weight(weight, bias, found) -> None:
     assert biases_of(_graph(nodes, {"w": weight, "b": bias})) == ({"w": "b"} if found else {})
 
 
-def test_a_bias_of_somebody_else_too_is_left_alone() -> None:
+def test_a_bias_with_other_readers_is_left_alone() -> None:
     product = helper.make_node("MatMul", ["x", "w"], ["m"])
     add = helper.make_node("Add", ["m", "b"], ["y"])
     shapes = {"w": (4, 4), "b": (4,), "v": (4, 4)}

@@ -105,7 +105,7 @@ def test_mse_clips_a_lone_outlier_on_a_silent_input() -> None:
     plain = numerics.absmax_scale(weight)
     before = reference_error(weight, numerics.quantize(weight, plain), plain, moments)
     after = reference_error(weight, numerics.quantize(weight, scale), scale, moments)
-    # the step may shrink to 40 %: the noise to 16 % and more where 0.4 * 9 still clips others
+    # the step may shrink to 40 %, the noise to 16 % (more if 0.4 * 9 still clips others)
     assert (after < 0.5 * before).all()
 
 

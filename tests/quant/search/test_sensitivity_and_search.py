@@ -64,7 +64,7 @@ def test_effect_takes_the_worst_task() -> None:
 
 
 def test_candidates_are_ranked_within_their_request() -> None:
-    # Across the two requests the order is all wrong, within each it is right: what the gate of a build measures.
+    # The order is wrong across the two requests but right within each, which is what a build's gate measures.
     reference, moved = np.array([0.0, 1.0, 10.0, 11.0]), np.array([10.0, 11.0, 0.0, 1.0])
     assert effect_of({"x": reference}, {"x": moved}, {}, [2, 2]).kendall_tau == 1.0
     assert effect_of({"x": reference}, {"x": moved}, {}, [4]).kendall_tau < 0
@@ -189,7 +189,7 @@ def test_search_takes_fp16_where_it_is_fastest_or_costs_no_time_for_bytes(graphs
     exact = search(*graphs, requests, measure=fast_fp16, goal=Goal(1.0, 1000.0), **kinds)
     assert {c.precision for c in exact.choices} == {"fp32"}
     half = sum(c.sizes["fp16"] for c in found.choices)
-    # int8 is faster here but misses 1000 dB; FP16 comes back for it where the bytes allow no more
+    # int8 is faster here but misses 1000 dB; FP16 replaces it if the bytes allow no more
     with pytest.raises(GateFailed, match=f"no policy within {half} bytes"):
         search(*graphs, requests, measure=faster, goal=Goal(1.0, 1000.0, half), **kinds)
 
