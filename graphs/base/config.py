@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import types
 import unicodedata
@@ -80,16 +81,8 @@ def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def to_mapping(config: Any) -> dict[str, Any]:
     """Return a dataclass as plain JSON types, the inverse of ``parse``."""
-    plain = dataclasses.asdict(config)
-    return {k: _plain(v) for k, v in plain.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
 
 
 Path = tuple[str | int, ...]

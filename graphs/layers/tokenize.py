@@ -63,14 +63,14 @@ class TokenPlan:
     projected: bool
 
 
-def plan_prime_tokens(features: tuple[Feature, ...], side: Side, count: int, field: str) -> tuple[TokenPlan, ...]:
+def plan_prime_tokens(features: tuple[Feature, ...], side: Side, count: int) -> tuple[TokenPlan, ...]:
     """Allot ``count`` tokens to one side's features: one per id, the rest by semantic group.
 
     If there are more groups than tokens, neighbouring groups are merged; if fewer, groups get several tokens. No
     feature is split between two groups.
 
     Raises:
-        UgsepError: too few tokens for the id features; ``field`` names the config field.
+        UgsepError: too few tokens for the id features.
     """
     mine = of_side(features, side)
     ids = [f for f in mine if f.kind == "id"]
@@ -82,7 +82,7 @@ def plan_prime_tokens(features: tuple[Feature, ...], side: Side, count: int, fie
     if count < least or (not groups and count != least):
         need = f"at least {least}" if groups else f"{least}"
         raise UgsepError(
-            f"{field} is {count}, but the {side} side has {len(ids)} id features that take a token each; give {need}"
+            f"{side}_tokens is {count}, but the {side} side has {len(ids)} id features, each a token; give {need}"
         )
     plans = tuple(TokenPlan((f,), 1, projected=False) for f in ids)
     return plans + _share_out(groups, count - len(ids)) if groups else plans
@@ -181,18 +181,18 @@ def in_semantic_order(features: tuple[Feature, ...], side: Side) -> tuple[Featur
     return tuple(sorted(mine, key=lambda f: groups.index(f.group or f.name)))
 
 
-def chunk_width(features: tuple[Feature, ...], side: Side, count: int, embedding_width: int, field: str) -> int:
+def chunk_width(features: tuple[Feature, ...], side: Side, count: int, embedding_width: int) -> int:
     """Return the width of each of ``count`` equal chunks of one side's concatenated vectors, the last padded.
 
     Raises:
-        UgsepError: so many chunks that one would be all padding; ``field`` names the config field.
+        UgsepError: so many chunks that one would be all padding.
     """
     total = joined_width(of_side(features, side), embedding_width)
     chunk = -(-total // count)
     if chunk * (count - 1) >= total:
         most = next(c for c in range(min(count, total), 0, -1) if -(-total // c) * (c - 1) < total)
         raise UgsepError(
-            f"{field} is {count}, but the {side} side's vectors are {total} wide together and leave a token "
+            f"{side}_tokens is {count}, but the {side} side's vectors are {total} wide together and leave a token "
             f"empty; give {most} or a larger embedding_width"
         )
     return chunk

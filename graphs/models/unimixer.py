@@ -61,8 +61,8 @@ class UniMixerConfig(ModelConfig):
 
     def chunks(self) -> tuple[int, int]:
         """Return the chunk widths of user and item tokens."""
-        user = chunk_width(self.features, "user", self.user_tokens, self.embedding_width, "user_tokens")
-        return user, chunk_width(self.features, "item", self.item_tokens, self.embedding_width, "item_tokens")
+        user = chunk_width(self.features, "user", self.user_tokens, self.embedding_width)
+        return user, chunk_width(self.features, "item", self.item_tokens, self.embedding_width)
 
     def counts(self) -> Counts:
         """Return parameters and FLOPs by formula; the mixing matrices are precomputed for inference."""

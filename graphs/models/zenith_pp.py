@@ -58,8 +58,8 @@ class ZenithPPConfig(ModelConfig):
 
     def plans(self) -> tuple[tuple[TokenPlan, ...], tuple[TokenPlan, ...]]:
         """Return the plans of the user and item side's prime tokens."""
-        user = plan_prime_tokens(self.features, "user", self.user_tokens, "user_tokens")
-        return user, plan_prime_tokens(self.features, "item", self.item_tokens, "item_tokens")
+        user = plan_prime_tokens(self.features, "user", self.user_tokens)
+        return user, plan_prime_tokens(self.features, "item", self.item_tokens)
 
     def counts(self) -> Counts:
         """Return parameters and FLOPs by formula."""
