@@ -1,4 +1,4 @@
-"""Export a half whose weights are on disk: the ONNX graph in full, its large initializers by where they come from."""
+"""Export a subgraph whose weights stay on disk: the whole ONNX graph, and where its large initializers come from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from export.metadata import Stamp
 from export.onnx_file import EXTERNAL_DATA_BYTES, finish_model, to_onnx
 from export.weights.lazy_weights import Constant, Recorder, Weights
-from export.weights.placeholders import constant_of, weightless
+from export.weights.placeholders import constant_of, lazy_tensor
 from graphs.split.split import Subgraph
 
 
@@ -21,7 +21,7 @@ from graphs.split.split import Subgraph
 class StreamedGraph:
     """A canonical graph without its large weights.
 
-    ``model`` declares them as external data without a place; ``constants`` says where their numbers come from.
+    ``model`` declares them as external data without a file; ``constants`` says where their values come from.
     """
 
     model: onnx.ModelProto
@@ -29,7 +29,7 @@ class StreamedGraph:
 
 
 def export_streamed(
-    half: Subgraph,
+    subgraph: Subgraph,
     feeds: Mapping[str, Tensor],
     rows: Mapping[str, str],
     stamp: Stamp,
@@ -39,22 +39,22 @@ def export_streamed(
     """Export a subgraph built on the meta device to what ``export_subgraph`` would write; nothing is written.
 
     Args:
-        half: the graph.
+        subgraph: the graph.
         feeds: example meta tensors by input name, at least 2 rows each.
         rows: the name of each input's first axis, ``users`` or ``candidates``.
         stamp: the metadata.
-        recorder: what was active while the model was split.
+        recorder: the one that was active while the model was split.
         weights: the checkpoint; small constants are read from it.
 
     Raises:
         UgsepError: the exporter refuses the graph, or a constant does not come from the checkpoint.
     """
-    model = to_onnx(half, feeds, rows)
+    model = to_onnx(subgraph, feeds, rows)
     for name, value in model.graph.initializers.items():
         raw = getattr(value.const_value, "raw", None)
         if isinstance(raw, Tensor) and raw.device.type == "meta":
-            value.const_value = weightless(recorder.constant(raw, name), name, weights)
-    finish_model(model, half, stamp)
+            value.const_value = lazy_tensor(recorder.constant(raw, name), name, weights)
+    finish_model(model, subgraph, stamp)
     constants: dict[str, Constant] = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value

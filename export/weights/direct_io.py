@@ -1,4 +1,4 @@
-"""Read large files past the system's file cache, where it lets us, and open files for writing so."""
+"""Read large files with O_DIRECT, bypassing the page cache where the system supports it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from torch import Tensor
 
 from graphs.base.errors import UgsepError
 
-BLOCK = 4096  # what disks read and write whole
-_AHEAD_BYTES = 64 << 20  # read ahead in one call, after which it may stop
+BLOCK = 4096  # alignment of direct I/O
+_AHEAD_BYTES = 64 << 20  # read ahead per call; stopping is checked in between
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class File:
-    """A file open for reading; ``direct`` is it again, past the file cache, None where that is not to be had.
+    """A file open for reading; ``direct`` is a second descriptor with O_DIRECT, None if that is unsupported.
 
-    Filling the cache costs more processor time than quantizing what is read once and never again. ``ahead`` bytes at
-    its start are there already: ``reading_ahead`` moves it. To ask the system instead would make it read them.
+    Filling the page cache costs more CPU time than quantizing weights that are read once. The first ``ahead`` bytes
+    are cached already: ``reading_ahead`` advances it, because asking the system would make it read them.
     """
 
     path: Path
@@ -35,20 +35,20 @@ class File:
     direct: int | None
     ahead: int = 0
 
-    def read(self, offset: int, length: int, room: Tensor | None = None, align: int = 1) -> Tensor:
-        """Return ``length`` bytes, uint8; in ``room``, at a multiple of ``align``, where it serves.
+    def read(self, offset: int, length: int, buffer: Tensor | None = None, align: int = 1) -> Tensor:
+        """Return ``length`` bytes, uint8, inside ``buffer`` if it is large enough and ``align`` permits.
 
         Raises:
-            UgsepError: the file ends before.
+            UgsepError: the file is too short.
         """
         low, high = offset - offset % BLOCK, offset + length + -(offset + length) % BLOCK
         lead = offset - low
-        if room is None or self.direct is None or high - low > len(room) or lead % align:
+        if buffer is None or self.direct is None or high - low > len(buffer) or lead % align:
             return self._read_cached(torch.empty(length, dtype=torch.uint8), offset)
-        wanted = room[lead : lead + length]
+        wanted = buffer[lead : lead + length]
         if offset + length <= self.ahead:
             return self._read_cached(wanted, offset)
-        view, done = room[: high - low].numpy().data, 0
+        view, done = buffer[: high - low].numpy().data, 0
         while done < lead + length:
             got = os.preadv(self.direct, [view[done:]], low + done)
             done += got
@@ -61,16 +61,16 @@ class File:
         while done < len(view):
             got = os.preadv(self.cached, [view[done:]], offset + done)
             if not got:
-                raise UgsepError(f"{self.path} became shorter while it was read; start again")
+                raise UgsepError(f"{self.path} was truncated while it was read; start again")
             done += got
         return wanted
 
 
 @contextmanager
 def reading_ahead(files: Sequence[File], limit: int) -> Iterator[threading.Event]:
-    """Fill the file cache with the first ``limit`` bytes of ``files`` in the background, while nobody needs the disk.
+    """Fill the page cache with the first ``limit`` bytes of ``files`` in the background.
 
-    Gives the event that ends it. POSIX_FADV_WILLNEED would not do: one call reads a few MB, whatever it is told.
+    Yields the event that stops it. POSIX_FADV_WILLNEED is no substitute: one call reads only a few MB.
     """
     stop = threading.Event()
     reader = threading.Thread(target=_read_ahead, args=(files, limit, stop), name="read ahead")
@@ -87,7 +87,7 @@ def _read_ahead(files: Sequence[File], limit: int, stop: threading.Event) -> Non
     with open(os.devnull, "wb", buffering=0) as nowhere:
         for file in files:
             while file.direct is not None and left and not stop.is_set():
-                try:  # pages go to the null device uncopied, all in the system
+                try:  # pages reach the null device inside the kernel, without a copy
                     got = os.sendfile(nowhere.fileno(), file.cached, file.ahead, min(left, _AHEAD_BYTES))
                 except OSError as error:
                     _log.info("'%s' is not read ahead (%s)", file.path, error.strerror)
@@ -99,7 +99,7 @@ def _read_ahead(files: Sequence[File], limit: int, stop: threading.Event) -> Non
 
 @contextmanager
 def open_file(path: Path) -> Iterator[File]:
-    """Open a file for reading, past the file cache too where the system lets us."""
+    """Open a file for reading, with O_DIRECT too if supported."""
     cached, direct = os.open(path, os.O_RDONLY), None
     try:
         direct = open_direct(path, os.O_RDONLY)
@@ -111,7 +111,7 @@ def open_file(path: Path) -> Iterator[File]:
 
 
 def open_direct(path: Path, mode: int) -> int | None:
-    """Return a descriptor past the file cache; None where the system or the file system has no such thing."""
+    """Return a descriptor with O_DIRECT; None if the system or the file system does not support it."""
     if not hasattr(os, "O_DIRECT") or not hasattr(os, "RWF_NOWAIT"):
         return None
     try:
@@ -119,9 +119,9 @@ def open_direct(path: Path, mode: int) -> int | None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return None  # a file system in memory, for one
+        return None  # tmpfs, for example
 
 
-def aligned_room(size: int) -> Tensor:
-    """Return uint8 [size] at the start of a page, as reading and writing past the file cache want it."""
+def aligned_buffer(size: int) -> Tensor:
+    """Return a page-aligned uint8 [size], as direct I/O needs it."""
     return torch.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=torch.uint8)[:size]

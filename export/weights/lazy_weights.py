@@ -1,8 +1,8 @@
-"""Constants of a graph whose weights are still on disk: where each one's numbers come from, read piece by piece.
+"""Constants of a graph whose weights are still on disk: where their values come from, read slice by slice.
 
-A model built on the meta device has shapes but no numbers. Its constants are parameters, views of parameters
-(slices, transposes), or the result of operations on parameters; ``Recorder`` notes the last while the model is folded
-and split. ``Weights`` then reads any box of a constant from the checkpoint.
+A model built on the meta device has shapes but no values. Its constants are parameters, views of parameters (slices,
+transposes), or results of operations on parameters; ``Recorder`` records the last while the model is folded and
+split. ``Weights`` then reads any slice of a constant from the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from graphs.checkpoint.files import Stored, check_finite
 
 aten = torch.ops.aten
 
-#: What may be in memory at once to compute a constant from parameters.
+#: Memory limit for computing a constant from parameters.
 COMPUTED_BYTES = 512 << 20
-#: A box is read in one go, gaps included, unless the gaps outweigh the numbers this many times ...
+#: A slice is read in one call, gaps included, unless the span is this many times its values ...
 _SPAN_TIMES = 4
-#: ... and the pieces are at least this long.
-_PIECE_BYTES = 4096
+#: ... and the chunks between the gaps are at least this long.
+_CHUNK_BYTES = 4096
 
-Box = tuple[tuple[int, int], ...]
+#: A slice of a constant: (first, end) along every axis.
+Slice = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """The result of one operation, arguments being constants; ``shape`` is that of the whole contiguous result."""
+    """The result of one operation on constants; ``shape`` is that of the whole contiguous result."""
 
     function: Any
     args: Any
@@ -53,7 +54,7 @@ class Computed:
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor as elements of a base, a stored parameter's name or a computation, like ``torch.as_strided``."""
+    """A strided view, like ``torch.as_strided``, of a stored parameter (by name) or of a computation."""
 
     base: str | Computed
     dtype: torch.dtype
@@ -73,14 +74,14 @@ class Constant:
         return torch.Size(self.shape).numel()
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it without types
-    """Notes, while it is active, what operations on a meta model's parameters compute.
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+    """Records, while active, what operations on a meta model's parameters compute.
 
-    Not to be active while a model is traced: only the constants of the finished graph are of interest.
+    Keep it inactive while a model is traced: only constants of the finished graph matter.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without types
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self._bases: dict[int, str | Computed] = {}
         self._alive: list[Tensor] = []
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -88,7 +89,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             self._alive.append(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation; remember its result where it comes from parameters."""
+        """Run the operation; record its result if it depends on parameters."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         given = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
@@ -105,7 +106,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         return self.constant(tensor, "an argument") if tensor.device.type == "meta" else tensor
 
     def constant(self, tensor: Tensor, name: str) -> Constant:
-        """Return where a meta tensor's numbers come from; ``name`` is for the error.
+        """Return where a meta tensor's values come from; ``name`` is used in the error.
 
         Raises:
             UgsepError: neither a parameter nor computed from parameters while recording.
@@ -128,13 +129,13 @@ class Weights:
         self._lock = threading.Lock()
         self._last: tuple[Computed, Tensor] | None = None
 
-    def read(self, constant: Constant, box: Box | None = None, name: str = "") -> Tensor:
-        """Return a box of a constant as ``read_unchecked`` does.
+    def read(self, constant: Constant, bounds: Slice | None = None, name: str = "") -> Tensor:
+        """Return a slice of a constant as ``read_unchecked`` does.
 
         Raises:
-            UgsepError: NaN or infinite weights, or a computation that needs too much memory; ``name`` is for it.
+            UgsepError: NaN or infinite weights, or a computation that needs too much memory; ``name`` is used in it.
         """
-        found = self.read_unchecked(constant, box, name)
+        found = self.read_unchecked(constant, bounds, name)
         self.check(constant, found, name)
         return found
 
@@ -148,22 +149,22 @@ class Weights:
         check_finite(base or name, value, self._stored[base].file if base else Path(name))
 
     def read_unchecked(
-        self, constant: Constant, box: Box | None = None, name: str = "", room: Tensor | None = None
+        self, constant: Constant, bounds: Slice | None = None, name: str = "", buffer: Tensor | None = None
     ) -> Tensor:
-        """Return a box of a constant, whole without ``box``, in the dtype it is stored in (computed: its own).
+        """Return a slice of a constant, by default all of it, in the dtype it is stored in (computed: its own).
 
-        The result may be a strided view of a larger buffer, and lie in ``room``, uint8 at the start of a page, where
-        that is given and large enough. Numbers are not looked at.
+        The result may be a strided view of a larger tensor, and lies in ``buffer``, page-aligned uint8, if that is
+        given and large enough. Values are not checked.
 
         Raises:
             UgsepError: a computation that needs too much memory.
         """
-        box = box or tuple((0, size) for size in constant.shape)
+        bounds = bounds or tuple((0, size) for size in constant.shape)
         if isinstance(constant.base, Computed):
-            return self._computed(constant, constant.base, box, name)
+            return self._computed(constant, constant.base, bounds, name)
         stored = self._stored[constant.base]
-        begin = constant.offset + sum(low * s for (low, _), s in zip(box, constant.strides, strict=True))
-        return self._strided(stored, tuple(b - a for a, b in box), constant.strides, begin, room)
+        begin = constant.offset + sum(low * s for (low, _), s in zip(bounds, constant.strides, strict=True))
+        return self._strided(stored, tuple(b - a for a, b in bounds), constant.strides, begin, buffer)
 
     def _strided(
         self,
@@ -171,39 +172,39 @@ class Weights:
         shape: tuple[int, ...],
         strides: tuple[int, ...],
         begin: int,
-        room: Tensor | None = None,
+        buffer: Tensor | None = None,
     ) -> Tensor:
         size = stored.dtype.itemsize
         span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         elements = torch.Size(shape).numel()
         widest = max(range(len(shape)), key=lambda i: strides[i] if shape[i] > 1 else 0, default=0)
-        if span > _SPAN_TIMES * elements and elements // shape[widest] * size >= _PIECE_BYTES:
+        if span > _SPAN_TIMES * elements and elements // shape[widest] * size >= _CHUNK_BYTES:
             rest = tuple(1 if i == widest else n for i, n in enumerate(shape))
             steps = range(begin, begin + shape[widest] * strides[widest], strides[widest])
             return torch.cat([self._strided(stored, rest, strides, step) for step in steps], widest)
-        raw = self._files[stored.file].read(stored.offset + begin * size, span * size, room, size)
+        raw = self._files[stored.file].read(stored.offset + begin * size, span * size, buffer, size)
         return raw.view(stored.dtype).as_strided(shape, strides)
 
-    def _computed(self, constant: Constant, base: Computed, box: Box, name: str) -> Tensor:
+    def _computed(self, constant: Constant, base: Computed, bounds: Slice, name: str) -> Tensor:
         whole = constant.offset == 0 and constant.shape == base.shape and _contiguous(base.shape) == constant.strides
         if base.function is aten.cat.default and whole:
-            return self._joined(base, box, name)
-        with self._lock:  # units of one constant are read one after the other: its result is kept
+            return self._joined(base, bounds, name)
+        with self._lock:  # chunks of one constant are read in sequence: keep its result
             if self._last is None or self._last[0] is not base:
                 self._last = None
                 self._last = base, self._evaluated(base, name)
             found = self._last[1].as_strided(constant.shape, constant.strides, constant.offset)
-        return found[tuple(slice(a, b) for a, b in box)]
+        return found[tuple(slice(a, b) for a, b in bounds)]
 
     def _evaluated(self, wanted: Computed, name: str) -> Tensor:
-        """Compute a result from its parameters, every step once."""
+        """Compute a result from its parameters, each step once."""
         steps = _steps(wanted)
         leaves = {c for step in steps for c in step.inputs() if isinstance(c.base, str)}
         need = sum(torch.Size(s.shape).numel() * s.dtype.itemsize for s in steps)
         need += sum(leaf.elements * leaf.dtype.itemsize for leaf in leaves)
         if need > COMPUTED_BYTES:
             raise UgsepError(
-                f"constant '{name}' takes {need / 2**20:.3g} MiB at once to compute ({wanted.function}), more than "
+                f"constant '{name}' needs {need / 2**20:.3g} MiB to compute ({wanted.function}), more than "
                 f"{COMPUTED_BYTES / 2**20:.3g}; build this model in memory with 'ugsep build'"
             )
         results: dict[Computed, Tensor] = {}
@@ -220,22 +221,22 @@ class Weights:
             results[step] = step.function(*args, **kwargs).contiguous()
         return results[wanted]
 
-    def _joined(self, base: Computed, box: Box, name: str) -> Tensor:
-        """Read a box of joined slices: what of it lies in each."""
+    def _joined(self, base: Computed, bounds: Slice, name: str) -> Tensor:
+        """Read a slice of a concatenation: the overlap with each input."""
         parts = base.args[0]
         axis = (base.args[1] if len(base.args) > 1 else 0) % len(base.shape)
         found, at = [], 0
         for part in parts:
-            low, high = max(box[axis][0] - at, 0), min(box[axis][1] - at, part.shape[axis])
+            low, high = max(bounds[axis][0] - at, 0), min(bounds[axis][1] - at, part.shape[axis])
             if low < high:
-                found.append(self.read_unchecked(part, (*box[:axis], (low, high), *box[axis + 1 :]), name))
+                found.append(self.read_unchecked(part, (*bounds[:axis], (low, high), *bounds[axis + 1 :]), name))
             at += part.shape[axis]
         return torch.cat(found, axis)
 
 
 @contextmanager
 def open_weights(stored: Mapping[str, Stored]) -> Iterator[Weights]:
-    """Open the files of a checkpoint for reading in pieces."""
+    """Open the files of a checkpoint for reading in slices."""
     with ExitStack() as stack:
         files = sorted({s.file for s in stored.values()})
         yield Weights(stored, {file: stack.enter_context(open_file(file)) for file in files})

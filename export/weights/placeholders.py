@@ -1,4 +1,4 @@
-"""Initializers whose numbers are still on disk: onnx_ir tensors that know where they come from."""
+"""Initializers whose values are still on disk: onnx_ir tensors that know where they come from."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _TYPES = {
 }  # fmt: skip
 
 
-def weightless(constant: Constant, name: str, weights: Weights) -> ir.LazyTensor:
-    """Return a tensor of the constant's shape and dtype that is read only when asked for its numbers."""
+def lazy_tensor(constant: Constant, name: str, weights: Weights) -> ir.LazyTensor:
+    """Return a tensor of the constant's shape and dtype that is read only when its values are asked for."""
 
     def read() -> ir.Tensor[Any]:
         value = weights.read(constant, name=name).to(constant.dtype).contiguous()
@@ -30,12 +30,12 @@ def weightless(constant: Constant, name: str, weights: Weights) -> ir.LazyTensor
 
 
 def constant_of(tensor: ir.TensorProtocol) -> Constant | None:
-    """Return where a weightless tensor's numbers come from, None for any other tensor."""
+    """Return where a lazy tensor's values come from, None for any other tensor."""
     found = tensor.meta.get(_KEY)
     return found if isinstance(found, Constant) else None
 
 
 def transposed(tensor: ir.TensorProtocol, name: str) -> ir.LazyTensor | None:
-    """Return a weightless tensor with its axes swapped, still unread; None for any other tensor."""
+    """Return a lazy tensor with its axes swapped, still unread; None for any other tensor."""
     constant = constant_of(tensor)
-    return weightless(constant.transposed(), name, tensor.meta[_WEIGHTS]) if constant is not None else None
+    return lazy_tensor(constant.transposed(), name, tensor.meta[_WEIGHTS]) if constant is not None else None

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.weights.direct_io import BLOCK, aligned_room
-from export.weights.lazy_weights import Box
+from export.weights.direct_io import BLOCK, aligned_buffer
+from export.weights.lazy_weights import Slice
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback
 from quant.graph.files import aligned
@@ -87,20 +87,20 @@ def _encode_slots(
     """Encode the weights, several chunks at a time, and yield them in order as they finish."""
     constants = job.model.graph.initializers
     sources = {slot.name: source_of(constants[slot.name], job.constants, job.weights) for slot in slots}
-    chunks = [(slot, box) for slot in slots for box in slot.chunks()]
+    chunks = [(slot, bounds) for slot in slots for bounds in slot.chunks()]
     workers = threads + WAITING
     buffers: SimpleQueue[Tensor] = SimpleQueue()
     for _ in range(workers):
-        buffers.put(aligned_room(_BUFFER_BYTES))
+        buffers.put(aligned_buffer(_BUFFER_BYTES))
 
-    def work(chunk: tuple[Slot, Box]) -> tuple[int, float, float]:
+    def work(chunk: tuple[Slot, Slice]) -> tuple[int, float, float]:
         if stop.is_set():
             raise CancelledError
-        slot, box = chunk
+        slot, bounds = chunk
         buffer = buffers.get()
         try:
-            done = _encode_chunk(slot, box, sources[slot.name], buffer)
-            files.write(slot, box, done)
+            done = _encode_chunk(slot, bounds, sources[slot.name], buffer)
+            files.write(slot, bounds, done)
             return chunk_digest(done.values, done.scale), done.signal, done.noise
         finally:
             buffers.put(buffer)
@@ -120,8 +120,8 @@ def _encode_slots(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode_chunk(slot: Slot, box: Box, source: Source, buffer: Tensor) -> Quantized:
-    values = source.read(box, buffer[_VALUES_BYTES:])
+def _encode_chunk(slot: Slot, bounds: Slice, source: Source, buffer: Tensor) -> Quantized:
+    values = source.read(bounds, buffer[_VALUES_BYTES:])
     written = buffer[:_VALUES_BYTES].view(torch.int8) if values.numel() <= _VALUES_BYTES else None
     done: Quantized | None
     if slot.bits == 16:

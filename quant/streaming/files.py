@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from export.weights.direct_io import BLOCK, open_direct
-from export.weights.lazy_weights import Box
+from export.weights.lazy_weights import Slice
 from quant.arrays import Array, Floats
 from quant.graph.rewrite import Encoded, scale_of_matmul
 from quant.streaming.chunks import Quantized
@@ -35,18 +35,20 @@ class SideFiles:
     scale_path: Path
     direct: int | None = None
 
-    def write(self, slot: Slot, box: Box, chunk: Quantized) -> None:
+    def write(self, slot: Slot, bounds: Slice, chunk: Quantized) -> None:
         """Write a chunk to its slot."""
         size = slot.bits // 8
-        done = self._write_directly(slot, box, chunk.values)
+        done = self._write_directly(slot, bounds, chunk.values)
         if not done or done < chunk.values.nbytes:
-            _write_box(self.data, chunk.values, slot.weight.shape, box, slot.offset, size, done)
+            _write_slice(self.data, chunk.values, slot.weight.shape, bounds, slot.offset, size, done)
         if chunk.scale is not None:
-            _write_box(self.scale_data, chunk.scale, slot.scale_shape, slot.scale_box(box), slot.scale_offset, 4)
+            _write_slice(
+                self.scale_data, chunk.scale, slot.scale_shape, slot.scale_slice(bounds), slot.scale_offset, 4
+            )
 
-    def _write_directly(self, slot: Slot, box: Box, values: Array) -> int:
+    def _write_directly(self, slot: Slot, bounds: Slice, values: Array) -> int:
         """Write the whole blocks of a chunk of whole rows with O_DIRECT; returns the bytes written."""
-        offset = _start(slot.weight.shape, box, slot.offset, slot.bits // 8)
+        offset = _start(slot.weight.shape, bounds, slot.offset, slot.bits // 8)
         whole = values.nbytes // BLOCK * BLOCK
         if self.direct is None or offset is None or offset % BLOCK or values.ctypes.data % BLOCK or not whole:
             return 0
@@ -66,9 +68,9 @@ class SideFiles:
             return False
         scales = self.scales(slot)
         digests = []
-        for box in slot.chunks():
-            scale = None if scales is None else scales[_slices(slot.scale_box(box))]
-            digests.append(chunk_digest(self._values(slot)[_slices(box)], scale))
+        for bounds in slot.chunks():
+            scale = None if scales is None else scales[_slices(slot.scale_slice(bounds))]
+            digests.append(chunk_digest(self._values(slot)[_slices(bounds)], scale))
         return joined_digest(digests) == entry.get("crc32")
 
     def encoded(self, slot: Slot, blob: str) -> Encoded:
@@ -121,32 +123,32 @@ def joined_digest(digests: Iterable[int]) -> str:
     return " ".join(f"{digest:08x}" for digest in digests)
 
 
-def _slices(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(low, high) for low, high in box)
+def _slices(bounds: Slice) -> tuple[slice, ...]:
+    return tuple(slice(low, high) for low, high in bounds)
 
 
-def _start(shape: tuple[int, ...], box: Box, offset: int, size: int) -> int | None:
+def _start(shape: tuple[int, ...], bounds: Slice, offset: int, size: int) -> int | None:
     """Return the file offset of a region of a row-major tensor, None if the region is not contiguous."""
     width = shape[-1]
-    lead = [low for low, _ in box[:-1]]
-    if lead and box[-1] != (0, width):
+    lead = [low for low, _ in bounds[:-1]]
+    if lead and bounds[-1] != (0, width):
         return None
     first = int(np.ravel_multi_index(lead, shape[:-1])) if lead else 0
-    return offset + (first * width + (0 if lead else box[0][0])) * size
+    return offset + (first * width + (0 if lead else bounds[0][0])) * size
 
 
-def _write_box(
-    file: int, values: Array, shape: tuple[int, ...], box: Box, offset: int, size: int, done: int = 0
+def _write_slice(
+    file: int, values: Array, shape: tuple[int, ...], bounds: Slice, offset: int, size: int, done: int = 0
 ) -> None:
     """Write a region of a row-major tensor from byte ``done`` on: in one go if contiguous, else row by row."""
-    start = _start(shape, box, offset, size)
+    start = _start(shape, bounds, offset, size)
     if start is not None:
         _write(file, np.ascontiguousarray(values).reshape(-1).view(np.uint8)[done:], start + done)
         return
-    rows = np.ascontiguousarray(values).reshape(-1, box[-1][1] - box[-1][0])
-    first = int(np.ravel_multi_index([low for low, _ in box[:-1]], shape[:-1]))
+    rows = np.ascontiguousarray(values).reshape(-1, bounds[-1][1] - bounds[-1][0])
+    first = int(np.ravel_multi_index([low for low, _ in bounds[:-1]], shape[:-1]))
     for number, row in enumerate(rows):
-        _write(file, row, offset + ((first + number) * shape[-1] + box[-1][0]) * size)
+        _write(file, row, offset + ((first + number) * shape[-1] + bounds[-1][0]) * size)
 
 
 def _write(file: int, values: Array, offset: int) -> None:

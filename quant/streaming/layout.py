@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from export.weights.lazy_weights import Box, Constant, Weights
+from export.weights.lazy_weights import Constant, Slice, Weights
 from graphs.base.errors import UgsepError
 from quant.graph.files import aligned
 from quant.graph.gemms import Weight, name_of, read_tensor, tensor_of
@@ -23,7 +23,7 @@ CHUNK_BYTES = 32 << 20
 class Source:
     """How to read regions of one weight into a given buffer; ``refuse`` raises for NaN and Inf."""
 
-    read: Callable[[Box, Tensor], Tensor]
+    read: Callable[[Slice, Tensor], Tensor]
     refuse: Callable[[Tensor], None]
 
 
@@ -49,7 +49,7 @@ class Slot:
         """Bytes of the float32 scales."""
         return 4 * torch.Size(self.scale_shape).numel() if self.scale_shape else 0
 
-    def chunks(self) -> Iterator[Box]:
+    def chunks(self) -> Iterator[Slice]:
         """Cut the weight into chunks of at most CHUNK_BYTES: whole columns of a token, or rows of a table."""
         *lead, inputs, outputs = self.weight.shape
         if self.weight.kind == "table":
@@ -63,11 +63,11 @@ class Slot:
                 matrix = (0, inputs), (low, min(low + step, outputs))
                 yield ((token, token + 1), *matrix) if lead else matrix
 
-    def scale_box(self, box: Box) -> Box:
+    def scale_slice(self, bounds: Slice) -> Slice:
         """Return the region of the scales [B, N], [T, B, N] or [V] that belongs to a chunk."""
         if self.weight.kind == "table":
-            return (box[0],)
-        return (*box[:-2], (0, self.scale_shape[-2]), box[-1])
+            return (bounds[0],)
+        return (*bounds[:-2], (0, self.scale_shape[-2]), bounds[-1])
 
 
 def lay_out(weights: Mapping[Weight, int], block: int) -> tuple[tuple[Slot, ...], int, int]:
@@ -101,10 +101,10 @@ def source_of(value: ir.Value, constants: Mapping[str, Constant], weights: Weigh
     if constant is None:
         held = torch.from_numpy(read_tensor(tensor_of(value)).copy())
         return Source(
-            lambda box, buffer: held[tuple(slice(a, b) for a, b in box)],
+            lambda bounds, buffer: held[tuple(slice(a, b) for a, b in bounds)],
             lambda value: None,  # checked when it was read into the graph
         )
     return Source(
-        lambda box, buffer: weights.read_unchecked(constant, box, name, buffer),
+        lambda bounds, buffer: weights.read_unchecked(constant, bounds, name, buffer),
         lambda value: weights.check(constant, value, name),
     )

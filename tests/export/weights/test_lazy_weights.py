@@ -1,4 +1,4 @@
-"""Constants of a model on the meta device, read box by box from shards, against the same tensors in memory."""
+"""Constants of a model on the meta device, read bounds by bounds from shards, against the same tensors in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from export.weights import lazy_weights
-from export.weights.direct_io import aligned_room
+from export.weights.direct_io import aligned_buffer
 from export.weights.lazy_weights import Recorder, open_weights
 from graphs.base.errors import UgsepError
 from graphs.checkpoint.files import stored_weights
@@ -66,18 +66,18 @@ def test_any_box_of_a_constant_is_what_it_is_in_memory(name: str, saved: tuple[P
         made = nn.Parameter(MADE[name](model.cube, model.flat), requires_grad=False)
     constant = recorder.constant(made, name)
     assert constant.shape == tuple(want.shape)
-    boxes = [
+    slices = [
         tuple((0, n) for n in want.shape),
         tuple((n - 1, n) for n in want.shape),
         tuple((n // 3, max(n // 3 + 1, n - 1)) for n in want.shape),
     ]
     with open_weights(stored_weights(folder)) as weights:
-        for box in boxes:
+        for bounds in slices:
             # arithmetic is the same operations on the same float32 values
-            assert torch.equal(weights.read(constant, box).float(), want[tuple(slice(a, b) for a, b in box)])
+            assert torch.equal(weights.read(constant, bounds).float(), want[tuple(slice(a, b) for a, b in bounds)])
         assert torch.equal(weights.read(constant.transposed()).float(), want.mT)
-        room = aligned_room(1 << 16)
-        whole = weights.read_unchecked(constant, boxes[0], room=room)
+        buffer = aligned_buffer(1 << 16)
+        whole = weights.read_unchecked(constant, slices[0], buffer=buffer)
         assert torch.equal(whole.float(), want)
 
 
@@ -90,14 +90,14 @@ def test_strided_reads_in_pieces_and_in_one_go_agree(data: st.DataObject) -> Non
     order = data.draw(st.permutations((0, 1, 2)))
     view = value.permute(order)
     cuts = [sorted((data.draw(st.integers(0, n - 1)), data.draw(st.integers(1, n)))) for n in view.shape]
-    box = tuple((a, max(b, a + 1)) for a, b in cuts)
+    bounds = tuple((a, max(b, a + 1)) for a, b in cuts)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(lazy_weights, "_PIECE_BYTES", data.draw(st.sampled_from((1, 40, 4096))))
+        patch.setattr(lazy_weights, "_CHUNK_BYTES", data.draw(st.sampled_from((1, 40, 4096))))
         patch.setattr(lazy_weights, "_SPAN_TIMES", data.draw(st.sampled_from((1, 2, 4))))
         safetensors.torch.save_file({"w": value}, Path(folder) / "model.safetensors")
         constant = lazy_weights.Constant("w", torch.float32, tuple(view.shape), view.stride())
         with open_weights(stored_weights(Path(folder))) as weights:
-            assert torch.equal(weights.read(constant, box), view[tuple(slice(a, b) for a, b in box)])
+            assert torch.equal(weights.read(constant, bounds), view[tuple(slice(a, b) for a, b in bounds)])
 
 
 def test_a_constant_from_nowhere_is_refused() -> None:
@@ -117,7 +117,7 @@ def test_a_computation_beyond_the_memory_it_may_take_is_refused(
     with recorder, torch.no_grad():
         made = model.flat.exp()
     with open_weights(stored_weights(saved[0])) as weights:
-        with pytest.raises(UgsepError, match=r"constant 'x' takes .* at once to compute \(aten.exp.default\)"):
+        with pytest.raises(UgsepError, match=r"constant 'x' needs .* MiB to compute \(aten.exp.default\)"):
             weights.read(recorder.constant(made, "x"), name="x")
 
 
