@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
@@ -147,6 +148,20 @@ def write_shards(folder: Path, data: dict[str, np.ndarray], cuts: list[int]) -> 
 def constants(path: Path) -> dict[str, np.ndarray]:
     """The values of a file's initializers by name."""
     return {n: np.array(read_tensor(v.const_value)) for n, v in load_graph(path).graph.initializers.items()}
+
+
+def model_of(nodes, inputs, outputs, constants) -> onnx.ModelProto:
+    tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+    graph = helper.make_graph(nodes, "item", inputs, outputs, tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def run(model: onnx.ModelProto, **inputs):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, inputs)
 
 
 @pytest.fixture
