@@ -1,4 +1,4 @@
-"""Bring an exported graph to the one form every later step relies on (docs/architecture.md, ONNX files).
+"""Bring an exported graph to the canonical form every later step relies on (docs/architecture.md, ONNX files).
 
 Dense weights become ``MatMul(x, W)`` with ``W`` an initializer [K, N], plus ``Add`` for the bias; a reciprocal square
 root becomes a division, which is the RMSNorm that runtimes recognise; shape arithmetic is folded away.
@@ -148,6 +148,6 @@ def _drop_vector_reshape(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
-    """Put ``nodes`` in the place of ``node``; the last one takes over its output and name."""
+    """Replace ``node`` by ``nodes``; the last one takes over its output and name."""
     old, new = node.outputs[0], nodes[-1].outputs[0]
     ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, [old], [new])

@@ -1,4 +1,4 @@
-"""Write one half of a split (or the whole model) as a checked ONNX file."""
+"""Write one subgraph of a split (or the full model) as a checked ONNX file."""
 
 from __future__ import annotations
 
@@ -41,41 +41,41 @@ class OnnxFile:
 
 
 def export_subgraph(
-    half: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str], path: Path, stamp: Stamp
+    subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str], path: Path, stamp: Stamp
 ) -> OnnxFile:
-    """Export ``half`` to ``path`` with dynamic first axes, in canonical form, checked by onnx.
+    """Export ``subgraph`` to ``path`` with dynamic first axes, in canonical form, checked by onnx.
 
     Args:
-        half: the graph to write.
+        subgraph: the graph to write.
         feeds: example tensors by input name, at least 2 rows each.
         rows: the name of each input's first axis, ``users`` or ``candidates``; inputs left out keep their size.
-        path: the file to write; weights go to ``<name>.data`` beside it.
+        path: the file to write; large weights go to ``<name>.data`` next to it.
         stamp: the metadata to write into the file.
 
     Raises:
         UgsepError: the exporter or the checker refuses the graph.
     """
-    model = to_onnx(half, feeds, rows)
-    finish_model(model, half, stamp)
+    model = to_onnx(subgraph, feeds, rows)
+    finish_model(model, subgraph, stamp)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_suffix(path.suffix + ".data")
     ir.save(model, path, external_data=data.name, size_threshold_bytes=EXTERNAL_DATA_BYTES)
     check_file(path)
-    return OnnxFile(path, data if data.exists() else None, half.inputs, half.outputs)
+    return OnnxFile(path, data if data.exists() else None, subgraph.inputs, subgraph.outputs)
 
 
-def finish_model(model: ir.Model, half: Subgraph, stamp: Stamp) -> None:
-    """Bring what the exporter wrote to the form that every later step reads, in place."""
+def finish_model(model: ir.Model, subgraph: Subgraph, stamp: Stamp) -> None:
+    """Bring what the exporter wrote to canonical form, in place."""
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "ugsep", ""
     canonicalize(model)
     _strip_traces(model)
     stamp.write(model)
-    _name_ends(model, half)
+    _name_ends(model, subgraph)
 
 
-def to_onnx(half: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> ir.Model:
-    """Run the exporter on a half.
+def to_onnx(subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> ir.Model:
+    """Run the ONNX exporter on a subgraph.
 
     Raises:
         UgsepError: it refuses the graph.
@@ -86,10 +86,10 @@ def to_onnx(half: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]
         with warnings.catch_warnings(), torch.no_grad(), gc_paused():
             warnings.simplefilter("ignore")
             try:
-                program = _written(program_of(half, feeds, rows), half, feeds, rows)
-            except Exception as error:  # whatever does not go this way goes the long one, whose errors are raised
+                program = _written(program_of(subgraph, feeds, rows), subgraph, feeds, rows)
+            except Exception as error:  # the exporter then traces the module itself; its errors are raised
                 _log.info("tracing the graph again (%s)", error)
-                program = _written(half.module, half, feeds, rows)
+                program = _written(subgraph.module, subgraph, feeds, rows)
     except Exception as error:  # the exporter raises many types; all mean an op it cannot write
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise UgsepError(f"the ONNX exporter refuses the graph: {lines[0] if lines else error!r}") from error
@@ -97,14 +97,14 @@ def to_onnx(half: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]
 
 
 def _written(
-    source: ExportedProgram | fx.GraphModule, half: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]
+    source: ExportedProgram | fx.GraphModule, subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]
 ) -> ONNXProgram:
     dims = {name: torch.export.Dim(name) for name in sorted(set(rows.values()))}
     program = torch.onnx.export(
         source,
-        tuple(feeds[name] for name in half.inputs),
+        tuple(feeds[name] for name in subgraph.inputs),
         dynamo=True,
-        dynamic_shapes=tuple({0: dims[rows[name]]} if name in rows else {} for name in half.inputs),
+        dynamic_shapes=tuple({0: dims[rows[name]]} if name in rows else {} for name in subgraph.inputs),
         opset_version=OPSET,
         optimize=False,
         verbose=False,
@@ -123,7 +123,7 @@ def _strip_traces(model: ir.Model) -> None:
     model.metadata_props.clear()
 
 
-def _name_ends(model: ir.Model, half: Subgraph) -> None:
+def _name_ends(model: ir.Model, subgraph: Subgraph) -> None:
     graph = model.graph
     for index, value in enumerate(graph.outputs):
         if value in graph.inputs or value in graph.outputs[:index]:
@@ -133,18 +133,18 @@ def _name_ends(model: ir.Model, half: Subgraph) -> None:
             graph.append(copy)
             copy.outputs[0].shape, copy.outputs[0].type = value.shape, value.type
             graph.outputs[index] = copy.outputs[0]
-    both = sorted(set(half.inputs) & set(half.outputs))
+    both = sorted(set(subgraph.inputs) & set(subgraph.outputs))
     if both:
         raise UgsepError(
-            f"'{both[0]}' is an input and an output of the model, which one file cannot hold; rename one"
+            f"'{both[0]}' is both an input and an output of the model, which ONNX does not allow; rename one"
         )
-    _make_way(graph, {*half.inputs, *half.outputs})
-    for value, name in zip((*graph.inputs, *graph.outputs), (*half.inputs, *half.outputs), strict=True):
+    _free_names(graph, {*subgraph.inputs, *subgraph.outputs})
+    for value, name in zip((*graph.inputs, *graph.outputs), (*subgraph.inputs, *subgraph.outputs), strict=True):
         value.name = name
 
 
-def _make_way(graph: ir.Graph, taken: set[str]) -> None:
-    """Rename whatever is called like an input or output: a product, or a parameter of that name."""
+def _free_names(graph: ir.Graph, taken: set[str]) -> None:
+    """Rename inner values and parameters that have the name of an input or output."""
     for value in [v for node in graph for v in node.outputs]:
         if value.name in taken:
             value.name = names.derived(value.name, "inner")

@@ -1,8 +1,8 @@
-"""The exported program of a half, made from the graph that the half already is: nothing is traced again.
+"""The exported program of a subgraph, made from its graph without tracing again.
 
-``torch.export`` runs a module three times to get here (capture, functional form, decompositions), which takes a large
-model longer than its weights. A half is a flat functional ATen graph from such a run, so that only the shapes are
-missing, with the rows of its own inputs.
+``torch.export`` runs a module three times to get here (capture, functionalization, decompositions), which for a large
+model takes longer than writing its weights. A subgraph is already a flat functional ATen graph from such a run; only
+shapes with the rows of its own inputs are missing.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ aten = torch.ops.aten
 
 
 class Program(ExportedProgram):
-    """A program whose graph the ONNX exporter can write, but for single ops that it takes apart."""
+    """A program whose graph the ONNX exporter can write, except for single ops that it decomposes."""
 
     def run_decompositions(
         self,
         decomp_table: dict[torch._ops.OperatorBase, Callable[..., Any]] | None = None,
         decompose_custom_triton_ops: bool = False,
     ) -> ExportedProgram:
-        """Return the program with the ops of the table taken apart where they are; the others are not run again."""
+        """Return the program with the ops of the table decomposed in place; the others are not run again."""
         table = torch.export.default_decompositions() if decomp_table is None else decomp_table
         for node in list(self.graph.nodes):
             if node.op == "call_function" and (node.target in table or _is_composite_view(node.target)):
-                self.graph_signature.replace_all_uses(node.name, _take_apart(self.graph, node, table).name)
+                self.graph_signature.replace_all_uses(node.name, _decompose(self.graph, node, table).name)
         return self
 
 
 def _is_composite_view(target: Any) -> bool:
-    """Say whether an op is one that ``torch.export`` never leaves whole: a view made of others, movedim for one."""
+    """Say whether ``torch.export`` always decomposes this op: a view made of others, such as movedim."""
     if not isinstance(target, torch._ops.OpOverload) or not target._can_decompose():
         return False
     return any(argument.alias_info is not None for argument in target._schema.arguments)
 
 
-def _take_apart(graph: fx.Graph, node: fx.Node, table: Mapping[Any, Callable[..., Any]]) -> fx.Node:
-    """Replace a node by what its decomposition computes from the same inputs; returns the node of the result."""
+def _decompose(graph: fx.Graph, node: fx.Node, table: Mapping[Any, Callable[..., Any]]) -> fx.Node:
+    """Replace a node by its decomposition; returns the node of the result."""
     inputs = list(node.all_input_nodes)
 
     def whole(*values: Any) -> Any:
@@ -68,7 +68,7 @@ def _take_apart(graph: fx.Graph, node: fx.Node, table: Mapping[Any, Callable[...
         return parts(*arguments, **options)
 
     with enable_python_dispatcher(), torch.no_grad():
-        # Some decompositions write into a tensor of their own.
+        # Some decompositions write into a tensor they allocate.
         parts = make_fx(dispatch_functionalize(whole), dict(table))(*[n.meta["val"] for n in inputs])
     with graph.inserting_before(node):
         copied = dict(zip(parts.graph.find_nodes(op="placeholder"), inputs, strict=True))
@@ -79,11 +79,11 @@ def _take_apart(graph: fx.Graph, node: fx.Node, table: Mapping[Any, Callable[...
     return result
 
 
-def program_of(half: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> Program:
-    """Return the program of ``half``.
+def program_of(subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> Program:
+    """Return the program of ``subgraph``.
 
     Args:
-        half: the graph.
+        subgraph: the graph.
         feeds: example tensors by input name, at least 2 rows each.
         rows: the name of each input's first axis; inputs left out keep their size.
 
@@ -92,22 +92,22 @@ def program_of(half: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, s
     """
     environment = ShapeEnv()
     mode = FakeTensorMode(shape_env=environment)
-    sizes = {rows[name]: feeds[name].shape[0] for name in half.inputs if name in rows}
+    sizes = {rows[name]: feeds[name].shape[0] for name in subgraph.inputs if name in rows}
     symbols = {axis: _symbol(environment, axis, size) for axis, size in sorted(sizes.items())}
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     inputs: list[InputSpec] = []
     state: dict[str, Tensor] = {}
     constants: dict[str, fx.Node] = {}
-    for number, name in enumerate(dict.fromkeys(str(n.target) for n in _get_attrs(half))):  # before the inputs
-        tensor = _attribute(half.module, name)
+    for number, name in enumerate(dict.fromkeys(str(n.target) for n in _get_attrs(subgraph))):  # before the inputs
+        tensor = _attribute(subgraph.module, name)
         node = graph.placeholder(f"constant_{number}")
         node.meta["val"] = mode.from_tensor(tensor.detach(), static_shapes=True)
         state[name], constants[name] = tensor.detach(), node
         inputs.append(InputSpec(InputKind.BUFFER, TensorArgument(node.name), name, persistent=True))
-    given = iter(half.inputs)
+    given = iter(subgraph.inputs)
     with mode, enable_python_dispatcher(), torch.no_grad():  # without the dispatcher, pad fixes the number of rows
-        for old in half.module.graph.nodes:
+        for old in subgraph.module.graph.nodes:
             if old.op == "get_attr":
                 copied[old] = constants[str(old.target)]
                 continue
@@ -127,7 +127,7 @@ def program_of(half: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, s
             new.meta["val"] = new.target(*values, **options)  # type: ignore[operator]  # an aten overload
     if environment.replacements:
         fixed = ", ".join(f"{axis} = {sizes[axis]}" for axis in symbols)
-        raise UgsepError(f"a shape of the graph holds for {fixed} only; make it follow the number of rows")
+        raise UgsepError(f"a shape of the graph holds for {fixed} only; compute it from the number of rows")
     results = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(n.name), None) for n in outputs.args[0]]
     ranges = {s.node.expr: environment.bound_sympy(s.node.expr) for s in symbols.values()}
     return Program({}, graph, ExportGraphSignature(inputs, results), state, ranges, [], None, {})
@@ -148,8 +148,8 @@ def _copied(graph: fx.Graph, node: fx.Node, copied: Mapping[fx.Node, fx.Node]) -
     return new
 
 
-def _get_attrs(half: Subgraph) -> list[fx.Node]:
-    return [n for n in half.module.graph.nodes if n.op == "get_attr"]
+def _get_attrs(subgraph: Subgraph) -> list[fx.Node]:
+    return [n for n in subgraph.module.graph.nodes if n.op == "get_attr"]
 
 
 def _attribute(module: fx.GraphModule, name: str) -> Tensor:

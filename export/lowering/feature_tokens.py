@@ -1,9 +1,9 @@
-"""Per-token GEMMs for CPUs: MatMul over stacked [T, K, N] weights becomes one 2-D MatMul per token.
+"""GEMMs per feature token for CPUs: MatMul by stacked [T, K, N] weights becomes one 2-D MatMul per feature token.
 
 A value whose token slices are known as 2-D tensors is carried as a list of slices through the GEMMs and the
-element-wise operators between them, so that a whole feed-forward chain stays per token. Behind the last GEMM it is
-stacked again, but for its bias, which the runtime adds within the GEMM: what follows is one node then and not one per
-token, and norms keep the form that the runtime fuses.
+element-wise operators between them, so that a whole feed-forward chain stays sliced. After the last GEMM it is
+stacked again, except for its bias, which the runtime fuses into the GEMM: what follows is then one node instead of
+one per feature token, and norms keep the form that the runtime fuses.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Tokens:
     stacked: set[ir.Value] = field(default_factory=set)
 
     def known(self, value: ir.Value) -> Parts | None:
-        """Return the slices of a value where they exist already."""
+        """Return the slices of a value if they exist already."""
         return self.computed.get(value) or self.split.get(value)
 
 
@@ -108,9 +108,9 @@ def _cut_weight(tokens: _Tokens, node: ir.Node, w: ir.Value) -> Parts | None:
         cut = tuple(add_initializer(tokens.graph, names.sliced(w.name, t), part) for t, part in enumerate(whole))
         tokens.held[str(w.name)] = tuple(str(value.name) for value in cut)
         return cut
-    half = fp16_weight(w)
-    if half is not None:
-        stored, values = half
+    fp16 = fp16_weight(w)
+    if fp16 is not None:
+        stored, values = fp16
         narrow = tuple(
             add_initializer(tokens.graph, names.sliced(stored.name, t), part) for t, part in enumerate(values)
         )
@@ -156,9 +156,9 @@ def _token_rows(tokens: _Tokens, node: ir.Node, x: ir.Value, count: int) -> Part
     transpose = x.producer()
     if transpose is not None and _swaps_rows_and_tokens(transpose) and transpose.inputs[0] is not None:
         source, axis = transpose.inputs[0], 1
-    pieces = _concatenated(source, axis, count)
-    if pieces is not None:
-        tokens.split[x] = _squeeze(tokens, node, pieces, axis, names.derived(x.name, "token"))
+    inputs = _concatenated(source, axis, count)
+    if inputs is not None:
+        tokens.split[x] = _squeeze(tokens, node, inputs, axis, names.derived(x.name, "token"))
     elif count == 1:
         tokens.split[x] = _squeeze(tokens, node, (source,), axis, names.derived(x.name, "token"))
     else:
@@ -170,15 +170,15 @@ def _token_rows(tokens: _Tokens, node: ir.Node, x: ir.Value, count: int) -> Part
 
 
 def _concatenated(value: ir.Value, axis: int, count: int) -> Parts | None:
-    """Return the inputs of the Concat that made the value where each is one token: cancels Split(Concat)."""
+    """Return the inputs of the Concat that made the value if each is one feature token: cancels Split(Concat)."""
     concat = value.producer()
     if concat is None or concat.op_type != "Concat" or len(concat.inputs) != count:
         return None
     if ints(concat, "axis", 0) not in (axis, axis - 3):
         return None
-    pieces = tuple(piece for piece in concat.inputs if piece is not None)
-    if all(piece.shape is not None and len(piece.shape) == 3 and piece.shape[axis] == 1 for piece in pieces):
-        return pieces
+    inputs = tuple(value for value in concat.inputs if value is not None)
+    if all(value.shape is not None and len(value.shape) == 3 and value.shape[axis] == 1 for value in inputs):
+        return inputs
     return None
 
 
@@ -204,7 +204,7 @@ def _reshape(graph: ir.Graph, node: ir.Node, value: ir.Value, shape: tuple[int, 
 
 
 def _width(value: ir.Value) -> int | None:
-    """Return the size of the last axis where it is known."""
+    """Return the size of the last axis if it is known."""
     last = None if value.shape is None or len(value.shape) == 0 else value.shape[-1]
     return last if isinstance(last, int) else None
 
@@ -224,7 +224,7 @@ def _axes(graph: ir.Graph, axis: int) -> ir.Value:
 
 
 def _between_gemms(tokens: _Tokens) -> set[ir.Value]:
-    """Return what element-wise operators had better make per token: what leads from one per-token GEMM to another.
+    """Return the values to compute per feature token: those that lead from one sliced GEMM to another.
 
     A constant added to a GEMM's product counts too: it is a bias.
     """
@@ -268,7 +268,7 @@ def _is_matrix(value: ir.Value | None) -> bool:
 
 
 def _elementwise(tokens: _Tokens, node: ir.Node) -> Parts | None:
-    """Carry slices through an element-wise operator; None where an operand cannot be cut by token."""
+    """Carry slices through an element-wise operator; None if an operand cannot be sliced by feature token."""
     operands = [value for value in node.inputs if value is not None]
     counts = {len(tokens.computed[value]) for value in operands if value in tokens.computed}
     arity = 1 if node.op_type in UNARY else 2 if node.op_type in BINARY else 0
@@ -314,7 +314,7 @@ def _operand(tokens: _Tokens, value: ir.Value, count: int) -> Parts | None:
 
 
 def _stack(tokens: _Tokens, value: ir.Value | None) -> None:
-    """Give a value that only exists as slices back to a consumer that needs it whole."""
+    """Stack a value that only exists as slices, for a consumer that needs all of it."""
     if value in tokens.computed and value not in tokens.stacked:
         parts = tokens.computed[value]
         whole = _restack(tokens, value, parts, axis=0)

@@ -159,7 +159,7 @@ def _rewrite(graph: ir.Graph, mixture: _Mixture, held: dict[str, tuple[str, ...]
 
 
 class _Slices:
-    """Cuts constants to one token and one expert and names the pieces after the whole."""
+    """Cuts constants to one token and one expert and names the slices after the whole."""
 
     def __init__(self, graph: ir.Graph, mixture: _Mixture, held: dict[str, tuple[str, ...]]) -> None:
         self.graph, self.mixture, self.held = graph, mixture, held
@@ -235,7 +235,7 @@ class _Routes:
         """Return where each row finds its results among its token's, from 1 on, and of which experts they are.
 
         Both [T, N, most]; ``most`` is the largest number of experts that one row of this call chose, at least 1.
-        A row that chose fewer has number 0 in their place, and an expert with a gate of 0.
+        A row that chose fewer is padded with number 0 and an expert whose gate is 0.
         """
         t, e = self.mixture.tokens, self.mixture.experts
         of_token = self.add("Reshape", [self.ones, self.ints(t, -1)], "ones.token", _INT64)  # [T, E * N]
@@ -267,7 +267,7 @@ class _Routes:
         """Add up each row's results of one token under their gates; returns [1, N, D], or [N, 1, D].
 
         Every row gathers its own. (ScatterND with addition takes longer: ONNX Runtime copies all rows for every
-        expert. In one piece for all experts it even loses additions to the same row on several threads.)
+        expert. As one node for all experts it even loses additions to the same row on several threads.)
         """
         together = self.add("Concat", [*results], names.of_index("results", token), axis=0)  # [1 + R_t, D]
         at = self.ints(token)
@@ -318,7 +318,7 @@ class _Routes:
         return done[value]
 
     def _at_rows(self, value: ir.Value, token: int, expert: int, wide: bool) -> ir.Value:
-        """Read [T, N, W] at one expert's rows: all of W, or where ``wide`` the expert's own part of it.
+        """Read [T, N, W] at one expert's rows: all of W, or if ``wide`` the expert's part of it.
 
         A value gathered from users to candidates ([T, U, W] by an index) is read from the users directly, one that
         was turned from [N, T, W] where it came from; one of a single row, [T, 1, W], broadcasts and stays one row.
@@ -337,7 +337,7 @@ class _Routes:
         source = self._cut_by_expert(value) if wide else value  # [T, N or U or 1, W], [N, T, W] or [T, ..., E, h]
         what = names.of_index(value.name, token, expert)
         if not single:
-            at = self.places(index, wide, rows_first)[token * self.mixture.experts + expert]
+            at = self.indices(index, wide, rows_first)[token * self.mixture.experts + expert]
         else:
             at = self.ints(token, 0, expert) if wide else self.ints(token, 0)
         return self.add("GatherND", [source, at], names.derived(what, "rows"))
@@ -354,8 +354,8 @@ class _Routes:
             )
         return self._by_expert[value]
 
-    def places(self, index: ir.Value | None, wide: bool, rows_first: bool) -> list[ir.Value]:
-        """Where each list reads: token and row, or the row's user by ``index``; and the expert where ``wide``."""
+    def indices(self, index: ir.Value | None, wide: bool, rows_first: bool) -> list[ir.Value]:
+        """Where each list reads: token and row, or the row's user by ``index``; and the expert if ``wide``."""
         key = (index, wide, rows_first)
         if key not in self._lists:
             what = "rows" if index is None else str(index.name)

@@ -52,14 +52,14 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
-    """Return an initializer's array (memory-mapped where it is external), None for anything else."""
+    """Return an initializer's array (memory-mapped if external), None for anything else."""
     if value is None or not value.is_initializer() or value.const_value is None:
         return None
     return value.const_value.numpy()
 
 
 def rank(value: ir.Value) -> int | None:
-    """Return the rank of a value, None where it is not known."""
+    """Return the rank of a value, None if unknown."""
     return None if value.shape is None else len(value.shape)
 
 
@@ -70,7 +70,7 @@ def ints(node: ir.Node, name: str, default: int) -> int:
 
 
 def swaps_first_axes(node: ir.Node | None) -> bool:
-    """Is this the Transpose of three axes that swaps the first two, rows and tokens."""
+    """Say whether this is the Transpose that swaps the first two of three axes, rows and feature tokens."""
     perm = node.attributes.get("perm") if node is not None and node.op_type == "Transpose" else None
     return perm is not None and tuple(perm.as_ints()) == (1, 0, 2)
 
@@ -79,7 +79,7 @@ def swaps_first_axes(node: ir.Node | None) -> bool:
 class Int8Weight:
     """A weight stored as int8: DequantizeLinear(values, scale), symmetric, no zero point.
 
-    ``q`` and ``s`` are the arrays behind ``values`` and ``scale``, memory-mapped where they are external.
+    ``q`` and ``s`` are the arrays behind ``values`` and ``scale``, memory-mapped if external.
     """
 
     values: ir.Value

@@ -78,10 +78,10 @@ class _Users:
         if rank == 1:
             return self.count
         if (rank, axis) not in self.shapes:
-            pieces = [*self._ones(axis), self.count, *self._ones(rank - 1 - axis)]
+            sizes = [*self._ones(axis), self.count, *self._ones(rank - 1 - axis)]
             counting = self.count.producer()
             assert counting is not None
-            shape = ir.node("Concat", pieces, {"axis": 0})
+            shape = ir.node("Concat", sizes, {"axis": 0})
             shape.outputs[0].name, shape.outputs[0].type = names.shared("rows", axis, rank), self.count.type
             counting.append(shape)
             self.shapes[rank, axis] = shape.outputs[0]
@@ -128,9 +128,9 @@ def broadcast_user(lowering: Lowering) -> None:
         elif any(v in users.axis for v in node.inputs):
             _visit(users, node)
         for inner in _inside(node):  # a branch or a loop reads outer values by name
-            for place, read in enumerate(inner.inputs):
+            for position, read in enumerate(inner.inputs):
                 if read is not None and read in users.axis:
-                    inner.replace_input_with(place, users.all_rows(read, node))
+                    inner.replace_input_with(position, users.all_rows(read, node))
     _expand_outputs(users, output_names)
     graph.inputs.remove(index)
 
@@ -203,7 +203,7 @@ def _is_known_use(node: ir.Node, index: ir.Value) -> bool:
 
 
 def _row_axis(value: ir.Value | None, *rows: str) -> int | None:
-    """Return the axis of one of the names ``rows``, None where there is not exactly one."""
+    """Return the axis of one of the names ``rows``, None unless there is exactly one."""
     if value is None or value.shape is None:
         return None
     found = [axis for axis, dim in enumerate(value.shape) if isinstance(dim, ir.SymbolicDim) and dim.value in rows]

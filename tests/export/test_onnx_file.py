@@ -35,10 +35,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
 def test_files_give_pytorch_s_values_at_any_rows(exported, side: str, users: int, candidates: int) -> None:
     model, split_model, paths = exported
     feeds = fresh_feeds(of_model(model), split_model, users, candidates, seed=candidates)[side]
-    half: Subgraph = getattr(split_model, side)
+    subgraph: Subgraph = getattr(split_model, side)
     session = ort.InferenceSession(str(paths[side]), providers=["CPUExecutionProvider"])
-    got = session.run(list(half.outputs), {k: v.numpy() for k, v in feeds.items()})
-    for value, wanted in zip(got, half(feeds).values(), strict=True):
+    got = session.run(list(subgraph.outputs), {k: v.numpy() for k, v in feeds.items()})
+    for value, wanted in zip(got, subgraph(feeds).values(), strict=True):
         # FP32 sums of tens of terms in another order, on values up to a few tens.
         np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-5, atol=1e-5)
 
@@ -47,9 +47,9 @@ def test_files_give_pytorch_s_values_at_any_rows(exported, side: str, users: int
 def test_names_axes_opset_and_stamp(exported, side: str) -> None:
     model, split_model, paths = exported
     proto = onnx.load(paths[side], load_external_data=False)
-    half: Subgraph = getattr(split_model, side)
-    assert [i.name for i in proto.graph.input] == list(half.inputs)
-    assert [o.name for o in proto.graph.output] == list(half.outputs)
+    subgraph: Subgraph = getattr(split_model, side)
+    assert [i.name for i in proto.graph.input] == list(subgraph.inputs)
+    assert [o.name for o in proto.graph.output] == list(subgraph.outputs)
     assert {o.domain: o.version for o in proto.opset_import} == {"": OPSET}
     rows = {i.name: i.type.tensor_type.shape.dim[0].dim_param for i in proto.graph.input}
     state = {s.name for s in split_model.state}
@@ -170,16 +170,16 @@ def test_names_of_inputs_outputs_and_parameters_may_be_alike(tmp_path: Path) -> 
     feeds = fresh_feeds(source_model, split_model, 3, 7, seed=1)
     state = {s.name for s in split_model.state}
     for side in ("full", "user", "item"):
-        half: Subgraph = getattr(split_model, side)
-        axes = {n: "users" if side == "user" or n in state else "candidates" for n in half.inputs}
-        file = export_subgraph(half, feeds[side], axes, tmp_path / f"{side}.onnx", Stamp("m", side, "fp32", ()))
+        subgraph: Subgraph = getattr(split_model, side)
+        axes = {n: "users" if side == "user" or n in state else "candidates" for n in subgraph.inputs}
+        file = export_subgraph(subgraph, feeds[side], axes, tmp_path / f"{side}.onnx", Stamp("m", side, "fp32", ()))
         session = ort.InferenceSession(str(file.path), providers=["CPUExecutionProvider"])
-        assert [i.name for i in session.get_inputs()] == list(half.inputs)
+        assert [i.name for i in session.get_inputs()] == list(subgraph.inputs)
         outputs = [o.name for o in session.get_outputs()]
         got = session.run(None, {k: v.numpy() for k, v in feeds[side].items()})
-        for value, wanted in zip(got, half(feeds[side]).values(), strict=True):
+        for value, wanted in zip(got, subgraph(feeds[side]).values(), strict=True):
             np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-5, atol=1e-5)  # FP32 sums of 5 terms
-        assert len(set(outputs)) == len(half.outputs)
+        assert len(set(outputs)) == len(subgraph.outputs)
 
 
 def test_an_output_named_like_an_input_is_refused(tmp_path: Path) -> None:
@@ -188,8 +188,8 @@ def test_an_output_named_like_an_input_is_refused(tmp_path: Path) -> None:
             return {"score": (u.exp() * score).sum(-1)}
 
     rows = {"u": torch.randn(4, 5), "score": torch.randn(4, 5)}
-    half = split(Same(), rows, user=["u"], item=["score"]).full
-    with pytest.raises(UgsepError, match="'score' is an input and an output of the model"):
+    subgraph = split(Same(), rows, user=["u"], item=["score"]).full
+    with pytest.raises(UgsepError, match="'score' is both an input and an output of the model"):
         export_subgraph(
-            half, rows, dict.fromkeys(rows, "candidates"), tmp_path / "a.onnx", Stamp("m", "full", "fp32", ())
+            subgraph, rows, dict.fromkeys(rows, "candidates"), tmp_path / "a.onnx", Stamp("m", "full", "fp32", ())
         )

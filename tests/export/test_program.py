@@ -1,4 +1,4 @@
-"""A half becomes a program without being traced again: the same scores, the same ops and weights."""
+"""A subgraph becomes a program without being traced again: the same scores, the same ops and weights."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def subgraphs() -> dict[str, Subgraph]:
     return {"user": found.user, "full": found.full}
 
 
-def _feeds(half: Subgraph, rows: int) -> dict[str, torch.Tensor]:
-    return {name: torch.randn(rows, 6) for name in half.inputs}
+def _feeds(subgraph: Subgraph, rows: int) -> dict[str, torch.Tensor]:
+    return {name: torch.randn(rows, 6) for name in subgraph.inputs}
 
 
-def _axes(half: Subgraph) -> dict[str, str]:
-    return dict.fromkeys(half.inputs, "candidates")
+def _axes(subgraph: Subgraph) -> dict[str, str]:
+    return dict.fromkeys(subgraph.inputs, "candidates")
 
 
 @pytest.mark.parametrize("side", ["user", "full"])
 def test_a_half_is_written_without_tracing_it_again(
     subgraphs: dict[str, Subgraph], side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half = subgraphs[side]
+    subgraph = subgraphs[side]
 
     def again(*_: object, **__: object) -> None:
         raise AssertionError("traced again")
@@ -61,14 +61,14 @@ def test_a_half_is_written_without_tracing_it_again(
     with monkeypatch.context() as patch:
         patch.setattr(torch.export, "export", again)
         file = export_subgraph(
-            half, _feeds(half, 3), _axes(half), tmp_path / "a.onnx", Stamp("m", "full", "fp32", ())
+            subgraph, _feeds(subgraph, 3), _axes(subgraph), tmp_path / "a.onnx", Stamp("m", "full", "fp32", ())
         )
     session = ort.InferenceSession(str(file.path), providers=["CPUExecutionProvider"])
     assert all(i.shape[0] == "candidates" for i in session.get_inputs())
     for rows in (1, 2, 5):
-        feeds = _feeds(half, rows)
+        feeds = _feeds(subgraph, rows)
         got = session.run(None, {n: v.numpy() for n, v in feeds.items()})
-        for value, want in zip(got, half(feeds).values(), strict=True):
+        for value, want in zip(got, subgraph(feeds).values(), strict=True):
             np.testing.assert_allclose(value, want.numpy(), rtol=1e-5, atol=1e-5)  # FP32 sums of 6 terms
 
 
@@ -80,15 +80,15 @@ def test_the_graph_is_the_one_that_tracing_again_gives(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    half, stamp = subgraphs[side], Stamp("m", "full", "fp32", ())
-    short = export_subgraph(half, _feeds(half, 3), _axes(half), tmp_path / "short.onnx", stamp)
+    subgraph, stamp = subgraphs[side], Stamp("m", "full", "fp32", ())
+    short = export_subgraph(subgraph, _feeds(subgraph, 3), _axes(subgraph), tmp_path / "short.onnx", stamp)
 
     def refused(*_: object) -> None:
         raise ValueError("an op that does not go the short way")
 
     monkeypatch.setattr(onnx_file, "program_of", refused)
     with caplog.at_level(logging.INFO, "export.onnx_file"):
-        long = export_subgraph(half, _feeds(half, 3), _axes(half), tmp_path / "long.onnx", stamp)
+        long = export_subgraph(subgraph, _feeds(subgraph, 3), _axes(subgraph), tmp_path / "long.onnx", stamp)
     assert "does not go the short way" in caplog.text
     ops = [[n.op_type for n in onnx.load(f.path).graph.node] for f in (short, long)]
     assert sorted(ops[0]) == sorted(ops[1])
