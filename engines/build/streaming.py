@@ -56,7 +56,7 @@ def stream(
     stored = stored_weights(checkpoint)
     model = meta_model(checkpoint)
     with open_weights(stored) as weights, weights.reading_ahead(_ahead_bytes()) as enough:
-        graphs = _traced(weightless_graphs(name, model, weights, progress), enough)
+        graphs = _traced(lazy_graphs(name, model, weights, progress), enough)
         source = json.dumps([fingerprint(checkpoint), tool_versions()])
         return stream_graphs(
             graphs, weights, out, source=source, scheme=scheme or Absmax(),
@@ -76,7 +76,7 @@ def _traced(graphs: Iterable[StreamedGraph], enough: threading.Event) -> Iterato
         yield graph
 
 
-def weightless_graphs(
+def lazy_graphs(
     name: str, model: RankingModel, weights: Weights, progress: ProgressCallback = silent
 ) -> Iterator[StreamedGraph]:
     """Fold, split and export a model on the meta device; yield the user graph, then the item graph."""

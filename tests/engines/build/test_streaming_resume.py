@@ -59,14 +59,14 @@ def traced_once(whole: tuple[Path, Recipe, Path], monkeypatch: pytest.MonkeyPatc
     def copies(*_: Any) -> list[StreamedGraph]:
         return [StreamedGraph(onnx.ModelProto.FromString(m), c) for m, c in traced]
 
-    monkeypatch.setattr(streaming, "weightless_graphs", copies)
+    monkeypatch.setattr(streaming, "lazy_graphs", copies)
 
 
 @pytest.fixture(scope="module")
 def traced(whole: tuple[Path, Recipe, Path]) -> list[tuple[bytes, Any]]:
     checkpoint, _, _ = whole
     with open_weights(stored_weights(checkpoint)) as weights:
-        graphs = list(streaming.weightless_graphs("tiny", meta_model(checkpoint), weights))
+        graphs = list(streaming.lazy_graphs("tiny", meta_model(checkpoint), weights))
     return [(g.model.SerializeToString(), g.constants) for g in graphs]
 
 
@@ -231,14 +231,14 @@ def test_a_second_graph_that_fails_stops_the_first_whose_journal_stays(
             begun.set()
 
     with monkeypatch.context() as patch:
-        patch.setattr(streaming, "weightless_graphs", fails)
+        patch.setattr(streaming, "lazy_graphs", fails)
         patch.setattr(quant_stream, "Event", lambda: stop)
         patch.setattr(encoding, "_encode_chunk", slow)
         with pytest.raises(UgsepError, match="the exporter refuses the graph"):
             stream("tiny", recipe, checkpoint, tmp_path, progress=progress)
     assert _pool_threads() == []
     assert [p.name for p in tmp_path.iterdir()] == [quant_stream.STAGE]
-    monkeypatch.setattr(streaming, "weightless_graphs", lambda *_: graphs)
+    monkeypatch.setattr(streaming, "lazy_graphs", lambda *_: graphs)
     found = stream("tiny", recipe, checkpoint, tmp_path)
     assert 3 <= found.resumed < len(users)
     assert contents(tmp_path) == contents(want)

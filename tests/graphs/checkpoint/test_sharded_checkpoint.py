@@ -63,7 +63,7 @@ def test_bf16_weights_become_the_models_float32(sharded: Path, tmp_path: Path) -
         assert torch.equal(value, exact[name].bfloat16().float())
 
 
-def test_a_weightless_model_has_names_and_shapes_only(sharded: Path) -> None:
+def test_a_meta_model_has_names_and_shapes_only(sharded: Path) -> None:
     model = meta_model(sharded)
     exact = load_checkpoint(sharded).state_dict()
     assert {n: v.shape for n, v in model.state_dict().items()} == {n: v.shape for n, v in exact.items()}
