@@ -51,7 +51,7 @@ class Program(ExportedProgram):
 
 
 def _is_composite_view(target: Any) -> bool:
-    """Say whether ``torch.export`` always decomposes this op: a view made of others, such as movedim."""
+    """Return whether ``torch.export`` always decomposes this op: a view made of others, such as movedim."""
     if not isinstance(target, torch._ops.OpOverload) or not target._can_decompose():
         return False
     return any(argument.alias_info is not None for argument in target._schema.arguments)

@@ -6,11 +6,11 @@
     y     = MatMulIntegerToFloat(round(x / scale), weight) * scale
 
 A row's scale depends on that row alone, so candidates stay independent of each other (one scale for the whole tensor,
-as dynamic quantization usually has it, would let the other candidates change a score). The runtime multiplies uint8
-by int8 with 32-bit sums; int8 activations are stored with 128 added, as that is the form its kernels take.
+as dynamic quantization usually has, would let other candidates change a score). The runtime multiplies uint8 by int8
+with 32-bit sums, so int8 activations are stored with 128 added.
 
-Rounding is one QuantizeLinear with blocks as long as a row, so that it divides by each row's scale itself. Rows are
-rounded once for all the weights they meet, and rows that are only cut by token before they meet them, before the cut.
+Rounding is one QuantizeLinear with blocks as long as a row, which divides by each row's scale. Rows are rounded once
+for all weights that multiply them; rows that are only split into feature tokens first are rounded before the split.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from export.lowering.passes import Lowering, Pass, matches
 
 _LARGEST = 127.0
 _ZERO = 128
-#: A row of zeros has no scale of its own; anything that neither overflows nor divides by zero serves.
+#: The scale of a row of zeros: any number that neither overflows nor divides by zero.
 _SMALLEST = 1e-30
-#: Rounded in steps of this, every scale is zero steps: so the zero points come about, one per row.
+#: Quantizing the scales with a step this large yields the zero point itself, once per row.
 _BEYOND_SCALES = 3e38
 
 
@@ -75,7 +75,7 @@ MULTIPLY_INT8_ROWS = Pass("multiply int8 rows", multiply_int8_rows, match_gemm)
 
 
 def _quantize_tokens(graph: ir.Graph, x: ir.Value) -> dict[ir.Value, _Rows]:
-    """Round rows before they are cut in tokens, if ``x`` is such a cut of a matrix that meets int8 weights only."""
+    """Round rows before a Split into feature tokens, if ``x`` is one of them and all meet int8 weights only."""
     split = x.producer()
     source = None if split is None else split.inputs[0]
     if (

@@ -1,4 +1,4 @@
-"""Sparse experts for CPUs: the dense-gated form of a mixture of experts becomes one where only chosen experts run.
+"""Sparse experts for CPUs: rewrite a dense-gated mixture of experts so that only the chosen experts run.
 
 The canonical graph computes every expert for every row and scales each one's hidden units by its gate:
 MatMul(Reshape(Reshape(hidden [T, N, E*h]) * Unsqueeze(gates [T, N, E])), W_down [T, E*h, D]). Here the rows with
@@ -29,7 +29,7 @@ from export.lowering.nodes import (
 )
 from export.lowering.passes import Lowering, Pass, matches
 
-# Below this many weights per token and expert the bookkeeping takes longer than computing every expert.
+# Below this many weights per feature token and expert, routing costs more than computing every expert.
 MIN_EXPERT_ELEMENTS = 32 * 1024
 
 _INT64 = ir.DataType.INT64
@@ -57,7 +57,7 @@ def _rewrite(graph: ir.Graph, mixture: Mixture, held: dict[str, tuple[str, ...]]
     users = [use.node for use in out.uses()]
     rows_first = len(users) == 1 and swaps_first_axes(users[0]) and not out.is_graph_output()
     if rows_first:
-        out = users[0].outputs[0]  # the tokens are put together in that order at once
+        out = users[0].outputs[0]  # concatenate the tokens in that order directly
     summed: list[ir.Value | None] = []
     for t in range(mixture.tokens):
         results = [routes.no_result()]
@@ -94,7 +94,7 @@ class _Slices:
         return out
 
     def constant(self, value: ir.Value, token: int, expert: int) -> ir.Value:
-        """Return a constant of the element-wise part, cut where it has a token or a hidden axis."""
+        """Return a constant of the element-wise part, sliced along its token and hidden axes if it has them."""
         whole = constant(value)
         assert whole is not None
         if whole.ndim == 3:
@@ -143,7 +143,7 @@ class _Routes:
         self._by_expert: dict[ir.Value, ir.Value] = {}
 
     def _results(self) -> tuple[ir.Value, ir.Value]:
-        """Return where each row finds its results among its token's, from 1 on, and of which experts they are.
+        """Return the index, from 1, of each row's results among those of its token, and their experts.
 
         Both [T, N, most]; ``most`` is the largest number of experts that one row of this call chose, at least 1.
         A row that chose fewer is padded with number 0 and an expert whose gate is 0.
@@ -266,7 +266,7 @@ class _Routes:
         return self._by_expert[value]
 
     def indices(self, index: ir.Value | None, wide: bool, rows_first: bool) -> list[ir.Value]:
-        """Where each list reads: token and row, or the row's user by ``index``; and the expert if ``wide``."""
+        """Return what each list reads: token and row, or the row's user by ``index``; and the expert if ``wide``."""
         key = (index, wide, rows_first)
         if key not in self._lists:
             what = "rows" if index is None else str(index.name)

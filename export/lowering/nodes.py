@@ -70,7 +70,7 @@ def ints(node: ir.Node, name: str, default: int) -> int:
 
 
 def swaps_first_axes(node: ir.Node | None) -> bool:
-    """Say whether this is the Transpose that swaps the first two of three axes, rows and feature tokens."""
+    """Return whether this is the Transpose that swaps the first two of three axes, rows and feature tokens."""
     perm = node.attributes.get("perm") if node is not None and node.op_type == "Transpose" else None
     return perm is not None and tuple(perm.as_ints()) == (1, 0, 2)
 

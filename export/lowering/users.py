@@ -1,9 +1,9 @@
 """The item graph for requests of one user: its state is broadcast from one row, not gathered to every candidate.
 
-The canonical graph gathers every state tensor [U, ...] to the candidates, and computes on with N equal rows where
-there is one user. Rows are independent, so what depends on the user alone may as well keep one row until it meets the
-candidates. There element-wise ops broadcast it, and a product with it is one GEMM of all candidates' rows; only ops
-that cannot broadcast (joins, reshapes of rows) get it expanded.
+The canonical graph gathers every state tensor [U, ...] to the candidates, so for one user it computes with N equal
+rows. Rows are independent: values that depend on the user alone can keep one row until they meet the candidates. Then
+element-wise ops broadcast them, and a product with them is one GEMM over all candidates' rows; they are expanded only
+for ops that cannot broadcast (concatenations, reshapes of rows).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ELEMENTWISE = frozenset(
 class _Users:
     """What is known while walking the graph, node by node in topological order.
 
-    ``axis``: value of one row, the user's -> its row axis. ``fixed``: values that depend on no input. ``expanded``:
+    ``axis``: user value that keeps one row -> its row axis. ``fixed``: values that depend on no input. ``expanded``:
     the former with N rows; ``matrices``: without the row axis. ``shapes``: shape of an Expand by rank and axis.
     """
 
@@ -43,7 +43,7 @@ class _Users:
     shapes: dict[tuple[int, int], ir.Value] = field(default_factory=dict)
 
     def keep(self, value: ir.Value, axis: int) -> None:
-        """Give a value of the user one row."""
+        """Keep a user value at one row."""
         self.axis[value] = axis
         assert value.shape is not None
         value.shape = _resized(value.shape, axis, 1)
@@ -139,7 +139,7 @@ BROADCAST_USER = Pass("broadcast the user", broadcast_user)
 
 
 def _expand_outputs(users: _Users, output_names: list[str]) -> None:
-    """Give outputs that depend on the user alone all rows, under their own names."""
+    """Expand outputs that depend on the user alone to all rows, under their own names."""
     for position, (value, name) in enumerate(zip(list(users.graph.outputs), output_names, strict=True)):
         if value in users.axis:
             last = ir.node("Identity", [value])
@@ -153,7 +153,7 @@ def _expand_outputs(users: _Users, output_names: list[str]) -> None:
 
 
 def _visit(users: _Users, node: ir.Node) -> None:
-    """Let a node of user values keep one row; where it meets candidates, broadcast or expand them."""
+    """Keep the outputs of a node at one row if all its inputs are user values; broadcast or expand them otherwise."""
     alone = all(v in users.axis or users.is_fixed(v) for v in node.inputs)
     axes = [_row_axis(out, ROWS, USERS) for out in node.outputs]
     if alone and None not in axes and _keeps_rows(node, axes[0]):
@@ -171,16 +171,16 @@ def _visit(users: _Users, node: ir.Node) -> None:
 
 
 def _keeps_rows(node: ir.Node, axis: int | None) -> bool:
-    """Say whether a node of user values works for any number of rows: its constants must not say how many."""
+    """Check that a node of user values works for any number of rows: its constants must not fix it."""
     if node.op_type in ("Expand", "Tile") or (node.op_type == "Squeeze" and len(node.inputs) < 2):
         return False
     sizes = constant(node.inputs[1]) if node.op_type == "Reshape" else None
-    # In a reshape, the row axis must be the one that is left to be computed (-1).
+    # In a Reshape, the row axis must be the inferred one (-1).
     return node.op_type != "Reshape" or (sizes is not None and axis is not None and int(sizes[axis]) == -1)
 
 
 def _broadcasts(users: _Users, node: ir.Node, value: ir.Value) -> bool:
-    """Say whether a node computes the same from one row of ``value`` as from N equal ones."""
+    """Check that a node computes the same from one row of ``value`` as from N equal ones."""
     out = node.outputs[0]
     if node.domain != "" or value.shape is None or out.shape is None:
         return False
@@ -203,7 +203,7 @@ def _is_known_use(node: ir.Node, index: ir.Value) -> bool:
 
 
 def _row_axis(value: ir.Value | None, *rows: str) -> int | None:
-    """Return the axis of one of the names ``rows``, None unless there is exactly one."""
+    """Return the axis named by one of ``rows``; None unless there is exactly one."""
     if value is None or value.shape is None:
         return None
     found = [axis for axis, dim in enumerate(value.shape) if isinstance(dim, ir.SymbolicDim) and dim.value in rows]

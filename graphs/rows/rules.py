@@ -63,7 +63,7 @@ def layout_of_call(call: Call) -> Layout:
 
 
 def has_rule(op: torch._ops.OpOverload) -> bool:
-    """Say whether a rule covers the op."""
+    """Return whether a rule covers the op."""
     name = op._schema.name.split("::")[1]
     return name in _RULES or name in _UNIFORM or name == "arange" or torch.Tag.pointwise in op.tags
 

@@ -14,7 +14,7 @@ NodeSide = Literal["user", "item", "neutral"]
 
 
 def is_row_count(node: fx.Node) -> bool:
-    """Say whether the node is a shape, not data: a size read off a tensor or arithmetic on such sizes."""
+    """Return whether the node is a shape, not data: a size read off a tensor or arithmetic on such sizes."""
     return node.op == "call_function" and not _holds_tensor(node.meta.get("val"))
 
 

@@ -59,7 +59,7 @@ def _merged(rewriter: Rewriter, like: fx.Node, axis: int, segments: list[fx.Node
 
 
 def is_user(rewriter: Rewriter, node: fx.Node) -> bool:
-    """Say whether a segment is the same for all candidates of a user."""
+    """Return whether a segment is the same for all candidates of a user."""
     return rewriter.sides[node] == "user"
 
 

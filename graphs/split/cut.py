@@ -33,7 +33,7 @@ class Cut:
 
 
 def is_cheap(node: fx.Node) -> bool:
-    """Say whether a user-side node may be recomputed per candidate: element-wise or data movement."""
+    """Return whether a user-side node may be recomputed per candidate: element-wise or data movement."""
     if node.op != "call_function" or gemm_flops(node):
         return False
     if not isinstance(node.target, torch._ops.OpOverload):

@@ -17,7 +17,7 @@ from graphs.trace.trace import Example
 
 
 def is_factory(name: str) -> bool:
-    """Say whether a model name is a factory in a file, ``path/to/file.py:factory``."""
+    """Return whether a model name is a factory in a file, ``path/to/file.py:factory``."""
     return ".py:" in name or name.endswith(".py")
 
 

@@ -145,7 +145,7 @@ def identifier(name: str, taken: Container[str] = ()) -> str:
 
 
 def _is_plain(graph: fx.Graph) -> bool:
-    """Say whether row rules cover all ops of a graph and none writes into a tensor."""
+    """Return whether row rules cover all ops of a graph and none writes into a tensor."""
     called = [n.target for n in graph.nodes if n.op == "call_function"]
     neutral = (operator.getitem, torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten.sym_size.int)
     calls = [t for t in called if t not in neutral]
