@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,49 @@ from engines.verify.validate import how_to_reproduce
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.requests.spec import Request
+
+
+@dataclass(frozen=True)
+class Build:
+    """All that the stages found: the manifest, the findings of the report, and the requests used for verification."""
+
+    manifest: Manifest
+    findings: report.Findings
+    requests: Sequence[Request]
+
+
+def run_stages(job: stages.Job, source: SourceModel) -> Build:
+    """Run the stages in order; each takes the records of those before it.
+
+    Raises:
+        UgsepError: bad input, or an engine that cannot be built.
+        GateFailed: a graph differs from the model; other gates that fail are in the findings.
+    """
+    torch.set_num_threads(job.recipe.serving.threads)
+    model = stages.split_model(job, source)
+    graphs = stages.export_onnx(job, model)
+    samples = stages.calibrate_and_score(job, model, graphs)
+    tables = stages.quantize(job, graphs, samples)
+    selection = stages.select_engines(job, graphs, samples)
+    with tempfile.TemporaryDirectory(dir=job.work, prefix=".lowered-") as scratch:
+        lowered = stages.lower(job, graphs, selection, Path(scratch))
+        compiled = stages.compile_engines(job, lowered)
+    manifest = stages.describe(job, graphs, samples, selection, compiled)
+    compared = stages.compare(job, graphs, samples, selection)
+    proof = stages.verify(job, model, samples, manifest)
+    findings = report.Findings(
+        split=model.split,
+        random_proof=model.proof,
+        tables=tables,
+        engines=compiled.engines,
+        proof=proof,
+        calibration_sha256=samples.calibration.samples_sha256,
+        synthetic=job.sources.synthetic,
+        notes=compiled.notes,
+        tried=selection.tried,
+        schemes=compared,
+    )
+    return Build(manifest, findings, samples.requests)
 
 
 @dataclass(frozen=True)
@@ -61,8 +105,8 @@ def build(
         GateFailed: a gate failed; the message has the value, the bound, and the command that reproduces it.
     """
     # A checkpoint is hashed by its files, but a factory's module must be created first.
-    made = load_source_model(recipe, sources) if sources.factory else None
-    digest = module_sha256(made.module) if made is not None else ""
+    source = load_source_model(recipe, sources) if sources.factory else None
+    digest = module_sha256(source.module) if source is not None else ""
     key = content_key(name, recipe, sources, recipe.serving.backend, digest)
     if not force and _is_current(out, key):
         return Outcome(out, True, read_report(out))
@@ -75,17 +119,19 @@ def build(
     failed = out.with_name(out.name + ".failed")
     with publish(out) as work:
         job = stages.Job(name, recipe, sources, work, cache, progress)
-        manifest, found, requests = _run(job, made if made is not None else load_source_model(recipe, sources))
+        made = run_stages(job, source if source is not None else load_source_model(recipe, sources))
+        found = made.findings
+        (work / RECIPE).write_text(dump_recipe(recipe))
         document = report.report_document(name, recipe, found)
         report.write_report(work, document, found)
         again, passed = rebuild_command(name, rebuild), bool(document["passed"])
-        write_manifest(work, dataclasses.replace(manifest, rebuild=again, content_key=key, passed=passed))
+        write_manifest(work, dataclasses.replace(made.manifest, rebuild=again, content_key=key, passed=passed))
         broken = [str(t) for t in found.proof.checks if not t.passed]
         if broken:
             with publish(failed) as kept:
                 for path in list(work.iterdir()):
                     path.rename(kept / path.name)
-            worst = save_worst_rows(failed.with_name(f"{failed.name}.worst.npz"), requests, found.proof.errors)
+            worst = save_worst_rows(failed.with_name(f"{failed.name}.worst.npz"), made.requests, found.proof.errors)
             again = how_to_reproduce(failed, sources.requests or (worst,))
             raise GateFailed(
                 f"{name}: {'; '.join(broken)}; see {failed / 'report.html'}; worst rows: {worst}; reproduce: {again}"
@@ -110,31 +156,3 @@ def _is_current(out: Path, key: str) -> bool:
     except UgsepError:
         return False  # rebuild a damaged bundle, or a folder of another tool
     return True
-
-
-def _run(job: stages.Job, source: SourceModel) -> tuple[Manifest, report.Findings, Sequence[Request]]:
-    """Run all stages; return the manifest, the findings, and the requests used for verification."""
-    torch.set_num_threads(job.recipe.serving.threads)
-    model = stages.split_model(job, source)
-    graphs = stages.export_onnx(job, model)
-    samples = stages.calibrate_and_score(job, model, graphs)
-    tables = stages.quantize(job, graphs, samples)
-    selection = stages.select_engines(job, graphs, samples)
-    compiled = stages.lower_and_compile(job, graphs, selection)
-    manifest = stages.describe(job, graphs, samples, selection, compiled)
-    compared = stages.compare(job, graphs, samples, selection)
-    (job.work / RECIPE).write_text(dump_recipe(job.recipe))
-    proof = stages.verify(job, model, samples, manifest)
-    found = report.Findings(
-        split=model.split,
-        random_proof=model.proof,
-        tables=tables,
-        engines=compiled.engines,
-        proof=proof,
-        calibration_sha256=samples.calibration.samples_sha256,
-        synthetic=job.sources.synthetic,
-        notes=compiled.notes,
-        tried=selection.tried,
-        schemes=compared,
-    )
-    return manifest, found, samples.requests

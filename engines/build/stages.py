@@ -17,7 +17,14 @@ from engines.build.source_model import SourceModel, fresh_feeds, split_source_mo
 from engines.build.sources import Sources
 from engines.bundle.manifest import Engine, Manifest
 from engines.bundle.provenance import tool_versions
-from engines.compile.compile import EnginePlan, build_engines, serving_plans
+from engines.compile.compile import (
+    EnginePlan,
+    LoweredEngine,
+    compile_lowered,
+    lower_engine,
+    planned_engines,
+    serving_plans,
+)
 from engines.recipes.recipe import AUTO, Recipe
 from engines.verify import prove
 from engines.verify.reference import PyTorchReference
@@ -79,6 +86,14 @@ class Selection:
     plans: Sequence[EnginePlan]
     tried: Sequence[Trial] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoweredEngines:
+    """Engines to compile, user and item first, and a note for each that cannot be built here."""
+
+    engines: Sequence[LoweredEngine]
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -151,10 +166,33 @@ def select_engines(job: Job, graphs: Graphs, samples: Samples) -> Selection:
     return Selection(choice.plans, choice.tried, choice.reasons())
 
 
-def lower_and_compile(job: Job, graphs: Graphs, selection: Selection) -> CompiledEngines:
-    """Lower and compile the graphs for each backend, or take the engines from the cache."""
-    engines, notes = build_engines(job.recipe, selection.plans, graphs, job.work, job.cache, job.progress)
-    return CompiledEngines(engines, notes)
+def lower(job: Job, graphs: Graphs, selection: Selection, folder: Path) -> LoweredEngines:
+    """Lower the graphs into ``folder`` for the backend of each engine, except for engines that the cache holds.
+
+    Raises:
+        UgsepError: a backend cannot build here.
+    """
+    plans, notes = planned_engines(job.recipe, selection.plans, job.progress)
+    return LoweredEngines(
+        [
+            lower_engine(job.recipe, plan, graphs[plan.side], folder / plan.directory, job.cache, job.progress)
+            for plan in plans
+        ],
+        notes,
+    )
+
+
+def compile_engines(job: Job, lowered: LoweredEngines) -> CompiledEngines:
+    """Compile the lowered graphs in the bundle's directory, or copy the engines from the cache.
+
+    Raises:
+        UgsepError: an engine does not compile, or is not as its precision says.
+    """
+    engines = []
+    for engine in lowered.engines:
+        directory = engine.plan.directory
+        engines.append(Engine(directory, compile_lowered(engine, job.work / directory, job.cache, job.progress)))
+    return CompiledEngines(engines, lowered.notes)
 
 
 def describe(job: Job, graphs: Graphs, samples: Samples, selection: Selection, compiled: CompiledEngines) -> Manifest:

@@ -84,6 +84,11 @@ def engine_key(backend: str, spec: BuildSpec, tools: Mapping[str, str], target: 
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
+def has_entry(root: Path, key: str) -> bool:
+    """Return whether the cache has an entry for a key, sound or not."""
+    return (root / key).is_dir()
+
+
 def cached_build(
     root: Path,
     key: str,

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from engines.backends.build import build_engine
+from engines.backends.build import build_engine, compile_graph
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.checks import check_precision
-from engines.backends.contract import Runner
+from engines.backends.contract import Backend, Runner
 from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.table import find_backend
-from engines.bundle.manifest import Engine
 from engines.bundle.provenance import ENGINE_CODE, code_sha256, tool_versions
-from engines.compile.cache import cached_build, engine_key
+from engines.compile.cache import cached_build, engine_key, has_entry
 from engines.recipes.recipe import Recipe
 from graphs.base.errors import UgsepError
 from graphs.base.names import GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
+
+if TYPE_CHECKING:
+    from export.lowering import LoweredGraph
 
 _SCRATCH = ".scratch"
 
@@ -59,30 +64,87 @@ def serving_plans(recipe: Recipe) -> tuple[EnginePlan, ...]:
     )
 
 
-def build_engines(
-    recipe: Recipe,
-    plans: Sequence[EnginePlan],
-    onnx: Mapping[GraphSide, Path],
-    work: Path,
-    cache: Path | None = None,
-    progress: ProgressCallback = silent,
-) -> tuple[list[Engine], list[str]]:
-    """Build the planned engines and those for ``serving.compile_for``; return them and notes on those left out."""
-    built: list[Engine] = []
-    notes: list[str] = []
-    wanted = list(plans)
+@dataclass(frozen=True)
+class LoweredEngine:
+    """An engine to compile: ``graph`` is its lowered graph, or None if the cache holds the engine.
+
+    ``key`` is its cache key, "" without a cache; ``seconds`` is what lowering took.
+    """
+
+    plan: EnginePlan
+    spec: BuildSpec
+    graph: LoweredGraph | None
+    key: str = ""
+    seconds: float = 0.0
+
+
+def planned_engines(
+    recipe: Recipe, plans: Sequence[EnginePlan], progress: ProgressCallback = silent
+) -> tuple[list[EnginePlan], list[str]]:
+    """Return the given plans and those for ``serving.compile_for``, and a note for each that cannot be built here."""
+    wanted, notes = list(plans), []
     for name in recipe.serving.compile_for:
         available = find_backend(name).probe()
         if available.can_build:
             wanted += [EnginePlan("user", name, "w8a16"), EnginePlan("item", name, "w8a16")]
         else:
-            notes.append(f"{name}: not built on this machine: {available.reason}")
+            notes.append(f"{name}: not built here: {available.reason}")
             progress(Progress("build", 0, None, notes[-1]))
-    for plan in dict.fromkeys(wanted):
-        target = work / plan.directory
-        target.mkdir(parents=True)
-        built.append(Engine(plan.directory, compile_engine(recipe, plan, onnx[plan.side], target, cache, progress)))
-    return built, notes
+    return list(dict.fromkeys(wanted)), notes
+
+
+def lower_engine(
+    recipe: Recipe,
+    plan: EnginePlan,
+    onnx: Path,
+    folder: Path,
+    cache: Path | None = None,
+    progress: ProgressCallback = silent,
+) -> LoweredEngine:
+    """Lower the FP32 file ``onnx``, or the quantized variant next to it, into ``folder`` for the backend of a plan.
+
+    Nothing is lowered if the ``cache`` directory holds the engine.
+
+    Raises:
+        UgsepError: a precision the backend does not build, or the backend's own reasons.
+    """
+    backend = find_backend(plan.backend)
+    spec = _build_spec(recipe, plan, backend, onnx, cache)
+    key = ""
+    if cache is not None:
+        tools = {**tool_versions(), "code": code_sha256(ENGINE_CODE)}
+        key = engine_key(plan.backend, spec, tools, backend.target())
+        if has_entry(cache, key):
+            return LoweredEngine(plan, spec, None, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    graph = backend.lower(spec, folder, _notify(plan, progress))
+    return LoweredEngine(plan, spec, graph, key, time.perf_counter() - started)
+
+
+def compile_lowered(
+    lowered: LoweredEngine, folder: Path, cache: Path | None = None, progress: ProgressCallback = silent
+) -> BuiltEngine:
+    """Compile a lowered engine into ``folder``, or copy it from the ``cache`` directory.
+
+    Raises:
+        UgsepError: the backend's own reasons.
+    """
+    plan, tell = lowered.plan, _notify(lowered.plan, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def build(out: Path) -> BuiltEngine:
+        backend = find_backend(plan.backend)
+        if lowered.graph is None:  # the cache held it, but damaged
+            return build_engine(backend, lowered.spec, out, tell)
+        return compile_graph(backend, lowered.spec, lowered.graph, out, tell, lowered.seconds)
+
+    if cache is None:
+        return build(folder)
+    built, found = cached_build(cache, lowered.key, folder, build, tell)
+    if found:
+        tell(f"{plan.backend}: {plan.side} {plan.precision} from the engine cache")
+    return built
 
 
 def compile_engine(
@@ -93,36 +155,28 @@ def compile_engine(
     cache: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> BuiltEngine:
-    """Build one engine into ``folder`` from the FP32 file ``onnx`` or the quantized file next to it.
+    """Lower and compile one engine into ``folder``; see ``lower_engine`` and ``compile_lowered``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".lowered-") as scratch:
+        lowered = lower_engine(recipe, plan, onnx, Path(scratch), cache, progress)
+        return compile_lowered(lowered, folder, cache, progress)
 
-    With a ``cache`` directory, an engine with the same key is copied from there.
 
-    Raises:
-        UgsepError: the backend does not support the precision, or the build failed.
-    """
-    module = find_backend(plan.backend)
-    variant = check_precision(plan.backend, module, plan.precision)
+def _build_spec(recipe: Recipe, plan: EnginePlan, backend: Backend, onnx: Path, cache: Path | None) -> BuildSpec:
+    variant = check_precision(plan.backend, backend, plan.precision)
     source = onnx if variant == "fp32" else onnx.with_name(f"{plan.side}.{variant}.onnx")
     largest = max(recipe.serving.max_candidates, *recipe.serving.candidates)
     profile = Profile(Rows(1, 1, recipe.serving.max_users), Rows(1, max(recipe.serving.candidates), largest))
     options = dict(recipe.serving.options.get(plan.backend, {}))
-    if "threads" in module.OPTIONS:
+    if "threads" in backend.OPTIONS:
         options.setdefault("threads", recipe.serving.threads)
-    # All engines of a backend share kernel timings, so they are stored next to the entries.
+    # Kernel timings are shared by all engines of a backend and belong to none, so they lie next to the entries.
     scratch = cache / _SCRATCH if cache is not None else None
-    spec = BuildSpec(plan.side, source, plan.precision, (profile,), options, scratch)
+    return BuildSpec(plan.side, source, plan.precision, (profile,), options, scratch)
 
-    def tell(note: str) -> None:
-        progress(Progress(f"build {plan.backend}", 0, None, note))
 
-    if cache is None:
-        return build_engine(module, spec, folder, tell)
-    tools = {**tool_versions(), "code": code_sha256(ENGINE_CODE)}
-    key = engine_key(plan.backend, spec, tools, module.target())
-    built, found = cached_build(cache, key, folder, lambda out: build_engine(module, spec, out, tell), tell)
-    if found:
-        tell(f"{plan.backend}: {plan.side} {plan.precision} from the engine cache")
-    return built
+def _notify(plan: EnginePlan, progress: ProgressCallback) -> Callable[[str], None]:
+    return lambda note: progress(Progress(f"build {plan.backend}", 0, None, note))
 
 
 def load_built(built: BuiltEngine, folder: Path) -> Runner:

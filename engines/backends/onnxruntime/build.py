@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,5 +90,5 @@ def _write(variants: Sequence[Variant], side: GraphSide, out_dir: Path) -> list[
         weights = variant.graph.with_name(f"{variant.graph.name}.data")
         if weights.exists():
             files.append(data[weights.name])
-            weights.rename(out_dir / files[-1])
+            shutil.move(weights, out_dir / files[-1])  # the folders may be on different file systems
     return files

@@ -6,6 +6,7 @@ weights, the bindings (on host memory), and every refusal. The providers themsel
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Pro
         raise UgsepError(f"{file}: the engine would overwrite the graph it is built from; give another directory")
     for path in (lowered.path, lowered.path.with_name(f"{lowered.path.name}.data")):
         if path.exists():
-            path.rename(out_dir / path.name)
+            shutil.move(path, out_dir / path.name)  # the folders may be on different file systems
     inputs, outputs = graph_io(read_graph(file))
     session = session_settings(options)
     files = [file.name, *(data.name for data in [file.with_name(f"{file.name}.data")] if data.exists())]
