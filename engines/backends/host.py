@@ -1,6 +1,8 @@
-"""The CPU of this machine."""
+"""The CPU of this machine, and the GPUs its NVIDIA driver knows."""
 
 from __future__ import annotations
+
+import ctypes
 
 
 def host_isa() -> str:
@@ -8,3 +10,16 @@ def host_isa() -> str:
     import archspec.cpu
 
     return str(archspec.cpu.host().name)
+
+
+def gpu_name(index: int) -> str | None:
+    """Return the NVIDIA driver's name of a GPU; None without a driver or such a GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index):
+        return None
+    driver.cuDeviceGetName(name, len(name), device)
+    return name.value.decode()

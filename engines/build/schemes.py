@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,13 +38,13 @@ PLAIN = tuple(EnginePlan(side, "onnxruntime", "fp32") for side in SIDES)
 
 
 @dataclass(frozen=True)
-class SchemeRow:
-    """One scheme on one model, with the worst figures of all tasks.
+class SchemeScores:
+    """The scores and sizes of one scheme on one model, with the worst figures of all tasks.
 
     ``weights_db`` is the SQNR of the logits with int8 weights and FP32 GEMMs, ``served_db`` that of the serving
     engines, which may also quantize activations; likewise for the AUC changes, None without labels. ``weight_bytes``
     counts the listed weights and scales of both graphs, ``user_gemm_bytes`` the GEMM weights of the user graph, each
-    read once per user. ``seconds`` is the time to quantize. Latencies are p50 in ms.
+    read once per user. ``seconds`` is the time to quantize.
     """
 
     scheme: str
@@ -55,9 +55,15 @@ class SchemeRow:
     served_auc_change: float | None
     weight_bytes: int
     user_gemm_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SchemeRow(SchemeScores):
+    """The scores of a scheme and the latencies of its user and item engine, p50 in ms."""
+
     user_ms: float
     item_ms: float
-    seconds: float
 
     @property
     def user_gb_s(self) -> float:
@@ -110,10 +116,10 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """A scheme with its engines loaded and a complete row except for the latencies."""
+class _Scored:
+    """A scheme with its scores and loaded engines, ready to be timed."""
 
-    row: SchemeRow
+    scores: SchemeScores
     serving: Ranker
     fp32_bytes: tuple[int, int]
 
@@ -128,22 +134,32 @@ def compare_schemes(model: str, setup: Comparison, schemes: Sequence[str] = tupl
     size = max(recipe.serving.candidates)
     with ExitStack() as loaded:
         plain = _pair(_load(setup, PLAIN, setup.scratch / "fp32", loaded), PLAIN)
-        measured = [_measure(setup, name, loaded) for name in schemes]
-        (weight_bytes, gemm_bytes), *_ = (m.fp32_bytes for m in measured)
-        fp32 = SchemeRow("fp32", EXACT_DB, EXACT_DB, 1.0, None, None, weight_bytes, gemm_bytes, 0.0, 0.0, 0.0)
+        scored = [_score(setup, name, loaded) for name in schemes]
+        (weight_bytes, gemm_bytes), *_ = (s.fp32_bytes for s in scored)
+        fp32 = SchemeScores(
+            scheme="fp32",
+            weights_db=EXACT_DB,
+            served_db=EXACT_DB,
+            kendall_tau=1.0,
+            weights_auc_change=None,
+            served_auc_change=None,
+            weight_bytes=weight_bytes,
+            user_gemm_bytes=gemm_bytes,
+            seconds=0.0,
+        )
         setup.progress(Progress("latency", 0, 1, "all schemes, interleaved"))
-        rankers = {"fp32": plain, **{m.row.scheme: m.serving for m in measured}}
+        rankers = {"fp32": plain, **{s.scores.scheme: s.serving for s in scored}}
         largest = max(setup.requests, key=lambda r: r.candidates)
         calls = {(n, side): call for n, r in rankers.items() for side, call in _calls(r, largest, size).items()}
         times = interleaved(calls, ROUNDS)
-    rows = (
-        replace(row, user_ms=times[row.scheme, "user"].p50, item_ms=times[row.scheme, "item"].p50)
-        for row in (fp32, *(m.row for m in measured))
+    rows = tuple(
+        SchemeRow(**vars(s), user_ms=times[s.scheme, "user"].p50, item_ms=times[s.scheme, "item"].p50)
+        for s in (fp32, *(s.scores for s in scored))
     )
     return SchemeTable(
         model=model,
         chosen=recipe.quantization.scheme,
-        rows=tuple(rows),
+        rows=rows,
         requests=len(setup.requests),
         rows_scored=sum(r.candidates for r in setup.requests),
         candidates=size,
@@ -154,7 +170,7 @@ def compare_schemes(model: str, setup: Comparison, schemes: Sequence[str] = tupl
     )
 
 
-def _measure(setup: Comparison, name: str, loaded: ExitStack) -> _Measured:
+def _score(setup: Comparison, name: str, loaded: ExitStack) -> _Scored:
     """Quantize with one scheme and evaluate its scores, with FP32 GEMMs and as served."""
     folder, own = setup.scratch / name, setup.recipe.quantization
     started = time.perf_counter()
@@ -171,7 +187,7 @@ def _measure(setup: Comparison, name: str, loaded: ExitStack) -> _Measured:
     exact, serving = _pair(engines, EXACT), _pair(engines, setup.plans)
     weights_db, _, weights_auc = _judge(setup, exact, f"{name}, FP32 GEMMs")
     served_db, tau, served_auc = _judge(setup, serving, f"{name}, as served")
-    row = SchemeRow(
+    scores = SchemeScores(
         scheme=name,
         weights_db=weights_db,
         served_db=served_db,
@@ -180,11 +196,9 @@ def _measure(setup: Comparison, name: str, loaded: ExitStack) -> _Measured:
         served_auc_change=served_auc,
         weight_bytes=sum(t.quantized_bytes for t in tables),
         user_gemm_bytes=_gemm_bytes(tables[0], "quantized_bytes"),
-        user_ms=0.0,
-        item_ms=0.0,
         seconds=seconds,
     )
-    return _Measured(row, serving, (sum(t.fp32_bytes for t in tables), _gemm_bytes(tables[0], "fp32_bytes")))
+    return _Scored(scores, serving, (sum(t.fp32_bytes for t in tables), _gemm_bytes(tables[0], "fp32_bytes")))
 
 
 def _judge(setup: Comparison, ranker: Ranker, step: str) -> tuple[float, float, float | None]:

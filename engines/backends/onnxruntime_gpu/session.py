@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from engines.backends.contract import Availability
 from engines.backends.engine_spec import Option
+from engines.backends.host import gpu_name
 from engines.backends.onnxruntime.session import FOLD_INT8
 from graphs.base.errors import UgsepError, first_line, nearest
 
@@ -57,19 +57,6 @@ def check_provider(session: Any, name: str) -> None:
             f"onnxruntime runs the graph on {session.get_providers()[0]} instead of {name}; its CUDA or TensorRT "
             "libraries do not load, see its requirements page"
         )
-
-
-def gpu_name(index: int) -> str | None:
-    """Return the NVIDIA driver's name of a GPU; None without a driver or such a GPU."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index):
-        return None
-    driver.cuDeviceGetName(name, len(name), device)
-    return name.value.decode()
 
 
 NAME = "onnxruntime-gpu"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from engines.backends.host import gpu_name
+
 
 def gpu() -> tuple[str | None, str]:
     """Return this machine's compute capability, or None and the reason why there is no usable GPU."""
+    if gpu_name(0) is None:  # asked first: importing PyTorch takes seconds
+        return None, "no NVIDIA driver or GPU found"
     try:
         import torch
     except ImportError as error:
