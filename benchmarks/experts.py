@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -108,9 +109,9 @@ def measure(sizes: LayerSizes, rows: int = 256, rounds: int = 20) -> RoutingCost
     torch.manual_seed(0)
     x = torch.randn(rows, sizes.tokens, sizes.width)
     calls: dict[str, Callable[[], object]] = {}
-    with tempfile.TemporaryDirectory(prefix="ugsep-experts-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="ugsep-experts-") as scratch, ExitStack() as stack:
         for name, layer in (("routed", Routed(sizes)), ("dense", Dense(sizes))):
-            run = _loaded(layer.eval(), x, Path(scratch) / name)
+            run = _loaded(layer.eval(), x, Path(scratch) / name, stack)
             with torch.no_grad():
                 error = float(np.abs(run()["y"] - layer(x).numpy()).max())
             if not error <= SAME:
@@ -120,7 +121,7 @@ def measure(sizes: LayerSizes, rows: int = 256, rounds: int = 20) -> RoutingCost
     return RoutingCost(sizes, rows, found["routed"].p50, found["dense"].p50)
 
 
-def _loaded(layer: nn.Module, x: Tensor, folder: Path) -> Callable[[], dict[str, np.ndarray]]:
+def _loaded(layer: nn.Module, x: Tensor, folder: Path, stack: ExitStack) -> Callable[[], dict[str, np.ndarray]]:
     traced = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("candidates")},), strict=False)
     layer_graph = Subgraph(traced.module(), ("x",), ("y",))
     file = export_subgraph(
@@ -131,7 +132,7 @@ def _loaded(layer: nn.Module, x: Tensor, folder: Path) -> Callable[[], dict[str,
     built = build_engine(
         backend, BuildSpec("full", file.path, "fp32", (profile,), {"threads": 1}), folder, lambda _: None
     )
-    runner = backend.load(folder, built)
+    runner = stack.enter_context(closing(backend.load(folder, built)))
     return partial(runner.infer, {"x": x.numpy()})
 
 

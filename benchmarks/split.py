@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,13 +140,15 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
             )
             for side, path in onnx.items()
         }
-        runners = {side: load_built(built, folder) for side, built in engines.items()}
-        ranker = Ranker(runners["user"], runners["item"], engines["user"], engines["item"])
-        bandwidth = read_bandwidth()
-        latency = measure(runners["full"], ranker, request, {candidates: split_model.speedup_limit(candidates)})[0]
-        feeds = _feeds(ranker, request.user, request.items, candidates)
-        for runner in runners.values():
-            runner.close()
+        with ExitStack() as stack:
+            runners = {
+                side: stack.enter_context(closing(load_built(built, folder))) for side, built in engines.items()
+            }
+            ranker = Ranker(runners["user"], runners["item"], engines["user"], engines["item"])
+            bandwidth = read_bandwidth()
+            limits = {candidates: split_model.speedup_limit(candidates)}
+            latency = measure(runners["full"], ranker, request, limits)[0]
+            feeds = _feeds(ranker, request.user, request.items, candidates)
         files = {side: f"{side}.onnx" for side in onnx} | (
             {"item": variant_file("item", ONE_USER)} if ranker.broadcasts else {}
         )

@@ -6,7 +6,8 @@ their memory, so importing this file must load neither torch nor what only a bui
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,15 +57,16 @@ class Contender:
     """One way to score a request.
 
     ``precision`` is what its scores are checked at, ``detail`` its configuration. ``load(threads)``, which can be
-    pickled, returns a function from a request to the calls to time. ``weight_bits`` is the width at which each side
-    reads weights. ``item_graph`` is the lowered FP32 graph of the item engine if its GEMMs are timed alone too.
+    pickled, is a context that yields a function from a request to the calls to time, and releases what it loaded.
+    ``weight_bits`` is the width at which each side reads weights. ``item_graph`` is the lowered FP32 graph of the
+    item engine if its GEMMs are timed alone too.
     """
 
     name: str
     ours: bool
     precision: str
     detail: str
-    load: Callable[[int], Loaded]
+    load: Callable[[int], AbstractContextManager[Loaded]]
     weight_bits: Mapping[str, int]
     chosen: bool = False
     item_graph: Path | None = None
@@ -114,7 +116,8 @@ def baseline_contenders(names: Sequence[str], source: BaselineSource) -> list[Co
     return found
 
 
-def _load_baseline(name: str, source: BaselineSource, threads: int) -> Loaded:
+@contextmanager
+def _load_baseline(name: str, source: BaselineSource, threads: int) -> Iterator[Loaded]:
     bind = BASELINES[name].load(source, threads)
 
     def loaded(request: Request) -> Mapping[Variant, Run]:
@@ -122,7 +125,7 @@ def _load_baseline(name: str, source: BaselineSource, threads: int) -> Loaded:
         users = {k: np.repeat(v, request.candidates, axis=0) for k, v in request.user.items()}
         return {"whole": bind({**users, **request.items})}
 
-    return loaded
+    yield loaded
 
 
 def our_contender(pair: Pair, *, chosen: bool = False, ceiling: bool = False) -> Contender:
@@ -139,30 +142,33 @@ def our_contender(pair: Pair, *, chosen: bool = False, ceiling: bool = False) ->
     return Contender(f"ugsep {pair.name}", True, precision, detail, load, bits, chosen, graph)
 
 
-def _load_pair(pair: Pair, sides_alone: bool, threads: int) -> Loaded:
-    runners = [
-        find_backend(built.backend).load(directory, built, threads)
-        for built, directory in ((pair.user, pair.user_directory), (pair.item, pair.item_directory))
-    ]
-    ranker = Ranker(runners[0], runners[1], pair.user, pair.item)
+@contextmanager
+def _load_pair(pair: Pair, sides_alone: bool, threads: int) -> Iterator[Loaded]:
+    with ExitStack() as open_runners:
+        user, item = (
+            open_runners.enter_context(closing(find_backend(built.backend).load(directory, built, threads)))
+            for built, directory in ((pair.user, pair.user_directory), (pair.item, pair.item_directory))
+        )
+        yield partial(_calls, Ranker(user, item, pair.user, pair.item), sides_alone)
 
-    def loaded(request: Request) -> Mapping[Variant, Run]:
-        def cold() -> dict[str, Array]:
-            ranker.forget_users()
-            return ranker.score(request.user, request.items)
 
-        calls: dict[Variant, Run] = {"cold": cold, "cached": lambda: ranker.score(request.user, request.items)}
-        if sides_alone:
-            feeds: dict[str, Array] = {
-                **request.items,
-                **ranker.user_state(request.user),
-                **ranker.one_user_index(request.candidates),
-            }
-            calls["user"] = lambda: ranker.user_runner.infer(request.user)
-            calls["item"] = lambda: ranker.item_runner.infer(feeds)
-        return calls
+def _calls(ranker: Ranker, sides_alone: bool, request: Request) -> Mapping[Variant, Run]:
+    """Return the calls of a pair to time on a request."""
 
-    return loaded
+    def cold() -> dict[str, Array]:
+        ranker.forget_users()
+        return ranker.score(request.user, request.items)
+
+    calls: dict[Variant, Run] = {"cold": cold, "cached": lambda: ranker.score(request.user, request.items)}
+    if sides_alone:
+        feeds: dict[str, Array] = {
+            **request.items,
+            **ranker.user_state(request.user),
+            **ranker.one_user_index(request.candidates),
+        }
+        calls["user"] = lambda: ranker.user_runner.infer(request.user)
+        calls["item"] = lambda: ranker.item_runner.infer(feeds)
+    return calls
 
 
 def bundle_pairs(bundle: Path, manifest: Manifest) -> tuple[list[Pair], dict[str, str]]:

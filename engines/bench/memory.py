@@ -30,8 +30,9 @@ def load_and_score_bytes(contender: Contender, request: Request, threads: int = 
 
 def _growth(contender: Contender, request: Request, threads: int) -> int:
     before = resident_bytes()
-    calls = contender.load(threads)(request)
-    for _ in range(_CALLS):
-        for call in calls.values():
-            call()
-    return resident_bytes() - before
+    with contender.load(threads) as loaded:
+        calls = loaded(request)
+        for _ in range(_CALLS):
+            for call in calls.values():
+                call()
+        return resident_bytes() - before

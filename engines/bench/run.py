@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -144,10 +145,12 @@ def measure(
     timings: list[Timing] = []
     ceilings: list[Ceiling] = []
     for threads in settings.threads:
-        ready, refused = _load_all(present, threads, small, reference, progress)
+        with ExitStack() as stack:
+            ready, refused = _load_all(present, threads, small, reference, stack, progress)
+            loaded = {contender: found for contender, (found, _) in ready.items()}
+            timed = _time_sizes(plan, loaded, threads, progress)
         present = list(ready)
         qualities |= {contender: q for contender, (_, q) in ready.items() if contender not in qualities}
-        timed = _time_sizes(plan, {contender: loaded for contender, (loaded, _) in ready.items()}, threads, progress)
         left_out |= {contender.name: reason for contender, reason in refused.items()} | timed.left_out
         timings += timed.timings
         ceilings += timed.ceilings
@@ -160,7 +163,8 @@ def measure(
 
 def _reference(source: BaselineSource, request: Request) -> dict[str, Array]:
     (whole,) = baseline_contenders(["onnxruntime"], source)
-    return whole.load(1)(request)["whole"]()
+    with whole.load(1) as loaded:
+        return loaded(request)["whole"]()
 
 
 def _load_all(
@@ -168,16 +172,19 @@ def _load_all(
     threads: int,
     request: Request,
     reference: Mapping[str, Array],
+    stack: ExitStack,
     progress: ProgressCallback,
 ) -> tuple[dict[Contender, tuple[Loaded, Quality]], dict[Contender, str]]:
-    """Load contenders and check their scores; return those to time, and why each baseline is left out."""
+    """Load contenders until ``stack`` ends; return those with right scores, and why each baseline is left out."""
     ready: dict[Contender, tuple[Loaded, Quality]] = {}
     refused: dict[Contender, str] = {}
     for contender in contenders:
         progress(Progress("load", len(ready), len(contenders), f"{contender.name}, {threads} threads"))
         try:
-            loaded = contender.load(threads)
-            ready[contender] = (loaded, _check(contender, loaded(request), reference))
+            with ExitStack() as own:
+                loaded = own.enter_context(contender.load(threads))
+                ready[contender] = (loaded, _check(contender, loaded(request), reference))
+                stack.enter_context(own.pop_all())
         except GateFailed:
             raise
         except Exception as error:  # baselines are third-party libraries and may raise anything

@@ -7,6 +7,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,8 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper
 
+from engines.backends.contract import Runner
+from engines.backends.onnxruntime import backend as ort_backend
 from engines.bench import findings, page
 from engines.bench.baselines import BASELINES, choose_baselines
 from engines.bench.baselines.contract import BaselineSource, Weights
@@ -224,6 +227,36 @@ def test_a_slow_baseline_is_left_out_if_its_rounds_do_not_fit_the_budget(built_b
     assert found.left_out["onnxruntime at N = 9, threads = 1"] == "2 rounds take longer than 0 s"
     with pytest.raises(UgsepError, match="budget 0 s is out of range"):
         Settings(budget_s=0)
+
+
+def test_every_engine_a_run_loads_is_closed(
+    built_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Runner] = []
+    closed: list[Runner] = []
+    load = ort_backend.load
+
+    def counted(*args: Any) -> Runner:
+        runner = load(*args)
+        close = runner.close
+        monkeypatch.setattr(runner, "close", lambda: (closed.append(runner), close())[1])
+        loaded.append(runner)
+        if len(loaded) == 4:
+            raise UgsepError("the second item engine does not load")
+        return runner
+
+    monkeypatch.setattr(ort_backend, "load", counted)
+    source = BaselineSource(
+        built_bundle / "onnx" / "full.onnx", tmp_path, load_recipe(str(built_bundle / "recipe.yaml"))
+    )
+    pair = bundle_pairs(built_bundle, read_manifest(built_bundle))[0][0]
+    settings = dataclasses.replace(QUICK, candidates=(2,), threads=(1, 2))
+    fixed = MachinePeak(1, 100.0, "none", 20.0)
+    with pytest.raises(UgsepError, match="does not load"):
+        measure([our_contender(pair)], source, random_request(Bundle.open(built_bundle), 2), COSTS, settings,
+                peak=lambda _: fixed)  # fmt: skip
+    assert len(loaded) == 4
+    assert closed == [loaded[1], loaded[0], loaded[2]], "all but the one that was never handed out"
 
 
 def test_every_pair_of_ours_stands_against_the_fastest_baseline(result: BenchResult) -> None:
