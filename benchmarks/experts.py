@@ -99,7 +99,7 @@ class Dense(nn.Module):
         return y.transpose(0, 1)
 
 
-def measure(sizes: LayerSizes, rows: int = 256, rounds: int = 20) -> RoutingCost:
+def measure_routing(sizes: LayerSizes, rows: int = 256, rounds: int = 20) -> RoutingCost:
     """Build both layers with random weights, check their outputs against PyTorch, and time them on one thread.
 
     Raises:
@@ -157,7 +157,7 @@ def markdown(costs: list[RoutingCost]) -> str:
 def main(tokens: int, rows: int, experts: int, active: int, rounds: int) -> None:
     """Time routed experts against a dense layer with the same active FLOPs."""
     with show_progress():
-        costs = [measure(LayerSizes(tokens, d, h, experts, active), rows, rounds) for d, h in SIZES]
+        costs = [measure_routing(LayerSizes(tokens, d, h, experts, active), rows, rounds) for d, h in SIZES]
     machine = this_machine()
     click.echo(f"{machine.processor}, 1 thread, load {machine.load:.1f}; target: ratio <= {TARGET}\n")
     click.echo(markdown(costs))

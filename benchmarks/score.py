@@ -61,7 +61,7 @@ class Repeats:
         self.output.clear()
 
 
-def measure(bundle: Path, candidates: int, rounds: int) -> ScoreCost:
+def measure_scoring(bundle: Path, candidates: int, rounds: int) -> ScoreCost:
     """Load a bundle twice and time the second load; then time ``score`` around stand-ins that take no time.
 
     Raises:
@@ -98,7 +98,7 @@ def measure(bundle: Path, candidates: int, rounds: int) -> ScoreCost:
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(bundle: Path, candidates: int, rounds: int, as_json: bool) -> None:
     """Time loading a bundle and the overhead of ``Ranker.score`` over its engines."""
-    cost = measure(bundle, candidates, rounds)
+    cost = measure_scoring(bundle, candidates, rounds)
     if as_json:
         click.echo(json.dumps(asdict(cost)))
     else:

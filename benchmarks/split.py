@@ -22,7 +22,7 @@ import torch
 from engines.backends.contract import Array
 from engines.backends.onnxruntime.variants import ONE_USER, variant_file
 from engines.build.graph_exports import export_graphs
-from engines.build.source_model import load_source_model, split_source_model, synthetic_requests
+from engines.build.source_model import load_source_model, random_requests, split_source_model
 from engines.build.sources import Sources
 from engines.cli.group import Command
 from engines.compile.compile import EnginePlan, compile_engine, load_built
@@ -31,7 +31,7 @@ from engines.measure.process_memory import resident_bytes
 from engines.recipes.recipe import Recipe, load_recipe
 from engines.render.markdown import table
 from engines.serve.ranker import Ranker
-from engines.verify.latency import RequestLatency, measure
+from engines.verify.latency import RequestLatency, measure_latency
 from graphs.base.errors import UgsepError, nearest
 from graphs.base.names import GraphSide
 from quant.schemes.schemes import scheme_from
@@ -55,7 +55,7 @@ USER_PRECISIONS = {"fp32": 1.0, "w8a8-dynamic": 0.25}
 
 
 @dataclass(frozen=True)
-class Measured:
+class SplitRun:
     """One case: latencies at ``CANDIDATES`` rows, the terms of the limit, and milliseconds by op and graph.
 
     ``read_gb_s``: memory bandwidth of one thread; ``user_bytes``: weight bytes the user side reads per request;
@@ -117,7 +117,7 @@ def read_bandwidth(rounds: int = 7) -> float:
     return max(_READ_BYTES / fastest / 1e9, measure_copy_gb_s())
 
 
-def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATES) -> Measured:
+def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATES) -> SplitRun:
     """Build the FP32 whole model, the user engine at ``precision`` and the FP32 item engine; time and profile them.
 
     All run on ONNX Runtime with one thread and the same lowering, interleaved; weights are random.
@@ -128,7 +128,7 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
     torch.set_num_threads(1)
     source_model = load_source_model(recipe, Sources(None))
     split_model = split_source_model(source_model)
-    request = synthetic_requests(source_model, split_model, 1, candidates, seed=1)[0]
+    request = random_requests(source_model, split_model, 1, candidates, seed=1)[0]
     with tempfile.TemporaryDirectory(prefix="ugsep-split-bench-") as scratch:
         folder = Path(scratch)
         onnx = export_graphs(case, source_model, split_model, folder / "onnx")
@@ -147,13 +147,13 @@ def bench(case: str, recipe: Recipe, precision: str, candidates: int = CANDIDATE
             ranker = Ranker(runners["user"], runners["item"], engines["user"], engines["item"])
             bandwidth = read_bandwidth()
             limits = {candidates: split_model.speedup_limit(candidates)}
-            latency = measure(runners["full"], ranker, request, limits)[0]
+            latency = measure_latency(runners["full"], ranker, request, limits)[0]
             feeds = _feeds(ranker, request.user, request.items, candidates)
         files = {side: f"{side}.onnx" for side in onnx} | (
             {"item": variant_file("item", ONE_USER)} if ranker.broadcasts else {}
         )
         ops = {side: _profile(folder / files[side], feeds[side]) for side in onnx}
-    return Measured(
+    return SplitRun(
         case,
         precision,
         latency,

@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from benchmarks.streaming_result import Measured
+from benchmarks.streaming_result import StreamingRun
 from engines.cli.group import Command
 from engines.measure.process_memory import resident_bytes
 from graphs.base.errors import GateFailed, UgsepError
@@ -33,7 +33,7 @@ _STEP = re.compile(r"(split|export|quantize user|quantize item) \d+/")  # "quant
 _CLI = [sys.executable, "-c", "from engines.cli.main import main; main()"]
 
 
-def measure(model: str, checkpoint: Path, out: Path) -> Measured:
+def measure_streaming(model: str, checkpoint: Path, out: Path) -> StreamingRun:
     """Stream a checkpoint in a fresh process and sample its memory.
 
     Raises:
@@ -50,7 +50,7 @@ def measure(model: str, checkpoint: Path, out: Path) -> Measured:
         [*_CLI, "stream", model, "--checkpoint", str(checkpoint), "--out", str(out), "--json"]
     )
     before = [size for at, size in curve if at < steps.get("quantize user", seconds)]
-    return Measured(
+    return StreamingRun(
         model=Path(model).stem,
         checkpoint_bytes=sum(p.stat().st_size for p in files),
         largest_bytes=max(sizes),
@@ -141,7 +141,7 @@ def main(size: str, folder: Path, keep: bool) -> None:
         made = subprocess.run([*_CLI, "random-checkpoint", name, "--out", str(checkpoint)], check=False)
         if made.returncode:
             raise UgsepError(f"cannot write a checkpoint of '{name}' to {checkpoint}; see the error above")
-    found = measure(name, checkpoint, out)
+    found = measure_streaming(name, checkpoint, out)
     (work / "memory.json").write_text(json.dumps(asdict(found)) + "\n")
     (work / "memory.html").write_text(page(found, found.checks()))
     if not keep:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.streaming_result import Measured
+from benchmarks.streaming_result import StreamingRun
 from engines.render.html import render
 from engines.render.svg import COLOURS, new_axes, to_svg
 from engines.verify.checks import Check
 
 
-def page(found: Measured, checks: Sequence[Check]) -> str:
+def page(found: StreamingRun, checks: Sequence[Check]) -> str:
     """Return the memory curve, the checks and the figures as one HTML page."""
     title = f"{found.model}: {found.checkpoint_bytes / 1e9:.2f} GB of weights through {found.peak_bytes / 1e9:.2f} GB"
     values = {"title": title, "curve": memory_curve(found), "checks": checks, "found": found}
     return render("streaming.html", values, folder=Path(__file__).parent)
 
 
-def memory_curve(found: Measured) -> str:
+def memory_curve(found: StreamingRun) -> str:
     """Draw resident memory over time, the steps, and the size of the checkpoint for comparison."""
     figure, axes = new_axes("Resident memory while exporting and quantizing", 7.2)
     seconds, sizes = [at for at, _ in found.curve], [size / 1e9 for _, size in found.curve]

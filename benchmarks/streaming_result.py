@@ -16,7 +16,7 @@ CHUNK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class Measured:
+class StreamingRun:
     """One run: bytes and seconds; ``curve`` is (seconds, resident bytes), ``steps`` the start of each step."""
 
     model: str

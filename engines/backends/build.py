@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.backends.built_engine import BuiltEngine
-from engines.backends.contract import Backend, Progress
+from engines.backends.contract import Backend, Notify
 from engines.backends.engine_spec import BuildSpec
 
 if TYPE_CHECKING:
     from export.lowering import LoweredGraph
 
 
-def build_engine(backend: Backend, spec: BuildSpec, out_dir: Path, progress: Progress) -> BuiltEngine:
+def build_engine(backend: Backend, spec: BuildSpec, out_dir: Path, progress: Notify) -> BuiltEngine:
     """Lower and compile an engine into ``out_dir``.
 
     Raises:
@@ -29,7 +29,7 @@ def build_engine(backend: Backend, spec: BuildSpec, out_dir: Path, progress: Pro
 
 
 def compile_graph(
-    backend: Backend, spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress, seconds: float
+    backend: Backend, spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Notify, seconds: float
 ) -> BuiltEngine:
     """Compile a lowered graph; ``build_seconds`` in the engine's figures includes the ``seconds`` of lowering.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from export.lowering import LoweredGraph
 
 Array = NDArray[Any]
-Progress = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ class Backend(Protocol):
         """Name what an engine built here is tied to: the ISA, the GPU, or ``any machine``; part of cache keys."""
         ...
 
-    def lower(self, spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
+    def lower(self, spec: BuildSpec, folder: Path, progress: Notify) -> LoweredGraph:
         """Write the graph into ``folder`` in the form the runtime runs fastest; refuse what cannot be built here."""
         ...
 
-    def compile(self, spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress) -> BuiltEngine:
+    def compile(self, spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Notify) -> BuiltEngine:
         """Write the engine's files into ``out_dir``, read back what was compiled, fail if it is not as named.
 
         The files of ``lowered`` are the compiler's to move or rewrite; their folder lies within ``out_dir``.

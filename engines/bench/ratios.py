@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engines.bench.baselines.contract import BaselineSource, Weights
+from engines.bench.baselines.contract import BaselineSource, ModelWeights
 from engines.bench.contender import baseline_contenders, extra_pairs, our_contender
 from engines.bench.costs import costs_of_split
 from engines.bench.peak import MachinePeak
@@ -125,7 +125,7 @@ def _point(recipe: Recipe, baselines: Sequence[str], settings: Settings, work: P
     source_model = of_model(model)
     split_model = split_source_model(source_model)
     graphs = export_graphs("ratio", source_model, split_model, work / "onnx")
-    source = BaselineSource(graphs["full"], work, recipe, Weights())
+    source = BaselineSource(graphs["full"], work, recipe, ModelWeights())
     sides: tuple[GraphSide, ...] = ("user", "item")
     for side in sides:
         quantize_side(graphs[side], work / "onnx", scheme=Absmax())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.bench import findings
-from engines.bench.baselines.contract import BaselineSource, Weights
+from engines.bench.baselines.contract import BaselineSource, ModelWeights
 from engines.bench.contender import baseline_contenders, bundle_pairs, extra_pairs, our_contender
 from engines.bench.costs import Costs, costs_of_report
 from engines.bench.machine import Machine, this_machine
@@ -52,7 +52,7 @@ def run_bench(
     bundle: Path,
     baselines: Sequence[str],
     settings: Settings,
-    model: Weights | None = None,
+    model: ModelWeights | None = None,
     *,
     ratios: bool = False,
     command: str = "",

@@ -27,7 +27,7 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Measured:
+class RecipeFigures:
     """Figures from a bundle's report: p50 in milliseconds, bytes, and the AUC of the first labelled task, if any."""
 
     candidates: int
@@ -40,7 +40,7 @@ class Measured:
     auc_change: float | None
 
 
-def measured(bundle: Path, recipe: Recipe) -> Measured | None:
+def measured(bundle: Path, recipe: Recipe) -> RecipeFigures | None:
     """Return the figures of a recipe's bundle; None if it does not exist or was built with other settings.
 
     Raises:
@@ -54,12 +54,12 @@ def measured(bundle: Path, recipe: Recipe) -> Measured | None:
     return from_report(read_report(bundle))
 
 
-def from_report(report: dict[str, Any]) -> Measured:
+def from_report(report: dict[str, Any]) -> RecipeFigures:
     """Extract the figures of the table from a ``report.json``."""
     latency, weights, auc = report["latency"], report["weights"], report["auc"]
     task = next(iter(auc["fp32"]), None)
     before, after = (None, None) if task is None else (auc["fp32"][task], auc["quantized"][task])
-    return Measured(
+    return RecipeFigures(
         candidates=latency["candidates"],
         speedup=latency["speedup"],
         limit=latency["limit"],
@@ -71,7 +71,7 @@ def from_report(report: dict[str, Any]) -> Measured:
     )
 
 
-def cells(row: ModelRow, found: Measured | None) -> tuple[str, ...]:
+def cells(row: ModelRow, found: RecipeFigures | None) -> tuple[str, ...]:
     """Return one row of the table as text."""
     static = (
         row.name, f"{row.parameters / 1e6:,.1f}M", f"{row.candidate_flops / 1e6:,.1f}", row.ratio,
@@ -91,7 +91,7 @@ def cells(row: ModelRow, found: Measured | None) -> tuple[str, ...]:
     )
 
 
-def markdown(rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> str:
+def markdown(rows: Sequence[tuple[ModelRow, RecipeFigures | None]], machine: str) -> str:
     """Return the table as Markdown, with a note on its columns."""
     lines = [
         f"Measured on {machine}.",
@@ -103,12 +103,12 @@ def markdown(rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> 
     return "\n".join(lines) + "\n"
 
 
-def write_markdown(path: Path, rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> None:
+def write_markdown(path: Path, rows: Sequence[tuple[ModelRow, RecipeFigures | None]], machine: str) -> None:
     """Write the table to its section of a Markdown file."""
     write_section(path, "models", markdown(rows, machine), "# Models\n")
 
 
-def page(rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> str:
+def page(rows: Sequence[tuple[ModelRow, RecipeFigures | None]], machine: str) -> str:
     """Return the table and a plot of limits and speed-ups as a self-contained HTML page."""
     values = {
         "plot": speedups(rows),
@@ -120,7 +120,7 @@ def page(rows: Sequence[tuple[ModelRow, Measured | None]], machine: str) -> str:
     return render("models.html", values)
 
 
-def speedups(rows: Sequence[tuple[ModelRow, Measured | None]]) -> str:
+def speedups(rows: Sequence[tuple[ModelRow, RecipeFigures | None]]) -> str:
     """Draw the limit and the measured speed-up of every model with a bundle."""
     built = [(row.name, found) for row, found in rows if found is not None]
     title = "Speed-up over the whole FP32 model, and its limit by FLOPs"

@@ -40,7 +40,7 @@ class Build:
     requests: Sequence[Request]
 
 
-def run_stages(job: stages.Job, source: SourceModel) -> Build:
+def run_stages(job: stages.BuildJob, source: SourceModel) -> Build:
     """Run the stages in order; each takes the records of those before it.
 
     Raises:
@@ -118,7 +118,7 @@ def build(
         serving_plans(recipe)
     failed = out.with_name(out.name + ".failed")
     with publish(out) as work:
-        job = stages.Job(name, recipe, sources, work, cache, progress)
+        job = stages.BuildJob(name, recipe, sources, work, cache, progress)
         made = run_stages(job, source if source is not None else load_source_model(recipe, sources))
         found = made.findings
         (work / RECIPE).write_text(dump_recipe(recipe))

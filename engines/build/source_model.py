@@ -112,7 +112,7 @@ def fresh_feeds(
     }
 
 
-def synthetic_requests(
+def random_requests(
     source_model: SourceModel, split_model: Split, requests: int, candidates: int, seed: int
 ) -> list[Request]:
     """Return random requests without labels, with the rows of ``source_model``; for trials, not for calibration."""

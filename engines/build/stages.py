@@ -13,7 +13,7 @@ from engines.build.autoselect import Trial, choose_engines
 from engines.build.graph_exports import export_graphs
 from engines.build.id_ranges import table_sizes
 from engines.build.schemes import Comparison, SchemeTable, compare_schemes
-from engines.build.source_model import SourceModel, fresh_feeds, split_source_model, synthetic_requests
+from engines.build.source_model import SourceModel, fresh_feeds, random_requests, split_source_model
 from engines.build.sources import Sources
 from engines.bundle.manifest import Engine, Manifest
 from engines.bundle.provenance import tool_versions
@@ -32,8 +32,7 @@ from engines.verify.scores import Scores, reference_scores
 from export.metadata import OPSET
 from graphs.base.names import GraphSide
 from graphs.base.progress import ProgressCallback
-from graphs.split.proof import SplitProof
-from graphs.split.proof import prove as prove_split
+from graphs.split.proof import SplitProof, prove_split
 from graphs.split.split import Split
 from quant.calibration.calibrate import CALIBRATION_REQUESTS, calibrate
 from quant.calibration.files import save_calibration
@@ -50,7 +49,7 @@ Graphs = Mapping[GraphSide, Path]
 
 
 @dataclass(frozen=True)
-class Job:
+class BuildJob:
     """The inputs of every stage: the model's name, recipe and sources, the output folder and the engine cache."""
 
     name: str
@@ -104,7 +103,7 @@ class CompiledEngines:
     notes: Sequence[str]
 
 
-def split_model(job: Job, source: SourceModel) -> SplitModel:
+def split_model(job: BuildJob, source: SourceModel) -> SplitModel:
     """Split the model and compare the user and item graph with it on random rows.
 
     Raises:
@@ -115,12 +114,12 @@ def split_model(job: Job, source: SourceModel) -> SplitModel:
     return SplitModel(source, split, prove_split(split, rows_like=source.rows_like))
 
 
-def export_onnx(job: Job, model: SplitModel) -> Graphs:
+def export_onnx(job: BuildJob, model: SplitModel) -> Graphs:
     """Write the FP32 ONNX files of the full, user and item graph."""
     return export_graphs(job.name, model.source, model.split, job.work / "onnx", job.progress)
 
 
-def calibrate_and_score(job: Job, model: SplitModel, graphs: Graphs) -> Samples:
+def calibrate_and_score(job: BuildJob, model: SplitModel, graphs: Graphs) -> Samples:
     """Collect activation statistics on the calibration requests, and FP32 scores of the held-out ones.
 
     Raises:
@@ -137,7 +136,7 @@ def calibrate_and_score(job: Job, model: SplitModel, graphs: Graphs) -> Samples:
     return Samples(calibration, requests, reference_scores(model.split.full, requests, threads, job.progress))
 
 
-def quantize(job: Job, graphs: Graphs, samples: Samples) -> dict[str, QuantTable]:
+def quantize(job: BuildJob, graphs: Graphs, samples: Samples) -> dict[str, QuantTable]:
     """Write the int8 views of the user and item graph; return the table of weights per side."""
     settings = job.recipe.quantization
     scheme, policy = scheme_from(settings.scheme, settings.options), policy_from(settings.policy)
@@ -151,7 +150,7 @@ def quantize(job: Job, graphs: Graphs, samples: Samples) -> dict[str, QuantTable
     }  # fmt: skip
 
 
-def select_engines(job: Job, graphs: Graphs, samples: Samples) -> Selection:
+def select_engines(job: BuildJob, graphs: Graphs, samples: Samples) -> Selection:
     """Return the engines of the recipe or, for ``backend: auto``, the fastest on this machine that keep parity.
 
     Raises:
@@ -166,7 +165,7 @@ def select_engines(job: Job, graphs: Graphs, samples: Samples) -> Selection:
     return Selection(choice.plans, choice.tried, choice.reasons())
 
 
-def lower(job: Job, graphs: Graphs, selection: Selection, folder: Path) -> LoweredEngines:
+def lower(job: BuildJob, graphs: Graphs, selection: Selection, folder: Path) -> LoweredEngines:
     """Lower the graphs into ``folder`` for the backend of each engine, except for engines that the cache holds.
 
     Raises:
@@ -182,7 +181,7 @@ def lower(job: Job, graphs: Graphs, selection: Selection, folder: Path) -> Lower
     )
 
 
-def compile_engines(job: Job, lowered: LoweredEngines) -> CompiledEngines:
+def compile_engines(job: BuildJob, lowered: LoweredEngines) -> CompiledEngines:
     """Compile the lowered graphs in the bundle's directory, or copy the engines from the cache.
 
     Raises:
@@ -195,7 +194,9 @@ def compile_engines(job: Job, lowered: LoweredEngines) -> CompiledEngines:
     return CompiledEngines(engines, lowered.notes)
 
 
-def describe(job: Job, graphs: Graphs, samples: Samples, selection: Selection, compiled: CompiledEngines) -> Manifest:
+def describe(
+    job: BuildJob, graphs: Graphs, samples: Samples, selection: Selection, compiled: CompiledEngines
+) -> Manifest:
     """Return the manifest without the fields that are known only after verification."""
     return Manifest(
         model=job.name,
@@ -212,7 +213,7 @@ def describe(job: Job, graphs: Graphs, samples: Samples, selection: Selection, c
     )
 
 
-def compare(job: Job, graphs: Graphs, samples: Samples, selection: Selection) -> SchemeTable | None:
+def compare(job: BuildJob, graphs: Graphs, samples: Samples, selection: Selection) -> SchemeTable | None:
     """Compare the quantization schemes of the recipe; None if it lists none or there are no real requests."""
     schemes = job.recipe.quantization.compare
     if not schemes or job.sources.synthetic:
@@ -232,7 +233,7 @@ def compare(job: Job, graphs: Graphs, samples: Samples, selection: Selection) ->
         return compare_schemes(job.name, setup, schemes)
 
 
-def verify(job: Job, model: SplitModel, samples: Samples, manifest: Manifest) -> prove.Proof:
+def verify(job: BuildJob, model: SplitModel, samples: Samples, manifest: Manifest) -> prove.Proof:
     """Verify the engines against the PyTorch model: parity, quality, invariance and latency.
 
     Raises:
@@ -244,7 +245,9 @@ def verify(job: Job, model: SplitModel, samples: Samples, manifest: Manifest) ->
         samples.reference,
         lambda candidates, users: fresh_feeds(model.source, model.split, users, candidates, seed=candidates),
     )
-    return prove.prove(job.recipe, manifest, job.work, samples.requests, reference, limits, progress=job.progress)
+    return prove.prove_bundle(
+        job.recipe, manifest, job.work, samples.requests, reference, limits, progress=job.progress
+    )
 
 
 def _requests(
@@ -252,6 +255,6 @@ def _requests(
 ) -> list[Request]:
     """Return at most ``limit`` requests from the files, or random ones if there are no files."""
     if not paths:
-        return synthetic_requests(model.source, model.split, SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, seed)
+        return random_requests(model.source, model.split, SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, seed)
     stream = read_requests([str(p) for p in paths], request_spec(graphs["user"], graphs["item"]))
     return list(islice(stream, limit))

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from engines.build.catalogue import Measured, ModelRow, model_row
+from engines.build.catalogue import ModelRow, RecipeFigures, model_row
 from engines.recipes.recipe import load_recipe, recipe_names
 from engines.render.console import print_table
 from graphs.base.errors import UgsepError
@@ -34,7 +34,7 @@ def models_command(features: Path, bundles: Path | None, page_file: Path | None,
         raise UgsepError("--page needs measurements; pass the directory of the bundles, e.g. --bundles build")
     if bundles is not None and not bundles.is_dir():
         raise UgsepError(f"--bundles: '{bundles}' is not a directory; build one with 'make engines MODEL=zenith'")
-    rows: list[tuple[ModelRow, catalogue.Measured | None]] = []
+    rows: list[tuple[ModelRow, catalogue.RecipeFigures | None]] = []
     waiting: list[str] = []
     for name in recipe_names():
         recipe = load_recipe(name)
@@ -56,7 +56,7 @@ def models_command(features: Path, bundles: Path | None, page_file: Path | None,
         click.echo(f"not listed, because their features require 'make data': {', '.join(waiting)}")
 
 
-def _print(rows: Sequence[tuple[ModelRow, Measured | None]]) -> None:
+def _print(rows: Sequence[tuple[ModelRow, RecipeFigures | None]]) -> None:
     measured = any(found is not None for _, found in rows)
     table = Table(box=None, header_style="bold")
     titles = [

@@ -55,14 +55,14 @@ def split_command(
     from graphs.explain.explain import explain
     from graphs.explain.picture import draw
     from graphs.explain.text import render, summary
-    from graphs.split.proof import prove
+    from graphs.split.proof import prove_split
     from graphs.split.split import split
     from graphs.trace.factory import load_factory
 
     with redirect_stdout(sys.stderr):  # keep prints of the user's code out of our output
         model, example = load_factory(factory)
         split_model = split(model, example, user=_names(user), item=_names(item), hoisting=hoisting)
-        proof = prove(split_model)
+        proof = prove_split(split_model)
     explanation = explain(split_model, candidates)
     if graph is not None:
         graph.write_text(draw(split_model, factory, candidates), encoding="utf-8")

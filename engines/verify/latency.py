@@ -39,7 +39,7 @@ class RequestLatency:
         return {**asdict(self), "fraction_of_limit": self.fraction_of_limit}
 
 
-def measure(
+def measure_latency(
     full: Runner,
     ranker: Ranker,
     request: Request,

@@ -18,7 +18,7 @@ from engines.serve.ranker import Ranker
 from engines.verify import checks
 from engines.verify.agreement import Agreement
 from engines.verify.checks import Check
-from engines.verify.latency import RequestLatency, measure
+from engines.verify.latency import RequestLatency, measure_latency
 from engines.verify.reference import Reference
 from engines.verify.routing import routing_of
 from engines.verify.scores import engine_scores, score_errors
@@ -48,7 +48,7 @@ class Proof:
         return all(t.passed for t in self.checks)
 
 
-def prove(
+def prove_bundle(
     recipe: Recipe,
     manifest: Manifest,
     bundle: Path,
@@ -136,7 +136,7 @@ def _latency(
     Other processes only ever add time, and unevenly: a bound that is really missed is missed again.
     """
     for _ in range(LATENCY_RETRIES):
-        latency = measure(full, ranker, request, limits, progress)
+        latency = measure_latency(full, ranker, request, limits, progress)
         if all(t.passed for t in checks.latency_checks(recipe.gates, latency[-1])):
             return latency
-    return measure(full, ranker, request, limits, progress)
+    return measure_latency(full, ranker, request, limits, progress)

@@ -35,7 +35,7 @@ def validate(
     rows = list(opened.read_requests(requests) if requests else opened.synthetic_requests(seed=seed))
 
     limits = speedup_limits(opened, recipe.serving.candidates)
-    found = prove.prove(recipe, opened.manifest, bundle, rows, OnnxReference(rows), limits, progress=progress)
+    found = prove.prove_bundle(recipe, opened.manifest, bundle, rows, OnnxReference(rows), limits, progress=progress)
     if worst is not None and not found.passed:
         try:
             save_worst_rows(worst, rows, found.errors)

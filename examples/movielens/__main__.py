@@ -82,7 +82,7 @@ def quality_command(
 
     with show_progress() as progress:
         prepared = prepare(data, progress)
-        results = measure.measure(prepared, out, models or measure.MODELS, seeds, threads, progress)
+        results = measure.measure_quality(prepared, out, models or measure.MODELS, seeds, threads, progress)
     quality_page.write(results, seeds, page)
     click.echo(f"quality: {page}")
 

@@ -25,7 +25,7 @@ from export.lowering.tensorrt import (
 from export.lowering.users import BROADCAST_USER
 
 __all__ = [
-    "PLUGIN_NAMESPACE", "PLUGIN_OP", "TARGETS", "Int8Gemms", "LoweredGraph", "Weights", "lower_for_cpu",
+    "PLUGIN_NAMESPACE", "PLUGIN_OP", "TARGETS", "Int8Gemms", "LoweredGraph", "TensorRTWeights", "lower_for_cpu",
     "lower_for_gpu", "lower_for_one_user", "lower_for_tensorrt", "read_inferred",
 ]  # fmt: skip
 
@@ -35,7 +35,7 @@ __all__ = [
 Int8Gemms = Literal["keep", "matmul-nbits", "integer-rows"]
 #: "int8": as quantized. "folded": int8 weights as FP16 constants, the twin that sizes are compared with.
 #: "fp16": an FP32-typed graph made FP16-typed.
-Weights = Literal["int8", "folded", "fp16"]
+TensorRTWeights = Literal["int8", "folded", "fp16"]
 
 _SPARSE_2D = (GATHER_INT8_ROWS, ROUTE_EXPERTS, REMOVE_UNUSED, UNSTACK_TOKENS, REMOVE_UNUSED)
 
@@ -81,7 +81,7 @@ def lower_for_gpu(source: Path, destination: Path) -> LoweredGraph:
 
 
 def lower_for_tensorrt(
-    source: Path, destination: Path, weights: Weights = "int8", plugin: frozenset[str] = frozenset()
+    source: Path, destination: Path, weights: TensorRTWeights = "int8", plugin: frozenset[str] = frozenset()
 ) -> LoweredGraph:
     """Write ``source`` for TensorRT, strongly typed; the int8 weights named in ``plugin`` run in our own kernel.
 

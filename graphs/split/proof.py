@@ -57,7 +57,7 @@ def fresh_rows(example: Mapping[str, Tensor], rows: int, generator: torch.Genera
     return made
 
 
-def prove(
+def prove_split(
     split: Split,
     *,
     tolerance: float = 1e-5,

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from quant.arrays import Array
 from quant.schemes.numerics import sqnr_db
-
-Scores = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Effect:
     auc_change: float | None
 
 
-def auc(scores: Scores, labels: Scores) -> float | None:
+def auc(scores: Array, labels: Array) -> float | None:
     """Return the area under the ROC curve, ties counted as one half; None if only one class is present."""
     positive = labels > 0.5
     hits, misses = int(positive.sum()), int((~positive).sum())
@@ -38,7 +36,7 @@ def auc(scores: Scores, labels: Scores) -> float | None:
 
 
 def effect_of(
-    reference: Mapping[str, Scores], scores: Mapping[str, Scores], labels: Mapping[str, Scores], sizes: Sequence[int]
+    reference: Mapping[str, Array], scores: Mapping[str, Array], labels: Mapping[str, Array], sizes: Sequence[int]
 ) -> Effect:
     """Compare scores [rows] per task with the reference's; ``sizes`` are the candidates of each request, in order."""
     changes = []
@@ -55,7 +53,7 @@ def effect_of(
     )
 
 
-def kendall_tau(reference: Sequence[Scores], scores: Sequence[Scores]) -> float:
+def kendall_tau(reference: Sequence[Array], scores: Sequence[Array]) -> float:
     """Return the mean Kendall tau of the requests, one array [N_i] each: candidates are ranked within a request.
 
     Requests with fewer than two distinct reference scores have no ranking and do not count; 1.0 if no request counts.

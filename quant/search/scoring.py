@@ -16,7 +16,6 @@ from quant.calibration.calibrate import CHUNK_ROWS, Run, session
 from quant.graph.gemms import load_graph, name_of, quantizable, read_tensor, tensor_of
 from quant.requests.spec import Request
 from quant.schemes.bias import biases_of
-from quant.search.metrics import Scores
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,14 @@ class Scorer:
     item: OpenGraph
     requests: tuple[Request, ...]
     states: tuple[dict[str, Array], ...]
-    labels: dict[str, Scores]
+    labels: dict[str, Array]
 
     @property
     def sizes(self) -> list[int]:
         """Candidates of each request, in the order of the scores."""
         return [r.candidates for r in self.requests]
 
-    def score(self, side: str = "", replaced: Mapping[str, Array] | None = None) -> dict[str, Scores]:
+    def score(self, side: str = "", replaced: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Return the scores of all rows per task, float32 [rows], with weights of one side replaced."""
         replaced = replaced or {}
         states = self.states
@@ -83,11 +82,11 @@ class Scorer:
             states = tuple(self.user.feed(r.user, replaced) for r in self.requests)
         return self._items(states, replaced if side == "item" else {})
 
-    def score_both(self, user: Mapping[str, Array], item: Mapping[str, Array]) -> dict[str, Scores]:
+    def score_both(self, user: Mapping[str, Array], item: Mapping[str, Array]) -> dict[str, Array]:
         """Return the scores of all rows with weights of both sides replaced."""
         return self._items(tuple(self.user.feed(r.user, user) for r in self.requests), item)
 
-    def _items(self, states: tuple[dict[str, Array], ...], replaced: Mapping[str, Array]) -> dict[str, Scores]:
+    def _items(self, states: tuple[dict[str, Array], ...], replaced: Mapping[str, Array]) -> dict[str, Array]:
         found: dict[str, list[Array]] = {name: [] for name in self.item.outputs}
         for request, state in zip(self.requests, states, strict=True):
             for start in range(0, request.candidates, CHUNK_ROWS):

@@ -24,7 +24,7 @@ from quant.graph.files import aligned
 from quant.graph.rewrite import Encoded
 from quant.streaming.chunks import Quantized, quantize_columns, quantize_rows, to_fp16
 from quant.streaming.files import SideFiles, chunk_digest, joined_digest, opened, reserve
-from quant.streaming.job import Job
+from quant.streaming.job import StreamJob
 from quant.streaming.journal import Journal, read_journal
 from quant.streaming.layout import CHUNK_BYTES, Slot, Source, source_of
 
@@ -45,7 +45,7 @@ class EncodedSide:
 
 
 def encode_side(
-    job: Job, out: Path, stage: Path, threads: int, stop: Event, progress: ProgressCallback
+    job: StreamJob, out: Path, stage: Path, threads: int, stop: Event, progress: ProgressCallback
 ) -> EncodedSide:
     """Encode the weights of a graph into its data files in ``stage``, except those an earlier run finished."""
     blob, scales = stage / job.blob, stage / f"{job.side}.scales"
@@ -82,7 +82,7 @@ def _stopping(stop: Event) -> Iterator[None]:
 
 
 def _encode_slots(
-    slots: Sequence[Slot], job: Job, files: SideFiles, threads: int, stop: Event, progress: ProgressCallback
+    slots: Sequence[Slot], job: StreamJob, files: SideFiles, threads: int, stop: Event, progress: ProgressCallback
 ) -> Generator[tuple[Slot, dict[str, Any]]]:
     """Encode the weights, several chunks at a time, and yield them in order as they finish."""
     constants = job.model.graph.initializers

@@ -23,7 +23,7 @@ from quant.weight_plan import WeightPlan, plan_of
 
 
 @dataclass(frozen=True)
-class Job:
+class StreamJob:
     """One graph to stream; ``key`` identifies everything its bytes depend on."""
 
     side: str
@@ -49,7 +49,7 @@ class Job:
         return [v for n, v in self.model.graph.initializers.items() if n in self.constants and n not in encoded]
 
 
-def job_of(graph: StreamedGraph, weights: Weights, source: str, scheme: SchemeConfig, policy: Policy) -> Job:
+def job_of(graph: StreamedGraph, weights: Weights, source: str, scheme: SchemeConfig, policy: Policy) -> StreamJob:
     """Plan a graph's weights and lay out its data files; ``source`` identifies the checkpoint."""
     model = graph_of(graph.model)
     side, keep = side_of(model, Path("streamed.onnx")), keep_float_patterns(model)
@@ -59,10 +59,10 @@ def job_of(graph: StreamedGraph, weights: Weights, source: str, scheme: SchemeCo
     # Not the policy itself: a rule for the other side does not change these bytes.
     planned = [(slot.name, slot.bits, slot.block) for slot in slots]
     key = _hash([source, digest, scheme_name(scheme), asdict(scheme), planned, layout.CHUNK_BYTES])
-    return Job(side, key, model, graph.constants, weights, scheme, policy, plans, slots, *sizes)
+    return StreamJob(side, key, model, graph.constants, weights, scheme, policy, plans, slots, *sizes)
 
 
-def run_key(jobs: Sequence[Job], policy: Policy) -> str:
+def run_key(jobs: Sequence[StreamJob], policy: Policy) -> str:
     """Return the key of a run over several graphs."""
     return _hash([[job.key for job in jobs], policy_document(policy)])
 

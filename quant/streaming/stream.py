@@ -26,7 +26,7 @@ from quant.graph.gemms import name_of
 from quant.policy import Policy, check_rules
 from quant.schemes.schemes import Absmax, SchemeConfig, scheme_name
 from quant.streaming.encode import EncodedSide, encode_side
-from quant.streaming.job import Job, job_of, run_key
+from quant.streaming.job import StreamJob, job_of, run_key
 from quant.streaming.views import write_side
 from quant.weight_table import QuantTable, table_of
 
@@ -71,14 +71,14 @@ def stream_graphs(
         raise UgsepError(
             f"scheme '{scheme_name(scheme)}' needs calibration, which runs the FP32 graph; stream with 'absmax'"
         )
-    made: Iterable[Job] = (job_of(graph, weights, source, scheme, policy) for graph in graphs)
+    made: Iterable[StreamJob] = (job_of(graph, weights, source, scheme, policy) for graph in graphs)
     if (out / DONE).is_file():  # all graphs are needed to tell whether anything is left to do
         made = list(made)
         _check_rules(policy, made)
         if (done := _finished(out, run_key(made, policy))) is not None:
             return done
     stage = out / STAGE
-    jobs: list[Job] = []
+    jobs: list[StreamJob] = []
     with _background() as (background, stop):
         encoded: list[Future[EncodedSide]] = []
         for job in made:
@@ -116,7 +116,7 @@ def _background() -> Iterator[tuple[ThreadPoolExecutor, Event]]:
             background.shutdown(wait=False, cancel_futures=True)
 
 
-def _check_rules(policy: Policy, jobs: Sequence[Job]) -> None:
+def _check_rules(policy: Policy, jobs: Sequence[StreamJob]) -> None:
     check_rules(policy, ((job.side, w.name) for job in jobs for w in job.plans))
 
 
@@ -135,7 +135,7 @@ def _finished(out: Path, key: str) -> Streamed | None:
     return Streamed(tables, sum(files.values()), 0, unchanged=True)
 
 
-def _check_space(out: Path, stage: Path, jobs: Sequence[Job]) -> None:
+def _check_space(out: Path, stage: Path, jobs: Sequence[StreamJob]) -> None:
     need = sum(j.blob_bytes + 4 * j.scale_bytes + 10 * sum(j.constants[name_of(v)].elements for v in j.floats())
                for j in jobs)  # fmt: skip
     free = shutil.disk_usage(out).free  # read first: space reserved meanwhile may count twice

@@ -17,12 +17,12 @@ from quant.schemes import numerics
 from quant.schemes.schemes import scheme_name
 from quant.streaming import layout
 from quant.streaming.encode import EncodedSide
-from quant.streaming.job import Job
+from quant.streaming.job import StreamJob
 from quant.weight_table import QuantRow, QuantTable, float_row
 from quant.weights import write_views
 
 
-def write_side(job: Job, encoded: EncodedSide, stage: Path) -> QuantTable:
+def write_side(job: StreamJob, encoded: EncodedSide, stage: Path) -> QuantTable:
     """Write the views of an encoded side, checked, into ``stage``."""
     _write_floats(job, stage)
     rows = tuple(_row(job, weight, encoded.facts.get(weight.name, {})) for weight in job.plans)
@@ -37,7 +37,7 @@ def write_side(job: Job, encoded: EncodedSide, stage: Path) -> QuantTable:
     return replace(table, files=present)
 
 
-def _write_floats(job: Job, stage: Path) -> None:
+def _write_floats(job: StreamJob, stage: Path) -> None:
     """Write the large float weights to a scratch file, as float32, and point the graph there."""
     path = stage / f"{job.side}.floats"
     with path.open("wb") as file:
@@ -60,7 +60,7 @@ def _write_floats(job: Job, stage: Path) -> None:
             )
 
 
-def _row(job: Job, weight: Weight, facts: Mapping[str, Any]) -> QuantRow:
+def _row(job: StreamJob, weight: Weight, facts: Mapping[str, Any]) -> QuantRow:
     plan = job.plans[weight]
     if plan.precision == "fp32":
         return float_row(weight, job.side, plan.reason)

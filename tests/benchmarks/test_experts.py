@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import experts
-from benchmarks.experts import Dense, LayerSizes, Routed, measure
+from benchmarks.experts import Dense, LayerSizes, Routed, measure_routing
 from graphs.base.errors import GateFailed
 
 # 36 * 320 * 3 weights per expert: enough for the lowering to route them.
@@ -29,7 +29,7 @@ def test_both_layers_have_the_same_active_flops() -> None:
 
 
 def test_measure_times_what_it_has_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = measure(SIZES, rows=9, rounds=2)
+    found = measure_routing(SIZES, rows=9, rounds=2)
     assert found.routed_ms > 0
     assert found.dense_ms > 0
     assert found.ratio == found.routed_ms / found.dense_ms
@@ -50,4 +50,4 @@ def test_a_wrong_layer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(experts, "_loaded", change_after)
     with pytest.raises(GateFailed, match="the routed layer differs from PyTorch"):
-        measure(SIZES, rows=9, rounds=2)
+        measure_routing(SIZES, rows=9, rounds=2)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from click.testing import CliRunner
 
-from benchmarks.score import ScoreCost, main, measure
+from benchmarks.score import ScoreCost, main, measure_scoring
 
 
 def test_it_times_a_bundle(built_bundle: Path) -> None:
-    cost = measure(built_bundle, 16, 1)
+    cost = measure_scoring(built_bundle, 16, 1)
     assert cost.candidates == 16
     assert np.isfinite([cost.load_seconds, cost.cached_us, cost.computed_us]).all()
     assert min(cost.load_seconds, cost.cached_us, cost.computed_us) > 0

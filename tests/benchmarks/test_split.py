@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.split import CASES, Measured, bench, main, split_only
+from benchmarks.split import CASES, SplitRun, bench, main, split_only
 from engines.backends.onnxruntime import autotune
 from engines.measure.percentiles import Percentiles
 from engines.recipes.recipe import Recipe
@@ -28,7 +28,7 @@ def test_the_limit_counts_flops_for_items_and_bytes_for_the_user() -> None:
     latency = RequestLatency(256, times[0], times[1], times[2], times[3], 100 / 30, 4.0)
     # 25 ms of the whole model's 100 for the items, 50 MB at 10 GB/s = 5 ms for the user.
     ops = {"full": {"MatMul": 90.0}, "item": {"MatMul": 20.0}, "user": {}}
-    found = Measured("x", "fp32", latency, 0.25, 50e6, 10.0, ops)
+    found = SplitRun("x", "fp32", latency, 0.25, 50e6, 10.0, ops)
     assert found.limit == pytest.approx(100 / 30)
     assert found.fraction == pytest.approx(1.0)
     assert found.row() == "| x | fp32 | 100.0 | 6.0 | 22.0 | 30.0 | 5.0 | 25.0 | 3.33x | 3.33x | 1.00 |"

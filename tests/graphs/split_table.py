@@ -28,7 +28,7 @@ from graphs.base.errors import UgsepError
 from graphs.base.features import random_rows
 from graphs.base.names import USER_INDEX
 from graphs.models.table import model_class
-from graphs.split.proof import fresh_rows, prove
+from graphs.split.proof import fresh_rows, prove_split
 from graphs.split.split import Split, Subgraph, split
 from tests.graphs.model_laws import FEATURES
 from tests.graphs.third_party_models import THIRD_PARTY, ThirdPartyModel, make
@@ -89,7 +89,7 @@ def session(subgraph: Subgraph, feeds: dict[str, Tensor], state: tuple[str, ...]
     return lambda: loaded.run(None, arrays)
 
 
-def measure(split_model: Split) -> tuple[float, float, float]:
+def measure_split(split_model: Split) -> tuple[float, float, float]:
     """Return the median milliseconds of the whole model, the user graph and the item graph, interleaved."""
     example = dict(zip(split_model.traced.inputs, split_model.traced.example, strict=True))
     drawn = fresh_rows(example, CANDIDATES, torch.Generator().manual_seed(1))
@@ -133,8 +133,8 @@ def row(name: str, model: ThirdPartyModel) -> str:
                 raise
             cells += ["0 %", "1.00x", "-", "-"]
             continue
-        exact = max(exact, prove(split_model).max_abs)
-        full, user, item = measure(split_model)
+        exact = max(exact, prove_split(split_model).max_abs)
+        full, user, item = measure_split(split_model)
         cells += [
             f"{split_model.reusable_share:.0%}".replace("%", " %"),
             f"{split_model.speedup_limit(CANDIDATES):.2f}x",

@@ -10,7 +10,7 @@ import onnx
 
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.checks import check_options
-from engines.backends.contract import Progress
+from engines.backends.contract import Notify
 from engines.backends.engine_spec import BuildSpec
 from engines.backends.host import host_isa
 from engines.backends.onnxruntime.plan import Variant, lower_any, plan_variants
@@ -22,7 +22,7 @@ from graphs.base.errors import UgsepError
 from graphs.base.names import GraphSide
 
 
-def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
+def lower(spec: BuildSpec, folder: Path, progress: Notify) -> LoweredGraph:
     """Lower the graph for CPUs, for requests of any size.
 
     Raises:
@@ -34,7 +34,7 @@ def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
     return lower_any(spec, folder)
 
 
-def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress) -> BuiltEngine:
+def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Notify) -> BuiltEngine:
     """Write ``<side>.onnx`` and the variants of it that pay on this machine.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from engines.backends.built_engine import EngineWeight, TensorSpec
-from engines.backends.contract import Progress
+from engines.backends.contract import Notify
 from engines.backends.engine_spec import BuildSpec, Option, Profile, usual_rows
 from engines.backends.graph_io import graph_io
 from engines.backends.onnxruntime.autotune import RowTimes, UserTimes, measure_row_variants, measure_user_variants
@@ -78,7 +78,7 @@ def lower_any(spec: BuildSpec, folder: Path) -> LoweredGraph:
 
 
 def plan_variants(
-    ort: Any, spec: BuildSpec, lowered: LoweredGraph, session: Mapping[str, Option], progress: Progress
+    ort: Any, spec: BuildSpec, lowered: LoweredGraph, session: Mapping[str, Option], progress: Notify
 ) -> Plan:
     """Lower the other candidate graphs, measure those that compete, and return the variants to ship.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.backends.built_engine import BuiltEngine
-from engines.backends.contract import Progress, Runner
+from engines.backends.contract import Notify, Runner
 from engines.backends.engine_spec import BuildSpec
 from engines.backends.onnxruntime_gpu.session import NAME, ONNX_VARIANT, OPTIONS, probe, target
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["NAME", "ONNX_VARIANT", "OPTIONS", "compile", "load", "lower", "probe", "target"]
 
 
-def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
+def lower(spec: BuildSpec, folder: Path, progress: Notify) -> LoweredGraph:
     """Lower a graph; see ``engines.backends.onnxruntime_gpu.build``, which imports the ONNX tooling."""
     from engines.backends.onnxruntime_gpu import build
 
     return build.lower(spec, folder, progress)
 
 
-def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress) -> BuiltEngine:
+def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Notify) -> BuiltEngine:
     """Compile a lowered graph; see ``engines.backends.onnxruntime_gpu.build``."""
     from engines.backends.onnxruntime_gpu import build
 

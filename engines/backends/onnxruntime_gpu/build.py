@@ -14,7 +14,7 @@ import onnx
 
 from engines.backends.built_engine import BuiltEngine, EngineWeight, TensorSpec
 from engines.backends.checks import check_options
-from engines.backends.contract import Progress
+from engines.backends.contract import Notify
 from engines.backends.engine_spec import BuildSpec, Profile
 from engines.backends.graph_io import graph_io
 from engines.backends.onnxruntime.session import start_session
@@ -36,7 +36,7 @@ from export.lowering import LoweredGraph, lower_for_gpu, lower_for_tensorrt
 from graphs.base.errors import UgsepError
 
 
-def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
+def lower(spec: BuildSpec, folder: Path, progress: Notify) -> LoweredGraph:
     """Lower the graph to ``<side>.onnx``: FP16 if that is the precision, int8 tables gathered as int8 otherwise.
 
     Raises:
@@ -57,7 +57,7 @@ def lower_graph(spec: BuildSpec, folder: Path) -> LoweredGraph:
     return lower_for_tensorrt(spec.onnx, file, "fp16") if spec.precision == "fp16" else lower_for_gpu(spec.onnx, file)
 
 
-def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress) -> BuiltEngine:
+def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Notify) -> BuiltEngine:
     """Start ``<side>.onnx`` on the GPU once, and read back how each weight runs.
 
     With the tensorrt provider the compiled engine is embedded in ``<side>.context.onnx``; it does not tell which of

@@ -12,7 +12,7 @@ import onnx
 
 from engines.backends.built_engine import BuiltEngine, EngineWeight, WeightStatus
 from engines.backends.checks import check_options
-from engines.backends.contract import Progress
+from engines.backends.contract import Notify
 from engines.backends.engine_spec import BuildSpec, Option
 from engines.backends.graph_io import graph_io
 from engines.backends.openvino.library import NAME, ONNX_VARIANT, OPTIONS, RUNS_AS, import_openvino, runs_as
@@ -24,7 +24,7 @@ from graphs.base.errors import UgsepError
 _HINT = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "w8a32": "f32", "w8a8-dynamic": "f32"}
 
 
-def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
+def lower(spec: BuildSpec, folder: Path, progress: Notify) -> LoweredGraph:
     """Lower int8 weights, which OpenVINO would dequantize on every run if they were stacked; leave the rest as it is.
 
     Raises:
@@ -38,7 +38,7 @@ def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
     return lower_for_cpu(spec.onnx, folder / f"{spec.side}.onnx")
 
 
-def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress) -> BuiltEngine:
+def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Notify) -> BuiltEngine:
     """Copy the graph as OpenVINO IR, compile it once here, and read back in which precision its GEMMs run.
 
     Raises:

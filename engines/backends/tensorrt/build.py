@@ -8,22 +8,22 @@ from pathlib import Path
 
 from engines.backends.built_engine import BuiltEngine, EngineWeight
 from engines.backends.checks import check_options
-from engines.backends.contract import Progress
+from engines.backends.contract import Notify
 from engines.backends.engine_spec import BuildSpec, Option, Profile, Rows
 from engines.backends.graph_io import graph_io
 from engines.backends.tensorrt.library import NAME, OPTIONS, import_tensorrt
 from engines.backends.trt.gpu import gpu
 from engines.backends.trt.plan import Plan, build_plan, int8_statuses, profile_shapes, write_layers
-from engines.backends.trt.worker import Job, Settings
+from engines.backends.trt.worker import PlanJob, Settings
 from export.io import read_graph
-from export.lowering import LoweredGraph, Weights, lower_for_tensorrt
+from export.lowering import LoweredGraph, TensorRTWeights, lower_for_tensorrt
 from graphs.base.errors import UgsepError, nearest
 
 _HARDWARE = {"none": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
-_WEIGHTS: dict[str, Weights] = {"w8a16": "int8", "fp16": "fp16"}
+_WEIGHTS: dict[str, TensorRTWeights] = {"w8a16": "int8", "fp16": "fp16"}
 
 
-def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
+def lower(spec: BuildSpec, folder: Path, progress: Notify) -> LoweredGraph:
     """Lower the graph for a strongly typed network.
 
     Raises:
@@ -36,7 +36,7 @@ def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
     return lower_for_tensorrt(spec.onnx, folder / f"{spec.side}.onnx", _WEIGHTS[spec.precision])
 
 
-def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress) -> BuiltEngine:
+def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Notify) -> BuiltEngine:
     """Compile ``<side>.engine`` for this machine's GPU and list its layers in ``<side>.layers.json``.
 
     ``spec.scratch`` keeps the timing cache, so that a later build times no kernel twice.
@@ -109,7 +109,7 @@ def _capability() -> str:
 def _plan(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, settings: Settings) -> Plan:
     """Compile a lowered graph to ``<side>.engine``."""
     profiles = profile_shapes(graph_io(read_graph(lowered.path))[0], spec.profiles)
-    return build_plan(Job(NAME, str(lowered.path), str(out_dir / f"{spec.side}.engine"), profiles, settings))
+    return build_plan(PlanJob(NAME, str(lowered.path), str(out_dir / f"{spec.side}.engine"), profiles, settings))
 
 
 def _statuses(

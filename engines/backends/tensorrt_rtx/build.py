@@ -9,20 +9,20 @@ from typing import Any
 
 from engines.backends.built_engine import BuiltEngine, EngineWeight
 from engines.backends.checks import check_options
-from engines.backends.contract import Progress
+from engines.backends.contract import Notify
 from engines.backends.engine_spec import BuildSpec, Option
 from engines.backends.graph_io import graph_io
 from engines.backends.tensorrt_rtx.library import NAME, OPTIONS, capability_names, import_tensorrt_rtx, specialization
 from engines.backends.trt.plan import Plan, build_plan, int8_statuses, profile_shapes, write_layers
-from engines.backends.trt.worker import Job, Settings
+from engines.backends.trt.worker import PlanJob, Settings
 from export.io import read_graph
-from export.lowering import LoweredGraph, Weights, lower_for_tensorrt
+from export.lowering import LoweredGraph, TensorRTWeights, lower_for_tensorrt
 from graphs.base.errors import UgsepError, nearest
 
-_WEIGHTS: dict[str, Weights] = {"w8a16": "int8", "fp16": "fp16"}
+_WEIGHTS: dict[str, TensorRTWeights] = {"w8a16": "int8", "fp16": "fp16"}
 
 
-def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
+def lower(spec: BuildSpec, folder: Path, progress: Notify) -> LoweredGraph:
     """Lower the graph for a strongly typed network.
 
     Raises:
@@ -33,7 +33,7 @@ def lower(spec: BuildSpec, folder: Path, progress: Progress) -> LoweredGraph:
     return lower_for_tensorrt(spec.onnx, folder / f"{spec.side}.onnx", _WEIGHTS[spec.precision])
 
 
-def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Progress) -> BuiltEngine:
+def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Notify) -> BuiltEngine:
     """Compile ``<side>.engine`` for all requested compute capabilities and read back how each weight runs.
 
     Figures: ``engine_bytes``, ``weight_bytes``, ``device_memory_bytes`` (one context, without the weights), for w8a16
@@ -48,7 +48,7 @@ def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Pro
     progress(f"tensorrt-rtx: compiling {spec.side} {spec.precision} for {', '.join(capabilities)}")
     inputs, outputs = graph_io(read_graph(lowered.path))
     engine = out_dir / f"{spec.side}.engine"
-    job = Job(
+    job = PlanJob(
         "tensorrt_rtx",
         onnx=str(lowered.path),
         engine=str(engine),
@@ -102,7 +102,7 @@ def _checked_options(spec: BuildSpec) -> tuple[dict[str, Option], list[str]]:
     return options, _capabilities(trt, str(options["compute_capabilities"]))
 
 
-def _twin_figures(spec: BuildSpec, job: Job, twin: Path, own: Mapping[str, float]) -> dict[str, float]:
+def _twin_figures(spec: BuildSpec, job: PlanJob, twin: Path, own: Mapping[str, float]) -> dict[str, float]:
     """Compile the same graph with FP16 weights to ``<twin>.engine``; return its sizes, and the ratios to them."""
     onnx, engine = twin.with_suffix(".onnx"), twin.with_suffix(".engine")
     lower_for_tensorrt(spec.onnx, onnx, "folded")

@@ -16,7 +16,7 @@ from typing import Any
 
 from engines.backends.built_engine import EngineWeight, TensorSpec, WeightStatus
 from engines.backends.engine_spec import Profile
-from engines.backends.trt.worker import Job, Outcome, Shapes
+from engines.backends.trt.worker import Outcome, PlanJob, Shapes
 from export import names
 from graphs.base.errors import UgsepError
 
@@ -45,7 +45,7 @@ class Plan:
     settings: Mapping[str, Any]
 
 
-def build_plan(job: Job) -> Plan:
+def build_plan(job: PlanJob) -> Plan:
     """Compile a graph to the file ``job.engine``, through Polygraphy in a separate process.
 
     The layers are read from the builder's own log, which needs no GPU; an engine can be inspected only where

@@ -49,7 +49,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Job:
+class PlanJob:
     """What to compile: ``library`` tensorrt or tensorrt_rtx, the graph to read, the plan to write, input shapes."""
 
     library: str
@@ -97,7 +97,7 @@ class BuildLog(logging.Handler):
             self.memory[kind] = max(size, self.memory.get(kind, 0))
 
 
-def compile_job(job: Job) -> Outcome:
+def compile_job(job: PlanJob) -> Outcome:
     """Compile in this process, which must not have imported Polygraphy for the other library before."""
     from polygraphy.backend.trt import engine_bytes_from_network
     from polygraphy.exception import PolygraphyException
@@ -130,7 +130,7 @@ def _listen() -> BuildLog:
     return log
 
 
-def _network(job: Job) -> Any:
+def _network(job: PlanJob) -> Any:
     """Return what Polygraphy parses the graph with: its own loader, or builder, network and parser."""
     from polygraphy.backend.trt import NetworkFromOnnxPath, get_trt_logger
 
@@ -151,7 +151,7 @@ def _network(job: Job) -> Any:
     return builder, network, parser
 
 
-def create_config(job: Job) -> Any:
+def create_config(job: PlanJob) -> Any:
     """Return Polygraphy's loader of the configuration: called with builder and network, it gives the config."""
     from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
     from polygraphy.backend.trt import CreateConfig, Profile
@@ -181,7 +181,7 @@ def create_config(job: Job) -> Any:
     return CreateConfig(**common)
 
 
-def _library(job: Job) -> Any:
+def _library(job: PlanJob) -> Any:
     if job.library == "tensorrt_rtx":
         import tensorrt_rtx
 
@@ -213,7 +213,7 @@ def main() -> None:
     os.dup2(2, 1)  # what native code prints goes to standard error
     given = json.load(sys.stdin)
     settings = Settings(**given.pop("settings"))
-    outcome = compile_job(Job(**given, settings=settings))
+    outcome = compile_job(PlanJob(**given, settings=settings))
     with answer:
         json.dump(asdict(outcome), answer)
 

@@ -21,7 +21,7 @@ Bind = Callable[[Mapping[str, Array]], Run]
 
 
 @dataclass(frozen=True)
-class Weights:
+class ModelWeights:
     """The source of PyTorch weights: a checkpoint folder, or a seed (and a features.json) for random ones."""
 
     checkpoint: Path | None = None
@@ -40,7 +40,7 @@ class BaselineSource:
     onnx: Path
     folder: Path
     recipe: Recipe
-    model: Weights | None = None
+    model: ModelWeights | None = None
 
     def pytorch_model(self) -> RankingModel:
         """Load the PyTorch model in eval mode.

@@ -70,7 +70,7 @@ def bench_command(
 ) -> None:
     """Benchmark BUNDLE against other ways to serve its model, in one interleaved run."""
     from engines.bench.baselines import choose_baselines
-    from engines.bench.baselines.contract import Weights
+    from engines.bench.baselines.contract import ModelWeights
     from engines.bench.page import HTML, write_markdown, write_result
     from engines.bench.result import document, run_bench
     from engines.bench.run import Settings
@@ -78,7 +78,7 @@ def bench_command(
 
     if checkpoint is not None and random_weights:
         raise UgsepError("--random and --checkpoint are mutually exclusive; pass one of them")
-    model = Weights(checkpoint, features, seed) if checkpoint or random_weights else None
+    model = ModelWeights(checkpoint, features, seed) if checkpoint or random_weights else None
     settings = Settings(_counts("--candidates", candidates), _counts("--threads", threads), rounds, memory, budget)
     chosen = choose_baselines(baselines)
     folder = out or bundle.with_name(f"{bundle.name}.bench")

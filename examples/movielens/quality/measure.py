@@ -39,7 +39,7 @@ VARIANTS = (
 )
 
 
-def measure(
+def measure_quality(
     data: Path,
     out: Path,
     models: Sequence[str],

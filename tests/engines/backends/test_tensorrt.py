@@ -22,7 +22,7 @@ from engines.backends.trt.gpu import accepts, gpu
 from engines.backends.trt.plan import Layer, Plan, build_plan, int8_statuses, profile_shapes, row_counts
 from engines.backends.trt.profiles import padded_candidates
 from engines.backends.trt.w8a16_plugin import problem_size
-from engines.backends.trt.worker import Job, Settings
+from engines.backends.trt.worker import PlanJob, Settings
 from export.io import read_graph
 from export.lowering import lower_for_tensorrt
 from graphs.base.errors import UgsepError
@@ -71,7 +71,7 @@ def _compile_for_89(tmp_path: Path, profiles: tuple[Profile, ...] = PROFILES, **
         timing_cache=str(tmp_path / "kernels.timing"),
     )
     engine, shapes = str(tmp_path / "full.engine"), profile_shapes(inputs, profiles)
-    return build_plan(Job("tensorrt_rtx", str(lowered.path), engine, shapes, settings))
+    return build_plan(PlanJob("tensorrt_rtx", str(lowered.path), engine, shapes, settings))
 
 
 def test_options_reach_the_library(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_options_reach_the_library(tmp_path: Path) -> None:
 
 _FLAGS = """
 import json, sys, tensorrt_rtx as trt
-from engines.backends.trt.worker import Job, Settings, create_config, settings_held
-job = Job("tensorrt_rtx", "", "", (), Settings(**json.load(sys.stdin)))
+from engines.backends.trt.worker import PlanJob, Settings, create_config, settings_held
+job = PlanJob("tensorrt_rtx", "", "", (), Settings(**json.load(sys.stdin)))
 config = create_config(job)(trt.Builder(trt.Logger(trt.Logger.ERROR)), None)
 print(json.dumps(settings_held(config, trt)["flags"]))
 """
@@ -129,14 +129,14 @@ def test_a_compiler_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     dies.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(dies))
     with pytest.raises(UgsepError, match=r"stopped while compiling \(it was ended by SIGSEGV\)") as error:
-        build_plan(Job("tensorrt_rtx", "a.onnx", "a.engine", (), Settings()))
+        build_plan(PlanJob("tensorrt_rtx", "a.onnx", "a.engine", (), Settings()))
     assert "\n" not in str(error.value)
 
 
 def test_a_graph_it_cannot_parse_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'ugsep[tensorrt-rtx]'")
     (tmp_path / "a.onnx").write_bytes(b"no graph")
-    job = Job("tensorrt_rtx", str(tmp_path / "a.onnx"), str(tmp_path / "a.engine"), (), Settings(((8, 9),)))
+    job = PlanJob("tensorrt_rtx", str(tmp_path / "a.onnx"), str(tmp_path / "a.engine"), (), Settings(((8, 9),)))
     with pytest.raises(UgsepError, match=r"a\.onnx: TensorRT-RTX cannot compile it \(.+\)") as error:
         build_plan(job)
     assert "\n" not in str(error.value)

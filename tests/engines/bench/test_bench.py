@@ -19,7 +19,7 @@ from engines.backends.contract import Runner
 from engines.backends.onnxruntime import backend as ort_backend
 from engines.bench import findings, page
 from engines.bench.baselines import BASELINES, choose_baselines
-from engines.bench.baselines.contract import BaselineSource, Weights
+from engines.bench.baselines.contract import BaselineSource, ModelWeights
 from engines.bench.ceiling import Gemm, constant_gemms, gemms_alone
 from engines.bench.contender import baseline_contenders, bundle_pairs, our_contender
 from engines.bench.correctness import FLOORS_DB, compare
@@ -54,7 +54,9 @@ def result(built_bundle: Path, tiny_sources) -> BenchResult:
         "openvino-fp16",
         "openvino-int8",
     )
-    return run_bench(built_bundle, baselines, QUICK, Weights(tiny_sources.checkpoint), command="ugsep bench tiny")
+    return run_bench(
+        built_bundle, baselines, QUICK, ModelWeights(tiny_sources.checkpoint), command="ugsep bench tiny"
+    )
 
 
 def test_everybody_is_timed_at_every_size_or_left_out_with_a_reason(result: BenchResult) -> None:
@@ -111,7 +113,7 @@ def test_a_baseline_with_wrong_scores_is_left_out_and_our_wrong_engine_fails(
             tensor.CopyFrom(numpy_helper.from_array(-3 * numpy_helper.to_array(tensor), tensor.name))
     onnx.save(model, other)
     recipe = load_recipe(str(built_bundle / "recipe.yaml"))
-    source = BaselineSource(other, tmp_path, recipe, Weights(tiny_sources.checkpoint))
+    source = BaselineSource(other, tmp_path, recipe, ModelWeights(tiny_sources.checkpoint))
     request = random_request(Bundle.open(built_bundle), 9)
     pair = bundle_pairs(built_bundle, read_manifest(built_bundle))[0][0]
     baselines = baseline_contenders(["onnxruntime", "pytorch"], source)
@@ -297,7 +299,9 @@ def test_the_ceiling_counts_every_constant_gemm(result: BenchResult, built_bundl
 @pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own(built_bundle: Path, tiny_sources, tmp_path: Path) -> None:
     recipe = load_recipe(str(built_bundle / "recipe.yaml"))
-    source = BaselineSource(built_bundle / "onnx" / "full.onnx", tmp_path, recipe, Weights(tiny_sources.checkpoint))
+    source = BaselineSource(
+        built_bundle / "onnx" / "full.onnx", tmp_path, recipe, ModelWeights(tiny_sources.checkpoint)
+    )
     ort, torch = baseline_contenders(["onnxruntime", "pytorch"], source)
     request = random_request(Bundle.open(built_bundle), 9)
     small, large = load_and_score_bytes(ort, request), load_and_score_bytes(torch, request)

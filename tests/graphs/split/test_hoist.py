@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graphs.split.proof import prove
+from graphs.split.proof import prove_split
 from graphs.split.split import Split, split
 
 B, NU, NI, D, M = 4, 5, 3, 32, 40  # rows, user tokens, item tokens, width, output width
@@ -104,7 +104,7 @@ def made(name: str, dtype: torch.dtype, seed: int = 0) -> tuple[Split, Split]:
 def test_hoisted_equals_whole(name: str) -> None:
     for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         hoisted, plain = made(name, dtype)
-        assert prove(hoisted).max_rel <= bound
+        assert prove_split(hoisted).max_rel <= bound
         assert len(hoisted.hoisted) == FORMS[name][1]
         assert not plain.hoisted
         if hoisted.hoisted:
@@ -126,7 +126,7 @@ def test_layer_norm_does_not_cancel() -> None:
     model = Model(lambda m, u, g: m.dense(m.layer(flat(u, g) * 1e-3 + 1.0))).eval()
     example = {"u": torch.randn(B, NU, D), "g": torch.randn(B, NI, D)}
     assert (
-        prove(split(model, example, user=["u"], item=["g"]), tolerance=1e-3).max_rel <= 5e-4
+        prove_split(split(model, example, user=["u"], item=["g"]), tolerance=1e-3).max_rel <= 5e-4
     )  # 1e-3 signal on 1.0: 6e-8 / 1e-3
 
 
@@ -149,7 +149,7 @@ def test_a_weight_that_is_still_read_whole_keeps_its_name() -> None:
     split_model = split(model, {"u": torch.randn(B, NU, D), "g": torch.randn(B, NI, D)}, user=["u"], item=["g"])
     assert len(split_model.hoisted) == 1
     assert {"dense.weight", "dense.weight_item"} <= set(dict(split_model.item.module.named_parameters()))
-    assert prove(split_model).max_rel <= 1e-6
+    assert prove_split(split_model).max_rel <= 1e-6
 
 
 def test_dead_columns_are_not_computed() -> None:
@@ -168,7 +168,7 @@ def test_dead_columns_are_not_computed() -> None:
     split_model = split(Both(), example, user=["u"], item=["g"])
     assert split_model.item_cost.gemm_flops == 2 * 2 * NI * D * 10  # two products, 10 of 40 columns
     assert split_model.item.module.get_parameter("inner.shared.weight.columns30_40").shape == (10, D)
-    assert prove(split_model).max_rel <= 1e-6
+    assert prove_split(split_model).max_rel <= 1e-6
 
 
 @settings(max_examples=12, deadline=None)
@@ -194,5 +194,5 @@ def test_random_concatenations(data: st.DataObject) -> None:
 
     torch.manual_seed(data.draw(st.integers(0, 99)))
     example = {"u": torch.randn(3, 40, dtype=torch.float64), "g": torch.randn(3, 40, dtype=torch.float64)}
-    proof = prove(split(Random().double().eval(), example, user=["u"], item=["g"]))
+    proof = prove_split(split(Random().double().eval(), example, user=["u"], item=["g"]))
     assert proof.max_rel <= 1e-12

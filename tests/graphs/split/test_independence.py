@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from graphs.base.errors import UgsepError
 from graphs.split.independence import check_rows_independent
-from graphs.split.proof import prove
+from graphs.split.proof import prove_split
 from graphs.split.split import split
 from graphs.trace.trace import trace
 
@@ -191,7 +191,7 @@ def _written(x: Tensor) -> Tensor:
 def test_row_wise_models_split_and_prove(name: str) -> None:
     torch.manual_seed(3)
     split_model = split(Outer(KEEPS[name]).eval(), example(), user=["x", "ids"], item=["item"])
-    proof = prove(split_model)
+    proof = prove_split(split_model)
     # The same kernels on other batch sizes reorder sums of a few dozen FP32 terms of order 1.
     assert proof.max_rel <= 1e-6
     assert proof.row_max_abs <= 1e-6

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from graphs.base.errors import UgsepError
-from graphs.split.proof import prove
+from graphs.split.proof import prove_split
 from graphs.split.split import Split, split
 from tests.graphs.small_models import WORKS, D, Keywords, N, small
 
@@ -57,14 +57,14 @@ def test_nested_inputs_and_outputs() -> None:
     )
     assert split_model.user.inputs == ("history", "length", "tags")
     assert split_model.full.outputs == ("output.tasks.click", "output.tasks.buy", "output.extra.0")
-    assert prove(split_model).max_rel <= 1e-6
+    assert prove_split(split_model).max_rel <= 1e-6
     assert split_model.item.outputs == split_model.full.outputs
 
 
 @pytest.mark.parametrize("name", WORKS)
 def test_splits_exactly(name: str) -> None:
     split_model = small(name)
-    proof = prove(split_model)  # 1, 2 and 257 candidates, 1 and 3 users
+    proof = prove_split(split_model)  # 1, 2 and 257 candidates, 1 and 3 users
     assert proof.max_rel <= 1e-6
     assert split_model.state
     assert all(s.bytes_per_user > 0 for s in split_model.state)
@@ -80,7 +80,7 @@ def test_positional_example_and_awkward_names() -> None:
 
     rows = tuple(torch.randn(N, 3) for _ in range(3))
     split_model = split(Awkward(), rows, user=["input"], item=["type", "id"])
-    assert prove(split_model).max_rel <= 1e-6
+    assert prove_split(split_model).max_rel <= 1e-6
 
     class Keys(nn.Module):
         def forward(self, x: dict[str, Tensor]) -> Tensor:
@@ -88,7 +88,7 @@ def test_positional_example_and_awkward_names() -> None:
 
     example = {"x": {k: torch.randn(N, 3) for k in ("a.b", "a_b", "class", "1", "state_a_b")}}
     split_model = split(Keys(), example, user=["a.b"], item=["a_b", "class", "1", "state_a_b"])
-    assert prove(split_model).max_rel <= 1e-6
+    assert prove_split(split_model).max_rel <= 1e-6
 
 
 def test_weights_are_shared_not_copied() -> None:
@@ -134,7 +134,7 @@ def test_random_graphs(seed: int, steps: int) -> None:
     torch.manual_seed(seed)
     example = {"u": torch.randn(3, D, dtype=torch.float64), "i": torch.randn(3, D, dtype=torch.float64)}
     split_model = split(Random().double().eval(), example, user=["u"], item=["i"])
-    assert prove(split_model, candidates=(1, 5)).max_rel <= 1e-12
+    assert prove_split(split_model, candidates=(1, 5)).max_rel <= 1e-12
 
 
 _TWICE = """
@@ -228,7 +228,7 @@ def test_a_model_that_fails_on_its_own_example_says_so() -> None:
     ):
         model = Keywords(work, a=nn.Linear(D, D)).eval()
         with pytest.raises(UgsepError, match="the model fails on rows like its example inputs") as error:
-            prove(split(model, {"u": rows, "i": torch.randn(N, D)}, user=["u"], item=["i"]))
+            prove_split(split(model, {"u": rows, "i": torch.randn(N, D)}, user=["u"], item=["i"]))
         assert reason in str(error.value)
     with pytest.raises(
         UgsepError, match=r"\['u', 'j'\] do not match the model's forward: missing a required argument: 'i'"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from graphs.base.errors import UgsepError
 from graphs.explain.explain import explain
-from graphs.split.proof import prove
+from graphs.split.proof import prove_split
 from graphs.split.split import split
 from tests.graphs.third_party_models import THIRD_PARTY, make
 
@@ -40,7 +40,7 @@ def test_third_party_model(name: str) -> None:
     needs(THIRD_PARTY[name][0])
     model = make(name)
     split_model = split(model.module, model.example, user=model.user, item=model.item)
-    proof = prove(split_model)
+    proof = prove_split(split_model)
     assert proof.max_abs <= 1e-5
     assert proof.row_max_abs <= 1e-6
     assert split_model.speedup_limit(256) >= LEAST_LIMIT[name]
@@ -95,5 +95,5 @@ def test_written_out_rms_norm_and_rotary_positions() -> None:
     torch.manual_seed(0)
     example = {"history": torch.randint(0, 50, (4, 6)), "item": torch.randint(0, 50, (4,))}
     split_model = split(Ranker().eval(), example, user=["history"], item=["item"])
-    assert prove(split_model).max_rel <= 1e-6
+    assert prove_split(split_model).max_rel <= 1e-6
     assert split_model.reusable_share > 0.99

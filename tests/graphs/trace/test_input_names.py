@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphs.split.proof import prove
+from graphs.split.proof import prove_split
 from graphs.split.split import split
 from graphs.trace.trace import identifier
 
@@ -43,7 +43,7 @@ def test_an_input_of_any_name_on_either_side(name: str) -> None:
     for user, item in ((name, "other"), ("other", name)):
         torch.manual_seed(0)
         split_model = split(Dictionary(user, item), {"features": rows(user, item)}, user=[user], item=[item])
-        assert prove(split_model).max_rel <= 1e-6
+        assert prove_split(split_model).max_rel <= 1e-6
         assert split_model.user.inputs == (user,)
         assert item in split_model.item.inputs
 
@@ -55,7 +55,7 @@ def test_arguments_named_like_what_generated_code_reads() -> None:
             return (device.exp() * inf * (torch_ + offsets).masked_fill(inf > 9, float("nan"))).sum(-1)
 
     split_model = split(Arguments(), rows("device", "torch_", "inf"), user=["device"], item=["torch_", "inf"])
-    assert prove(split_model).max_rel <= 1e-6
+    assert prove_split(split_model).max_rel <= 1e-6
     assert split_model.user.inputs == ("device",)
 
 
@@ -66,7 +66,7 @@ def test_names_that_become_the_same_identifier() -> None:
 
     example = {"x": rows("a.b", "a_b", "a b", "input_class", "class")}
     split_model = split(Alike(), example, user=["a.b", "a_b"], item=["a b", "input_class", "class"])
-    assert prove(split_model).max_rel <= 1e-6
+    assert prove_split(split_model).max_rel <= 1e-6
 
 
 def test_identifiers_shadow_nothing() -> None:
