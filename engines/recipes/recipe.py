@@ -11,6 +11,7 @@ import yaml
 
 from graphs.base import config as config_file
 from graphs.base.errors import UgsepError, nearest
+from graphs.base.yaml_text import read_yaml
 
 RECIPES = Path(__file__).parent
 AUTO = "auto"  # choose the backend by measuring
@@ -102,10 +103,7 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
         if path == Path(name):
             raise UgsepError(f"{path}: no such recipe file; give an existing file, or a model from 'ugsep models'")
         raise UgsepError(f"unknown model '{name}'{nearest(name, recipe_names())}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UgsepError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path.read_bytes(), str(path))
     for change in changes:
         _change(values, change)
     return config_file.parse(Recipe, values or {}, path.name)
@@ -123,10 +121,7 @@ def _change(values: Any, change: str) -> None:
         values = values.setdefault(section, {})
     if not isinstance(values, dict):
         raise UgsepError(f"'{change}': '{'.'.join(sections)}' is not a section of the recipe")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UgsepError(f"'{change}': the value is not YAML") from error
+    values[last] = read_yaml(text, f"the value of {change!a}")
 
 
 def dump_recipe(recipe: Recipe) -> str:
