@@ -15,6 +15,8 @@ from graphs.base.yaml_text import read_yaml
 
 RECIPES = Path(__file__).parent
 AUTO = "auto"  # choose the backend by measuring
+MAX_THREADS = 4096
+MAX_ROWS = 2**31 - 1  # runtimes hold sizes as int32
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Serving:
     further backends to compile the W8A16 graphs for, if this machine can; ``candidates`` are the request sizes to
     measure, of which the last is reported; ``threads`` is pinned in the engines. Engines are tuned for one user and
     accept up to ``max_users`` and ``max_candidates`` per call.
+
+    Raises:
+        UgsepError: no request size, or a size or thread count that is out of range.
     """
 
     backend: str = "onnxruntime"
@@ -48,6 +53,16 @@ class Serving:
     max_candidates: int = 1024
     max_users: int = 16
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            raise UgsepError("serving.candidates is empty; give one or more request sizes, e.g. [1, 64, 256]")
+        sizes = [(f"candidates[{i}]", size) for i, size in enumerate(self.candidates)]
+        sizes += [("threads", self.threads), ("max_candidates", self.max_candidates), ("max_users", self.max_users)]
+        for name, value in sizes:
+            most = MAX_THREADS if name == "threads" else MAX_ROWS
+            if not 1 <= value <= most:
+                raise UgsepError(f"serving.{name} is {value}; it must be from 1 to {most}")
 
 
 @dataclass(frozen=True)
