@@ -8,11 +8,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from export.metadata import side_of
 from graphs.base.config import parse
 from graphs.base.errors import UgsepError, nearest
+from graphs.base.yaml_text import read_yaml
 from quant.graph.gemms import load_graph, weights_of
 
 Precision = Literal["int8", "fp16", "fp32"]
@@ -114,11 +113,9 @@ def read_policy(path: Path) -> Policy:
         UgsepError: the file is missing, not YAML, or not a policy.
     """
     try:
-        document = yaml.safe_load(path.read_text())
+        document = read_yaml(path.read_bytes(), f"'{path}'")
     except FileNotFoundError as error:
         raise UgsepError(f"'{path}' does not exist; give a policy file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UgsepError(f"'{path}' is not YAML ({' '.join(str(error).split())[:120]})") from error
     if not isinstance(document, Mapping):
         raise UgsepError(f"'{path}' is not a mapping; write default, block and weights")
     return policy_from(document.get("policy", document), f"'{path}'")

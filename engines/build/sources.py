@@ -13,11 +13,21 @@ from engines.bundle.provenance import BUNDLE_CODE, code_sha256, tool_versions
 from engines.recipes.recipe import Recipe, dump_recipe
 from graphs.base import config
 from graphs.base.errors import UgsepError
+from graphs.base.features import Feature
+from graphs.base.json_text import read_json
 from graphs.checkpoint.files import weight_files
 from graphs.models.pretrained import load_checkpoint, read_config
 from graphs.models.ranking_model import ModelConfig, RankingModel, initialise
 from graphs.models.table import model_class
 from quant.requests.readers import request_files
+
+
+@dataclass(frozen=True)
+class _FeaturesFile:
+    """The content of a features.json."""
+
+    features: tuple[Feature, ...]
+    tasks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,18 +83,26 @@ def random_config(recipe: Recipe, features: Path | None) -> ModelConfig:
     """Return the config of a random build, with features from the recipe or else from a features.json.
 
     Raises:
-        UgsepError: neither declares features, or a setting is invalid.
+        UgsepError: neither declares features, the file is missing or malformed, or a setting is invalid.
     """
     settings: dict[str, Any] = dict(recipe.config)
     if "features" not in settings:
-        if features is None or not features.is_file():
+        if features is None:
             raise UgsepError(
                 f"recipe for '{recipe.model}' declares no features; run 'make data' or pass --features FILE"
             )
-        document = json.loads(features.read_text())
-        settings["features"] = document["features"]
-        settings.setdefault("tasks", document["tasks"])
+        declared = _read_features(features)
+        settings = {"tasks": declared["tasks"], **settings, "features": declared["features"]}
     return config.parse(model_class(recipe.model).config_class, settings, f"recipe '{recipe.model}' config")
+
+
+def _read_features(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UgsepError(f"'{path}' is not a file; pass the features.json of 'make data' with --features")
+    location = f"'{path}'"
+    document = read_json(path.read_bytes(), location, "run 'make data' again")
+    config.check_plain(document, location)
+    return config.to_mapping(config.parse(_FeaturesFile, document, location))
 
 
 def content_key(name: str, recipe: Recipe, sources: Sources, backend: str, module_sha256: str = "") -> str:

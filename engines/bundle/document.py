@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from pathlib import Path
 from typing import Any
 
 from engines.bundle.files import reason
-from graphs.base.config import unique_names
 from graphs.base.errors import UgsepError
+from graphs.base.json_text import read_json
 
 __all__ = ["read_document"]
 
@@ -37,18 +36,11 @@ def read_document(directory: Path, name: str, absent: str, fix: str) -> dict[str
             raise UgsepError(f"{path}: not a regular file; {fix}")
         if found.st_size > _MAX_BYTES:
             raise UgsepError(f"{path}: size {found.st_size} is out of range (max {_MAX_BYTES} bytes); {fix}")
-        text = path.read_text(encoding="utf-8")
-        raw = json.loads(text, object_pairs_hook=unique_names, parse_constant=_no_constant)
+        raw = read_json(path.read_bytes(), str(path), fix)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UgsepError(f"{directory}: no {name}{absent}") from error
-    except (ValueError, RecursionError) as error:
-        raise UgsepError(f"{path}: not valid JSON ({error}); {fix}") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: a symlink loop
         raise UgsepError(f"{path}: cannot be read ({reason(error)}); {fix}") from error
     if not isinstance(raw, dict):
         raise UgsepError(f"{path}: not a JSON object; {fix}")
     return raw
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")

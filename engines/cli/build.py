@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.group import as_typed
+from engines.cli.group import SEED, as_typed
 from engines.compile.cache import default_root
 from engines.recipes.recipe import Recipe, load_recipe
 from engines.render.json_text import json_text
@@ -105,7 +105,8 @@ class SourceOptions:
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting: config.user_tokens=12.")
 @click.option("--out", type=click.Path(path_type=Path), help="Bundle directory  [default: build/MODEL]")
 @click.option("--backend", help="Override the recipe's backend; auto picks the fastest.")
-@click.option("--seed", default=0, show_default=True, help="Seed for random weights and synthetic requests.")
+@click.option("--seed", type=SEED, default=0, show_default=True,
+              help="Seed for random weights and synthetic requests.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Build even if nothing changed.")
 @click.option("--cache/--no-cache", default=True, show_default=True, help="Reuse engines from the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json to stdout.")

@@ -11,6 +11,9 @@ import click
 
 from graphs.base.errors import GateFailed, UgsepError, nearest
 
+#: Seeds that both NumPy and PyTorch accept.
+SEED = click.IntRange(0, 2**63 - 1)
+
 _DEBUG, _DEBUG_FLAG = "ugsep.debug", "--debug"
 
 

@@ -19,14 +19,14 @@ FEATURES = Path("build/data/movielens/features.json")
 
 
 @click.command("models")
-@click.option("--features", type=click.Path(path_type=Path), default=FEATURES, show_default=True,
-              help="features.json for recipes that declare no features.")  # fmt: skip
+@click.option("--features", type=click.Path(path_type=Path),
+              help=f"features.json for recipes that declare no features  [default: {FEATURES}]")  # fmt: skip
 @click.option("--bundles", type=click.Path(path_type=Path, file_okay=False),
               help="Directory of bundles, e.g. build; adds the measurements of their reports.")  # fmt: skip
 @click.option("--page", "page_file", type=click.Path(path_type=Path, dir_okay=False),
               help="Write the table to this Markdown file and an HTML page next to it; needs --bundles.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-def models_command(features: Path, bundles: Path | None, page_file: Path | None, as_json: bool) -> None:
+def models_command(features: Path | None, bundles: Path | None, page_file: Path | None, as_json: bool) -> None:
     """List the shipped recipes: parameters, FLOPs per candidate, user:item tokens, reusable share, speed-up limit."""
     from engines.build import catalogue
 
@@ -38,9 +38,9 @@ def models_command(features: Path, bundles: Path | None, page_file: Path | None,
     waiting: list[str] = []
     for name in recipe_names():
         recipe = load_recipe(name)
-        if "features" in recipe.config or features.is_file():
+        if "features" in recipe.config or features is not None or FEATURES.is_file():
             found = catalogue.measured(bundles / name, recipe) if bundles is not None else None
-            rows.append((model_row(name, recipe, features), found))
+            rows.append((model_row(name, recipe, features or FEATURES), found))
         else:
             waiting.append(name)
     if page_file is not None:

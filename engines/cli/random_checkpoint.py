@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from engines.cli.group import SEED
 from engines.recipes.recipe import load_recipe
 from graphs.base.progress import show_progress
 
@@ -15,7 +16,7 @@ from graphs.base.progress import show_progress
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the checkpoint.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 @click.option("--shard-mb", type=click.IntRange(min=1), default=1000, show_default=True, help="Shard size in MB.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--features", type=click.Path(path_type=Path), help="features.json, for recipes without features.")
 def random_checkpoint_command(
     model: str, out: Path, dtype: str, shard_mb: int, seed: int, features: Path | None

@@ -11,9 +11,12 @@ import yaml
 
 from graphs.base import config as config_file
 from graphs.base.errors import UgsepError, nearest
+from graphs.base.yaml_text import read_yaml
 
 RECIPES = Path(__file__).parent
 AUTO = "auto"  # choose the backend by measuring
+MAX_THREADS = 4096
+MAX_ROWS = 2**31 - 1  # runtimes hold sizes as int32
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Serving:
     further backends to compile the W8A16 graphs for, if this machine can; ``candidates`` are the request sizes to
     measure, of which the last is reported; ``threads`` is pinned in the engines. Engines are tuned for one user and
     accept up to ``max_users`` and ``max_candidates`` per call.
+
+    Raises:
+        UgsepError: no request size, or a size or thread count that is out of range.
     """
 
     backend: str = "onnxruntime"
@@ -47,6 +53,16 @@ class Serving:
     max_candidates: int = 1024
     max_users: int = 16
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            raise UgsepError("serving.candidates is empty; give one or more request sizes, e.g. [1, 64, 256]")
+        sizes = [(f"candidates[{i}]", size) for i, size in enumerate(self.candidates)]
+        sizes += [("threads", self.threads), ("max_candidates", self.max_candidates), ("max_users", self.max_users)]
+        for name, value in sizes:
+            most = MAX_THREADS if name == "threads" else MAX_ROWS
+            if not 1 <= value <= most:
+                raise UgsepError(f"serving.{name} is {value}; it must be from 1 to {most}")
 
 
 @dataclass(frozen=True)
@@ -102,10 +118,7 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
         if path == Path(name):
             raise UgsepError(f"{path}: no such recipe file; give an existing file, or a model from 'ugsep models'")
         raise UgsepError(f"unknown model '{name}'{nearest(name, recipe_names())}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UgsepError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path.read_bytes(), str(path))
     for change in changes:
         _change(values, change)
     return config_file.parse(Recipe, values or {}, path.name)
@@ -123,10 +136,7 @@ def _change(values: Any, change: str) -> None:
         values = values.setdefault(section, {})
     if not isinstance(values, dict):
         raise UgsepError(f"'{change}': '{'.'.join(sections)}' is not a section of the recipe")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UgsepError(f"'{change}': the value is not YAML") from error
+    values[last] = read_yaml(text, f"the value of {change!a}")
 
 
 def dump_recipe(recipe: Recipe) -> str:

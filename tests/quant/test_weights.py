@@ -384,7 +384,8 @@ def test_policies_read_back_and_name_their_mistakes(tmp_path) -> None:
         with pytest.raises(UgsepError, match=message):
             policy_from(document)
     path = tmp_path / "p.yaml"
-    for text, message in (("a: [", "is not YAML"), ("- a", "is not a mapping")):
+    texts = (("a: [", "is not YAML"), ("- a", "is not a mapping"), ("block: 0\nblock: 8", "'block' is given twice"))
+    for text, message in texts:
         path.write_text(text)
         with pytest.raises(UgsepError, match=message):
             read_policy(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from engines.cli.group import Command
+from engines.cli.group import SEED, Command
 from graphs.base.errors import UgsepError
 from graphs.base.progress import show_progress
 
@@ -35,7 +35,7 @@ from graphs.base.progress import show_progress
     is_flag=True,
     help="Use random PyTorch weights, for a bundle built with --init random.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the random bundle.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random bundle.")
 @click.option("--features", type=click.Path(path_type=Path), help="features.json of the random bundle.")
 @click.option("--ratios", is_flag=True, help="Also time small models at several user:item token ratios.")
 @click.option(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from engines.cli.group import SEED
 from engines.render.json_text import json_text
 from graphs.base.errors import GateFailed
 from graphs.base.progress import show_progress
@@ -18,7 +19,7 @@ from graphs.base.progress import show_progress
 @click.option("--bound", type=float, help="Largest relative error  [default: 3 times that of the SQNR gate]")
 @click.option("--backend", help="Check the engines of this backend instead of the serving ones.")
 @click.option("--precision", help="Check the engines of this precision.")
-@click.option("--seed", default=1, show_default=True, help="Seed for the random rows.")
+@click.option("--seed", type=SEED, default=1, show_default=True, help="Seed for the random rows.")
 @click.option("--json", "as_json", is_flag=True, help="Print all compared tensors as JSON.")
 def bisect_command(
     bundle: Path,

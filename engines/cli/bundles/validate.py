@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from engines.cli.group import SEED
 from engines.render.json_text import json_text
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import show_progress
@@ -15,7 +16,7 @@ from graphs.base.progress import show_progress
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Held-out requests (Parquet).")
 @click.option("--synthetic", is_flag=True, help="Use random requests; checks parity and invariance, but not quality.")
-@click.option("--seed", default=1, show_default=True, help="Seed for the synthetic requests.")
+@click.option("--seed", type=SEED, default=1, show_default=True, help="Seed for synthetic requests.")
 @click.option("--worst", type=click.Path(path_type=Path),
               help="File for the worst rows if a gate fails  [default: BUNDLE.worst.npz]")  # fmt: skip
 @click.option("--junit", type=click.Path(path_type=Path), help="Also write the checks to a JUnit XML file.")

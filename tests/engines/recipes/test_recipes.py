@@ -92,6 +92,7 @@ def test_settings_can_be_changed() -> None:
         ("gates.sqnr=3", "sqnr"),
         ("model.x=3", "'model' is not a section"),
         ("config.width=[", "not YAML"),
+        ("config={width: 8, width: 9}", "'width' is given twice"),
     ],
 )
 def test_bad_changes_are_one_line(change: str, message: str) -> None:
@@ -107,6 +108,13 @@ def test_bad_changes_are_one_line(change: str, message: str) -> None:
         ("config: {}", "'model' is missing; add it"),
         ("model: [", "is not YAML"),
         ("- 1", "expected a mapping"),
+        (
+            "model: zenith\nserving: {}\nserving: {threads: 2}",
+            "'serving' is given twice.* line 3, column 1",
+        ),
+        ('model: "a\\x1bb"', r"'a\\x1bb' holds characters that cannot be printed"),
+        ("model: zenith\nconfig: {a: 2020-13-45}", "is not YAML"),
+        ("model: zenith\nconfig: &a {b: *a}", "recursive"),
     ],
 )
 def test_bad_recipes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
