@@ -7,7 +7,7 @@ from pathlib import Path
 import safetensors.torch
 
 from engines.recipes.recipe import Recipe
-from tests.graphs.checkpoint.test_sharded_checkpoint import shard
+from tests.graphs.checkpoint.test_files import shard
 from tests.graphs.model_laws import make_config, make_model
 
 

@@ -11,7 +11,6 @@ import pytest
 from engines.build.pipeline import build
 from engines.build.sources import Sources, random_config
 from engines.recipes.recipe import Recipe, dump_recipe, load_recipe, recipe_names
-from graphs.base.errors import UgsepError
 from graphs.base.features import Feature
 
 FEATURES = (
@@ -76,50 +75,3 @@ def test_a_recipe_builds_at_reduced_size(name: str, tmp_path: Path, features: Pa
     # some weights must be int8; at this size, embedding tables, which stay float, are most of the bytes
     weights = outcome.report["weights"]
     assert weights["quantized_bytes"] < 0.9 * weights["fp32_bytes"]
-
-
-def test_settings_can_be_changed() -> None:
-    recipe = load_recipe("zenith", ["config.user_tokens=12", "gates.sqnr_db=40.5", "serving.candidates=[1, 7]"])
-    assert recipe.config["user_tokens"] == 12
-    assert recipe.gates.sqnr_db == 40.5
-    assert recipe.serving.candidates == (1, 7)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("config.user_tokens", "is not a valid setting"),
-        ("gates.sqnr=3", "sqnr"),
-        ("model.x=3", "'model' is not a section"),
-        ("config.width=[", "not YAML"),
-        ("config={width: 8, width: 9}", "'width' is given twice"),
-    ],
-)
-def test_bad_changes_are_one_line(change: str, message: str) -> None:
-    with pytest.raises(UgsepError, match=message):
-        load_recipe("zenith", [change])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("model: zenith\nservng: {}", "unknown setting 'servng', did you mean 'serving'"),
-        ("model: zenith\ngates: {sqnr: 3}", "sqnr"),
-        ("config: {}", "'model' is missing; add it"),
-        ("model: [", "is not YAML"),
-        ("- 1", "expected a mapping"),
-        (
-            "model: zenith\nserving: {}\nserving: {threads: 2}",
-            "'serving' is given twice.* line 3, column 1",
-        ),
-        ('model: "a\\x1bb"', r"'a\\x1bb' holds characters that cannot be printed"),
-        ("model: zenith\nconfig: {a: 2020-13-45}", "is not YAML"),
-        ("model: zenith\nconfig: &a {b: *a}", "recursive"),
-    ],
-)
-def test_bad_recipes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text)
-    with pytest.raises(UgsepError, match=message) as caught:
-        load_recipe(str(path))
-    assert "\n" not in str(caught.value)

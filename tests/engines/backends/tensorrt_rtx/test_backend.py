@@ -12,8 +12,6 @@ from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.tensorrt_rtx import backend, library
 from engines.backends.trt import load as trt_load
 from engines.backends.trt.gpu import gpu
-from engines.backends.trt.plan import parse_layers
-from engines.backends.trt.profiles import choose_profile
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import Graph, ffn, item, to_half
 
@@ -146,29 +144,6 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install 'ugsep[tensorrt-rtx]'" in here.reason
 
 
-def test_layer_lines_are_parsed() -> None:
-    log = (
-        "Layers:\n"
-        "Name: a_0, LayerType: kgen, Inputs: [ { Name: x, Datatype: Half }], Constants: [ { Name: w_constantInt8, "
-        "Dimensions: [3,4], Datatype: Int8, Format: (Linear) }, { Name: s, Datatype: Half }], Outputs: [ { Name: y, "
-        "Datatype: Half }], TacticName: t, Metadata: [ONNX Layer: int8:w[0]]\x1e[ONNX Layer: gemm:w[0]]\n"
-        "I/O Tensors:\n Name: x, IOMode: Input\n"
-    )
-    (layer,) = parse_layers(log)
-    assert (layer.name, layer.kind) == ("a_0", "kgen")
-    assert layer.constants == (("w_constantInt8", "Int8"), ("s", "Half"))
-    assert layer.nodes == ("int8:w[0]", "gemm:w[0]")
-
-
-def test_the_closest_profile_that_fits_is_taken() -> None:
-    profiles = (Profile(candidates=Rows(1, 16, 64)), Profile(candidates=Rows(1, 256, 512)))
-    assert [choose_profile(profiles, (1, n), "item") for n in (1, 64, 65, 512)] == [0, 0, 1, 1]
-    with pytest.raises(UgsepError, match="1 users and 513 candidates are outside the item engine's profiles"):
-        choose_profile(profiles, (1, 513), "item")
-    with pytest.raises(UgsepError, match="at most 1 users, 512 candidates"):
-        choose_profile(profiles, (2, 8), "item")
-
-
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -214,28 +189,6 @@ def test_specialization_is_pinned_and_checked(tmp_path: Path, rng: np.random.Gen
     assert library.specialization(trt, "none").name == "NONE"
     with pytest.raises(UgsepError, match="specialization 'lazyy', did you mean 'lazy'"):
         library.specialization(trt, "lazyy")
-
-
-def test_state_on_the_device_is_taken_as_it_is() -> None:
-    # The tensors of this test are in host memory, which makes no difference to the checks.
-    import torch
-
-    from engines.backends.built_engine import BuiltEngine, TensorSpec
-    from engines.backends.trt.device_array import TorchArray, place_feeds
-
-    inputs = (TensorSpec("ids", "int64", ("candidates",)), TensorSpec("state", "float16", ("users", 3, 5)))
-    built = BuiltEngine("tensorrt-rtx", "item", "w8a16", (), 0, inputs, ())
-    ids, state = np.arange(4), torch.ones(2, 3, 5, dtype=torch.float16)
-    host, there = place_feeds(built, {"ids": ids, "state": TorchArray(state)})
-    assert list(host) == ["ids"]
-    assert there["state"] is state
-    assert TorchArray(state).nbytes == 60
-    host, there = place_feeds(built, {"ids": ids, "state": TorchArray(state.float())})  # of an FP32 engine
-    assert (host["state"].dtype, there) == (np.float16, {})
-    with pytest.raises(UgsepError, match=r"'state' is \[2, 3, 4\] on the device; the engine takes \[users, 3, 5\]"):
-        place_feeds(built, {"ids": ids, "state": TorchArray(state[:, :, :4])})
-    with pytest.raises(UgsepError, match="input 'ids' is missing"):
-        place_feeds(built, {"state": TorchArray(state)})
 
 
 @pytest.mark.gpu

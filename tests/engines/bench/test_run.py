@@ -5,20 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
 from onnx import numpy_helper
 
 from engines.backends.contract import Runner
 from engines.backends.onnxruntime import backend as ort_backend
 from engines.bench import findings, page
-from engines.bench.baselines import BASELINES, choose_baselines
 from engines.bench.baselines.contract import BaselineSource, ModelWeights
 from engines.bench.ceiling import Gemm, constant_gemms, gemms_alone
 from engines.bench.contender import baseline_contenders, bundle_pairs, our_contender
@@ -31,8 +28,6 @@ from engines.bench.result import BenchResult, document, random_request, run_benc
 from engines.bench.run import Settings, measure
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import read_manifest
-from engines.cli.main import main
-from engines.measure.interleave import interleaved
 from engines.recipes.recipe import load_recipe
 from graphs.base.errors import GateFailed, UgsepError
 
@@ -205,16 +200,6 @@ def test_a_markdown_section_replaces_its_own_older_one_only(result: BenchResult,
     assert text.count("<!-- begin") == text.count("<!-- end") == 2
 
 
-def test_interleaving_visits_everybody_in_every_round() -> None:
-    order: list[str] = []
-    found = interleaved({name: partial(order.append, name) for name in ("a", "b", "c")}, rounds=4)
-    assert set(found) == {"a", "b", "c"}
-    # Two warm-ups, then each round once untimed and once timed.
-    assert {name: order.count(name) for name in "abc"} == dict.fromkeys("abc", 2 + 2 * 4)
-    starts = [order[6 + 6 * turn] for turn in range(4)]
-    assert starts == ["a", "b", "c", "a"]
-
-
 def test_a_slow_baseline_is_left_out_if_its_rounds_do_not_fit_the_budget(built_bundle: Path, tmp_path: Path) -> None:
     recipe = load_recipe(str(built_bundle / "recipe.yaml"))
     source = BaselineSource(built_bundle / "onnx" / "full.onnx", tmp_path, recipe)
@@ -332,43 +317,3 @@ def test_every_ratio_is_a_model(built_bundle: Path) -> None:
         assert config.user_tokens + config.item_tokens in (16, 18)
         shares.append(user / item)
     assert shares == [0.5, 1.0, 2.0, 3.0, 5.0]
-
-
-def test_baselines_are_named() -> None:
-    assert choose_baselines("all") == tuple(BASELINES)
-    assert choose_baselines("none") == ()
-    assert choose_baselines("pytorch, onnxruntime") == ("pytorch", "onnxruntime")
-    with pytest.raises(UgsepError, match="unknown baseline 'onnxruntme', did you mean 'onnxruntime'"):
-        choose_baselines("onnxruntme")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--candidates", "1,x"], "--candidates is '1,x'; pass comma-separated integers"),
-        (["--candidates", "0,4"], "--candidates contains 0"),
-        (["--threads", "0"], "--threads contains 0"),
-        (["--rounds", "0"], "rounds 0: give at least 1"),
-        (["--baselines", "tensorflow"], "unknown baseline 'tensorflow'"),
-        (["--random", "--checkpoint", "somewhere"], "mutually exclusive"),
-        (["--candidates", "65", "--baselines", "none"], "N = 65 is beyond the 64 candidates"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_2(built_bundle: Path, arguments: list[str], message: str) -> None:
-    outcome = CliRunner().invoke(main, ["bench", str(built_bundle), *arguments])
-    assert outcome.exit_code == 2
-    lines = [line for line in outcome.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    assert message in lines[0]
-
-
-def test_the_command_writes_its_files_and_prints_json(built_bundle: Path, tmp_path: Path) -> None:
-    outcome = CliRunner().invoke(
-        main,
-        ["bench", str(built_bundle), "--baselines", "onnxruntime", "--candidates", "2", "--threads", "1",
-         "--rounds", "2",
-         "--no-memory", "--out", str(tmp_path / "out"), "--markdown", str(tmp_path / "b.md"), "--json"],
-    )  # fmt: skip
-    assert outcome.exit_code == 0, outcome.stderr
-    assert json.loads(outcome.stdout) == json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert "<!-- begin tiny -->" in (tmp_path / "b.md").read_text()

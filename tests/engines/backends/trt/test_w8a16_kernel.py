@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from graphs.base.errors import UgsepError
-from tests.engines.backends.w8a16_check import SHAPES, check
+from tests.engines.backends.trt.w8a16_check import SHAPES, check
 
 pytest.importorskip("triton", reason="the kernel needs Triton: pip install 'ugsep[triton]'")
 
@@ -20,8 +20,8 @@ pytest.importorskip("triton", reason="the kernel needs Triton: pip install 'ugse
 def test_it_multiplies_like_fp64_in_the_interpreter() -> None:
     # In a separate process: Triton decides on import whether kernels are interpreted.
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "tests.engines.backends.w8a16_check"]
-    root = Path(__file__).parents[3]
+    command = [sys.executable, "-m", "tests.engines.backends.trt.w8a16_check"]
+    root = Path(__file__).parents[4]
     done = subprocess.run(
         command, env=environment, cwd=root, capture_output=True, text=True, timeout=120, check=False
     )
