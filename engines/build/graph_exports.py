@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from engines.build.source_model import SourceModel, fresh_feeds
 from export.metadata import Stamp
@@ -15,6 +16,9 @@ from graphs.split.split import Split, Subgraph
 
 #: Rows to trace with: different and not 1, so that the tracer neither specializes a size nor equates the two.
 TRACE_USERS, TRACE_CANDIDATES = 3, 7
+
+
+Exported = TypeVar("Exported")
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,19 @@ def export_graphs(
         UgsepError: see ``export.onnx_file.export_subgraph``.
     """
     feeds = fresh_feeds(source, split, TRACE_USERS, TRACE_CANDIDATES, seed=1)
-    exports = graph_exports(name, split, source.keep_float)
-    paths: dict[GraphSide, Path] = {}
+
+    def export(graph: GraphExport) -> Path:
+        file = folder / f"{graph.side}.onnx"
+        return export_subgraph(graph.subgraph, feeds[graph.side], graph.rows, file, graph.stamp).path
+
+    return dict(export_each(graph_exports(name, split, source.keep_float), export, progress))
+
+
+def export_each(
+    exports: Sequence[GraphExport], export: Callable[[GraphExport], Exported], progress: ProgressCallback
+) -> Iterator[tuple[GraphSide, Exported]]:
+    """Export graphs in order, each when it is asked for; yield the side and the result of every one."""
     for done, graph in enumerate(exports):
         progress(Progress("export", done, len(exports), graph.side))
-        file = folder / f"{graph.side}.onnx"
-        paths[graph.side] = export_subgraph(graph.subgraph, feeds[graph.side], graph.rows, file, graph.stamp).path
+        yield graph.side, export(graph)
     progress(Progress("export", len(exports), len(exports)))
-    return paths

@@ -1,4 +1,8 @@
-"""Quantize the user and item graph of a checkpoint larger than memory, one chunk of a weight at a time."""
+"""Quantize the user and item graph of a checkpoint larger than memory, one chunk of a weight at a time.
+
+The stages are those of an in-memory build up to its int8 files: split, export, quantize. Graphs pass through them one
+by one, weights chunk by chunk.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,19 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from engines.build.graph_exports import TRACE_CANDIDATES, TRACE_USERS, graph_exports
+from engines.build.graph_exports import TRACE_CANDIDATES, TRACE_USERS, GraphExport, export_each, graph_exports
 from engines.build.sources import check_architecture
 from engines.bundle.provenance import tool_versions
 from engines.recipes.recipe import Recipe
 from export.streamed import StreamedGraph, export_streamed
 from export.weights.lazy_weights import Recorder, Weights, open_weights
 from graphs.base.features import Feature, of_side, random_rows
-from graphs.base.names import USER_INDEX
+from graphs.base.names import SIDES, USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.checkpoint.files import fingerprint, stored_weights
 from graphs.models.pretrained import meta_model
@@ -30,6 +35,15 @@ from quant.streaming.stream import Streamed, stream_graphs
 
 #: Bytes to prefetch while a model is traced; they go to the page cache, which the kernel can evict at any time.
 READ_AHEAD_BYTES = 10 << 30
+
+
+@dataclass(frozen=True)
+class LazySplit:
+    """A folded model on the meta device, its split, and how each constant follows from the stored weights."""
+
+    model: RankingModel
+    split: Split
+    recorder: Recorder
 
 
 def stream(
@@ -79,25 +93,45 @@ def _traced(graphs: Iterable[StreamedGraph], enough: threading.Event) -> Iterato
 def lazy_graphs(
     name: str, model: RankingModel, weights: Weights, progress: ProgressCallback = silent
 ) -> Iterator[StreamedGraph]:
-    """Fold, split and export a model on the meta device; yield the user graph, then the item graph."""
+    """Split and export a model on the meta device, when the first graph is asked for; yield user, then item graph."""
+    yield from export_onnx(name, split_model(model, progress), weights, progress)
+
+
+def split_model(model: RankingModel, progress: ProgressCallback = silent) -> LazySplit:
+    """Fold and split a model on the meta device.
+
+    Raises:
+        UgsepError: the errors of ``graphs.split.split``.
+    """
     progress(Progress("split", 0, 1))
     recorder = Recorder(model)
     with recorder:
         folded = model.for_inference()
     features = folded.config.features
-    names = {side: [f.name for f in of_side(features, side)] for side in ("user", "item")}
+    names = {side: [f.name for f in of_side(features, side)] for side in SIDES}
     traced = trace(folded, {"features": _rows(features, TRACE_CANDIDATES)})
     with recorder:
         split = split_traced(traced, names["user"], names["item"])
     progress(Progress("split", 1, 1, f"{split.reusable_share:.0%} of the FLOPs once per request"))
-    feeds = _feeds(folded, split)
-    exports = [graph for graph in graph_exports(name, split, folded.keep_float) if graph.side != "full"]
-    for done, graph in enumerate(exports):
-        progress(Progress("export", done, len(exports), graph.side))
+    return LazySplit(folded, split, recorder)
+
+
+def export_onnx(
+    name: str, lazy: LazySplit, weights: Weights, progress: ProgressCallback = silent
+) -> Iterator[StreamedGraph]:
+    """Export the user graph, then the item graph; their weights stay in the checkpoint.
+
+    Raises:
+        UgsepError: a constant cannot be computed chunk by chunk.
+    """
+    feeds = _feeds(lazy.model, lazy.split)
+
+    def export(graph: GraphExport) -> StreamedGraph:
         given = {n: feeds[n] for n in graph.subgraph.inputs}
-        exported = export_streamed(graph.subgraph, given, graph.rows, graph.stamp, recorder, weights)
-        progress(Progress("export", done + 1, len(exports), graph.side))
-        yield exported
+        return export_streamed(graph.subgraph, given, graph.rows, graph.stamp, lazy.recorder, weights)
+
+    exports = [graph for graph in graph_exports(name, lazy.split, lazy.model.keep_float) if graph.side != "full"]
+    yield from (graph for _, graph in export_each(exports, export, progress))
 
 
 def _rows(features: tuple[Feature, ...], count: int) -> dict[str, torch.Tensor]:
