@@ -20,7 +20,7 @@ from export.canonical import canonicalize
 from export.io import check_file
 from export.metadata import IR_VERSION, OPSET, Stamp
 from export.program import program_of
-from graphs.base.errors import UgsepError
+from graphs.base.errors import UgsepError, first_line
 from graphs.base.gc_paused import gc_paused
 from graphs.split.split import Subgraph
 
@@ -91,8 +91,7 @@ def to_onnx(subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, 
                 _log.info("tracing the graph again (%s)", error)
                 program = _written(subgraph.module, subgraph, feeds, rows)
     except Exception as error:  # the exporter raises many types; all mean an op it cannot write
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise UgsepError(f"the ONNX exporter refuses the graph: {lines[0] if lines else error!r}") from error
+        raise UgsepError(f"the ONNX exporter refuses the graph: {first_line(error)}") from error
     return program.model
 
 
@@ -127,7 +126,7 @@ def _name_ends(model: ir.Model, subgraph: Subgraph) -> None:
     graph = model.graph
     for index, value in enumerate(graph.outputs):
         if value in graph.inputs or value in graph.outputs[:index]:
-            # An output that is an input, or another output, needs a value of its own to be named. (onnx_ir's
+            # An output that is an input, or another output, needs a separate value to carry its name. (onnx_ir's
             # OutputFixPass appends these nodes in another order.)
             copy = ir.node("Identity", [value])
             graph.append(copy)

@@ -59,7 +59,9 @@ def check_feeds(expected: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) ->
         array = feeds.get(spec.name)
         if array is None:
             raise UgsepError(f"input '{spec.name}' is missing; the engine needs {', '.join(sorted(names))}")
-        wanted = np.dtype(spec.dtype)  # not compared by name: NumPy composes that anew each time, in microseconds
+        wanted = np.dtype(
+            spec.dtype
+        )  # not by name: NumPy builds that string on each access, which takes microseconds
         convert = array.dtype != wanted
         if not _fits(spec.shape, array.shape) or (convert and {array.dtype, wanted} != _FLOATS):
             want = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"

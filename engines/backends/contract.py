@@ -41,7 +41,7 @@ class Runner(Protocol):
 
 
 class DeviceArray(Protocol):
-    """A tensor in a device's memory, made by one runner for others of the same ``memory``; opaque to all else."""
+    """A tensor in a device's memory, made by one runner for others of the same ``memory``; otherwise opaque."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,14 +60,14 @@ class DeviceArray(Protocol):
 
 @runtime_checkable
 class DeviceRunner(Runner, Protocol):
-    """A runner that can leave its results on its device, and read what another one of the same ``memory`` left there.
+    """A runner that can leave results on its device and read those of other runners with the same ``memory``.
 
-    That is how a user's state goes from the user engine to the item engine without a copy through the host.
+    A user's state thus passes from the user engine to the item engine without a copy through the host.
     """
 
     @property
     def memory(self) -> str:
-        """Which device memory, and whose arrays: ``onnxruntime cuda:0``."""
+        """The runtime that owns the arrays, and its device: ``onnxruntime cuda:0``."""
         ...
 
     def infer(self, feeds: Mapping[str, Array | DeviceArray]) -> dict[str, Array]:
@@ -96,11 +96,11 @@ class Backend(Protocol):
         ...
 
     def probe(self) -> Availability:
-        """Say what is possible on this machine; never raises, imports lazily."""
+        """Report whether this machine can build and run; never raises, imports lazily."""
         ...
 
     def target(self) -> str:
-        """Name what an engine built here is tied to: the ISA, the GPU, or ``any machine``; part of cache keys."""
+        """Return what an engine built here is tied to: the ISA, the GPU, or ``any machine``; part of cache keys."""
         ...
 
     def lower(self, spec: BuildSpec, folder: Path, progress: Notify) -> LoweredGraph:

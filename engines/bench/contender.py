@@ -1,7 +1,7 @@
-"""Who takes part in a benchmark: baselines that run the whole model, and our pairs of engines.
+"""The contenders of a benchmark: baselines that run the whole model, and our pairs of engines.
 
-Our pairs are those of the bundle and further ones built for the run. A fresh process loads contenders to measure
-their memory, so importing this file must load neither torch nor what only a build needs.
+Our pairs are the bundle's and further ones built for the run. A fresh process loads contenders to measure their
+memory, so importing this file must load neither torch nor build dependencies.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ Key = TypeVar("Key")
 
 WARM_UP = 2
 #: A call shorter than this is made once more, untimed, right before the timed one. A server runs one model and
-#: finds its weights in cache; here the other contenders have just thrown them out.
+#: finds its weights in cache; here the other contenders have just evicted them.
 PRIMED_BELOW_SECONDS = 0.02
-#: Idle worker threads spin for a while after a call; the pause lets the last contender's give the cores back.
+#: Idle worker threads spin for a while after a call; after the pause, those of the previous contender are asleep.
 PAUSE_SECONDS = 0.005
 
 

@@ -94,7 +94,7 @@ def bisect(
         backend: look at the engines of this backend.
         precision: look at the engines of this precision.
         seed: seed of the random rows.
-        progress: told about every step.
+        progress: called for every step.
 
     Raises:
         UgsepError: a tampered bundle, unusable requests, a bound that is not above 0, or engines whose tensors cannot
@@ -223,7 +223,7 @@ def _engine_tensors(
         return reader(file, built.session, feeds, names)
     except UgsepError:
         raise
-    except Exception as error:  # each runtime raises classes of its own
+    except Exception as error:  # each runtime has its own exception classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise UgsepError(f"{file}: {built.backend} cannot run it ({reason}); build the bundle again") from error
 

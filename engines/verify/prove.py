@@ -67,7 +67,7 @@ def prove_bundle(
         requests: held-out requests; if they carry labels, AUC is a gate too.
         reference: the FP32 scores of the requests.
         limits: FLOP limit of the speed-up for every request size to measure.
-        progress: told about every step.
+        progress: called for every step.
 
     Raises:
         UgsepError: an engine cannot be built or loaded here.

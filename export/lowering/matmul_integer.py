@@ -26,7 +26,7 @@ from export.lowering.passes import Lowering, Pass, matches
 
 _LARGEST = 127.0
 _ZERO = 128
-#: The scale of a row of zeros: any number that neither overflows nor divides by zero.
+#: The scale of a row of zeros: small, but its reciprocal is still finite.
 _SMALLEST = 1e-30
 #: Quantizing the scales with a step this large yields the zero point itself, once per row.
 _BEYOND_SCALES = 3e38

@@ -231,8 +231,8 @@ class _Routes:
     def _at_rows(self, value: ir.Value, token: int, expert: int, wide: bool) -> ir.Value:
         """Read [T, N, W] at one expert's rows: all of W, or if ``wide`` the expert's part of it.
 
-        A value gathered from users to candidates ([T, U, W] by an index) is read from the users directly, one that
-        was turned from [N, T, W] where it came from; one of a single row, [T, 1, W], broadcasts and stays one row.
+        A value gathered from users to candidates ([T, U, W] by an index) is read from the users directly, and a
+        transposed one from its source [N, T, W]; a single row, [T, 1, W], broadcasts and stays one row.
         """
         index: ir.Value | None = None
         rows_first = False

@@ -34,7 +34,7 @@ def add_node(
 
 
 def take_over(old: ir.Value, new: ir.Value) -> None:
-    """Give ``new`` the name, type, shape and readers of ``old``, which is left behind under a name of its own."""
+    """Give ``new`` the name, type, shape and readers of ``old``, and rename ``old``."""
     name, old.name = old.name, names.derived(old.name, "before")
     new.name, new.type, new.shape = name, old.type, old.shape
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

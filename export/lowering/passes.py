@@ -38,9 +38,9 @@ class LoweredGraph:
 
 @dataclass
 class Lowering:
-    """A model on its way to a target, the settings of the passes, and what they did so far (as ``LoweredGraph``).
+    """The model being lowered, the settings of the passes, and what they did so far (as ``LoweredGraph``).
 
-    ``refusal`` says why the graph cannot be lowered for the target, if a pass found so.
+    ``refusal``: why a pass cannot lower the graph for the target, or "".
     """
 
     model: ir.Model

@@ -28,7 +28,7 @@ _ELEMENTWISE = frozenset(
 
 @dataclass
 class _Users:
-    """What is known while walking the graph, node by node in topological order.
+    """State of the walk over the graph, node by node in topological order.
 
     ``axis``: user value that keeps one row -> its row axis. ``fixed``: values that depend on no input. ``expanded``:
     the former with N rows; ``matrices``: without the row axis. ``shapes``: shape of an Expand by rank and axis.
@@ -95,7 +95,7 @@ def broadcast_user(lowering: Lowering) -> None:
     """Rewrite an item graph for state [1, ...] and without ``user_index``.
 
     Needs inferred shapes, in which the row axes are called ``users`` and ``candidates``. A graph that gathers nothing
-    by ``user_index``, or reads no item input, is refused and left as it is.
+    by ``user_index``, or reads no item input, is refused and not changed.
     """
     graph = lowering.graph
     index = next((v for v in graph.inputs if v.name == USER_INDEX), None)

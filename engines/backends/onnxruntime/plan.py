@@ -21,8 +21,9 @@ from export.io import read_graph
 from export.lowering import Int8Gemms, LoweredGraph, lower_for_cpu, lower_for_one_user
 
 #: One FP32 GEMM per feature token beats one batched MatMul from 4 rows on (1.0 to 2.4 times, tokens 8 and 16, widths
-#: 64 to 768); with fewer rows only for weights of at least this many elements per token, below that nodes cost more.
-#: Rows rounded to int8 want weights below it batched at any number of rows: rounding takes six nodes.
+#: 64 to 768); with fewer rows only if the weights of a feature token have at least this many elements, or the
+#: extra nodes cost more. With rows quantized to int8, smaller weights are batched at any number of rows: quantizing
+#: takes six nodes.
 _ROWS_THAT_PAY = 4
 _SMALL_TOKEN_WEIGHT = 1 << 17
 #: int8 GEMMs for few rows, which MatMulNBits packs its weight for, and for many. The row count at which one overtakes
@@ -114,7 +115,7 @@ def plan_variants(
         measured.append(users)
         if users.pays:
             variants.append(Variant(ONE_USER, one_user))
-            if few:  # the variant for few rows takes what the faster of the two takes
+            if few:  # it replaces the one-user variant for few rows, so it must take the same state
                 lower_for_one_user(few.graph, few.graph)
     return Plan(tuple(variants), profiles, main.weights, main.nodes, inputs, outputs, tuple(measured))
 

@@ -94,7 +94,7 @@ class CpuRunner:
         checked = check_feeds(self._inputs, feeds)
         try:
             results = session.run(self._outputs, checked)
-        except Exception as error:  # onnxruntime raises a class of its own per status code
+        except Exception as error:  # onnxruntime has one exception class per status code
             raise failed_run(self._side, error) from error
         return dict(zip(self._outputs, results, strict=True))
 

@@ -135,7 +135,7 @@ def start_session(
     disabled = str(session.get("disabled_optimizers", "")).split() or None
     try:
         return ort.InferenceSession(graph, options, providers=list(providers), disabled_optimizers=disabled)
-    except Exception as error:  # onnxruntime raises a class of its own per status code
+    except Exception as error:  # onnxruntime has one exception class per status code
         name = "the graph" if isinstance(graph, bytes) else graph
         raise UgsepError(
             f"{name}: onnxruntime cannot load it ({first_line(error)}); build the bundle again"
@@ -154,7 +154,7 @@ OPTIONS: dict[str, Option] = {"threads": 1, "spinning": False, "save_optimized":
 
 
 def probe() -> Availability:
-    """Can ONNX Runtime be imported here."""
+    """Check for onnxruntime."""
     try:
         import onnxruntime as ort
     except ImportError as error:

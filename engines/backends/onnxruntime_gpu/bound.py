@@ -69,7 +69,7 @@ class BoundRunner:
             binding.bind_output(spec.name, self._device, self._index)
         try:
             session.run_with_iobinding(binding)
-        except Exception as error:  # onnxruntime raises a class of its own per status code
+        except Exception as error:  # onnxruntime has one exception class per status code
             raise failed_run(self._built.side, error) from error
         values = zip(self._built.outputs, binding.get_outputs(), strict=True)
         return {spec.name: OrtArray(value, int(value.tensor_size_in_bytes())) for spec, value in values}

@@ -71,7 +71,7 @@ INSTALL = "pip uninstall onnxruntime, then pip install 'ugsep[gpu]'"
 
 
 def probe() -> Availability:
-    """Is the GPU package of ONNX Runtime here, a driver, and a GPU it can allocate memory on."""
+    """Check for onnxruntime-gpu, an NVIDIA driver and a usable GPU."""
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -81,11 +81,11 @@ def probe() -> Availability:
     gpu = gpu_name(0)
     if gpu is None:
         return Availability(
-            False, False, f"onnxruntime {ort.__version__} has CUDA, but no NVIDIA driver or GPU is here"
+            False, False, f"onnxruntime {ort.__version__} has CUDA, but no NVIDIA driver or GPU was found"
         )
     try:
         ort.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", 0)
-    except Exception as error:  # the runtime raises RuntimeError and classes of its own alike
+    except Exception as error:  # onnxruntime raises RuntimeError or its own classes
         return Availability(False, False, f"onnxruntime {ort.__version__} cannot use the GPU ({first_line(error)})")
     return Availability(True, True, f"onnxruntime {ort.__version__}, {gpu}")
 

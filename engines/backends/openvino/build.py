@@ -98,7 +98,7 @@ def _compile(ov: Any, source: Path, file: Path, session: Mapping[str, Option]) -
     try:
         ov.save_model(ov.convert_model(str(source)), str(file), compress_to_fp16=False)
         return ov.Core().compile_model(str(file), "CPU", dict(session))
-    except Exception as error:  # openvino raises RuntimeError and classes of its own alike
+    except Exception as error:  # openvino raises RuntimeError or its own classes
         raise UgsepError(f"{source}: OpenVINO cannot compile it ({last_line(error)}); export it again") from error
 
 

@@ -46,7 +46,7 @@ OPTIONS: dict[str, Option] = {"threads": 1, "streams": 1}
 
 
 def probe() -> Availability:
-    """Can OpenVINO be imported here, and what can its CPU plugin compute in."""
+    """Check for openvino, and report what its CPU plugin can compute in."""
     try:
         ov = import_openvino()
     except UgsepError as error:

@@ -32,7 +32,7 @@ def load(
     file = directory / f"{built.side}.xml"
     try:
         compiled = ov.Core().compile_model(str(file), "CPU", session)
-    except Exception as error:  # openvino raises RuntimeError and classes of its own alike
+    except Exception as error:  # openvino raises RuntimeError or its own classes
         raise UgsepError(f"{file}: OpenVINO cannot load it ({last_line(error)}); build the bundle again") from error
     computes_in = runs_as(compiled)
     if computes_in != RUNS_AS[built.precision]:
@@ -61,7 +61,7 @@ class OpenVinoRunner:
             request = self._local.request = self._compiled.create_infer_request()
         try:
             results = request.infer(checked, share_inputs=True)
-        except Exception as error:  # openvino raises RuntimeError and classes of its own alike
+        except Exception as error:  # openvino raises RuntimeError or its own classes
             raise UgsepError(f"the {self._built.side} engine refused these inputs ({last_line(error)})") from error
         # Copies: the request's own output buffers are overwritten by its next run.
         return {spec.name: np.array(results[i]) for i, spec in enumerate(self._built.outputs)}

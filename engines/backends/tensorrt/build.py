@@ -70,7 +70,7 @@ def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Not
     if folded:
         raise UgsepError(
             f"{spec.onnx}: TensorRT folded {len(folded)} int8 weights to FP16 ({', '.join(sorted(folded)[:3])}), so "
-            "this is no w8a16 engine; build fp16, or use a GPU generation with int8 weight kernels"
+            "the engine would not be w8a16; build fp16, or use a GPU generation with int8 weight kernels"
         )
     engine = out_dir / f"{spec.side}.engine"
     layers = write_layers(out_dir / f"{spec.side}.layers.json", plan.layers)
@@ -138,7 +138,7 @@ def settings_of(options: Mapping[str, Option]) -> Settings:
 
 
 def buckets(profile: Profile) -> tuple[Profile, ...]:
-    """Cut a profile into disjoint ones, largest first: up to its most, its usual, a quarter of that, and one row."""
+    """Cut a profile into disjoint ones, largest first, ending at ``max``, ``opt``, ``opt / 4`` and 1 candidates."""
     rows = profile.candidates
     ends = sorted({end for end in (1, rows.opt // 4, rows.opt, rows.max) if end >= rows.min})
     starts = [rows.min, *(end + 1 for end in ends[:-1])]

@@ -34,9 +34,9 @@ ONNX_VARIANT = {"w8a16": "w8a16", "fp16": "fp32"}
 
 #: ``optimization_level``: 0 (fast build) to 5 (fast engine). ``version_compatible``: loads in later versions.
 #: ``hardware_compatible``: none (this GPU), same-capability, ampere-plus. ``refit``: weights can be replaced.
-#: ``workspace_mb``: scratch memory a kernel may use while running, 0 for all there is. ``int8_plugin``: where
-#: TensorRT folds int8 weights to FP16, run them in our own kernel (needs Triton to build, not to run). ``buckets``:
-#: tune kernels for several request sizes instead of one; every bucket adds to the engine and to the memory it takes.
+#: ``workspace_mb``: scratch memory a kernel may use while running, 0 for no limit. ``int8_plugin``: if TensorRT
+#: folds int8 weights to FP16, run them in our own kernel (needs Triton to build, not to run). ``buckets``: tune
+#: kernels for several request sizes instead of one; each bucket makes the engine larger, on disk and in memory.
 OPTIONS: dict[str, Option] = {
     "optimization_level": 3,
     "version_compatible": False,
@@ -49,7 +49,7 @@ OPTIONS: dict[str, Option] = {
 
 
 def probe() -> Availability:
-    """Are the TensorRT libraries here, and a GPU: without one it can neither build nor run."""
+    """Check for the TensorRT libraries and a GPU; both building and running need one."""
     try:
         trt = import_tensorrt()
     except UgsepError as error:

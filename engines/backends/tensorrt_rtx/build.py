@@ -120,8 +120,8 @@ def _notes(spec: BuildSpec, statuses: tuple[EngineWeight, ...]) -> tuple[str, ..
     folded = [status.name for status in statuses if status.status == "folded-to-float"]
     if folded:
         raise UgsepError(
-            f"{spec.onnx}: TensorRT-RTX folded {len(folded)} int8 weights to FP16 ({', '.join(folded[:3])}), so this "
-            "is no w8a16 engine; quantize the graph again in the canonical form"
+            f"{spec.onnx}: TensorRT-RTX folded {len(folded)} int8 weights to FP16 ({', '.join(folded[:3])}), so the "
+            "engine would not be w8a16; quantize the graph again in the canonical form"
         )
     slow = [status.name for status in statuses if status.status == "dequantized-each-run"]
-    return (f"{len(slow)} int8 weights are dequantized by a kernel of their own: {', '.join(slow)}",) if slow else ()
+    return (f"{len(slow)} int8 weights are dequantized by a separate kernel: {', '.join(slow)}",) if slow else ()

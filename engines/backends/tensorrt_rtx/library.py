@@ -61,7 +61,7 @@ ONNX_VARIANT = {"w8a16": "w8a16", "fp16": "fp32"}
 
 
 def probe() -> Availability:
-    """Can TensorRT-RTX compile here, and is there a GPU to run on."""
+    """Check for tensorrt-rtx, and for a GPU it can run on."""
     try:
         trt = import_tensorrt_rtx()
     except UgsepError as error:

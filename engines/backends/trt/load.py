@@ -12,7 +12,7 @@ from engines.backends.built_engine import BuiltEngine, TensorSpec
 from engines.backends.checks import check_loaded
 from engines.backends.trt.gpu import accepts, gpu
 from engines.backends.trt.runner import TensorRTRunner, sizes
-from graphs.base.errors import UgsepError
+from graphs.base.errors import UgsepError, first_line
 
 if TYPE_CHECKING:
     import tensorrt  # TensorRT-RTX has the same runtime interface
@@ -46,7 +46,7 @@ def load_plan(
     path = directory / f"{built.side}.engine"
     engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        said = log.errors[0].strip().splitlines()[0] if log.errors else "no reason given"
+        said = first_line("\n".join(log.errors).strip() or "no reason given")
         raise UgsepError(
             f"{path}: {name} {trt.__version__} cannot load it ({said}), built with "
             f"{built.tools.get(name, 'unknown')}; build it again"
@@ -56,9 +56,9 @@ def load_plan(
 
 
 def _error_log(trt: Any) -> Any:
-    """Return a logger of the library's that keeps errors and prints nothing."""
+    """Return an ``ILogger`` that collects errors and prints nothing."""
 
-    class Log(trt.ILogger):  # type: ignore[misc]  # of whichever library it is
+    class Log(trt.ILogger):  # type: ignore[misc]  # of either library
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []

@@ -8,8 +8,8 @@ from engines.backends.built_engine import BuiltEngine
 from engines.backends.engine_spec import Profile
 from graphs.base.errors import UgsepError
 
-#: Sizes per profile that candidates are padded to, so that requests of any size meet a recorded graph: at most 1/16
-#: of a profile's largest size is computed for nothing.
+#: Sizes per profile that candidates are padded to, so that any request size hits a recorded graph; padding costs at
+#: most 1/16 of a profile's largest size.
 _SIZES_PER_PROFILE = 16
 
 
@@ -29,7 +29,7 @@ def choose_profile(profiles: tuple[Profile, ...], rows: tuple[int, int], side: s
         most = max(profiles, key=lambda p: p.candidates.max)
         raise UgsepError(
             f"{users} users and {candidates} candidates are outside the {side} engine's profiles (at most "
-            f"{most.users.max} users, {most.candidates.max} candidates); send less at once or build larger profiles"
+            f"{most.users.max} users, {most.candidates.max} candidates); send fewer or build larger profiles"
         )
     return min(fits)[1]
 
@@ -41,7 +41,7 @@ def padded_candidates(profile: Profile, candidates: int) -> int:
 
 
 def axis_rows(built: BuiltEngine, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
-    """Return the rows of the two dynamic axes; an axis the engine does not have counts as the profile's least."""
+    """Return the rows of the two dynamic axes; an axis the engine lacks has the first profile's minimum."""
     found: dict[str, int] = {}
     for spec in built.inputs:
         for dim, size in zip(spec.shape, shapes[spec.name], strict=True):

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphs.base.errors import first_line
+
 if TYPE_CHECKING:
     import tensorrt
 
@@ -25,16 +27,16 @@ _DEVICE_MEMORY = re.compile(r"Total (Activation|Device Persistent) Memory: (\d+)
 #: TensorRT-RTX logs this as an error in every build.
 _NOISE = "Thread context has not been set! Using global log stream."
 
-#: Least, usual and largest shape of one input.
+#: Minimum, optimum and maximum shape of one input.
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to compile, in plain values, as they cross from one process to the other.
+    """How to compile, in plain values that serialize to JSON.
 
-    ``compute_capabilities``: GPU generations, TensorRT-RTX only; TensorRT takes the GPU that is here.
-    ``hardware_compatibility``: a name of ``HardwareCompatibilityLevel``. ``workspace_bytes``: 0 for all there is.
+    ``compute_capabilities``: GPU generations, TensorRT-RTX only; TensorRT compiles for this machine's GPU.
+    ``hardware_compatibility``: a name of ``HardwareCompatibilityLevel``. ``workspace_bytes``: 0 for no limit.
     ``timing_cache``: a file that builds share. ``plugin``: the compute capability to compile our int8 kernel for.
     """
 
@@ -74,7 +76,7 @@ class Outcome:
 
 
 class BuildLog(logging.Handler):
-    """Keeps of a build's log what is asked of it later: errors, the layer list, sizes of weights and memory."""
+    """Collects errors, the layer list, and the sizes of weights and device memory from a build's log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,8 +86,8 @@ class BuildLog(logging.Handler):
         self.memory: dict[str, int] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take one message of Polygraphy's or the library's."""
-        message = re.sub(r"^\[\w\] *", "", record.getMessage())  # Polygraphy's own mark of the level
+        """Parse one message of Polygraphy or the library."""
+        message = re.sub(r"^\[\w\] *", "", record.getMessage())  # Polygraphy prefixes the level
         if record.levelno >= logging.ERROR and message != _NOISE:
             self.errors.append(message.strip())
         elif message.startswith("Layers:"):
@@ -98,7 +100,7 @@ class BuildLog(logging.Handler):
 
 
 def compile_job(job: PlanJob) -> Outcome:
-    """Compile in this process, which must not have imported Polygraphy for the other library before."""
+    """Compile in this process, which must not have imported Polygraphy for the other library."""
     from polygraphy.backend.trt import engine_bytes_from_network
     from polygraphy.exception import PolygraphyException
 
@@ -113,13 +115,13 @@ def compile_job(job: PlanJob) -> Outcome:
     try:
         plan = engine_bytes_from_network(_network(job), configure, save_timing_cache=job.settings.timing_cache)
     except PolygraphyException as error:
-        return Outcome(error=_first_line([*log.errors, str(error)]))
+        return Outcome(error=first_line("\n".join(log.errors).strip() or error))
     Path(job.engine).write_bytes(plan)
     return Outcome(log.layers, log.weight_bytes, sum(log.memory.values()), held[0])
 
 
 def _listen() -> BuildLog:
-    """Send what Polygraphy logs, down to a verbose builder's layer list, to a log of our own and nowhere else."""
+    """Redirect everything Polygraphy logs, including the verbose builder's layer list, to a ``BuildLog``."""
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.use_python_logging_system = True
@@ -144,7 +146,7 @@ def _network(job: PlanJob) -> Any:
     register_plugin(job.settings.plugin)
     builder = trt.Builder(get_trt_logger())
     # Ahead of time: the kernel's PTX goes into the engine, which then needs neither Python nor Triton. Polygraphy's
-    # loader has no word for this flag.
+    # loader cannot set this flag.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS))
     parser = trt.OnnxParser(network, get_trt_logger())
     check_onnx_parser_errors(parser, parser.parse_from_file(job.onnx))
@@ -160,8 +162,8 @@ def create_config(job: PlanJob) -> Any:
     profiles = []
     for shapes in job.profiles:
         profile = Profile()
-        for name, (least, usual, largest) in shapes.items():
-            profile.add(name, least, usual, largest)
+        for name, (smallest, usual, largest) in shapes.items():
+            profile.add(name, smallest, usual, largest)
         profiles.append(profile)
     common: dict[str, Any] = {
         "profiles": profiles,
@@ -201,10 +203,6 @@ def settings_held(config: tensorrt.IBuilderConfig, trt: Any) -> dict[str, Any]:
         "profiles": config.num_optimization_profiles,
         "workspace_bytes": config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE),
     }
-
-
-def _first_line(errors: list[str]) -> str:
-    return next((line for error in errors for line in error.splitlines() if line.strip()), "no reason given").strip()
 
 
 def main() -> None:
