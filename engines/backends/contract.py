@@ -110,7 +110,8 @@ class Backend(Protocol):
     def compile(self, spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Notify) -> BuiltEngine:
         """Write the engine's files into ``out_dir``, read back what was compiled, fail if it is not as named.
 
-        The files of ``lowered`` are the compiler's to move or rewrite; their folder lies within ``out_dir``.
+        The files of ``lowered`` may be moved or rewritten. A backend may lower ``spec.onnx`` again, next to them, for
+        variants that only a measurement or a first compilation asks for.
         """
         ...
 

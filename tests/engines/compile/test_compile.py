@@ -136,6 +136,24 @@ def test_changed_tools_code_or_machine_miss(tmp_path: Path, source: Path, monkey
     assert was_cached(tmp_path, source)
 
 
+def test_a_cached_engine_is_not_lowered_again_unless_it_is_damaged(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lowered: list[Path] = []
+    lower = ort_backend.lower
+    monkeypatch.setattr(
+        ort_backend, "lower", lambda spec, out, tell: (lowered.append(out), lower(spec, out, tell))[1]
+    )
+    assert not was_cached(tmp_path, source)
+    assert was_cached(tmp_path, source)
+    assert len(lowered) == 1
+    (engine,) = (tmp_path / "cache").glob("*/*/item.onnx")
+    engine.write_bytes(engine.read_bytes()[:-1])
+    assert not was_cached(tmp_path, source)
+    assert len(lowered) == 2
+    assert not any(folder.exists() for folder in lowered), "lowered graphs are removed once compiled"
+
+
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the sources that a test may edit, used for engine keys instead of ours."""
