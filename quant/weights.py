@@ -127,9 +127,9 @@ def _set(constant: ir.Value, values: Array) -> None:
 def write_views(model: ir.Model, stage: Path, side: str, blob: str, policy: Policy, table: QuantTable) -> None:
     """Write both typed views of an encoded graph into ``stage``."""
     text = json.dumps(table.to_json(), sort_keys=True)
-    half = model.clone()
-    narrow = to_fp16_view(half, policy.keep_fp32_ops)
-    for view, precision, narrowed in ((model, "w8a32", frozenset[str]()), (half, "w8a16", narrow)):
+    fp16 = model.clone()
+    narrow = to_fp16_view(fp16, policy.keep_fp32_ops)
+    for view, precision, narrowed in ((model, "w8a32", frozenset[str]()), (fp16, "w8a16", narrow)):
         stamps = {"precision": precision, TABLE_KEY: text}
         write_graph(view, stage / f"{side}.{precision}.onnx", narrowed, blob, **stamps)
 
@@ -169,11 +169,11 @@ def _encode(
         raise UgsepError(f"weight '{weight.name}' of '{job.side}' holds NaN or Inf; fix the checkpoint")
     if plan.precision == "fp16":
         with np.errstate(over="ignore"):
-            half = values.astype(np.float16)
-        if np.isinf(half).any():
+            fp16 = values.astype(np.float16)
+        if np.isinf(fp16).any():
             raise UgsepError(f"weight '{weight.name}' exceeds the FP16 range; give it int8 or fp32 in the policy")
-        offset, length = append(file, half)
-        sqnr = numerics.sqnr_db(values, half.astype(np.float32))
+        offset, length = append(file, fp16)
+        sqnr = numerics.sqnr_db(values, fp16.astype(np.float32))
         return row("fp16", 0, sqnr, None, full // 2), Encoded(job.blob, offset, length), None
     if weight.kind == "table":
         done = quantize_weight(Absmax(), values.T, None, 0)  # one scale per row of [V, D]

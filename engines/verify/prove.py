@@ -44,7 +44,7 @@ class Proof:
 
     @property
     def passed(self) -> bool:
-        """Whether every target holds."""
+        """Whether every check passed."""
         return all(t.passed for t in self.checks)
 
 

@@ -39,7 +39,7 @@ def validate(
     if worst is not None and not found.passed:
         try:
             save_worst_rows(worst, rows, found.errors)
-        except OSError as error:  # a read-only place must not hide what failed
+        except OSError as error:  # a read-only file system must not hide what failed
             broken = "; ".join(str(t) for t in found.checks if not t.passed)
             raise GateFailed(
                 f"{bundle}: {broken}; the worst rows cannot be written to {worst} ({error.strerror}); "
@@ -74,8 +74,8 @@ def junit_xml(name: str, found: prove.Proof, reproduce: str = "") -> str:
     suite = ElementTree.Element(
         "testsuite", name=f"ugsep.{name}", tests=str(len(found.checks)), failures=str(failures)
     )
-    for target in found.checks:
-        case = ElementTree.SubElement(suite, "testcase", classname=f"ugsep.{name}", name=target.name)
-        if not target.passed:
-            ElementTree.SubElement(case, "failure", message=str(target)).text = reproduce
+    for check in found.checks:
+        case = ElementTree.SubElement(suite, "testcase", classname=f"ugsep.{name}", name=check.name)
+        if not check.passed:
+            ElementTree.SubElement(case, "failure", message=str(check)).text = reproduce
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)

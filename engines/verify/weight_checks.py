@@ -13,7 +13,7 @@ BROKEN: frozenset[WeightStatus] = frozenset({"folded-to-float", "missing"})
 
 
 def int8_checks(engines: Iterable[BuiltEngine]) -> list[Check]:
-    """Return one target per engine that promises int8: no weight may have become float; names those that did."""
+    """Return one check per int8 engine: no weight may have become float; the check names those that did."""
     checks = []
     for engine in engines:
         if engine.precision not in INT8_AT_RUN:

@@ -228,8 +228,8 @@ def _between_gemms(tokens: _Tokens) -> set[ir.Value]:
 
     A constant added to a GEMM's product counts too: it is a bias.
     """
-    there: set[ir.Value] = set()  # known per token
-    cut: set[ir.Value] = set()  # those of them that nodes can make per token
+    there: set[ir.Value] = set()  # known per feature token
+    cut: set[ir.Value] = set()  # those of them that nodes can compute per feature token
     biased: set[ir.Value] = set()
     nodes = list(tokens.graph)
     for node in nodes:

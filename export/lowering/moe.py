@@ -70,7 +70,7 @@ def _rewrite(graph: ir.Graph, mixture: Mixture, held: dict[str, tuple[str, ...]]
 
 
 class _Slices:
-    """Cuts constants to one token and one expert and names the slices after the whole."""
+    """Slices constants to one feature token and one expert; slices are named after the whole."""
 
     def __init__(self, graph: ir.Graph, mixture: Mixture, held: dict[str, tuple[str, ...]]) -> None:
         self.graph, self.mixture, self.held = graph, mixture, held
@@ -120,7 +120,7 @@ class _Slices:
 
 
 class _Routes:
-    """Which rows of which token chose which expert, and how values are read at those rows.
+    """Which rows of which feature token chose which expert, and how values are read at those rows.
 
     The R choices of all tokens are listed once, ordered by token, expert, row, and cut into T * E lists; list
     t * E + e has the R_te rows of token t that chose expert e.

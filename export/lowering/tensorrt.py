@@ -1,6 +1,6 @@
 """The form TensorRT compiles int8 weights best in: every int8 GEMM reads its weight straight from int8.
 
-Two things make the compiler dequantize a whole weight in a kernel of its own, on every run: a Transpose right
+Two things make the compiler dequantize a whole weight in a separate kernel on every run: a Transpose right
 before the GEMM, and two GEMMs that read the same rows (it would concatenate their weights first). So sibling
 GEMMs are merged here, as int8, and a Transpose before a GEMM is kept out of it by an addition of zero, which
 costs one pass over the activations, or nothing where the compiler puts it in the kernel that made them.

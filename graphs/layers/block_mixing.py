@@ -20,7 +20,7 @@ class FixedBlockMixing(nn.Module):
     Args:
         local: one B x B matrix per block, [N_b, B, B].
         across: W_G [N_b, N_b], output block by input block, already doubly stochastic.
-        user_blocks: number of U blocks, which come first; 0 when unmasked.
+        user_blocks: number of user blocks, which come first; 0 when unmasked.
     """
 
     def __init__(self, local: Tensor, across: Tensor, user_blocks: int) -> None:
@@ -50,11 +50,11 @@ def mix_blocks(
     across: tuple[Tensor | None, Tensor | None, Tensor],
     blocks_per_token: int,
 ) -> Tokens:
-    """Mix [n, N, D] and [m, N, D]; W_G[U, G] is absent, so U blocks are computed from U blocks only.
+    """Mix [n, N, D] and [m, N, D]; W_G[user, item] is absent, so user blocks are computed from user blocks only.
 
     Args:
         x: tokens of D = blocks_per_token * B.
-        local: matrices of the U and of the G blocks, [blocks, B, B].
+        local: matrices of the user and of the item blocks, [blocks, B, B].
         across: user to user, user to item, item to item, each [input blocks, output blocks].
         blocks_per_token: D / B.
     """
@@ -85,7 +85,7 @@ class BlockMixing(nn.Module):
     has rank ``rank``.
 
     Args:
-        blocks: (U blocks, G blocks); U is 0 when unmasked.
+        blocks: (user blocks, item blocks); no user blocks when unmasked.
         width: block width B.
         blocks_per_token: D / B.
         steps: number of Sinkhorn steps.
@@ -118,7 +118,7 @@ class BlockMixing(nn.Module):
         u = self.user_blocks
         if not u:
             return mix_blocks(x, (None, local), (None, None, across.T), self.blocks_per_token)
-        # Mask after Sinkhorn: a doubly stochastic matrix with W_G[U, G] = 0 has W_G[G, U] = 0 as well.
+        # Mask after Sinkhorn: a doubly stochastic matrix with W_G[user, item] = 0 has W_G[item, user] = 0 too.
         kept = (across[:u, :u].T, across[u:, :u].T, across[u:, u:].T)
         return mix_blocks(x, (local[:u], local[u:]), kept, self.blocks_per_token)
 

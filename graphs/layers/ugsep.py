@@ -1,8 +1,8 @@
 """UG-Sep (arXiv 2602.10455): token mixing in which user rows are computed from user tensors only.
 
-Activations are ``Tokens(user, item)``. User rows never read an item tensor, so the paper's mask holds by construction
-and the splitter finds the cut without hints. ``user=None`` is the unmasked original, with all tokens on the item
-side.
+Activations are ``Tokens(user, item)``, the paper's U and G tokens. User rows never read an item tensor, so the
+paper's mask holds by construction and the splitter finds the cut without hints. ``user=None`` is the unmasked
+original, with all tokens on the item side.
 """
 
 from __future__ import annotations
@@ -105,18 +105,18 @@ def masked_mix(x: Tokens, user_rows: int, item_rows: int) -> Tokens:
     """Masked parameter-free token mixing: row h gathers the h-th slice of every token (2507.15551, 2602.10455).
 
     [n, N, W], [m, N, W] -> [user_rows, N, (n + m) w], [item_rows, N, (n + m) w] with w = W / (user_rows +
-    item_rows). The first ``user_rows`` rows are U: their slices of G tokens are zero. Values keep the order of the
-    tokens, U first, so a G row is [user slices | item slices]. Unmasked, all rows are item rows.
+    item_rows). The first ``user_rows`` rows are user rows: their slices of item tokens are zero. Values keep the
+    order of the tokens, so an item row is [user slices | item slices]. Unmasked, all rows are item rows.
 
     Reverting is the same operation with the token counts as row counts: ``masked_mix(mixed, n, m)`` returns to each
-    token its slice of every row, with zeros for the slices of G rows in U tokens (TokenMixer-Large needs this mask
-    too, or U tokens would read item rows).
+    token its slice of every row, with zeros for the slices of item rows in user tokens (TokenMixer-Large needs this
+    mask too, or user tokens would read item rows).
     """
     rows = user_rows + item_rows
     if x.user is None:
         return Tokens(None, _gather_slices(x.item, rows))
     width = x.item.shape[-1] // rows
-    of_user = _gather_slices(x.user, rows)  # [rows, N, n*w], slices of U tokens
+    of_user = _gather_slices(x.user, rows)  # [rows, N, n*w], slices of user tokens
     of_item = _gather_slices(x.item[..., user_rows * width :], item_rows)  # [item_rows, N, m*w]
     zeros = (0, x.item.shape[0] * width)
     return Tokens(functional.pad(of_user[:user_rows], zeros), torch.cat([of_user[user_rows:], of_item], -1))
@@ -128,7 +128,7 @@ def _gather_slices(x: Tensor, rows: int) -> Tensor:
 
 
 def ug_attention(query: Tokens, key: Tokens, value: Tokens, heads: int) -> Tokens:
-    """Softmax attention under the UG mask: U queries see U keys only, G queries see all keys.
+    """Softmax attention under the UG mask: user queries see user keys only, item queries see all keys.
 
     Args:
         query: [q_u, N, D] and [q_g, N, D].
@@ -137,7 +137,7 @@ def ug_attention(query: Tokens, key: Tokens, value: Tokens, heads: int) -> Token
         heads: number of heads; divides D.
 
     Returns:
-        [q_u, N, D] and [q_g, N, D]. Keys and values of U tokens are read separately, so they exist once per user.
+        [q_u, N, D] and [q_g, N, D]. Keys and values of user tokens are read separately, so they exist once per user.
     """
     q, k, v = _by_head(query.item, heads), _by_head(key.item, heads), _by_head(value.item, heads)
     scale = q.shape[-1] ** -0.5

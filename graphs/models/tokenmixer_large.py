@@ -171,11 +171,11 @@ class TokenMixerLargeLayer(nn.Module):
         """Return the tokens [n, N, D], [m, N, D] after both networks."""
         mixed = masked_mix(x, *self.rows)
         mixed = self.mixing(mixed) + mixed
-        # Masking only the mixing is not enough: reverting would give U tokens their slices of item rows.
+        # Masking only the mixing is not enough: reverting would give user tokens their slices of item rows.
         reverted = masked_mix(mixed, *self.tokens)
         out: Tokens = self.reverting(reverted) + x
         # Added to the residual stream: before the network it would mix item values into the user columns of the
-        # G rows, whose products can otherwise be computed once per request.
+        # item rows, whose products can otherwise be computed once per request.
         return out if self.compensation is None else self.compensation(out)
 
 

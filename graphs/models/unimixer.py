@@ -93,7 +93,7 @@ class UniMixerConfig(ModelConfig):
 class UniMixerBlock(nn.Module):
     """``pSwiGLU(O)`` with ``O = RMSNorm(X + UniMixing(X))``, normed token by token. Tokens in, Tokens out.
 
-    A norm over the flattened vector of all tokens, another reading of the paper, would leak item values into U rows.
+    A norm over the flattened vector of all tokens, another reading of the paper, would leak item values to user rows.
     """
 
     def __init__(self, config: UniMixerConfig) -> None:

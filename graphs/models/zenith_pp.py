@@ -86,9 +86,9 @@ class ZenithPPConfig(ModelConfig):
 
 
 class TokenwiseAttention(nn.Module):
-    """Multi-head attention with Q, K, V projections per token and head; no output projection [open].
+    """Multi-head attention with Q, K, V projections per feature token and head; no output projection [open].
 
-    Tokens in and out. Under UG-Sep U queries see U keys only, so K and V of U tokens exist once per user.
+    Tokens in and out. Under UG-Sep user queries see user keys only, so K and V of user tokens exist once per user.
     """
 
     def __init__(self, config: ZenithPPConfig) -> None:

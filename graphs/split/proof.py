@@ -113,7 +113,7 @@ def _scored(
     # A model may squeeze away the batch axis of a single row, so score that row twice and drop one result.
     times = 2 if len(index) == 1 else 1
     rows = {**{n: v[index] for n, v in of_users.items()}, **of_items}
-    # The whole model first: an error of its own is reported as such.
+    # The whole model first, so that its own errors are not blamed on the split.
     whole = (split.traced.original or split.full)({n: torch.cat([v] * times) for n, v in rows.items()})
     scores = split.item({**of_items, **split.user(of_users), USER_INDEX: index})
     return scores, {n: v[: len(index)] for n, v in whole.items()}

@@ -84,7 +84,7 @@ class Copier:
     def gathered(self, given: fx.Node, index: fx.Node, value: torch.Tensor, rows: Rows) -> fx.Node:
         """Gather a state tensor [U, ...] to the candidates, in the layout of the traced graph."""
         axis = rows.axis + (rows.outer > 1)
-        # Move the batch axis of the few U rows, and only then gather to the N candidates.
+        # Move the batch axis of the few user rows, and only then gather to the N candidates.
         moved = self.call(aten.movedim.int, given, 0, axis) if axis else given
         new = self.call(aten.index_select.default, moved, axis, index)
         if rows.outer == rows.inner == 1:

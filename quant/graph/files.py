@@ -137,7 +137,7 @@ def _as_fp16(values: Array, name: str) -> Array:
         tiny = (bounded != 0) & (np.abs(bounded) < 2.0**-24)
         return np.where(tiny, np.copysign(2.0**-24, bounded), bounded).astype(np.float16)
     with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
-    if np.isinf(half).any() and not np.isinf(values).any():
+        fp16 = values.astype(np.float16)
+    if np.isinf(fp16).any() and not np.isinf(values).any():
         raise UgsepError(f"'{name}' exceeds the FP16 range (65504); keep its operator in keep_fp32_ops")
-    return half
+    return fp16

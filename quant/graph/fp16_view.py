@@ -37,7 +37,7 @@ def to_fp16_view(model: ir.Model, keep_fp32: tuple[str, ...]) -> frozenset[str]:
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for n in graph for a in n.attributes.values()):
         raise UgsepError("the graph has control flow (If, Loop, Scan); an FP16 view needs a traced graph")
     common.LiftConstantsToInitializersPass(size_limit=0)(model)
-    _drop_casts_of_half_constants(graph)
+    _drop_casts_of_fp16_constants(graph)
     floats = _float_values(model)
     kept = _kept_nodes(graph, keep_fp32, floats)
 
@@ -50,14 +50,14 @@ def to_fp16_view(model: ir.Model, keep_fp32: tuple[str, ...]) -> frozenset[str]:
         wanted[value].add(False)
 
     wide, narrowed = _constants_by_type(graph, floats, wanted)
-    half: dict[ir.Value, ir.Value] = {}
+    fp16: dict[ir.Value, ir.Value] = {}
     casts = {v: _cast(v, name_of(v), wide=True) for v in graph.inputs if True in wanted.get(v, ())}
     wide.update({value: cast.outputs[0] for value, cast in casts.items()})
     for node in list(graph):
         in_fp32 = node in kept
         for position, read in enumerate(node.inputs):
             if read in floats:
-                node.replace_input_with(position, (wide if in_fp32 else half).get(read, read))
+                node.replace_input_with(position, (wide if in_fp32 else fp16).get(read, read))
         if not in_fp32:
             _narrow_attributes(node)
         after = []
@@ -69,14 +69,14 @@ def to_fp16_view(model: ir.Model, keep_fp32: tuple[str, ...]) -> frozenset[str]:
                 value.name = names.derived(name, "fp32")
             if (not in_fp32) in wanted[value]:
                 after.append(_cast(value, name, wide=not in_fp32))
-                (half if in_fp32 else wide)[value] = after[-1].outputs[0]
+                (fp16 if in_fp32 else wide)[value] = after[-1].outputs[0]
         graph.insert_after(node, after)
     graph.insert_before(graph[0], casts.values())
-    _retype(graph, floats, half)
+    _retype(graph, floats, fp16)
     return narrowed
 
 
-def _drop_casts_of_half_constants(graph: ir.Graph) -> None:
+def _drop_casts_of_fp16_constants(graph: ir.Graph) -> None:
     """Let MatMul read FP16 constants directly; only the FP32-typed view needs the cast."""
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Cast" else None
@@ -174,16 +174,16 @@ def _cast(value: ir.Value, name: str, wide: bool) -> ir.Node:
     return ir.node("Cast", [value], {"to": to}, name=step, outputs=[ir.Value(name=output)])
 
 
-def _retype(graph: ir.Graph, floats: set[ir.Value], half: dict[ir.Value, ir.Value]) -> None:
+def _retype(graph: ir.Graph, floats: set[ir.Value], fp16: dict[ir.Value, ir.Value]) -> None:
     """Declare inputs and outputs as FP16 and drop all other declarations, which are of the float32 graph."""
     ends = {*graph.inputs}
     for index, value in enumerate(graph.outputs):
-        output = half.get(value, value)
+        output = fp16.get(value, value)
         output.shape, output.type = value.shape, value.type
         graph.outputs[index] = output
         ends.add(output)
     for value in _values(graph):
         if value not in ends:
             value.type = value.shape = None
-        elif value in floats or value in half.values():
+        elif value in floats or value in fp16.values():
             value.type = ir.TensorType(ir.DataType.FLOAT16)

@@ -40,10 +40,10 @@ def representable(scale: npt.NDArray[np.floating]) -> Floats:
     Up, not to nearest: in the subnormal range the nearest value can be a third smaller and would clip the weights.
     """
     bounded = np.clip(scale, 2.0**-24, np.finfo(np.float16).max)
-    half = bounded.astype(np.float16)
+    fp16 = bounded.astype(np.float16)
     with np.errstate(over="ignore"):  # above the largest value there is inf, which is not selected
-        half = np.where(half < bounded, np.nextafter(half, np.float16(np.inf)), half)
-    exact: Floats = half.astype(np.float32)
+        fp16 = np.where(fp16 < bounded, np.nextafter(fp16, np.float16(np.inf)), fp16)
+    exact: Floats = fp16.astype(np.float32)
     return exact
 
 

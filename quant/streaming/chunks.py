@@ -73,11 +73,11 @@ def quantize_rows(table: Tensor, buffer: Tensor | None = None) -> Quantized | No
 def to_fp16(weight: Tensor) -> Quantized | None:
     """Store a chunk as FP16; None if it has NaN or Inf, or exceeds the FP16 range."""
     wide = weight.float().contiguous()
-    half = wide.half()
-    if not bool(torch.isfinite(half).all()):
+    fp16 = wide.half()
+    if not bool(torch.isfinite(fp16).all()):
         return None
-    missed = wide - half.float()
-    return Quantized(half.numpy(), None, float(wide.double().square().sum()), float(missed.double().square().sum()))
+    missed = wide - fp16.float()
+    return Quantized(fp16.numpy(), None, float(wide.double().square().sum()), float(missed.double().square().sum()))
 
 
 def _values(weight: Tensor, buffer: Tensor | None) -> Tensor:

@@ -48,8 +48,8 @@ def _write_floats(job: StreamJob, stage: Path) -> None:
             offset = None
             for low in range(0, constant.shape[0], step):
                 rest = tuple((0, size) for size in constant.shape[1:])
-                box = ((low, min(low + step, constant.shape[0])), *rest)
-                values = job.weights.read(constant, box, name).to(constant.dtype).contiguous().numpy()
+                region = ((low, min(low + step, constant.shape[0])), *rest)
+                values = job.weights.read(constant, region, name).to(constant.dtype).contiguous().numpy()
                 if offset is None:
                     offset = append(file, values)[0]
                 else:

@@ -51,7 +51,7 @@ def providers(
 
 
 def check_provider(session: Any, name: str) -> None:
-    """Refuse a session that fell back to the CPU: ONNX Runtime only warns of it."""
+    """Refuse a session that fell back to the CPU: ONNX Runtime only logs a warning."""
     if session.get_providers()[0] != name:
         raise UgsepError(
             f"onnxruntime runs the graph on {session.get_providers()[0]} instead of {name}; its CUDA or TensorRT "

@@ -1,7 +1,7 @@
-"""W8A16 per-token GEMM in Triton: int8 weights stay int8 in memory, FP16 rows, FP32 sums.
+"""W8A16 GEMM per feature token in Triton: int8 weights stay int8 in memory, FP16 rows, FP32 sums.
 
 For TensorRT on GPU generations whose own kernels cannot read int8 weights (``w8a16_plugin``). Compiled to
-PTX on any machine; its arithmetic is tested in Triton's interpreter, and on a GPU if the machine has one.
+PTX on any machine; its arithmetic is tested in Triton's interpreter, and on a GPU if there is one.
 Importing this module needs Triton.
 """
 
@@ -46,7 +46,7 @@ def w8a16_gemm(  # type: ignore[no-untyped-def]  # Triton compiles annotations t
 ):
     """Compute out[t] = (x[t] @ q[t]) * s[t] for x [T, M, K], q int8 [T, K, N], s [T, N]; one tile per program.
 
-    Program axes: tiles of rows, tiles of columns, tokens. Tensors lie contiguously, rows first. int8 is exact in
+    Program axes: tiles of rows, tiles of columns, feature tokens. Tensors are contiguous. int8 is exact in
     FP16, so the only roundings are those of the FP32 sums and of the result.
     """
     token = tl.program_id(2).to(tl.int64)

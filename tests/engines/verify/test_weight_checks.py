@@ -22,10 +22,10 @@ def _engine(precision: str, **statuses: WeightStatus) -> BuiltEngine:
 @pytest.mark.parametrize("precision", ["w8a16", "w8a8-dynamic"])
 def test_every_weight_that_became_float_is_named(precision: str) -> None:
     lost = _engine(precision, a="fused-int8", b="folded-to-float", c="missing", d="float", e="gathered-int8")
-    (target,) = int8_checks([lost])
-    assert not target.passed
-    assert target.value == 2
-    assert "b (folded-to-float), c (missing)" in target.name
+    (check,) = int8_checks([lost])
+    assert not check.passed
+    assert check.value == 2
+    assert "b (folded-to-float), c (missing)" in check.name
     (kept,) = int8_checks([_engine(precision, a="fused-int8", d="float")])
     assert kept.passed
 
