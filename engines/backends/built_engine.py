@@ -9,7 +9,7 @@ from typing import Literal
 from engines.backends.engine_spec import Option, Profile
 from graphs.base.names import GraphSide
 
-#: How an engine runs one weight, as read back from what the runtime really compiled.
+#: How an engine runs one weight, as read back from what the runtime compiled.
 WeightStatus = Literal["fused-int8", "gathered-int8", "dequantized-each-run", "folded-to-float", "float", "missing"]
 
 

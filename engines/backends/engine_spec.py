@@ -24,7 +24,7 @@ PRECISIONS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Rows:
-    """How many rows a dynamic axis takes: at least, mostly (kernels are tuned for it), at most."""
+    """The rows of a dynamic axis: minimum, the number that kernels are tuned for, maximum."""
 
     min: int = 1
     opt: int = 1

@@ -1,4 +1,4 @@
-"""What this machine can do at most: FP32 GEMM rate and copy bandwidth, measured, not looked up."""
+"""The peak FP32 GEMM rate and copy bandwidth of this machine, measured."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MachinePeak:
 
 
 def measure_peak(threads: int = 1, size: int = 1024, rounds: int = 12) -> MachinePeak:
-    """Measure with square ``size`` GEMMs in PyTorch and ONNX Runtime, and a copy; the best round counts.
+    """Measure with square ``size`` GEMMs in PyTorch and ONNX Runtime, and a copy; the best round wins.
 
     Raises:
         UgsepError: fewer than one thread or round, or onnxruntime is missing.

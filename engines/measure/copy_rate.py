@@ -1,4 +1,4 @@
-"""The rate at which this machine copies memory, measured, not looked up."""
+"""The rate at which this machine copies memory, measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _COPY_BYTES = 128 << 20  # four times a large last-level cache, so that the copy
 
 
 def measure_copy_gb_s(threads: int = 1, rounds: int = 12, copy_bytes: int = _COPY_BYTES) -> float:
-    """Return bytes read plus bytes written of a large copy by PyTorch in GB/s; the best round counts."""
+    """Return bytes read plus bytes written of a large copy by PyTorch in GB/s; the best round wins."""
     import torch
 
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Interleaved timing: every call once per round, in a rotating order, so that drift of the machine hits all alike."""
+"""Interleaved timing: every call once per round, in a rotating order, so that machine drift affects all equally."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def samples_in_turn(
 
     Args:
         calls: what to time; each round starts with another one.
-        least: rounds that are always made.
-        most: rounds to make at most while ``seconds`` have not passed.
-        seconds: how long to continue after ``least`` rounds, from the start on.
+        least: minimum number of rounds.
+        most: maximum number of rounds; those beyond ``least`` start within ``seconds`` of the first.
+        seconds: see ``most``.
         primed: calls made once more, untimed, right before the timed one.
         pause_s: seconds of sleep before every call.
     """

@@ -1,4 +1,4 @@
-"""Memory of a process: resident now, and the most it ever was."""
+"""Memory of a process: resident now, and its peak."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ def bisect(
 ) -> list[Bisection]:
     """Compare both sides' engines with the FP32 graphs, tensor by tensor, on the first request.
 
-    The item engine is given the reference's user state, so each side answers for itself. Reading every tensor keeps
-    the runtime from fusing nodes across it; what the graph computes stays the same.
+    The item engine is given the reference's user state, so each side is judged separately. Reading every tensor
+    keeps the runtime from fusing nodes across it; what the graph computes stays the same.
 
     Args:
         bundle: the bundle; the engines it serves with, or those of ``backend`` and ``precision``.

@@ -16,7 +16,7 @@ from engines.verify.scores import Scores
 from quant.requests.spec import Request
 from quant.search.metrics import auc
 
-#: Router logits nearer than this are tied: FP32 sums of some hundred terms differ by that much in another order.
+#: Router logits nearer than this are tied: FP32 sums of a few hundred terms differ by that much in another order.
 FP32_TIE = 1e-5
 
 

@@ -129,7 +129,7 @@ def compare_graphs(
         served: the graphs to compare.
         requests: what to run, all at once.
         sessions: pinned session settings of the served graphs by side.
-        progress: told about both passes.
+        progress: called for both passes.
 
     """
     routers = {side: _routers(reference[side]) for side in SIDES}

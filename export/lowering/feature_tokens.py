@@ -323,7 +323,7 @@ def _stack(tokens: _Tokens, value: ir.Value | None) -> None:
 
 
 def _restack(tokens: _Tokens, value: ir.Value, parts: Parts, axis: int) -> ir.Value:
-    """Stack parts [M, N] along an axis and put the result, with its name, in the value's place."""
+    """Stack parts [M, N] along an axis; the result takes over the value's name and readers."""
     node = value.producer()
     assert node is not None
     name = value.name

@@ -1,4 +1,4 @@
-"""The form TensorRT compiles int8 weights best in: every int8 GEMM reads its weight straight from int8.
+"""The form in which TensorRT keeps int8 weights: every int8 GEMM reads its weight directly as int8.
 
 Two things make the compiler dequantize a whole weight in a separate kernel on every run: a Transpose right
 before the GEMM, and two GEMMs that read the same rows (it would concatenate their weights first). So sibling
@@ -70,7 +70,7 @@ def _merge(graph: ir.Graph, rows: ir.Value, group: list[tuple[ir.Node, Int8Weigh
 
 
 def separate_transposes(lowering: Lowering) -> None:
-    """Keep a Transpose out of the GEMM behind it by an addition of zero."""
+    """Keep a Transpose from being fused into the GEMM after it: add zero in between."""
     graph = lowering.graph
     zeros: dict[ir.Value, ir.Value] = {}
     for node in list(graph):

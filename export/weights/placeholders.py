@@ -1,4 +1,4 @@
-"""Initializers whose values are still on disk: onnx_ir tensors that know where they come from."""
+"""Initializers whose values are still on disk: onnx_ir tensors that record their source."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ class UgsepError(Exception):
 
 
 class GateFailed(Exception):
-    """A parity, quality or latency gate did not hold; the message gives value and bound; exit status 1."""
+    """A parity, quality or latency gate failed; the message gives value and bound; exit status 1."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Pause the garbage collector while tracing: it would rescan the growing graph again and again and free little."""
+"""Pause the garbage collector while tracing: it would rescan the growing graph repeatedly and free little."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def recut(user: Tensor | None, item: Tensor, width: int) -> Tokens:
 
 
 class RetokenizedSelfAttention(nn.Module):
-    """RSA: O = (X Xᵀ) X W_R, no softmax and no scale, recut into tokens; (X Xᵀ)[U, G] = 0 under UG-Sep.
+    """RSA: O = (X Xᵀ) X W_R, no softmax and no scale, recut into tokens; (X Xᵀ)[user, item] = 0 under UG-Sep.
 
     Token-major in and out: [n, N, D], [m, N, D] -> [n', N, D], [m', N, D]. The residual is the shared MLP of the
     input tokens, recut the same way; the caller's norm completes Norm(O + MLP(X)).

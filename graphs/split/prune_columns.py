@@ -1,4 +1,4 @@
-"""Compute only the columns of a product that are read."""
+"""Drop the columns of a product that no node reads."""
 
 from __future__ import annotations
 

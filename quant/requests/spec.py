@@ -1,4 +1,4 @@
-"""What a request holds, and what the graphs of a bundle ask of it."""
+"""Requests, and the columns that the graphs of a bundle need."""
 
 from __future__ import annotations
 

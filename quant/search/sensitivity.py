@@ -122,7 +122,7 @@ def sensitivity(
     """Return one row per quantizable weight, the most harmful (lowest SQNR) first.
 
     Results are written to the file ``cache`` as they come, keyed by the hash of all their inputs (both graphs,
-    requests and labels, calibration, scheme), so an interrupted run resumes and an unchanged one returns at once.
+    requests and labels, calibration, scheme), so an interrupted run resumes and an unchanged one returns immediately.
 
     Raises:
         UgsepError: see :func:`open_candidates`; a file that is not a sensitivity cache.

@@ -25,7 +25,7 @@ _HINT = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "w8a32": "f32", "w8a8-dyn
 
 
 def lower(spec: BuildSpec, folder: Path, progress: Notify) -> LoweredGraph:
-    """Lower int8 weights, which OpenVINO would dequantize on every run if they were stacked; leave the rest as it is.
+    """Lower int8 weights, which OpenVINO would dequantize on every run if they were stacked; nothing else changes.
 
     Raises:
         UgsepError: openvino is missing, an option is wrong, or the source is missing or broken.
@@ -79,7 +79,7 @@ def _settings(precision: str, options: Mapping[str, Option]) -> dict[str, Option
         "INFERENCE_PRECISION_HINT": _HINT[precision],
         "INFERENCE_NUM_THREADS": options["threads"],
         "NUM_STREAMS": options["streams"],
-        # Left alone, the plugin quantizes activations to int8 in groups of 32 wherever weights are int8.
+        # By default, the plugin quantizes activations to int8 in groups of 32 wherever weights are int8.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32 if precision == "w8a8-dynamic" else 0,
     }
 

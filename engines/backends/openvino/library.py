@@ -1,4 +1,4 @@
-"""The OpenVINO library: imported lazily, and the precision it really computes in."""
+"""The OpenVINO library: imported lazily, and the precision it actually computes in."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def import_openvino() -> Any:
     return ov
 
 
-#: What OpenVINO calls the precision it really computes in, for each of ours.
+#: OpenVINO's name of the precision it computes in, for each of ours.
 RUNS_AS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "w8a32": "float32", "w8a8-dynamic": "float32"}
 
 
 def runs_as(compiled: Any) -> str:
-    """Return the precision the plugin settled on; it may be another than the hint asked for."""
+    """Return the precision the plugin chose, which may differ from the hint."""
     name = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
     return {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(name, name)
 

@@ -39,7 +39,7 @@ def lower(spec: BuildSpec, folder: Path, progress: Notify) -> LoweredGraph:
 def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Notify) -> BuiltEngine:
     """Compile ``<side>.engine`` for this machine's GPU and list its layers in ``<side>.layers.json``.
 
-    ``spec.scratch`` keeps the timing cache, so that a later build times no kernel twice.
+    ``spec.scratch`` keeps the timing cache, so that later builds do not time the same kernels again.
 
     Raises:
         UgsepError: TensorRT's libraries or a GPU are missing, an option is wrong, the graph does not compile, or an
@@ -127,7 +127,7 @@ def _folded(statuses: tuple[EngineWeight, ...]) -> frozenset[str]:
 
 
 def settings_of(options: Mapping[str, Option]) -> Settings:
-    """Return the options of this backend as its compiling process takes them. Networks are always strongly typed."""
+    """Return the settings of the compiling process; networks are always strongly typed."""
     return Settings(
         optimization_level=int(options["optimization_level"]),
         hardware_compatibility=_HARDWARE[str(options["hardware_compatible"])],

@@ -12,8 +12,8 @@ NAME = "tensorrt-rtx"
 
 
 #: ``compute_capabilities``: GPU generations in one engine. ``twin``: also compile the FP16 twin of a w8a16 graph
-#: (sizes are compared, nothing is kept). ``specialization``: when kernels for the request's own shapes are made while
-#: serving: lazy (in the background, general ones until then), eager (before the first answer), none.
+#: (sizes are compared, nothing is kept). ``specialization``: when kernels for a request's shapes are compiled while
+#: serving: lazy (in the background, generic ones until then), eager (before the first answer), none.
 OPTIONS: dict[str, Option] = {
     "compute_capabilities": "8.0,8.6,8.9,12.0",
     "twin": True,

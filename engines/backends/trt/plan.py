@@ -102,7 +102,7 @@ def row_counts(profile: Profile, spec: TensorSpec) -> Shapes:
         elif dim in ("users", "candidates"):
             rows = profile.users if dim == "users" else profile.candidates
             # A single row, fixed, is compiled to matrix-vector kernels that dequantize a whole weight first:
-            # leave room for a second one.
+            # allow a second one.
             counts.append((rows.min, rows.opt, max(rows.max, 2)))
         else:
             raise UgsepError(f"input '{spec.name}': dynamic axis '{dim}'; call it 'users' or 'candidates'")
@@ -125,7 +125,7 @@ def parse_layers(log: str) -> tuple[Layer, ...]:
 
 
 def write_layers(path: Path, layers: tuple[Layer, ...]) -> Path:
-    """Write the layer list as JSON, for ``inspect`` and for a reader: kernel, constants by type, graph nodes."""
+    """Write the layer list as JSON, for ``inspect`` and for people: kernel, constants by type, graph nodes."""
     path.write_text(json.dumps([dataclasses.asdict(layer) for layer in layers], indent=1) + "\n", encoding="utf-8")
     return path
 

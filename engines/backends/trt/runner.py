@@ -123,13 +123,13 @@ class TensorRTRunner:
         if graph is not None:
             graph.replay()
             return
-        self._execute(context)  # also settles what the library does lazily after a change of shapes
+        self._execute(context)  # also triggers the library's deferred work after a change of shapes
         if key not in self._graphs:
             if len(self._graphs) < _MAX_GRAPHS:
                 self._graphs[key] = None
             return
         recorded = self._torch.cuda.CUDAGraph()
-        # Only this thread's calls are recorded: another runner may copy and allocate in its own at the same moment.
+        # Only this thread's calls are recorded: another runner may copy and allocate in its own at the same time.
         with self._torch.cuda.graph(recorded, stream=self._stream, capture_error_mode="thread_local"):
             self._execute(context)
         self._graphs[key] = recorded
@@ -140,5 +140,5 @@ class TensorRTRunner:
 
 
 def sizes(dims: tensorrt.Dims) -> tuple[int, ...]:
-    """Return the dimensions of a shape of the library's."""
+    """Return the dimensions of a library shape."""
     return tuple(dims[axis] for axis in range(len(dims)))

@@ -2,8 +2,8 @@
 
     python -m engines.backends.trt.worker < job.json > outcome.json
 
-Polygraphy binds to one of the two libraries when it is imported (``POLYGRAPHY_USE_TENSORRT_RTX``), so each build is a
-process that says which. That also isolates the caller from a compiler that crashes or holds gigabytes.
+Polygraphy binds to one of the two libraries when it is imported (``POLYGRAPHY_USE_TENSORRT_RTX``), so each build
+runs in a process that sets it. That also isolates the caller from a compiler that crashes or holds gigabytes.
 """
 
 from __future__ import annotations
