@@ -105,22 +105,22 @@ def layer_tokens(model: RankingModel, inputs: dict[str, Tensor]) -> list[Tokens]
 
 
 def user_rows(model: RankingModel, inputs: dict[str, Tensor]) -> list[Tensor]:
-    """Return the U rows [n, N, D] of every layer's output."""
+    """Return the user rows [n, N, D] of every layer's output."""
     rows = [t.user for t in layer_tokens(model, inputs) if t.user is not None]
     assert rows
     return rows
 
 
 def check_user_rows_fixed(model: RankingModel, one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """Assert that U rows are bit-identical if the items of ``one`` are replaced by those of ``other``."""
+    """Assert that user rows are bit-identical if the items of ``one`` are replaced by those of ``other``."""
     with torch.no_grad():
         before, after = user_rows(model, one), user_rows(model, side_from(one, other, "item"))
     for index, (a, b) in enumerate(zip(before, after, strict=True)):
-        assert torch.equal(a, b), f"U rows of output {index} changed with the items by {(a - b).abs().max()}"
+        assert torch.equal(a, b), f"user rows of output {index} changed with the items by {(a - b).abs().max()}"
 
 
 def check_no_gradient(model: RankingModel, inputs: dict[str, Tensor]) -> None:
-    """Assert that U rows have zero gradient with respect to every item vector, and G rows do not."""
+    """Assert that user rows have zero gradient with respect to every item vector, and item rows do not."""
     leaves: dict[str, Tensor] = {}
 
     def detach(_: Any, __: Any, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -138,14 +138,14 @@ def check_no_gradient(model: RankingModel, inputs: dict[str, Tensor]) -> None:
     for name, gradient in zip(
         leaves, torch.autograd.grad(loss, items, retain_graph=True, allow_unused=True), strict=False
     ):
-        assert gradient is None or not gradient.any(), f"U rows have a gradient to an item vector ({name})"
+        assert gradient is None or not gradient.any(), f"user rows have a gradient to an item vector ({name})"
     for gradient in torch.autograd.grad((tokens[-1].item ** 2).sum(), [*items, *users], allow_unused=True):
-        assert gradient is not None, "an input never reaches the G rows"
-        assert gradient.any(), "an input never reaches the G rows"
+        assert gradient is not None, "an input never reaches the item rows"
+        assert gradient.any(), "an input never reaches the item rows"
 
 
 def check_users_reach_items(model: RankingModel, one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """Assert that every G and U row changes if the users are replaced by those of ``other``."""
+    """Assert that every item and user row changes if the users are replaced by those of ``other``."""
     with torch.no_grad():
         before, after = (layer_tokens(model, inputs)[-1] for inputs in (one, side_from(one, other, "user")))
     for a, b in ((before.user, after.user), (before.item, after.item)):

@@ -23,8 +23,8 @@ SIDES: tuple[GraphSide, ...] = ("user", "item")
 def expert_pieces(lowered: LoweredGraph) -> dict[str, tuple[str, ...]]:
     """Return the routed weights: name in the checkpoint -> its pieces, one per token and expert.
 
-    Columns that only U tokens would read are left out of an item graph (TokenMixer-Large's masked revert); the name
-    then says which ones stayed.
+    Columns that only user tokens would read are left out of an item graph (TokenMixer-Large's masked revert); the
+    name then says which ones stayed.
     """
     named = {name.split(".columns")[0]: parts for name, parts in lowered.parts.items()}
     return {name: parts for name, parts in named.items() if ".experts." in name and name.endswith("weight")}

@@ -1,4 +1,4 @@
-"""The law of UG-Sep on every architecture, ratio and compensation: U rows are the same for every candidate."""
+"""The law of UG-Sep on every architecture, ratio and compensation: user rows are the same for every candidate."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_retokenized_token_that_straddles_both_sides_is_an_item_token(compensa
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_unmasked_is_one_model_over_all_tokens(variant: str, ratio: str) -> None:
     model = make_model(make_config(variant, ratio, ug_sep=False))
-    with pytest.raises(AssertionError):  # there are no U rows
+    with pytest.raises(AssertionError):  # there are no user rows
         check_user_rows_fixed(model, make_rows(3, 1), make_rows(3, 2))
     check_users_reach_items(model, make_rows(4, 1), make_rows(4, 2))
 

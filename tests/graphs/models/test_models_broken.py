@@ -42,7 +42,7 @@ def unmasked_mix(x: Tokens, user_rows: int, item_rows: int) -> Tokens:
 
 
 def two_towers(x: Tokens, user_rows: int, item_rows: int) -> Tokens:
-    """Masked in both directions: G rows no longer read U tokens."""
+    """Masked in both directions: item rows no longer read user tokens."""
     mixed = masked_mix(x, user_rows, item_rows)
     n, m = (0 if x.user is None else x.user.shape[0]), x.item.shape[0]
     of_user = mixed.item.shape[-1] * n // (n + m)
@@ -59,7 +59,7 @@ def test_revert_left_unmasked(monkeypatch: pytest.MonkeyPatch, compensation: boo
         return (unmasked_mix if next(calls) % 2 else masked_mix)(x, user_rows, item_rows)
 
     monkeypatch.setattr(graphs.models.tokenmixer_large, "masked_mix", second_unmasked)
-    with pytest.raises(AssertionError, match="U rows of output 0 changed"):
+    with pytest.raises(AssertionError, match="user rows of output 0 changed"):
         check_user_rows_fixed(model, make_rows(4, 1), make_rows(4, 2))
     with pytest.raises(AssertionError, match="have a gradient to an item"):
         check_no_gradient(model, make_rows(4, 1))
@@ -69,7 +69,7 @@ def test_mixing_left_unmasked(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(make_config("rankmixer", "1:2"))
     check_law(model)
     monkeypatch.setattr(graphs.models.rankmixer, "masked_mix", unmasked_mix)
-    with pytest.raises(AssertionError, match="U rows of output 0 changed"):
+    with pytest.raises(AssertionError, match="user rows of output 0 changed"):
         check_law(model)
 
 
@@ -82,7 +82,7 @@ def test_both_directions_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_self_attention_left_unmasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zenith: (X X^T)[U, G] is kept, so U tokens read G tokens."""
+    """Zenith: (X X^T)[user, item] is kept, so user tokens read item tokens."""
     model = make_model(make_config("zenith", "3:1"))
     check_law(model)
     masked = RetokenizedSelfAttention.forward
@@ -93,7 +93,7 @@ def test_self_attention_left_unmasked(monkeypatch: pytest.MonkeyPatch) -> None:
         return Tokens(fused[: len(x.user)], fused[len(x.user) :])
 
     monkeypatch.setattr(RetokenizedSelfAttention, "forward", unmasked)
-    with pytest.raises(AssertionError, match="U rows of output 0 changed"):
+    with pytest.raises(AssertionError, match="user rows of output 0 changed"):
         check_user_rows_fixed(model, make_rows(4, 1), make_rows(4, 2))
     with pytest.raises(AssertionError, match="have a gradient to an item"):
         check_no_gradient(model, make_rows(4, 1))
@@ -114,12 +114,12 @@ def test_attention_left_unmasked(monkeypatch: pytest.MonkeyPatch, variant: str, 
         return Tokens(out[: len(query.user)], out[len(query.user) :])
 
     monkeypatch.setattr(module, "ug_attention", unmasked)
-    with pytest.raises(AssertionError, match="U rows of output 0 changed"):
+    with pytest.raises(AssertionError, match="user rows of output 0 changed"):
         check_user_rows_fixed(model, make_rows(4, 1), make_rows(4, 2))
 
 
 def test_straddling_token_taken_for_a_user_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zenith with k = D / 2: the values of 5 U tokens fill 2.5 new tokens, of which the third is not U."""
+    """Zenith with k = D / 2: the values of 5 user tokens fill 2.5 new tokens, so the third is not a user token."""
     sizes = {"user_tokens": 5, "item_tokens": 3, "fusion_width": 12, "layers": 1}
     model = make_model(make_config("zenith", "1:1", **sizes))
     check_law(model)
@@ -130,7 +130,7 @@ def test_straddling_token_taken_for_a_user_token(monkeypatch: pytest.MonkeyPatch
         return Tokens(torch.cat([right.user[:-1], right.item[:1]]), torch.cat([right.user[-1:], right.item[1:]]))
 
     monkeypatch.setattr(graphs.models.zenith, "recut", wrong)
-    with pytest.raises(AssertionError, match="U rows of output 0 changed"):
+    with pytest.raises(AssertionError, match="user rows of output 0 changed"):
         check_user_rows_fixed(model, make_rows(4, 1), make_rows(4, 2))
 
 
@@ -161,7 +161,7 @@ def test_norm_over_the_flattened_vector(path: str) -> None:
 
 
 def masked_before_sinkhorn(mixing: BlockMixing) -> tuple[Tensor, Tensor]:
-    """The mistake: mask the scores of W_G[U, G] first, then make them doubly stochastic."""
+    """The mistake: mask the scores of W_G[user, item] first, then make them doubly stochastic."""
     local = sinkhorn(symmetrised(mixing.local()), mixing.temperature, mixing.steps)
     scores = symmetrised(mixing.across())[0]
     u = mixing.user_blocks

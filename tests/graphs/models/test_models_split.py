@@ -43,7 +43,7 @@ def check_subgraphs(variant: str, ratio: str, **changes: Any) -> Split:
 def test_halves_equal_the_whole(variant: str, ratio: str) -> None:
     split_model = check_subgraphs(variant, ratio)
     n, m = RATIOS[ratio]
-    # Most of the U tokens' work runs once; cross terms and heads run per candidate.
+    # Most of the user tokens' work runs once; cross terms and heads run per candidate.
     assert split_model.reusable_share > 0.5 * n / (n + m)
 
 
@@ -58,6 +58,6 @@ def test_halves_equal_the_whole_everywhere(variant: str, ratio: str, compensatio
 def test_unmasked_models_reuse_no_layer() -> None:
     config = make_config("rankmixer", "3:1", ug_sep=False)
     split_model = split(make_model(config), (make_rows(3, 0),), user=USERS, item=ITEMS)
-    tokens = config.counts().user.flops  # only the tokenizer of the U tokens is left to reuse
+    tokens = config.counts().user.flops  # only the tokenizer of the user tokens is left to reuse
     assert split_model.user_cost.gemm_flops == tokens
     assert split_model.reusable_share < 0.2
