@@ -130,8 +130,8 @@ def to_half(source: Path, path: Path) -> Path:
     model = onnx.load(source)
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
-            half = numpy_helper.to_array(tensor).astype(np.float16)
-            tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+            fp16 = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(fp16, tensor.name))
     for info in (*model.graph.input, *model.graph.output):
         if info.type.tensor_type.elem_type == TensorProto.FLOAT:
             info.type.tensor_type.elem_type = TensorProto.FLOAT16

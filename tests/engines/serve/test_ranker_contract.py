@@ -149,8 +149,8 @@ def test_state_stays_on_a_shared_device_and_only_there(memories: tuple[str, str]
 
 def test_float32_features_and_scores_around_a_float16_engine() -> None:
     spec = (TensorSpec("x", "float16", ("candidates", 3)),)
-    half = check_feeds(spec, {"x": np.full((2, 3), 1 / 3, np.float32)})["x"]
-    np.testing.assert_array_equal(half, np.full((2, 3), 1 / 3, np.float16))
+    fp16 = check_feeds(spec, {"x": np.full((2, 3), 1 / 3, np.float32)})["x"]
+    np.testing.assert_array_equal(fp16, np.full((2, 3), 1 / 3, np.float16))
     with pytest.raises(UgsepError, match=r"'x' has a value beyond float16 \(65504\)"):
         check_feeds(spec, {"x": np.full((2, 3), 7e4, np.float32)})
     for other in (np.float64, np.int32):

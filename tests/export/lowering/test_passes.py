@@ -68,8 +68,8 @@ def _with_fp16_weights(source: Path, path: Path) -> Path:
     casts = []
     for tensor in model.graph.initializer:
         if len(tensor.dims) == 3 and tensor.name.endswith("weight"):
-            half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(half, tensor.name))
+            fp16 = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(fp16, tensor.name))
             casts.append(onnx.helper.make_node("Cast", [tensor.name], [f"{tensor.name}.float"], to=FLOAT))
     wide = {cast.input[0]: cast.output[0] for cast in casts}
     for node in model.graph.node:

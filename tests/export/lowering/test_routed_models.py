@@ -20,8 +20,8 @@ from tests.graphs.model_laws import make_config, make_model
 SIDES: tuple[GraphSide, ...] = ("user", "item")
 
 
-def expert_pieces(lowered: LoweredGraph) -> dict[str, tuple[str, ...]]:
-    """Return the routed weights: name in the checkpoint -> its pieces, one per token and expert.
+def expert_slices(lowered: LoweredGraph) -> dict[str, tuple[str, ...]]:
+    """Return the routed weights: name in the checkpoint -> its slices, one per token and expert.
 
     Columns that only user tokens would read are left out of an item graph (TokenMixer-Large's masked revert); the
     name then says which ones stayed.
@@ -43,16 +43,16 @@ def test_a_sparse_model_routed(variant: str, tmp_path: Path) -> None:
     feeds = fresh_feeds(source_model, split_model, users=3, candidates=17, seed=5)
     routed = {s: lower_for_cpu(onnx_files[s], tmp_path / f"{s}.routed.onnx", min_expert_elements=0) for s in SIDES}
     for side in SIDES:
-        half: Subgraph = getattr(split_model, side)
+        subgraph: Subgraph = getattr(split_model, side)
         session = ort.InferenceSession(str(routed[side].path), providers=["CPUExecutionProvider"])
-        got = session.run(list(half.outputs), {k: v.numpy() for k, v in feeds[side].items()})
-        for value, wanted in zip(got, half(feeds[side]).values(), strict=True):
+        got = session.run(list(subgraph.outputs), {k: v.numpy() for k, v in feeds[side].items()})
+        for value, wanted in zip(got, subgraph(feeds[side]).values(), strict=True):
             # FP32 sums of tens of terms in another order, on values up to a few tens.
             np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-5, atol=1e-5)
     experts = make_config(variant, "2:1").experts  # type: ignore[attr-defined]  # all three have the field
     routed_experts = experts - 1 if variant == "tokenmixer-large-moe" else experts  # one is shared by all rows
     stored = {n: p for n, p in model.named_parameters() if ".experts." in n and n.endswith("weight")}
-    found = {name: (parts, routed[side]) for side in SIDES for name, parts in expert_pieces(routed[side]).items()}
+    found = {name: (parts, routed[side]) for side in SIDES for name, parts in expert_slices(routed[side]).items()}
     assert set(found) == set(stored)
     for name, (parts, lowered) in found.items():
         assert len(set(parts)) == stored[name].shape[0] * routed_experts, name

@@ -1,4 +1,4 @@
-"""Files are read the same past the file cache and through it, from any place to any other."""
+"""Files are read the same past the file cache and through it, from any offset to any other."""
 
 from __future__ import annotations
 

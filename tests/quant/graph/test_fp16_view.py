@@ -16,11 +16,11 @@ value = helper.make_tensor_value_info
 node = helper.make_node
 
 
-def halved(model, tmp_path, keep=()):
-    half = graph_of(onnx.ModelProto.FromString(model.SerializeToString()))
-    write_graph(half, tmp_path / "half.onnx", to_fp16_view(half, keep))
-    onnx.checker.check_model(str(tmp_path / "half.onnx"), full_check=True)
-    return onnx.load(tmp_path / "half.onnx")
+def fp16_view(model, tmp_path, keep=()):
+    fp16 = graph_of(onnx.ModelProto.FromString(model.SerializeToString()))
+    write_graph(fp16, tmp_path / "fp16.onnx", to_fp16_view(fp16, keep))
+    onnx.checker.check_model(str(tmp_path / "fp16.onnx"), full_check=True)
+    return onnx.load(tmp_path / "fp16.onnx")
 
 
 def rms_norm(width: int) -> onnx.ModelProto:
@@ -41,11 +41,11 @@ def test_a_norm_beyond_the_fp16_range_is_kept_in_fp32(tmp_path) -> None:
     model = rms_norm(9)
     x = np.random.default_rng().uniform(1000, 3000, (5, 9)).astype(np.float32)  # squares exceed 65504
     expected = run(model, x=x)[0]
-    kept = halved(model, tmp_path, ("Pow", "ReduceMean", "Sqrt"))
-    half = x.astype(np.float16)
+    kept = fp16_view(model, tmp_path, ("Pow", "ReduceMean", "Sqrt"))
+    fp16 = x.astype(np.float16)
     # inputs, quotient and product are rounded to 2^-11 each
-    np.testing.assert_allclose(run(kept, x=half)[0].astype(np.float32), expected, rtol=4 * 2**-11)
-    plain = halved(model, tmp_path)
+    np.testing.assert_allclose(run(kept, x=fp16)[0].astype(np.float32), expected, rtol=4 * 2**-11)
+    plain = fp16_view(model, tmp_path)
     assert not any(n.op_type == "Cast" for n in plain.graph.node)
     types = {t.name: t.data_type for t in kept.graph.initializer}
     assert (types["two"], types["two.fp32"], types["eps"]) == (H, F, F)  # shared, its copy, and only FP32
@@ -61,8 +61,8 @@ def test_activations_only_matmul_can_be_kept_by_name(tmp_path) -> None:
     ]
     w = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
     model = model_of(nodes, [value("x", F, [4, 6])], [value("y", F, [4, 3])], {"w": w})
-    half = halved(model, tmp_path, ("MatMul:activations",))
-    matmuls = [n for n in half.graph.node if n.op_type == "MatMul"]
+    fp16 = fp16_view(model, tmp_path, ("MatMul:activations",))
+    matmuls = [n for n in fp16.graph.node if n.op_type == "MatMul"]
     assert list(matmuls[0].input) == ["x.fp32", "xt.fp32"]
     assert list(matmuls[1].input) == ["gram", "w"]
 
@@ -81,8 +81,8 @@ def test_integer_work_casts_and_outputs_of_the_fp16_view(tmp_path) -> None:
         [value("y", F, [3]), value("next", I64, [3])],
         {"shape": np.array([3]), "one": np.array(1)},
     )
-    half = halved(model, tmp_path, ("Sqrt",))
-    y, following = run(half, ids=np.array([1, 5, 7]))
+    fp16 = fp16_view(model, tmp_path, ("Sqrt",))
+    y, following = run(fp16, ids=np.array([1, 5, 7]))
     assert (y.dtype, following.tolist()) == (np.float16, [2, 6, 8])
     np.testing.assert_allclose(y, np.sqrt(np.array([1.5, 5.5, 7.5])), rtol=2**-10)
 
@@ -93,13 +93,13 @@ def test_single_constants_stay_finite_and_nonzero_but_weights_must_fit(tmp_path)
     inputs, outputs = [value("x", F, [2])], [value("y", F, [2])]
     held = {
         t.name: numpy_helper.to_array(t)
-        for t in halved(model_of(nodes, inputs, outputs, constants), tmp_path).graph.initializer
+        for t in fp16_view(model_of(nodes, inputs, outputs, constants), tmp_path).graph.initializer
     }
     assert held["mask"] == -65504
     assert held["tiny"] == 2.0**-24
     constants["w"] = np.array([1, 1e6], np.float32)
     with pytest.raises(UgsepError, match=r"'w' exceeds the FP16 range"):
-        halved(model_of(nodes, inputs, outputs, constants), tmp_path)
+        fp16_view(model_of(nodes, inputs, outputs, constants), tmp_path)
 
 
 def test_control_flow_is_refused() -> None:

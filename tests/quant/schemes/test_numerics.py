@@ -18,8 +18,8 @@ def reference_scale(weight: np.ndarray, block: int) -> np.ndarray:
         *token, b, n = index
         column = weight[(*token, slice(b * rows, (b + 1) * rows), n)].astype(np.float64)
         exact = min(max(np.abs(column).max() / 127, 2.0**-24), 65504.0)
-        half = np.float16(exact)
-        scale[index] = half if half >= exact else np.nextafter(half, np.float16(np.inf))
+        fp16 = np.float16(exact)
+        scale[index] = fp16 if fp16 >= exact else np.nextafter(fp16, np.float16(np.inf))
     return scale
 
 

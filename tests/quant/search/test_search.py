@@ -77,14 +77,14 @@ def test_search_takes_fp16_where_it_is_fastest_or_costs_no_time_for_bytes(graphs
     assert found.effect.sqnr_db > 50  # eleven bits of mantissa and four weights
     exact = search(*graphs, requests, measure=fast_fp16, goal=Goal(1.0, 1000.0), **kinds)
     assert {c.precision for c in exact.choices} == {"fp32"}
-    half = sum(c.sizes["fp16"] for c in found.choices)
+    fp16_bytes = sum(c.sizes["fp16"] for c in found.choices)
     # int8 is faster here but misses 1000 dB; FP16 replaces it if the bytes allow no more
-    with pytest.raises(GateFailed, match=f"no policy within {half} bytes"):
-        search(*graphs, requests, measure=faster, goal=Goal(1.0, 1000.0, half), **kinds)
+    with pytest.raises(GateFailed, match=f"no policy within {fp16_bytes} bytes"):
+        search(*graphs, requests, measure=faster, goal=Goal(1.0, 1000.0, fp16_bytes), **kinds)
 
     def even(shape, rows):
         return {"int8": 3.0, "fp16": 1.0, "fp32": 1.0}
 
-    small = search(*graphs, requests, measure=even, goal=Goal(1.0, 40.0, half), **kinds)
+    small = search(*graphs, requests, measure=even, goal=Goal(1.0, 40.0, fp16_bytes), **kinds)
     assert {c.precision for c in small.choices} == {"fp16"}
     assert all(c.reason.startswith("for bytes; nothing is faster") for c in small.choices)

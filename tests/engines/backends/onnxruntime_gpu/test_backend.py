@@ -124,8 +124,8 @@ def test_values_of_another_dtype_or_shape_on_the_device(pair: Any) -> None:
     assert state.shape == (2, 16)
     ids = {"ids": np.array([1, 2, 3]), "user_index": np.array([1, 0, 1])}
     want = item_runner.infer({**ids, "state": state})["click"]
-    half = ort.OrtValue.ortvalue_from_numpy(state.numpy().astype(np.float16))
-    got = item_runner.infer({**ids, "state": OrtArray(half, half.tensor_size_in_bytes())})["click"]
+    fp16 = ort.OrtValue.ortvalue_from_numpy(state.numpy().astype(np.float16))
+    got = item_runner.infer({**ids, "state": OrtArray(fp16, fp16.tensor_size_in_bytes())})["click"]
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-3)  # the state rounded to FP16, sigmoids of it
     wide = ort.OrtValue.ortvalue_from_numpy(np.ones((2, 17), np.float32))
     with pytest.raises(UgsepError, match=r"'state' is \[2, 17\] on the device; the engine takes \[users, 16\]"):
