@@ -100,7 +100,7 @@ def open_candidates(
     awq: dict[str, AwqPlan] = {}
     for side, path in paths.items():
         model = load_graph(path)
-        found = quantizable(model)
+        found = quantizable(model, path)
         weights += [(side, w) for w in found]
         values = (scorer.user if side == "user" else scorer.item).weights
         awq[side] = scaling_plan(scheme, model, found, statistics.get(side), values.__getitem__, block)
