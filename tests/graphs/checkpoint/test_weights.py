@@ -36,6 +36,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def test_both_files_have_the_mode_of_a_new_file(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    assert {p.stat().st_mode for p in saved.iterdir()} == {(tmp_path / "new").stat().st_mode}
+
+
 def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
     def apply(directory: Path) -> None:
         path = directory / "model.safetensors"
