@@ -51,7 +51,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise UgsepError(f"{directory} is a pickle, which can run code when loaded; convert it to safetensors")
     path = directory / "config.json"
     if not path.is_file():
-        hint = "train one with 'make checkpoint' or pass INIT=random"
+        hint = "train one with 'make checkpoint', or write a random one with 'ugsep random-checkpoint'"
         raise UgsepError(f"no checkpoint at {directory}: {path.name} is missing; {hint}")
     try:
         config = json.loads(path.read_text())
