@@ -12,7 +12,9 @@ import onnx
 import onnx_ir as ir
 
 from export.io import properties, stamp
+from graphs.base.config import parse
 from graphs.base.errors import UgsepError
+from graphs.base.json_text import read_json
 from graphs.base.names import GraphSide
 
 OPSET = 21
@@ -40,6 +42,11 @@ class Stamp:
         )
 
 
+@dataclass(frozen=True)
+class _KeepFloat:
+    keep_float: tuple[str, ...]
+
+
 def side_of(model: ir.Model | onnx.ModelProto, path: Path) -> GraphSide:
     """Return the side stamped in a graph, else the one in its file name.
 
@@ -53,6 +60,12 @@ def side_of(model: ir.Model | onnx.ModelProto, path: Path) -> GraphSide:
     raise UgsepError(f"'{path}' does not say its side; stamp ugsep.side or name it user.onnx or item.onnx")
 
 
-def keep_float_patterns(model: ir.Model | onnx.ModelProto) -> tuple[str, ...]:
-    """Return the globs of initializers that must stay float."""
-    return tuple(json.loads(properties(model).get("ugsep.keep_float", "[]")))
+def keep_float_patterns(model: ir.Model | onnx.ModelProto, path: Path) -> tuple[str, ...]:
+    """Return the globs of initializers that must stay float; ``path`` names the graph in errors.
+
+    Raises:
+        UgsepError: the stamp is not a JSON list of strings.
+    """
+    location = f"'{path}': ugsep.keep_float"
+    patterns = read_json(properties(model).get("ugsep.keep_float", "[]"), location, "export the model again")
+    return parse(_KeepFloat, {"keep_float": patterns}, f"'{path}'").keep_float

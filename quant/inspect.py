@@ -19,7 +19,7 @@ def inspect_graph(path: Path) -> tuple[QuantRow, ...]:
     if table is not None:
         return table.rows
     model = load_graph(path)
-    side, keep = side_of(model, path), keep_float_patterns(model)
+    side, keep = side_of(model, path), keep_float_patterns(model, path)
     rows = []
     for weight in weights_of(model):
         pattern = matching(weight.name, keep)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from graphs.base.config import check_plain, parse
+from graphs.base.errors import UgsepError
 from graphs.base.finite import finite
+from graphs.base.json_text import read_json
 from quant.graph.gemms import Weight, load_graph
 from quant.policy import BITS, Precision
 
 TABLE_KEY = "quant"  # metadata property ugsep.quant: the table of the graph, as JSON
+_DERIVED = ("files", "fp32_bytes", "quantized_bytes")  # written for readers of the JSON
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,28 @@ def float_row(weight: Weight, side: str, reason: str) -> QuantRow:
 
 
 def table_of(path: Path) -> QuantTable | None:
-    """Return the table stamped in a quantized graph, None for a float graph."""
+    """Return the table stamped in a quantized graph, None for a float graph.
+
+    Raises:
+        UgsepError: the stamp is malformed.
+    """
     text = load_graph(path).metadata_props.get(f"ugsep.{TABLE_KEY}")
     if text is None:
         return None
-    document = json.loads(text)
-    rows = tuple(_row(r) for r in document["rows"])
-    return QuantTable(document["graph"], document["scheme"], document["samples_sha256"], rows)
+    location = f"'{path}': ugsep.{TABLE_KEY}"
+    document = read_json(text, location, "quantize the graph again")
+    check_plain(document, location)
+    if isinstance(document, dict):
+        document = {key: value for key, value in document.items() if key not in _DERIVED}
+        if isinstance(document.get("rows"), list):
+            document["rows"] = [_with_infinity(row) for row in document["rows"]]
+    table = parse(QuantTable, document, location)
+    for i, row in enumerate(table.rows):
+        if row.bits not in BITS.values():
+            raise UgsepError(f"{location}: rows[{i}].bits is {row.bits}, not 8, 16 or 32; quantize the graph again")
+    return table
 
 
-def _row(document: dict[str, Any]) -> QuantRow:
-    sqnr = float("inf") if document["sqnr_db"] is None else document["sqnr_db"]
-    return QuantRow(**{**document, "shape": tuple(document["shape"]), "sqnr_db": sqnr})
+def _with_infinity(row: Any) -> Any:
+    """Undo what ``to_json`` did to an infinite SQNR."""
+    return {**row, "sqnr_db": math.inf} if isinstance(row, dict) and row.get("sqnr_db", 0) is None else row

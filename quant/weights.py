@@ -62,7 +62,7 @@ def quantize_side(
     statistics = calibration.side(src) if calibration is not None else None
     constants = model.graph.initializers
     weights = weights_of(model)
-    keep = keep_float_patterns(model)
+    keep = keep_float_patterns(model, src)
     plans = {w.name: plan_of(w, side, policy, keep) for w in weights}
     chosen = tuple(w for w in weights if w.kind == "matmul" and plans[w.name].precision == "int8")
     scaling = scaling_plan(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -64,6 +65,8 @@ def write_random_checkpoint(
             os.replace(partial, out / shard)
         mapping = {"architecture": kind.architecture(), **config.to_mapping(settings)}
         (out / "config.json").write_text(json.dumps(mapping, indent=2, sort_keys=True) + "\n")
+        for shard in shards:
+            shutil.copymode(out / "config.json", out / shard)  # the library writes 0600, whatever the umask
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
             (out / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

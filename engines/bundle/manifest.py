@@ -75,9 +75,10 @@ def engine_for(manifest: Manifest, side: str, backend: str | None = None, precis
         ):
             return engine
     held = ", ".join(f"{e.built.side}/{e.built.backend}/{e.built.precision}" for e in manifest.engines) or "none"
+    asked = [f"{name} '{value}'" for name, value in (("backend", backend), ("precision", precision)) if value]
     raise UgsepError(
-        f"the bundle of '{manifest.model}' has no {side} engine for backend '{backend or 'any'}', precision "
-        f"'{precision or 'any'}'; it has {held}; build it: {manifest.rebuild}"
+        f"the bundle of '{manifest.model}' has no {side} engine{' with ' if asked else ''}{' and '.join(asked)}; "
+        f"it has {held}; build it: {manifest.rebuild}"
     )
 
 

@@ -30,3 +30,7 @@ def _run(module: str) -> None:
         print(f"error: this command requires package '{missing}'; run: pip install 'ugsep[build]'", file=sys.stderr)
         sys.exit(2)
     command()
+
+
+if __name__ == "__main__":
+    ugsep()

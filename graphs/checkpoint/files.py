@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from graphs.base.errors import UgsepError, nearest
+from graphs.base.json_text import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -123,10 +124,7 @@ def check_finite(name: str, value: Tensor, location: Path) -> None:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        document = json.loads(index.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UgsepError(f"{index} is not JSON ({error}); save the checkpoint again") from error
+    document = read_json(index.read_bytes(), str(index), "save the checkpoint again")
     found = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise UgsepError(f"{index} has no 'weight_map' from weights to shards; save the checkpoint again")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from graphs.base.errors import UgsepError
+from graphs.base.json_text import read_json
 from graphs.checkpoint.files import PICKLES, check_weights, stored_weights, weight_files
 from graphs.models.ranking_model import RankingModel
 from graphs.models.table import model_class
@@ -51,12 +51,9 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise UgsepError(f"{directory} is a pickle, which can run code when loaded; convert it to safetensors")
     path = directory / "config.json"
     if not path.is_file():
-        hint = "train one with 'make checkpoint' or pass INIT=random"
+        hint = "train one with 'make checkpoint', or write a random one with 'ugsep random-checkpoint'"
         raise UgsepError(f"no checkpoint at {directory}: {path.name} is missing; {hint}")
-    try:
-        config = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UgsepError(f"{path} is not JSON ({error}); save the checkpoint again") from error
+    config = read_json(path.read_bytes(), str(path), "save the checkpoint again")
     if not isinstance(config, dict):
         raise UgsepError(f"{path} contains a {type(config).__name__}, not a mapping; save the checkpoint again")
     return config

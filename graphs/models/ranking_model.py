@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +182,9 @@ class RankingModel(nn.Module, ModelHubMixin):
 
         save_weights(self, save_directory / "model.safetensors")
         mapping = {"architecture": self.architecture(), **config_file.to_mapping(self.config)}
-        (save_directory / "config.json").write_text(json.dumps(mapping, indent=2, sort_keys=True) + "\n")
+        config = save_directory / "config.json"
+        config.write_text(json.dumps(mapping, indent=2, sort_keys=True) + "\n")
+        shutil.copymode(config, save_directory / "model.safetensors")  # the library writes 0600, whatever the umask
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, config: ModelConfig | dict[str, Any] | None = None, **_: Any) -> Self:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from graphs.base.config import check_plain, parse
 from graphs.base.errors import UgsepError
+from graphs.base.json_text import read_json
 from quant.arrays import Doubles
 from quant.calibration.statistics import Calibration, InputStatistics, Samples, SideStatistics
 
@@ -53,6 +57,7 @@ def save_calibration(calibration: Calibration, folder: Path) -> tuple[Path, Path
     try:
         save_file(arrays, new_data, metadata={"token": token})
         new_text.write_text(json.dumps(document, indent=1, sort_keys=True))
+        shutil.copymode(new_text, new_data)  # the library writes 0600, whatever the umask
         os.replace(new_data, data)
         os.replace(new_text, text)
     except SafetensorError as error:
@@ -82,29 +87,56 @@ def load_calibration(folder: Path) -> Calibration:
     for path in (text, data):
         if not path.is_file():
             raise UgsepError(f"'{path}' does not exist; run quant calibrate")
+    again = "calibrate again"
+    document = read_json(text.read_bytes(), f"'{text}' is damaged", again)
+    found = document.get("format") if isinstance(document, dict) else None
+    if found != FORMAT:
+        raise UgsepError(f"'{text}' has format {found!a:.60}, not {FORMAT}; {again}")
+    check_plain(document, f"'{text}'")
+    read = parse(_Document, document, f"'{text}'")
     try:
-        document = json.loads(text.read_text())
-        if document["format"] != FORMAT:
-            raise UgsepError(f"'{text}' has format {document['format']}, not {FORMAT}; calibrate again")
         arrays, token = _mapped(data)
-        if token != document["token"]:
-            raise UgsepError(f"'{text}' and '{data.name}' are of different runs; calibrate again")
-        sides = {name: _side(name, document["sides"][name], arrays) for name in ("user", "item")}
-        samples = tuple(Samples(**s) for s in document["samples"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UgsepError(f"'{text}' or '{data.name}' is damaged ({error}); calibrate again") from error
-    return Calibration(sides["user"], sides["item"], samples)
+        if token != read.token:
+            raise UgsepError(f"'{text}' and '{data.name}' are of different runs; {again}")
+        return Calibration(
+            _side("user", read.sides.user, arrays), _side("item", read.sides.item, arrays), read.samples
+        )
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise UgsepError(f"'{text}' or '{data.name}' is damaged ({error}); {again}") from error
+
+
+@dataclass(frozen=True)
+class _Side:
+    graph_sha256: str
+    counts: Mapping[str, int]
+    feeds: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class _Sides:
+    user: _Side
+    item: _Side
+
+
+@dataclass(frozen=True)
+class _Document:
+    """The content of calibration.json."""
+
+    format: int
+    token: str
+    samples: tuple[Samples, ...]
+    sides: _Sides
 
 
 def _mapped(path: Path) -> tuple[dict[str, Doubles], str]:
     """Return the float64 arrays of a safetensors file, memory-mapped (Gram matrices are large), and its token."""
+    with safe_open(path, framework="np") as checked:  # checks the header and the size of the file
+        token = (checked.metadata() or {}).get("token", "")
+    # The library copies each array it returns and does not tell offsets, so the header is parsed for them.
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    token = str(header.pop("__metadata__")["token"])
-    need = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if path.stat().st_size != need:
-        raise ValueError(f"{path.stat().st_size} bytes instead of {need}")
+    header.pop("__metadata__", None)
     arrays: dict[str, Doubles] = {}
     for name, entry in header.items():
         if entry["dtype"] != "F64":
@@ -114,7 +146,7 @@ def _mapped(path: Path) -> tuple[dict[str, Doubles], str]:
     return arrays, token
 
 
-def _side(name: str, document: dict[str, Any], arrays: dict[str, Doubles]) -> SideStatistics:
+def _side(name: str, read: _Side, arrays: dict[str, Doubles]) -> SideStatistics:
     tensors = {
         key: InputStatistics(
             count,
@@ -124,7 +156,6 @@ def _side(name: str, document: dict[str, Any], arrays: dict[str, Doubles]) -> Si
             arrays[f"{name}/{key}/high"],
             arrays.get(f"{name}/{key}/gram"),
         )
-        for key, count in document["counts"].items()
+        for key, count in read.counts.items()
     }
-    feeds = {weight: tuple(keys) for weight, keys in document["feeds"].items()}
-    return SideStatistics(document["graph_sha256"], tensors, feeds)
+    return SideStatistics(read.graph_sha256, tensors, read.feeds)

@@ -110,9 +110,10 @@ class SideStatistics:
         Raises:
             UgsepError: the weight was not calibrated.
         """
-        if weight not in self.feeds:
+        keys = self.feeds.get(weight, ())
+        if not keys or not self.tensors.keys() >= set(keys):
             raise UgsepError(f"weight '{weight}' was not calibrated; run quant calibrate on this graph")
-        return combine(self.tensors[key] for key in self.feeds[weight])
+        return combine(self.tensors[key] for key in keys)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ def staged(folder: Path) -> Iterator[Path]:
     Raises:
         UgsepError: the folder cannot be written.
     """
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
@@ -47,6 +48,9 @@ def staged(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        for path in created:
+            with suppress(OSError):  # not empty: the run succeeded, or others write there too
+                path.rmdir()
 
 
 def publish(files: Iterable[Path], folder: Path) -> None:

@@ -148,7 +148,7 @@ def read_tensor(tensor: ir.TensorProtocol) -> Array:
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
 
 
-def quantizable(model: ir.Model) -> tuple[Weight, ...]:
-    """Return the MatMul weights of a graph that may become int8."""
-    keep = keep_float_patterns(model)
+def quantizable(model: ir.Model, path: Path) -> tuple[Weight, ...]:
+    """Return the MatMul weights of a graph that may become int8; raises as ``keep_float_patterns``."""
+    keep = keep_float_patterns(model, path)
     return tuple(w for w in weights_of(model) if w.kind == "matmul" and not w.refusal and not matching(w.name, keep))

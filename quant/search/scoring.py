@@ -48,7 +48,7 @@ def open_graph(path: Path, threads: int) -> OpenGraph:
     model = load_graph(path)
     graph = model.graph
     inputs, outputs = tuple(map(name_of, graph.inputs)), tuple(map(name_of, graph.outputs))
-    weights = {w.name for w in quantizable(model)}
+    weights = {w.name for w in quantizable(model, path)}
     biases = {w: b for w, b in biases_of(model).items() if w in weights}
     values: dict[str, Array] = {}
     for name in [n for n in graph.initializers if n in weights or n in biases.values()]:

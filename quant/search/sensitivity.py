@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from export.io import file_sha256
+from graphs.base.config import parse
 from graphs.base.errors import UgsepError
 from graphs.base.finite import finite
 from graphs.base.progress import Progress, ProgressCallback, silent
@@ -100,7 +101,7 @@ def open_candidates(
     awq: dict[str, AwqPlan] = {}
     for side, path in paths.items():
         model = load_graph(path)
-        found = quantizable(model)
+        found = quantizable(model, path)
         weights += [(side, w) for w in found]
         values = (scorer.user if side == "user" else scorer.item).weights
         awq[side] = scaling_plan(scheme, model, found, statistics.get(side), values.__getitem__, block)
@@ -142,7 +143,7 @@ def sensitivity(
             scores = candidates.scorer.score(side, candidates.restored(side, weight))
             known[key] = asdict(effect_of(reference, scores, candidates.scorer.labels, candidates.scorer.sizes))
             _write_cache(cache, known)
-        effect = Effect(**known[key])
+        effect = parse(Effect, known[key], f"'{cache}': effects.{key}")
         rows.append(SensitivityRow(side, weight.name, weight.shape, scheme_name(scheme), **asdict(effect)))
     progress(Progress("sensitivity", len(rows), len(rows)))
     return tuple(sorted(rows, key=lambda r: (r.sqnr_db, r.side, r.weight)))

@@ -52,7 +52,8 @@ class StreamJob:
 def job_of(graph: StreamedGraph, weights: Weights, source: str, scheme: SchemeConfig, policy: Policy) -> StreamJob:
     """Plan a graph's weights and lay out its data files; ``source`` identifies the checkpoint."""
     model = graph_of(graph.model)
-    side, keep = side_of(model, Path("streamed.onnx")), keep_float_patterns(model)
+    name = Path("streamed.onnx")
+    side, keep = side_of(model, name), keep_float_patterns(model, name)
     plans = {w: plan_of(w, side, policy, keep) for w in weights_of(model)}
     slots, *sizes = lay_out({w: plan.bits for w, plan in plans.items() if plan.bits < 32}, policy.block)
     digest = hashlib.sha256(graph.model.SerializeToString(deterministic=True)).hexdigest()

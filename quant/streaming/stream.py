@@ -19,7 +19,9 @@ from threading import Event
 
 from export.streamed import StreamedGraph
 from export.weights.lazy_weights import Weights
+from graphs.base.config import parse
 from graphs.base.errors import UgsepError
+from graphs.base.json_text import read_json
 from graphs.base.progress import ProgressCallback, silent
 from quant.graph.files import publish
 from quant.graph.gemms import name_of
@@ -120,15 +122,22 @@ def _check_rules(policy: Policy, jobs: Sequence[StreamJob]) -> None:
     check_rules(policy, ((job.side, w.name) for job in jobs for w in job.plans))
 
 
+@dataclass(frozen=True)
+class _Done:
+    """The content of streamed.json: the key of the run and the sizes of its files."""
+
+    key: str
+    files: Mapping[str, int]
+
+
 def _finished(out: Path, key: str) -> Streamed | None:
     """Return the result of an earlier run with the same key, if all of its files are there."""
     if not (out / DONE).is_file():
         return None
-    document = json.loads((out / DONE).read_text())
-    files: dict[str, int] = document["files"]
-    if document["key"] != key or any(
-        not (out / n).is_file() or (out / n).stat().st_size != s for n, s in files.items()
-    ):
+    location = f"'{out / DONE}'"
+    done = parse(_Done, read_json((out / DONE).read_bytes(), location, "delete it and stream again"), location)
+    files = done.files
+    if done.key != key or any(not (out / n).is_file() or (out / n).stat().st_size != s for n, s in files.items()):
         return None
     found = {n.split(".")[0]: table_of(out / n) for n in files if n.endswith(".w8a32.onnx")}
     tables = {side: table for side, table in found.items() if table is not None}

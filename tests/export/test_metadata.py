@@ -26,11 +26,25 @@ def test_a_stamp_reads_back_from_either_kind_of_model(model: onnx.ModelProto, si
     Stamp("m", side, "fp32", ("*.router", "head")).write(stamped)
     for read in (stamped, ir.to_proto(stamped)):
         assert side_of(read, Path("other.onnx")) == side
-        assert keep_float_patterns(read) == ("*.router", "head")
+        assert keep_float_patterns(read, Path("a.onnx")) == ("*.router", "head")
 
 
 def test_an_unstamped_file_is_what_its_name_says(model: onnx.ModelProto) -> None:
     assert side_of(model, Path("onnx/item.w8a32.onnx")) == "item"
-    assert keep_float_patterns(model) == ()
+    assert keep_float_patterns(model, Path("a.onnx")) == ()
     with pytest.raises(UgsepError, match=r"'other.onnx' does not say its side; stamp ugsep\.side"):
         side_of(model, Path("other.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "'a.onnx': ugsep.keep_float: not valid JSON"),
+        ('{"a": 1}', "'a.onnx': keep_float is {'a': 1}, not a list"),
+        ('["a", 3]', r"'a.onnx': keep_float\[1\] is 3, not str"),
+    ],
+)
+def test_a_malformed_stamp_names_file_and_field(model: onnx.ModelProto, text: str, message: str) -> None:
+    onnx.helper.set_model_props(model, {"ugsep.keep_float": text})
+    with pytest.raises(UgsepError, match=message):
+        keep_float_patterns(model, Path("a.onnx"))

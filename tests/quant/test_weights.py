@@ -197,6 +197,30 @@ def test_the_table_tells_what_became_of_each_weight(graphs, calibration, tmp_pat
     assert table_of(graphs[1]) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "ugsep.quant: not valid JSON"),
+        ("[]", "ugsep.quant: expected a mapping of settings, got list"),
+        ('{"graph": 1}', "ugsep.quant: '(scheme|rows|samples_sha256)' is missing"),
+        ('{"graph": "item", "scheme": "", "samples_sha256": "", "rows": [3]}', r"rows\[0\] is 3, not an object"),
+        ({"bits": "8"}, r"rows\[0\].bits is '8', not int"),
+        ({"bits": 7}, r"rows\[0\].bits is 7, not 8, 16 or 32"),
+        ({"shape": [1, None]}, r"rows\[0\].shape\[1\] is None, not int"),
+        ({"other": 1}, r"rows\[0\]: unknown setting 'other'"),
+    ],
+)
+def test_a_malformed_table_names_file_and_field(graphs, text, message) -> None:
+    model = onnx.load(graphs[1])
+    if isinstance(text, dict):
+        row = {**inspect_graph(graphs[1])[0].to_json(), **text}
+        text = json.dumps({"graph": "item", "scheme": "", "samples_sha256": "", "rows": [row]})
+    onnx.helper.set_model_props(model, {"ugsep.quant": text})
+    onnx.save(model, graphs[1])
+    with pytest.raises(UgsepError, match=f"'.*item.onnx': .*{message}"):
+        inspect_graph(graphs[1])
+
+
 def test_one_run_writes_the_bytes_of_the_next(graphs, calibration, tmp_path) -> None:
     for name in ("a", "b"):
         quantize_side(graphs[1], tmp_path / name, scheme=Gptq(), calibration=calibration)

@@ -18,7 +18,9 @@ from engines.backends.built_engine import EngineWeight, TensorSpec, WeightStatus
 from engines.backends.engine_spec import Profile
 from engines.backends.trt.worker import Outcome, PlanJob, Shapes
 from export import names
+from graphs.base.config import parse
 from graphs.base.errors import UgsepError
+from graphs.base.json_text import read_json
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def build_plan(job: PlanJob) -> Plan:
         if done.returncode < 0:
             last = f"it was ended by {signal.Signals(-done.returncode).name}"
         raise UgsepError(f"{job.onnx}: {name} stopped while compiling ({last}); try another precision or more memory")
-    outcome = Outcome(**json.loads(done.stdout))
+    said = f"the outcome of {name}"
+    outcome = parse(Outcome, read_json(done.stdout, said, "build again"), said)
     if outcome.error:
         raise UgsepError(f"{job.onnx}: {name} cannot compile it ({outcome.error}); try another precision")
     size = Path(job.engine).stat().st_size

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphs.base.config import parse
 from graphs.base.errors import first_line
 
 if TYPE_CHECKING:
@@ -209,9 +210,7 @@ def main() -> None:
     """Read a job from standard input and write its outcome to standard output, which the library cannot write to."""
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what native code prints goes to standard error
-    given = json.load(sys.stdin)
-    settings = Settings(**given.pop("settings"))
-    outcome = compile_job(PlanJob(**given, settings=settings))
+    outcome = compile_job(parse(PlanJob, json.load(sys.stdin), "job"))
     with answer:
         json.dump(asdict(outcome), answer)
 

@@ -197,3 +197,7 @@ def _output(source: Path, out: Path | None, default: Path | None = None) -> Path
     if (source / "manifest.json").is_file():
         raise UgsepError(f"'{source}' is a finished bundle and must not change; pass another directory with --out")
     return default or source
+
+
+if __name__ == "__main__":
+    main()

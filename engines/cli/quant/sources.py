@@ -11,7 +11,7 @@ from quant.calibration.files import load_calibration
 from quant.calibration.statistics import Calibration
 from quant.requests.readers import read_requests
 from quant.requests.spec import Request, request_spec
-from quant.requests.synthetic import synthetic_requests, table_rows
+from quant.requests.synthetic import SYNTHETIC_CANDIDATES, synthetic_requests, table_rows
 from quant.schemes.schemes import scheme_from
 
 
@@ -47,7 +47,7 @@ def requests_of(
     if data and synthetic is not None:
         raise UgsepError("--data and --synthetic are mutually exclusive; pass one of them")
     if synthetic is not None:
-        requests = synthetic_requests(spec, synthetic, 64, table_rows(user, item), seed=0)
+        requests = synthetic_requests(spec, synthetic, SYNTHETIC_CANDIDATES, table_rows(user, item), seed=0)
     elif data:
         requests = read_requests(data, spec)
     else:

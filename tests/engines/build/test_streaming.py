@@ -163,6 +163,7 @@ def test_random_checkpoints_are_the_same_every_time_and_stream_from_the_command_
         assert out.exit_code == 0, out.output
     assert len(list((tmp_path / "a").glob("*.safetensors"))) > 1
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert {p.stat().st_mode for p in (tmp_path / "a").iterdir()} == {recipe.stat().st_mode}
     other = run.invoke(main, ["random-checkpoint", str(recipe), "--out", str(tmp_path / "c"), "--seed", "1"])
     assert other.exit_code == 0
     one, two = load_checkpoint(tmp_path / "a").state_dict(), load_checkpoint(tmp_path / "c").state_dict()

@@ -175,6 +175,20 @@ def test_a_finished_run_is_not_repeated(whole: tuple[Path, Recipe, Path], monkey
 
 
 @pytest.mark.usefixtures("traced_once")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not valid JSON"), ("[]", "expected a mapping"), ('{"key": 1, "files": {}}', "key is 1")],
+)
+def test_a_damaged_record_of_a_finished_run_is_named(
+    whole: tuple[Path, Recipe, Path], tmp_path: Path, text: str, message: str
+) -> None:
+    checkpoint, recipe, _ = whole
+    (tmp_path / "streamed.json").write_text(text)
+    with pytest.raises(UgsepError, match=f"streamed.json'.*{message}"):
+        stream("tiny", recipe, checkpoint, tmp_path)
+
+
+@pytest.mark.usefixtures("traced_once")
 def test_the_reason_is_one_line(whole: tuple[Path, Recipe, Path], tmp_path: Path) -> None:
     checkpoint, recipe, _ = whole
     cases: list[tuple[Recipe, Any, str]] = [

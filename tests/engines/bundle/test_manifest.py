@@ -187,5 +187,7 @@ def test_engines_are_found_by_side_backend_and_precision(bundle: Path) -> None:
     assert engine_for(manifest, "item", "onnxruntime", "w8a32") is manifest.engines[0]
     with pytest.raises(UgsepError, match=r"no user engine.*has item/onnxruntime/w8a32; build it: make engines"):
         engine_for(manifest, "user")
-    with pytest.raises(UgsepError, match="precision 'fp16'"):
+    with pytest.raises(UgsepError, match="no item engine with backend 'openvino' and precision 'w8a32'; it has"):
+        engine_for(manifest, "item", "openvino", "w8a32")
+    with pytest.raises(UgsepError, match="no item engine with precision 'fp16'; it has"):
         engine_for(manifest, "item", precision="fp16")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,17 @@ def test_a_serving_setting_out_of_range(change: str, message: str, tmp_path: Pat
 @pytest.mark.parametrize("command", ["build", "validate", "bisect", "bench", "random-checkpoint"])
 def test_a_negative_seed(command: str, tmp_path: Path) -> None:
     assert "'--seed': -1 is not in the range" in one_line_error(run(command, tmp_path, "--seed", -1))
+
+
+@pytest.mark.parametrize("command", ["stream", "build"])
+def test_a_missing_checkpoint_names_commands_that_write_one(command: str, tmp_path: Path) -> None:
+    found = one_line_error(run(command, "zenith", "--checkpoint", tmp_path / "none", "--out", tmp_path / "out"))
+    assert "make checkpoint" in found
+    assert "ugsep random-checkpoint" in found
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("module", ["engines.cli.entry", "engines.cli.main", "engines.cli.quant.main"])
+def test_a_module_of_a_command_runs(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+    assert "Usage:" in done.stdout

@@ -111,7 +111,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         r"index.json: shard 'model-00002-of-00003.safetensors' is missing; copy it",
     ),
     "truncated shard": (_truncate, r"model-00002-of-00003.safetensors is truncated or not safetensors"),
-    "index is not JSON": (lambda d: (d / INDEX).write_text("{"), "index.json is not JSON"),
+    "index is not JSON": (lambda d: (d / INDEX).write_text("{"), "index.json: not valid JSON"),
     "index without map": (lambda d: (d / INDEX).write_text("{}"), "has no 'weight_map'"),
     "shard elsewhere": (_index(lambda m: m.update({SPREAD: "../x.safetensors"})), "'../x.safetensors' is outside"),
     "weight not in its shard": (_in_shard(lambda w: w.pop(SPREAD)), rf"weight '{SPREAD}' is missing, although"),

@@ -36,6 +36,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def test_both_files_have_the_mode_of_a_new_file(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    assert {p.stat().st_mode for p in saved.iterdir()} == {(tmp_path / "new").stat().st_mode}
+
+
 def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
     def apply(directory: Path) -> None:
         path = directory / "model.safetensors"
@@ -67,7 +72,11 @@ SPREAD = "layers.1.compensation.spread"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "no checkpoint at .*config.json is missing; train one"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
-    "config is no JSON": (lambda d: (d / "config.json").write_text("{"), "is not JSON"),
+    "config is no JSON": (lambda d: (d / "config.json").write_text("{"), "not valid JSON"),
+    "config has a setting twice": (
+        lambda d: (d / "config.json").write_text('{"width": 8, "width": 9}'),
+        "config.json: not valid JSON .'width' is given twice",
+    ),
     "config is a list": (lambda d: (d / "config.json").write_text("[]"), "contains a list, not a mapping"),
     "no architecture": (_config(architecture=None), "no 'architecture'"),
     "unknown architecture": (_config(architecture="zenit"), "unknown model 'zenit', did you mean 'zenith'"),

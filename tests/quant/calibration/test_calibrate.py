@@ -163,6 +163,38 @@ def test_damaged_calibration_files_are_refused(graphs, requests, tmp_path) -> No
         load_calibration(text)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("samples", 0, "requests"), "3", r"calibration.json': samples\[0\].requests is '3', not int"),
+        (("samples", 0, "extra"), 1, r"calibration.json': samples\[0\]: unknown setting 'extra'"),
+        (("sides", "user", "counts", "user_x"), "9", r"calibration.json': sides.user.counts.user_x is '9', not int"),
+        (("sides", "item", "feeds"), [], r"calibration.json': sides.item.feeds is \[\], not an object"),
+        (("sides", "item"), None, r"calibration.json': sides.item is None, not an object"),
+        (("token",), 3, "calibration.json': token is 3, not str"),
+        (("format",), "2", "calibration.json' has format '2', not 2"),
+        (("sides", "user", "counts", "other"), 1, "is damaged .*user/other/squares"),
+    ],
+)
+def test_a_malformed_field_is_named(graphs, requests, tmp_path, path, value, message) -> None:
+    text, _ = save_calibration(calibrate(*graphs, requests[:2]), tmp_path)
+    document = json.loads(text.read_text())
+    *parents, last = path
+    target = document
+    for step in parents:
+        target = target[step]
+    target[last] = value
+    text.write_text(json.dumps(document))
+    with pytest.raises(UgsepError, match=message):
+        load_calibration(tmp_path)
+
+
+def test_both_files_have_the_mode_of_a_new_file(graphs, requests, tmp_path) -> None:
+    (tmp_path / "new").touch()
+    files = save_calibration(calibrate(*graphs, requests[:2]), tmp_path)
+    assert {p.stat().st_mode for p in files} == {(tmp_path / "new").stat().st_mode}
+
+
 def test_a_failed_save_leaves_the_old_files(graphs, requests, tmp_path, monkeypatch) -> None:
     save_calibration(calibrate(*graphs, requests[:3]), tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.glob("calibration.*")}

@@ -64,6 +64,11 @@ def test_an_interrupted_sensitivity_goes_on(graphs, requests, calibration, tmp_p
     assert len(calls) == 6  # another scheme is another key
     sensitivity(*graphs, requests[:-1], cache=cache, **kinds)
     assert len(calls) == 10  # and so are other requests
+    document = json.loads(cache.read_text())
+    document["effects"] = {key: {**effect, "sqnr_db": "9"} for key, effect in document["effects"].items()}
+    cache.write_text(json.dumps(document))
+    with pytest.raises(UgsepError, match=r"cache.json': effects\..*: sqnr_db is '9', not float"):
+        sensitivity(*graphs, requests, cache=cache, **kinds)
     cache.write_text("[]")
     with pytest.raises(UgsepError, match="is not a sensitivity cache"):
         sensitivity(*graphs, requests, cache=cache, **kinds)

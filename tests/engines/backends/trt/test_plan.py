@@ -1,5 +1,7 @@
 """Plans of both TensorRTs: rows of a profile, and which layer reads which weight."""
 
+import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from engines.backends.engine_spec import Profile, Rows
 from engines.backends.graph_io import graph_io
 from engines.backends.trt.plan import Layer, build_plan, int8_statuses, parse_layers, row_counts
 from engines.backends.trt.worker import PlanJob, Settings
+from graphs.base.config import parse
 from graphs.base.errors import UgsepError
 
 
@@ -22,6 +25,21 @@ def test_a_compiler_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UgsepError, match=r"stopped while compiling \(it was ended by SIGSEGV\)") as error:
         build_plan(PlanJob("tensorrt_rtx", "a.onnx", "a.engine", (), Settings()))
     assert "\n" not in str(error.value)
+
+
+def test_an_outcome_is_read_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    says = tmp_path / "says.sh"
+    says.write_text("#!/bin/sh\necho '{\"layers\": 3}'\n")
+    says.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(says))
+    with pytest.raises(UgsepError, match="the outcome of TensorRT-RTX: layers is 3, not str"):
+        build_plan(PlanJob("tensorrt_rtx", "a.onnx", "a.engine", (), Settings()))
+
+
+def test_a_job_survives_the_way_to_the_process() -> None:
+    shapes = {"x": ((1, 3), (4, 3), (8, 3))}
+    job = PlanJob("tensorrt_rtx", "a.onnx", "a.engine", (shapes,), Settings(((8, 9), (12, 0)), 3, refit=True))
+    assert parse(PlanJob, json.loads(json.dumps(dataclasses.asdict(job))), "job") == job
 
 
 def test_a_graph_it_cannot_parse_is_one_line(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from engines.cli.quant.main import main
 from quant.calibration.files import load_calibration
+from quant.requests.synthetic import SYNTHETIC_CANDIDATES
 
 
 @pytest.fixture
@@ -171,3 +172,14 @@ def test_a_sealed_bundle_is_left_alone(bundle) -> None:
     (bundle / "manifest.json").write_text("{}")
     for args in (["calibrate", bundle, "--synthetic", 1], ["weights", bundle, "--scheme", "absmax"]):
         assert "must not change; pass another directory with --out" in run(*args, status=2).stderr
+
+
+def test_a_refused_run_leaves_no_folder_behind(bundle) -> None:
+    refused = run("weights", bundle, "--scheme", "absmax", "--block", 7, "--out", bundle / "a" / "b", status=2)
+    assert "7" in refused.stderr
+    assert not (bundle / "a").exists()
+
+
+def test_synthetic_requests_have_the_usual_size(bundle) -> None:
+    found = json.loads(run("calibrate", bundle, "--synthetic", 2, "--out", bundle / "s", "--json").stdout)
+    assert (found["requests"], found["rows"]) == (2, 2 * SYNTHETIC_CANDIDATES)
