@@ -1,3 +1,3 @@
 """Measurements behind the documentation; not part of the distribution."""
 
-__all__: list[str] = []
+__all__ = ["experts", "score", "split", "streaming"]

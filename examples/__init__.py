@@ -1,3 +1,3 @@
 """Worked examples on public data; run from the repository root as ``python -m examples.<name>``."""
 
-__all__: list[str] = []
+__all__ = ["movielens"]

@@ -1,3 +1,17 @@
 """Weight-only int8 on ONNX files: statistics, numerics, rewrite, sensitivity, search."""
 
-__all__: list[str] = []
+__all__ = [
+    "arrays",
+    "calibration",
+    "graph",
+    "inspect",
+    "policy",
+    "requests",
+    "schemes",
+    "search",
+    "streaming",
+    "telemetry",
+    "weight_plan",
+    "weight_table",
+    "weights",
+]

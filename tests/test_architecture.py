@@ -6,14 +6,20 @@ import dataclasses
 import importlib.util
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
 
+from engines.build.autoselect import Trial
+from engines.build.schemes import SchemeRow, SchemeTable
+from engines.bundle.bundle import Bundle
 from engines.cli.main import main as ugsep
 from engines.cli.quant.main import main as quant
 from engines.recipes.recipe import Gates
+from graphs.split.hoist import Hoisted
+from quant.policy import Rule
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
@@ -55,6 +61,24 @@ def test_the_map_has_every_folder_and_no_other() -> None:
     assert sorted(listed) == sorted(found), "add a line to, or remove one from, the map in docs/architecture.md"
 
 
+def test_the_diagrams_are_the_contracts() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = {c["containers"][0]: c["layers"] for c in contracts if "containers" in c}
+    (diagram,) = re.findall(r"^    graphs  ->.*\n\n((?:    .*\n)+)", ARCHITECTURE, re.MULTILINE)
+    drawn = {}
+    for line in re.sub(r"\n +->", " ->", diagram).splitlines():
+        package, chain = re.fullmatch(r"    (\w* ) +(\S+(?: \S+)*)(?:  .*)?", line).groups()  # type: ignore[union-attr]
+        drawn.setdefault(package.strip() or "graphs", []).append(chain.split(" -> "))
+    models, splitter = drawn.pop("graphs")
+    assert {package: [chain] for package, chain in layers.items() if package != "graphs"} == drawn
+    known = [part for layer in layers["graphs"] for part in layer.split(" | ")]
+    assert [sorted(chain, key=known.index) for chain in (models, splitter)] == [models, splitter]
+    assert set(models) | set(splitter) == set(known)
+    (apart,) = (c for c in contracts if c["name"] == "The splitter knows no architecture")
+    assert apart["source_modules"] == [f"graphs.{name}" for name in splitter if name not in models]
+    assert apart["forbidden_modules"] == [f"graphs.{name}" for name in models if name not in splitter]
+
+
 def test_twelve_files_to_read_and_all_exist() -> None:
     listed = re.findall(r"^(\d+)\. `([\w/.]+)` - ", section("Read these 12 files in this order"), re.MULTILINE)
     assert [int(n) for n, _ in listed] == list(range(1, 13))
@@ -66,19 +90,32 @@ def test_the_gates_and_their_bounds() -> None:
     assert {name: float(bound) for bound, name in listed} == dataclasses.asdict(Gates())
 
 
+#: Maps of a report whose keys are data: of a backend, or weight statuses.
+DATA = {"figures", "session", "weights"}
+#: The records of what the tiny bundle's report leaves empty.
+RECORDS = {"schemes": (SchemeTable, SchemeRow), "split": (Hoisted,), "tried": (Trial,), "policy": (Rule,)}
+
+
 def keys_inside(value: object) -> set[str]:
-    children = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
-    return (set(value) if isinstance(value, dict) else set()).union(*map(keys_inside, children))
+    if isinstance(value, dict):
+        return set(value).union(*(keys_inside(inner) for key, inner in value.items() if key not in DATA))
+    return set().union(*map(keys_inside, value)) if isinstance(value, list) else set()
+
+
+def keys_of(record: type) -> set[str]:
+    properties = {name for name, value in vars(record).items() if isinstance(value, property)}
+    return properties | {field.name for field in dataclasses.fields(record)}
 
 
 def test_the_keys_of_a_report(built_bundle: Path) -> None:
     report = json.loads((built_bundle / "report.json").read_text())
-    rows = re.findall(r"^\| (`[^|]*) \| (.*) \|$", section("Keys of report.json"), re.MULTILINE)
-    keys = [(re.findall(r"`(\w+)`", first), re.findall(r"`(\w+)`", second)) for first, second in rows]
-    assert sorted(key for outer, _ in keys for key in outer) == sorted(report)
-    for outer, inner in keys:
-        if all(report[key] for key in outer):
-            assert set(inner) <= keys_inside([report[key] for key in outer]), outer
+    tasks = Bundle.open(built_bundle).request_spec().tasks
+    listed: dict[str, set[str]] = {}
+    for first, second in re.findall(r"^\| (`[^|]*) \| (.*) \|$", section("Keys of report.json"), re.MULTILINE):
+        for key in re.findall(r"`(\w+)`", first):
+            listed[key] = listed.get(key, set()) | set(re.findall(r"`(\w+)`", second))
+    records = {key: set().union(*map(keys_of, found)) for key, found in RECORDS.items()}
+    assert listed == {key: (keys_inside(value) | records.get(key, set())) - {*tasks} for key, value in report.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -37,6 +37,9 @@ def test_ci_runs_the_readme_s_commands() -> None:
     for command in ("make lint", "make test", "make engines MODEL=zenith", "make parity MODEL=zenith"):
         assert command in steps
         assert command in SHELL
+    assert steps.index("make engines MODEL=zenith") < next(
+        n for n, s in enumerate(steps) if "tests/test_wheel.py" in s
+    )
 
 
 def test_the_python_example_runs_on_a_bundle(built_bundle: Path) -> None:

@@ -1,5 +1,3 @@
 """One folder per runtime behind one contract."""
 
-from engines.backends.table import backend_names, find_backend
-
-__all__ = ["backend_names", "find_backend"]
+__all__ = ["build", "built_engine", "checks", "contract", "engine_spec", "graph_io", "host", "table"]

@@ -1,5 +1,3 @@
 """Timers and machine limits."""
 
-from engines.measure.percentiles import Percentiles
-
-__all__ = ["Percentiles"]
+__all__ = ["copy_rate", "gemm_graph", "interleave", "percentiles", "process_memory"]

@@ -1,5 +1,3 @@
 """The serving runtime, without torch or ONNX tooling."""
 
-from engines.serve.ranker import Ranker
-
-__all__ = ["Ranker"]
+__all__ = ["ranker"]

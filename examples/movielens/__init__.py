@@ -1,3 +1,3 @@
 """MovieLens-100K: from raw ratings to request files, a trained checkpoint and a table of model quality."""
 
-__all__: list[str] = []
+__all__ = ["folders"]

@@ -25,7 +25,7 @@ from export.lowering.tensorrt import (
 from export.lowering.users import BROADCAST_USER
 
 __all__ = [
-    "PLUGIN_NAMESPACE", "PLUGIN_OP", "TARGETS", "Int8Gemms", "LoweredGraph", "TensorRTWeights", "lower_for_cpu",
+    "PLUGIN_NAMESPACE", "PLUGIN_OP", "Int8Gemms", "LoweredGraph", "TensorRTWeights", "lower_for_cpu",
     "lower_for_gpu", "lower_for_one_user", "lower_for_tensorrt", "read_inferred",
 ]  # fmt: skip
 

@@ -1,5 +1,3 @@
 """Weights that are read from a checkpoint only when a graph is written."""
 
-from export.weights.lazy_weights import Constant, Weights, open_weights
-
-__all__ = ["Constant", "Weights", "open_weights"]
+__all__ = ["direct_io", "lazy_weights", "placeholders"]

@@ -1,5 +1,14 @@
 """Errors, names, strict configs, progress and feature declarations, shared by all packages."""
 
-from graphs.base.errors import GateFailed, UgsepError, nearest
-
-__all__ = ["GateFailed", "UgsepError", "nearest"]
+__all__ = [
+    "config",
+    "cost",
+    "errors",
+    "features",
+    "finite",
+    "gc_paused",
+    "json_text",
+    "names",
+    "progress",
+    "yaml_text",
+]

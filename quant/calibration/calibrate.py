@@ -99,7 +99,7 @@ def calibrate(
             if samples.requests == done and resume and samples.hexdigest() != resume.samples[0].sha256:
                 raise UgsepError("the requests changed since the interrupted calibration; start over with --restart")
             continue
-        _observe_request(request, user, item)
+        observe_request(request, user, item)
         progress(Progress("calibrate", samples.requests, None, f"{samples.rows} rows"))
         if every and samples.requests % every == 0:
             keep()
@@ -137,7 +137,8 @@ def _take_up(resume: Calibration, user: _Probe, item: _Probe, gram: bool) -> int
     return resume.samples[0].requests
 
 
-def _observe_request(request: Request, user: _Probe, item: _Probe) -> None:
+def observe_request(request: Request, user: _Probe, item: _Probe) -> None:
+    """Run a request in chunks of candidates, so that the probes see its activations."""
     state = user.feed({name: request.user[name] for name in user.inputs})
     for start in range(0, request.candidates, CHUNK_ROWS):
         rows = {name: values[start : start + CHUNK_ROWS] for name, values in request.items.items()}

@@ -99,7 +99,7 @@ def _encode_slots(
         slot, bounds = chunk
         buffer = buffers.get()
         try:
-            done = _encode_chunk(slot, bounds, sources[slot.name], buffer)
+            done = encode_chunk(slot, bounds, sources[slot.name], buffer)
             files.write(slot, bounds, done)
             return chunk_digest(done.values, done.scale), done.signal, done.noise
         finally:
@@ -120,7 +120,8 @@ def _encode_slots(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode_chunk(slot: Slot, bounds: Slice, source: Source, buffer: Tensor) -> Quantized:
+def encode_chunk(slot: Slot, bounds: Slice, source: Source, buffer: Tensor) -> Quantized:
+    """Read the values of one slice of a weight into ``buffer`` and quantize them."""
     values = source.read(bounds, buffer[_VALUES_BYTES:])
     written = buffer[:_VALUES_BYTES].view(torch.int8) if values.numel() <= _VALUES_BYTES else None
     done: Quantized | None

@@ -1,3 +1,3 @@
 """ONNX Runtime on CPUs."""
 
-__all__: list[str] = []
+__all__ = ["backend", "session", "variants", "weight_status"]

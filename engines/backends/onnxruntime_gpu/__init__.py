@@ -1,3 +1,3 @@
 """ONNX Runtime on NVIDIA GPUs."""
 
-__all__: list[str] = []
+__all__ = ["backend"]

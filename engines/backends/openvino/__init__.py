@@ -1,3 +1,3 @@
 """OpenVINO on CPUs."""
 
-__all__: list[str] = []
+__all__ = ["backend"]

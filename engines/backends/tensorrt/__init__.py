@@ -1,3 +1,3 @@
 """TensorRT on NVIDIA data-center GPUs."""
 
-__all__: list[str] = []
+__all__ = ["backend"]

@@ -1,3 +1,3 @@
 """TensorRT for RTX GPUs."""
 
-__all__: list[str] = []
+__all__ = ["backend"]

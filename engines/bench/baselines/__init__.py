@@ -2,4 +2,4 @@
 
 from engines.bench.baselines.table import BASELINES, choose_baselines
 
-__all__ = ["BASELINES", "choose_baselines"]
+__all__ = ["BASELINES", "choose_baselines", "contract"]

@@ -1,3 +1,3 @@
 """The commands that operate on finished bundles."""
 
-__all__: list[str] = []
+__all__ = ["bench", "bisect", "inspect", "routing", "schemes", "validate", "verify"]

@@ -1,3 +1,3 @@
 """The ``quant`` commands."""
 
-__all__: list[str] = []
+__all__ = ["main"]

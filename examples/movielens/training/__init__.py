@@ -1,3 +1,3 @@
 """Request files to a checkpoint: settings, batches, optimizer, held-out metrics."""
 
-__all__: list[str] = []
+__all__ = ["recipe", "train"]

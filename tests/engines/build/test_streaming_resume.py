@@ -225,7 +225,7 @@ def test_a_second_graph_that_fails_stops_the_first_whose_journal_stays(
 ) -> None:
     checkpoint, recipe, want = whole
     graphs = [StreamedGraph(onnx.ModelProto.FromString(m), c) for m, c in traced]
-    begun, stop, encode = threading.Event(), threading.Event(), encoding._encode_chunk
+    begun, stop, encode = threading.Event(), threading.Event(), encoding.encode_chunk
     table = table_of(want / "user.w8a32.onnx")
     assert table is not None
     users = [r.weight for r in table.rows if r.bits < 32]
@@ -247,7 +247,7 @@ def test_a_second_graph_that_fails_stops_the_first_whose_journal_stays(
     with monkeypatch.context() as patch:
         patch.setattr(streaming, "lazy_graphs", fails)
         patch.setattr(quant_stream, "Event", lambda: stop)
-        patch.setattr(encoding, "_encode_chunk", slow)
+        patch.setattr(encoding, "encode_chunk", slow)
         with pytest.raises(UgsepError, match="the exporter refuses the graph"):
             stream("tiny", recipe, checkpoint, tmp_path, progress=progress)
     assert _pool_threads() == []

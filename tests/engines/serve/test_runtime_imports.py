@@ -100,3 +100,17 @@ def test_a_command_without_the_build_packages_says_what_to_install(command: str)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: this command requires package 'click'; run: pip install 'ugsep[build]'\n"
+
+
+def test_a_module_of_engines_is_imported_without_the_runtime() -> None:
+    code = "import sys, engines.measure.percentiles; print(sorted(m for m in sys.modules if m.startswith('engines')))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "['engines', 'engines.measure', 'engines.measure.percentiles']\n"
+
+
+def test_engines_has_no_other_name_than_its_face() -> None:
+    import engines
+
+    assert engines.Ranker.__module__ == "engines.serve.ranker"
+    with pytest.raises(AttributeError, match="module 'engines' has no attribute 'Rankr'"):
+        engines.Rankr  # noqa: B018

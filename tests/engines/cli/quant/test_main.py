@@ -53,7 +53,7 @@ def test_calibration_goes_on_after_an_interruption(bundle, monkeypatch) -> None:
     monkeypatch.setattr("engines.cli.quant.main.CHECKPOINT_REQUESTS", 4)
     from quant.calibration import calibrate as module
 
-    real, seen = module._observe_request, []
+    real, seen = module.observe_request, []
 
     def stop_at_ninth(request, user, item):
         seen.append(request.request_id)
@@ -61,7 +61,7 @@ def test_calibration_goes_on_after_an_interruption(bundle, monkeypatch) -> None:
             raise KeyboardInterrupt
         real(request, user, item)
 
-    monkeypatch.setattr(module, "_observe_request", stop_at_ninth)
+    monkeypatch.setattr(module, "observe_request", stop_at_ninth)
     result = CliRunner().invoke(main, ["calibrate", str(bundle), "--data", str(bundle / "data")])
     assert result.exit_code == 130
     assert not (bundle / "calibration.json").exists()
