@@ -94,7 +94,7 @@ def ffn(path: Path, rng: np.random.Generator, int8: bool, kind: str) -> Path:
 
 
 def item(path: Path, rng: np.random.Generator, int8: bool) -> Path:
-    """Item side: an embedding, the user state gathered by user_index, tokens concatenated, one per-token GEMM."""
+    """Item side: an embedding, user state gathered by user_index, tokens concatenated, a GEMM per feature token."""
     t, d, h = 2, 16, 20
     g = Graph(rng, int8)
     if int8:

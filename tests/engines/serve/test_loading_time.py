@@ -17,7 +17,7 @@ from engines.serve.ranker import Ranker
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import Graph
 
-TOKENS, WIDTH, HIDDEN = 8, 768, 3072  # the per-token FFN of a 100M RankMixer: 38M weights per layer
+TOKENS, WIDTH, HIDDEN = 8, 768, 3072  # the FFN of a 100M RankMixer: 38M weights per layer
 
 
 def _graph(path: Path, side: str, layers: int) -> Path:
