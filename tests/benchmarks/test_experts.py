@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def test_both_layers_have_the_same_active_flops() -> None:
     assert SIZES.active_flops(7) == 2 * 7 * weights(dense)
 
 
-def test_measure_times_what_it_has_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measure_times_what_it_has_checked() -> None:
     found = measure_routing(SIZES, rows=9, rounds=2)
     assert found.routed_ms > 0
     assert found.dense_ms > 0
@@ -42,8 +43,8 @@ def test_a_wrong_layer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph is built from the right module; the module it is compared with is changed afterwards."""
     loaded = experts._loaded
 
-    def change_after(layer: nn.Module, x: Tensor, folder: Path) -> Callable[[], dict[str, Any]]:
-        run = loaded(layer, x, folder)
+    def change_after(layer: nn.Module, x: Tensor, folder: Path, stack: ExitStack) -> Callable[[], dict[str, Any]]:
+        run = loaded(layer, x, folder, stack)
         with torch.no_grad():
             next(p for name, p in layer.named_parameters() if "down" in name).mul_(1.1)
         return run
