@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -15,7 +16,16 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from graphs.base.errors import UgsepError, first_line
 
-__all__ = ["check_file", "content_sha256", "file_sha256", "properties", "read_graph", "read_model", "stamp"]
+__all__ = [
+    "check_file",
+    "content_sha256",
+    "file_sha256",
+    "properties",
+    "read_graph",
+    "read_model",
+    "stamp",
+    "write_model",
+]
 
 _CHUNK = 1 << 22
 _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
@@ -47,6 +57,13 @@ def read_model(path: Path) -> ir.Model:
         return ir.load(path)
     except Exception as error:  # protobuf and onnx_ir raise many classes for a broken file
         raise _unreadable(path, error) from error
+
+
+def write_model(model: ir.Model, path: Path, data: str | None, external_bytes: int) -> None:
+    """Write an ONNX file; tensors of at least ``external_bytes`` go to the file ``data`` next to it, if given."""
+    ir.save(model, path, external_data=data, size_threshold_bytes=external_bytes)
+    if data is not None and path.with_name(data).exists():
+        shutil.copymode(path, path.with_name(data))  # onnx_ir writes it 0600, whatever the umask
 
 
 def check_file(path: Path, *, infer_shapes: bool = True) -> None:

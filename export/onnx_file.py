@@ -17,7 +17,7 @@ from torch.onnx import ONNXProgram
 
 from export import names
 from export.canonical import canonicalize
-from export.io import check_file
+from export.io import check_file, write_model
 from export.metadata import IR_VERSION, OPSET, Stamp
 from export.program import program_of
 from graphs.base.errors import UgsepError, first_line
@@ -59,7 +59,7 @@ def export_subgraph(
     finish_model(model, subgraph, stamp)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_suffix(path.suffix + ".data")
-    ir.save(model, path, external_data=data.name, size_threshold_bytes=EXTERNAL_DATA_BYTES)
+    write_model(model, path, data.name, EXTERNAL_DATA_BYTES)
     check_file(path)
     return OnnxFile(path, data if data.exists() else None, subgraph.inputs, subgraph.outputs)
 

@@ -16,7 +16,7 @@ from onnx_ir.passes.common import (
     ShapeInferencePass,
 )
 
-from export.io import check_file, read_model
+from export.io import check_file, read_model, write_model
 
 _log = logging.getLogger(__name__)
 Match = TypeVar("Match")
@@ -72,7 +72,7 @@ class Lowering:
         destination.parent.mkdir(parents=True, exist_ok=True)
         model = RemoveUnusedOpsetsPass()(RemoveUnusedNodesPass()(self.model).model).model
         data = f"{destination.name}.data" if copy_weights else None
-        ir.save(model, destination, external_data=data, size_threshold_bytes=1024)
+        write_model(model, destination, data, 1024)
         check_file(destination, infer_shapes=False)
 
 

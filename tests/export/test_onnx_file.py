@@ -107,6 +107,7 @@ def test_large_weights_are_external_and_small_ones_are_not(exported, tmp_path: P
     )
     assert done.data is not None
     assert done.data.stat().st_size >= 300 * 200 * 4
+    assert done.data.stat().st_mode == done.path.stat().st_mode  # onnx_ir writes the data 0600
     proto = onnx.load(done.path, load_external_data=False)
     external = {t.name for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
     assert external == {"big.weight"}
