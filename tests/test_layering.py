@@ -68,6 +68,7 @@ def imports(path: Path, known: set[str]) -> Iterator[tuple[str, str]]:
 
 
 MODULES = {module_name(f) for f in OURS}
+FOLDER_NAMES = {module_name(folder / "__init__.py") for folder in FOLDERS}
 
 
 def circles(files: list[Path], root: Path) -> list[list[str]]:
@@ -143,10 +144,9 @@ def crossings(files: list[Path]) -> Iterator[tuple[str, str, str]]:
 
     An import by another shipped package also takes the folder from the package.
     """
-    folders = {module_name(folder / "__init__.py") for folder in FOLDERS}
     for file in files:
         for module, name in imports(file, MODULES):
-            folder, taken = (module, name) if module in folders and name else module.rpartition(".")[::2]
+            folder, taken = (module, name) if module in FOLDER_NAMES and name else module.rpartition(".")[::2]
             if folder and folder != module_name(file.parent / "__init__.py"):
                 yield module_name(file), folder, taken
             ours, theirs = module_name(file).split("."), folder.split(".")
@@ -176,7 +176,7 @@ def private_uses(file: Path) -> set[str]:
             for alias in node.names:
                 module = prefix + alias.name
                 owner = module if module in MODULES else module.rpartition(".")[0]
-                if owner in MODULES and here not in (owner, owner.rpartition(".")[0]):
+                if owner in MODULES and here != (owner if owner in FOLDER_NAMES else owner.rpartition(".")[0]):
                     aliases[alias.asname or alias.name] = module
                     found |= {module} if is_private(module) else set()
     for node in ast.walk(parsed(file)):

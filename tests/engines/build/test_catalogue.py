@@ -31,6 +31,12 @@ def bundle(folder: Path, report: dict[str, Any] = REPORT, **config: Any) -> Path
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a folder without the features.json of ``make data``."""
+    monkeypatch.chdir(tmp_path)
+
+
 def run(*arguments: str | Path) -> Any:
     return CliRunner().invoke(main, ["models", *map(str, arguments)])
 
@@ -53,7 +59,7 @@ def test_only_a_bundle_of_the_recipe_itself_counts(tmp_path: Path) -> None:
 
 
 def test_static_rows_need_no_bundle(tmp_path: Path) -> None:
-    result = run("--features", tmp_path / "none.json", "--json")
+    result = run("--json")
     assert result.exit_code == 0
     rows = {row["name"]: row for row in json.loads(result.stdout)}
     assert set(rows) == {n for n in recipe_names() if "features" in load_recipe(n).config}
@@ -70,7 +76,7 @@ def test_the_page_holds_every_model_and_replaces_itself(tmp_path: Path) -> None:
     page.parent.mkdir()
     page.write_text("# Models\n\nBefore.\n\n<!-- begin models -->\nold\n<!-- end models -->\n\nAfter.\n")
     for _ in range(2):
-        result = run("--features", tmp_path / "none.json", "--bundles", tmp_path / "build", "--page", page)
+        result = run("--bundles", tmp_path / "build", "--page", page)
         assert result.exit_code == 0
     text = page.read_text()
     assert text.startswith("# Models\n\nBefore.\n")
@@ -106,6 +112,6 @@ def test_wrong_options_are_one_line(arguments: list[str], message: str) -> None:
 def test_a_broken_report_is_one_line(tmp_path: Path) -> None:
     bundle(tmp_path / NAME)
     (tmp_path / NAME / "report.json").write_text("{")
-    result = run("--features", tmp_path / "none.json", "--bundles", tmp_path)
+    result = run("--bundles", tmp_path)
     assert result.exit_code == 2
     assert "cannot read the report" in result.stderr

@@ -52,7 +52,7 @@ def test_a_bundle_without_a_report_is_refused_in_one_line(bundle: Path) -> None:
 
 def test_opening_a_bundle_imports_nothing_heavy(built_bundle: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from engines.bundle import Bundle; "
+        "import sys; from pathlib import Path; from engines.bundle.bundle import Bundle; "
         "bundle = Bundle.open(Path(sys.argv[1])); bundle.report; bundle.onnx('user'); "
         "print({'torch', 'onnx', 'onnx_ir', 'onnxruntime', 'yaml', 'quant', 'click'} & set(sys.modules))"
     )
