@@ -148,12 +148,21 @@ def markdown(costs: list[RoutingCost]) -> str:
     return "\n".join(table(heads, rows, "r" * len(heads)))
 
 
+_COUNT = click.IntRange(min=1)
+
+
 @click.command(cls=Command)
-@click.option("--tokens", default=8, show_default=True, help="Feature tokens, each with its own experts (T).")
-@click.option("--rows", default=256, show_default=True, help="Rows per call (N).")
-@click.option("--experts", default=8, show_default=True, help="Experts per token (E).")
-@click.option("--active", default=2, show_default=True, help="Experts that each row uses (k).")
-@click.option("--rounds", default=20, show_default=True, help="Timed calls per layer.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Feature tokens, each with its own experts (T).",
+)
+@click.option("--rows", type=_COUNT, default=256, show_default=True, help="Rows per call (N).")
+@click.option("--experts", type=_COUNT, default=8, show_default=True, help="Experts per token (E).")
+@click.option("--active", type=_COUNT, default=2, show_default=True, help="Experts that each row uses (k).")
+@click.option("--rounds", type=_COUNT, default=20, show_default=True, help="Timed calls per layer.")
 def main(tokens: int, rows: int, experts: int, active: int, rounds: int) -> None:
     """Time routed experts against a dense layer with the same active FLOPs."""
     with show_progress():

@@ -1,7 +1,7 @@
 """``python -m tests.binding_stubs DIR``: type stubs of the TensorRT and TensorRT-RTX bindings, for mypy.
 
 The bindings are compiled modules without stubs, so mypy would take every attribute and argument of theirs for right.
-``stubgen`` reads their real signatures. Those of full TensorRT import only beside its libraries, which no package
+``stubgen`` reads their real signatures. Those of full TensorRT need its libraries to import, which no package
 index has; to read signatures it is enough that the symbols exist, so empty libraries stand in for them.
 """
 

@@ -13,7 +13,7 @@ def host_isa() -> str:
 
 
 def gpu_name(index: int) -> str | None:
-    """Return the NVIDIA driver's name of a GPU; None without a driver or such a GPU."""
+    """Return the name of a GPU as the NVIDIA driver reports it; None if there is no driver or no such GPU."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

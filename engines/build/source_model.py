@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +16,12 @@ from graphs.base.features import of_side, random_rows
 from graphs.base.names import USER_INDEX, GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.models.ranking_model import RankingModel
-from graphs.split.proof import fresh_rows
+from graphs.split.proof import RowSource, fresh_rows
 from graphs.split.split import Split, split
 from graphs.trace.factory import load_factory
 from graphs.trace.trace import Example
 from quant.requests.spec import Request
 
-RowSource = Callable[[Mapping[str, Tensor], int, torch.Generator], dict[str, Tensor]]
 TRACE_ROWS = 7
 #: Initializers of third-party modules that must stay float: norms and routers by name; heads are up to the policy.
 KEEP_FLOAT = ("*norm*", "*router*")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from engines.bundle.files import verify_files
 from engines.bundle.manifest import Manifest, read_manifest
 from graphs.base.errors import UgsepError
+from graphs.base.json_text import read_json
 
 if TYPE_CHECKING:  # a server must not import these
     from engines.recipes.recipe import Recipe
@@ -121,9 +121,10 @@ def read_report(bundle: Path) -> dict[str, Any]:
     """
     path = bundle / REPORT
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_bytes()
+    except OSError as error:
         raise UgsepError(f"{path}: cannot read the report ({error}); build the bundle again") from error
+    document = read_json(text, str(path), "build the bundle again")
     if not isinstance(document, dict):
         raise UgsepError(f"{path}: not a JSON object; build the bundle again")
     return document

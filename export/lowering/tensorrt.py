@@ -3,7 +3,7 @@
 Two things make the compiler dequantize a whole weight in a separate kernel on every run: a Transpose right
 before the GEMM, and two GEMMs that read the same rows (it would concatenate their weights first). So sibling
 GEMMs are merged here, as int8, and a Transpose before a GEMM is kept out of it by an addition of zero, which
-costs one pass over the activations, or nothing where the compiler puts it in the kernel that made them.
+costs one pass over the activations, or nothing if the compiler fuses it into the kernel that made them.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from export.io import file_sha256
 from graphs.base.config import parse
 from graphs.base.errors import UgsepError
 from graphs.base.finite import finite
+from graphs.base.json_text import read_json
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.arrays import Array
 from quant.calibration.statistics import Calibration, SideStatistics
@@ -172,11 +173,11 @@ def _key(
 def _read_cache(path: Path | None) -> dict[str, dict[str, Any]]:
     if path is None or not path.is_file():
         return {}
-    try:
-        document = json.loads(path.read_text())
-        return dict(document["effects"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UgsepError(f"'{path}' is not a sensitivity cache ({error}); delete it or name another file") from error
+    document = read_json(path.read_bytes(), f"'{path}'", "delete it or name another file")
+    effects = document.get("effects") if isinstance(document, dict) else None
+    if not isinstance(effects, dict):
+        raise UgsepError(f"'{path}' is not a sensitivity cache; delete it or name another file")
+    return effects
 
 
 def _write_cache(path: Path | None, effects: dict[str, dict[str, Any]]) -> None:

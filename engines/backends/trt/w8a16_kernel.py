@@ -106,7 +106,7 @@ def drop_hidden_parameters(ptx: str, name: str, count: int) -> str:
     """Return PTX whose entry takes exactly ``count`` parameters.
 
     Triton appends pointers to scratch memory that only its own launcher passes; TensorRT passes inputs, scalars and
-    outputs, and a launch with too few arguments reads beyond them. They can go where the kernel never reads them.
+    outputs, and a launch with too few arguments reads beyond them. Unread ones can be dropped.
 
     Raises:
         UgsepError: the kernel reads one of them.

@@ -114,7 +114,7 @@ def _compare(
         samples, held_out = (
             bundle.synthetic_requests(SYNTHETIC_REQUESTS, SYNTHETIC_CANDIDATES, seed) for seed in (0, 1)
         )
-        rows = list(held_out)
+        rows = list(islice(held_out, limit))
     threads = recipe.serving.threads
     seen = calibrate(
         onnx["user"], onnx["item"], samples, threads=threads, gram=needs_grams(schemes), progress=progress,

@@ -111,7 +111,9 @@ def test_wrong_options_are_one_line(arguments: list[str], message: str) -> None:
 
 def test_a_broken_report_is_one_line(tmp_path: Path) -> None:
     bundle(tmp_path / NAME)
-    (tmp_path / NAME / "report.json").write_text("{")
-    result = run("--bundles", tmp_path)
-    assert result.exit_code == 2
-    assert "cannot read the report" in result.stderr
+    for text in ("{", "[" * 100_000, '{"model": 1, "model": 2}', '{"auc": NaN}'):
+        (tmp_path / NAME / "report.json").write_text(text)
+        result = run("--bundles", tmp_path)
+        assert result.exit_code == 2
+        assert "report.json: not valid JSON" in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1

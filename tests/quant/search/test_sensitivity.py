@@ -69,9 +69,14 @@ def test_an_interrupted_sensitivity_goes_on(graphs, requests, calibration, tmp_p
     cache.write_text(json.dumps(document))
     with pytest.raises(UgsepError, match=r"cache.json': effects\..*: sqnr_db is '9', not float"):
         sensitivity(*graphs, requests, cache=cache, **kinds)
-    cache.write_text("[]")
-    with pytest.raises(UgsepError, match="is not a sensitivity cache"):
-        sensitivity(*graphs, requests, cache=cache, **kinds)
+    for text, message in (
+        ("[]", "is not a sensitivity cache"),
+        ("null", "is not a sen"),
+        ("[" * 100_000, "not valid"),
+    ):
+        cache.write_text(text)
+        with pytest.raises(UgsepError, match=message):
+            sensitivity(*graphs, requests, cache=cache, **kinds)
 
 
 def test_the_plot_is_drawn(graphs, requests, tmp_path) -> None:
