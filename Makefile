@@ -20,7 +20,7 @@ DATA       := build/data/movielens
 SIZE       ?= 20m
 # ONNX Runtime sends usage events; set to 0 to allow them.
 export ORT_DISABLE_TELEMETRY ?= 1
-EXTRAS     ?= build,cpu,tensorrt-rtx,openvino,triton,third-party,dev
+EXTRAS     ?= build,cpu,serve,record,otel,tensorrt-rtx,openvino,triton,third-party,dev
 
 BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),--backend $(BACKEND)) $(FLAGS)
 REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parquet

@@ -1,3 +1,3 @@
-"""The serving runtime, without torch or ONNX tooling."""
+"""The serving runtime and the server around it, without torch or ONNX tooling."""
 
-__all__ = ["ranker"]
+__all__ = ["errors", "ranker", "score_request", "settings"]

@@ -1,0 +1,3 @@
+"""The Open Inference Protocol, version 2, over HTTP and gRPC."""
+
+__all__: list[str] = []

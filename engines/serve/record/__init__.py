@@ -1,0 +1,3 @@
+"""Requests kept for replay, calibration and validation."""
+
+__all__: list[str] = []
