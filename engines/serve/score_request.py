@@ -14,8 +14,9 @@ __all__ = ["ScoreRequest", "Scored"]
 class ScoreRequest:
     """Candidates to score for one user, or for several.
 
-    ``user`` has one row, or U rows if ``user_index`` (int64 [N], each candidate's row of ``user``) is given; ``items``
-    has N rows. ``deadline`` is a time of ``time.monotonic()`` in seconds after which nobody waits for the scores.
+    ``user`` has one row, or U rows if ``user_index`` (int64 [N], each candidate's row of ``user``) is given;
+    ``items`` has N rows. ``deadline`` is a time of ``time.monotonic()`` in seconds after which nobody waits for the
+    scores.
     """
 
     user: Mapping[str, Array]

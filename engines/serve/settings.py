@@ -19,8 +19,8 @@ class ServeSettings:
     Ports of 0 mean any free one, ``grpc_port`` of None no gRPC. ``queue`` is the number of requests that may wait,
     ``workers`` the threads that score, ``threads`` the intra-op threads of an engine call (None: as pinned in the
     bundle). ``max_batch_delay`` (seconds) is how long a worker may wait for more users to share an item call;
-    ``request_timeout`` (seconds) the deadline of a request that brings none, 0 for none. ``drain_seconds`` is the time
-    between 'not ready' and the end of accepting, ``drain_limit`` the most that running requests may then take.
+    ``request_timeout`` (seconds) the deadline of a request that brings none, 0 for none. ``drain_seconds`` is the
+    time between 'not ready' and the end of accepting, ``drain_limit`` the most that running requests may then take.
     ``watch_seconds`` is how often the bundle's path is looked at, 0 for only on SIGHUP. ``slow_ms`` logs requests
     above it, 0 logs none.
 
