@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from graphs.base.errors import GateFailed, UgsepError, nearest
+from graphs.base.errors import GateFailed, UgsepError, nearest, printable_line
 
 #: Seeds that both NumPy and PyTorch accept.
 SEED = click.IntRange(0, 2**63 - 1)
@@ -126,7 +126,7 @@ def _add_debug(command: click.Command) -> None:
 
 
 def _exit_with(error: click.ClickException) -> NoReturn:
-    text = " ".join(error.format_message().split())
+    text = printable_line(error.format_message())
     if isinstance(error, click.NoSuchOption):
         text = f"unknown option '{error.option_name}'{_hint(error)}"
     if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -145,5 +145,5 @@ def _hint(error: click.NoSuchOption) -> str:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         location = f": '{error.filename}'" if error.filename else ""
-        return f"{error.strerror}{location}; check the path, its permissions and the free disk space"
-    return " ".join(str(error).split())
+        return printable_line(f"{error.strerror}{location}; check the path, its permissions and the free disk space")
+    return printable_line(str(error))

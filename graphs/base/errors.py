@@ -26,6 +26,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(names) or 'none'}"
 
 
+def printable_line(text: str) -> str:
+    """Return a message as one line that cannot control a terminal: white space collapsed, the rest escaped."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def first_line(error: object) -> str:
     """Return the first line of an error's message, or its class name if the message is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -101,12 +101,19 @@ def _checked_batches(path: Path, spec: RequestSpec) -> Iterator[dict[str, Array]
             for column in wanted:
                 if column.name not in names:
                     raise UgsepError(f"'{path}': column '{column.name}' is missing{nearest(column.name, names)}")
+            for name in (*(c.name for c in wanted), *spec.tasks):
+                if names.count(name) > 1:
+                    raise UgsepError(f"'{path}': column '{name}' is there {names.count(name)} times; keep one")
             labels = tuple(InputSpec(t, "float32") for t in spec.tasks if t in names)
             for read in batches(tuple(dict.fromkeys(c.name for c in (*wanted, *labels)))):
                 columns = {c.name: _checked(path, c, read[c.name]) for c in (*wanted, *labels)}
                 if len(columns[REQUEST_ID]):
                     yield columns
-    except (pa.ArrowException, zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError) as error:
+    # zipfile raises the last two for a method it does not know and for an encrypted archive.
+    except (
+        pa.ArrowException, zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, NotImplementedError,
+        RuntimeError,
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:120]
         raise UgsepError(f"'{path}' is damaged or truncated ({reason}); write this file again") from error
 
@@ -121,9 +128,14 @@ def _opened(path: Path) -> Iterator[tuple[tuple[str, ...], _Batches]]:
     with path.open("rb") as file:
         if path.suffix == ".npz":
             archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UgsepError(f"'{path}' is a single array (.npy); write an .npz with one array per column")
 
             def whole(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
                 columns = {n: archive[n] for n in names}
+                for n, column in columns.items():
+                    if column.ndim == 0:
+                        raise UgsepError(f"'{path}': array '{n}' has no axes; give one row per candidate")
                 if len({len(c) for c in columns.values()}) != 1:
                     raise UgsepError(f"'{path}': arrays have different numbers of rows; give one row per candidate")
                 yield columns
@@ -166,9 +178,14 @@ def _checked(path: Path, spec: InputSpec, column: Any) -> Array:
         values, rows = column, len(column)
     else:
         rows = len(column)
-        while pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
+        while (fixed := pa.types.is_fixed_size_list(column.type)) or _is_list(column.type):
             if column.null_count:
                 raise UgsepError(f"{location} holds nulls; fill them")
+            lengths = () if fixed else np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
+            if len(lengths) > 1:
+                raise UgsepError(
+                    f"{location} has lists of {lengths[0]} to {lengths[-1]} values; pad them to one length"
+                )
             column = column.flatten()
         if column.null_count:
             raise UgsepError(f"{location} holds nulls; fill them")
@@ -182,6 +199,10 @@ def _checked(path: Path, spec: InputSpec, column: Any) -> Array:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UgsepError(f"{location} holds NaN or Inf; clean the data")
     return values.reshape(expected)
+
+
+def _is_list(kind: Any) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _suffixes() -> str:

@@ -21,6 +21,8 @@ def cli() -> None:
 def fail(what: str, rows: int) -> None:
     if what == "input":
         raise UgsepError("feature 'age' is missing\nin 'a.parquet'; add the column")
+    if what == "escape":
+        raise UgsepError("'a\x1b[31m\x00\u202eb.parquet': no such file")
     if what == "gate":
         raise GateFailed("sqnr 20 dB is below 35 dB")
     if what == "disk":
@@ -32,6 +34,7 @@ def fail(what: str, rows: int) -> None:
     ("args", "status", "text"),
     [
         (["fail", "input"], 2, "error: feature 'age' is missing in 'a.parquet'; add the column\n"),
+        (["fail", "escape"], 2, "error: 'a\\x1b[31m\\x00\\u202eb.parquet': no such file\n"),
         (["fail", "gate"], 1, "error: sqnr 20 dB is below 35 dB\n"),
         (["fail", "disk"], 2, "error: No space left on device: 'out/x'; check the path"),
         (["fale", "x"], 2, "error: unknown command 'fale', did you mean 'fail'?"),

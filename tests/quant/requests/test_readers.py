@@ -42,7 +42,7 @@ def test_requests_are_whole_across_shards_and_batches(spec, make_columns, make_s
     assert requests[0].user["user_id"].shape == (1,)
 
 
-@pytest.mark.parametrize("kind", ["file", "glob", "arrow", "arrow-stream", "npz", "lists"])
+@pytest.mark.parametrize("kind", ["file", "glob", "arrow", "arrow-stream", "npz", "lists", "large_lists"])
 def test_every_form_of_the_data_reads_and_hashes_the_same(
     spec, make_columns, make_table, make_shards, tmp_path, kind
 ) -> None:
@@ -65,8 +65,9 @@ def test_every_form_of_the_data_reads_and_hashes_the_same(
         np.savez(source, **data)
     else:
         lists = {n: pa.array(v.tolist()) if v.ndim > 1 else pa.array(v) for n, v in data.items()}
-        lists["user_dense"] = lists["user_dense"].cast(pa.list_(pa.float32()))
-        lists["item_dense"] = lists["item_dense"].cast(pa.list_(pa.float32()))
+        make = pa.list_ if kind == "lists" else pa.large_list
+        lists["user_dense"] = lists["user_dense"].cast(make(pa.float32()))
+        lists["item_dense"] = lists["item_dense"].cast(make(pa.float32()))
         parquet.write_table(pa.table(lists), source)
     assert samples_sha256(read_requests([source], spec)) == expected
     data["item_dense"][3, 1] += 1
@@ -180,6 +181,55 @@ def test_npz_of_ragged_arrays_is_refused(spec, make_columns, tmp_path) -> None:
     np.savez(tmp_path / "a.npz", **data)
     with pytest.raises(UgsepError, match="different numbers of rows"):
         list(read_requests([tmp_path / "a.npz"], spec))
+
+
+def test_a_column_that_is_there_twice_is_refused(spec, make_columns, make_table, tmp_path) -> None:
+    table = make_table(make_columns(3))
+    parquet.write_table(table.append_column("item_id", table["item_id"]), tmp_path / "a.parquet")
+    with pytest.raises(UgsepError, match="column 'item_id' is there 2 times"):
+        list(read_requests([tmp_path / "a.parquet"], spec))
+
+
+@pytest.mark.parametrize("kind", [pa.list_, pa.large_list])
+def test_ragged_lists_of_the_right_total_are_refused(spec, make_columns, make_table, tmp_path, kind) -> None:
+    data = make_columns(4)
+    rows = data["item_dense"].tolist()
+    rows[0].append(rows[1].pop())
+    table = make_table(data)
+    index = table.schema.get_field_index("item_dense")
+    ragged = table.set_column(index, "item_dense", pa.array(rows, kind(pa.float32())))
+    parquet.write_table(ragged, tmp_path / "a.parquet")
+    with pytest.raises(UgsepError, match="column 'item_dense' has lists of 2 to 4 values; pad them"):
+        list(read_requests([tmp_path / "a.parquet"], spec))
+
+
+def test_an_npy_file_called_npz_is_refused(spec, tmp_path) -> None:
+    with (tmp_path / "a.npz").open("wb") as file:
+        np.save(file, np.arange(3.0))
+    with pytest.raises(UgsepError, match=r"a.npz' is a single array"):
+        list(read_requests([tmp_path / "a.npz"], spec))
+
+
+def test_an_array_without_axes_is_refused(spec, make_columns, tmp_path) -> None:
+    np.savez(tmp_path / "a.npz", **(make_columns(3) | {"item_id": np.int64(3)}))
+    with pytest.raises(UgsepError, match="array 'item_id' has no axes"):
+        list(read_requests([tmp_path / "a.npz"], spec))
+
+
+@pytest.mark.parametrize(("offset", "value"), [(10, b"\x63\0"), (8, b"\x01\0")])
+def test_a_zip_method_or_encryption_that_cannot_be_read_is_refused(
+    spec, make_columns, tmp_path, offset, value
+) -> None:
+    """Change method (offset 10 in the central directory) or flags (8) of every member."""
+    path = tmp_path / "a.npz"
+    np.savez(path, **make_columns(3))
+    raw = bytearray(path.read_bytes())
+    at = -1
+    while (at := raw.find(b"PK\1\2", at + 1)) >= 0:
+        raw[at + offset : at + offset + 2] = value
+    path.write_bytes(raw)
+    with pytest.raises(UgsepError, match=r"a.npz' is damaged or truncated"):
+        list(read_requests([path], spec))
 
 
 def test_synthetic_requests_fit_the_graphs_and_repeat(spec, graphs) -> None:
