@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from engines.bundle.manifest import Manifest
 from engines.serve.ranker import Ranker
@@ -13,13 +15,18 @@ __all__ = ["ServedBundle"]
 
 @dataclass(frozen=True)
 class ServedBundle:
-    """One version of the model: ``version`` is the start of the sha256 of its manifest, 12 hex digits."""
+    """One version of the model: ``version`` is the start of the sha256 of its manifest, 12 hex digits.
+
+    ``report`` is the bundle's ``report.json``, ``loaded_at`` the time at which it could serve, in Unix seconds.
+    """
 
     name: str
     version: str
     root: Path
     manifest: Manifest
     ranker: Ranker
+    report: Mapping[str, Any] = field(default_factory=dict)
+    loaded_at: float = 0.0
 
     @property
     def user_model(self) -> str:
