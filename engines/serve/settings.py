@@ -48,6 +48,7 @@ class ServeSettings:
     watch_seconds: float = 2.0
     record: Path | None = None
     record_share: float = 0.01
+    record_limit: int = 1 << 30
     examples: Path | None = None
     log_json: bool = False
     slow_ms: float = 0.0
@@ -70,6 +71,7 @@ class ServeSettings:
             ("drain_limit", self.drain_limit, 0, 3600),
             ("watch_seconds", self.watch_seconds, 0, 3600),
             ("record_share", self.record_share, 0, 1),
+            ("record_limit", self.record_limit, 1, 1 << 50),
             ("slow_ms", self.slow_ms, 0, 3600e3),
         )
         for name, value, least, most in ranges:

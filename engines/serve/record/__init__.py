@@ -1,3 +1,3 @@
-"""Requests kept for replay, calibration and validation."""
+"""Requests kept for replay, calibration and validation, and traces."""
 
-__all__: list[str] = []
+__all__ = ["recorder", "rows"]
