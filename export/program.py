@@ -28,6 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 
+from export.integers import integer_decomposition
 from graphs.base.errors import UgsepError
 from graphs.split.split import Subgraph
 
@@ -45,8 +46,12 @@ class Program(ExportedProgram):
         """Return the program with the ops of the table decomposed in place; the others are not run again."""
         table = torch.export.default_decompositions() if decomp_table is None else decomp_table
         for node in list(self.graph.nodes):
-            if node.op == "call_function" and (node.target in table or _is_composite_view(node.target)):
-                self.graph_signature.replace_all_uses(node.name, _decompose(self.graph, node, table).name)
+            if node.op != "call_function":
+                continue
+            exact = integer_decomposition(node)
+            if exact is not None or node.target in table or _is_composite_view(node.target):
+                parts = exact or table.get(node.target, node.target)
+                self.graph_signature.replace_all_uses(node.name, _decompose(self.graph, node, parts, table).name)
         return self
 
 
@@ -57,15 +62,16 @@ def _is_composite_view(target: Any) -> bool:
     return any(argument.alias_info is not None for argument in target._schema.arguments)
 
 
-def _decompose(graph: fx.Graph, node: fx.Node, table: Mapping[Any, Callable[..., Any]]) -> fx.Node:
-    """Replace a node by its decomposition; returns the node of the result."""
+def _decompose(
+    graph: fx.Graph, node: fx.Node, parts_of: Callable[..., Any], table: Mapping[Any, Callable[..., Any]]
+) -> fx.Node:
+    """Replace a node by what ``parts_of`` computes, decomposed by ``table``; returns the node of the result."""
     inputs = list(node.all_input_nodes)
 
     def whole(*values: Any) -> Any:
         given = dict(zip(inputs, values, strict=True))
         arguments, options = pytree.tree_map_only(fx.Node, given.__getitem__, (node.args, node.kwargs))
-        parts: Any = table.get(node.target, node.target)
-        return parts(*arguments, **options)
+        return parts_of(*arguments, **options)
 
     with enable_python_dispatcher(), torch.no_grad():
         # Some decompositions write into a tensor they allocate.
