@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 
-from export.integers import integer_decomposition
+from export.decompositions import decomposition
 from graphs.base.errors import UgsepError
 from graphs.split.split import Subgraph
 
@@ -48,7 +48,7 @@ class Program(ExportedProgram):
         for node in list(self.graph.nodes):
             if node.op != "call_function":
                 continue
-            exact = integer_decomposition(node)
+            exact = decomposition(node)
             if exact is not None or node.target in table or _is_composite_view(node.target):
                 parts = exact or table.get(node.target, node.target)
                 self.graph_signature.replace_all_uses(node.name, _decompose(self.graph, node, parts, table).name)
