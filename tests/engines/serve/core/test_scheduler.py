@@ -213,7 +213,7 @@ def test_a_bug_costs_neither_the_worker_nor_an_answer(start) -> None:
 
 
 def test_a_drain_finishes_what_waits_and_refuses_what_comes(start) -> None:
-    scheduler, seen = start()
+    scheduler, _ = start()
     busy = blocked(scheduler)
     waiting = SimpleJob(request(seed=1))
     scheduler.submit(waiting)
