@@ -36,8 +36,9 @@ class Answer:
 class Job(Protocol):
     """One request on its way through the server; the protocol that received it implements this.
 
-    A worker calls ``decode``, then exactly one of ``answer`` and ``fail``, all in the worker's thread: tensors are
-    neither parsed nor written in the threads that accept connections.
+    A worker calls ``decode``, then ``answer`` or ``fail``, all in the worker's thread: tensors are neither parsed nor
+    written in the threads that accept connections. ``decode`` is called again if the bundle was replaced before the
+    request ran, and not at all if it is refused before; ``fail`` follows an ``answer`` that raised.
     """
 
     @property
@@ -53,6 +54,11 @@ class Job(Protocol):
     @property
     def routing_key(self) -> str:
         """What the caller routes by, for the miss report; empty if unknown. Never logged, never a label."""
+        ...
+
+    @property
+    def traceparent(self) -> str:
+        """The W3C ``traceparent`` that came with the request, as sent; empty if none did."""
         ...
 
     @property

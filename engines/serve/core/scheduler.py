@@ -1,0 +1,361 @@
+"""The bounded queue in front of the ranker, and the threads that empty it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from engines.serve.core.batching import BatchPlan, plan_from
+from engines.serve.core.job import Answer, Job, StageSeconds
+from engines.serve.core.model_slot import ModelSlot
+from engines.serve.core.outcome import Outcome, code_of
+from engines.serve.core.served_bundle import ServedBundle
+from engines.serve.errors import DeadlineExceeded, NotReady, QueueFull, RankerClosed
+from engines.serve.score_request import Scored, ScoreRequest
+from graphs.base.errors import UgsepError
+
+__all__ = ["Scheduler"]
+
+Result = Answer | Exception
+
+
+class Scheduler:
+    """Queues jobs, up to ``queue`` of them, and scores them in ``workers`` threads; thread-safe.
+
+    A worker takes more waiting jobs into its item call where the bundle's measurements say that this pays, and waits
+    up to ``max_batch_delay`` seconds for them. ``on_outcome`` are called in the worker's thread after each answer,
+    ``on_refusal`` in the caller's with each error that ``check`` or ``submit`` raise, ``on_bug`` with exceptions that
+    are our own fault; a hook that raises is one too.
+    """
+
+    def __init__(
+        self,
+        slot: ModelSlot,
+        *,
+        workers: int,
+        queue: int,
+        max_batch_delay: float = 0.0,
+        on_outcome: Sequence[Callable[[Outcome], None]] = (),
+        on_refusal: Callable[[UgsepError], None] = lambda error: None,
+        on_bug: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self._slot, self._delay = slot, max_batch_delay
+        self.workers, self.limit = workers, queue
+        self._on_outcome, self._on_refusal, self._on_bug = tuple(on_outcome), on_refusal, on_bug
+        self._lock = threading.Lock()
+        self._arrived, self._idle = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._queue: deque[_Entry] = deque()
+        self._running = 0
+        self._accepting, self._closed = True, False
+        self._mean_seconds = 0.0  # of a request in a worker, smoothed
+        self._plan: tuple[ServedBundle | None, BatchPlan] = (None, BatchPlan())
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def waiting(self) -> int:
+        """The number of jobs in the queue."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """The number of jobs that workers took and have not answered yet."""
+        return self._running
+
+    def start(self) -> None:
+        """Start the worker threads; they end with the process if ``close`` is not called."""
+        for number in range(self.workers):
+            thread = threading.Thread(target=self._work, name=f"ugsep-worker-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def check(self) -> None:
+        """Refuse what ``submit`` would refuse now; for before the body of a request is read.
+
+        Raises:
+            NotReady: nothing is loaded, or the server no longer accepts.
+            QueueFull: the queue is full.
+        """
+        error = self._refusal()
+        if error is not None:
+            self._on_refusal(error)
+            raise error
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; never blocks.
+
+        Raises:
+            NotReady, QueueFull: as in ``check``; the job was not taken.
+        """
+        with self._lock:
+            error = self._refusal()
+            if error is None:
+                self._queue.append(_Entry(job))
+                self._arrived.notify()
+        if error is not None:
+            self._on_refusal(error)
+            raise error
+
+    def stop_accepting(self) -> None:
+        """Refuse new jobs from now on; what waits and runs goes on."""
+        with self._lock:
+            self._accepting = False
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until nothing waits or runs, at most ``seconds``; return whether that was reached."""
+        with self._lock:
+            return self._idle.wait_for(lambda: not self._queue and not self._running, seconds)
+
+    def close(self) -> None:
+        """Refuse what still waits and end the idle workers; a worker in an engine call ends after it."""
+        with self._lock:
+            self._accepting, self._closed = False, True
+            left = list(self._queue)
+            self._queue.clear()
+            self._running += len(left)
+            self._arrived.notify_all()
+        for entry in left:
+            self._finish(entry, NotReady("the server stopped before the request was scored; send it to another"))
+
+    def _refusal(self) -> UgsepError | None:
+        if not self._accepting:
+            return NotReady("the server is shutting down; send the request to another replica")
+        waiting = len(self._queue)
+        if waiting >= self.limit:
+            wait = max(1, math.ceil(waiting * self._mean_seconds / self.workers))
+            return QueueFull(f"{waiting} requests are waiting, as many as the queue holds; retry in {wait} s", wait)
+        try:
+            self._slot.current()
+        except NotReady as error:
+            return error
+        return None
+
+    def _work(self) -> None:
+        while (first := self._next()) is not None:
+            batch = [first]
+            try:
+                self._serve(first, batch)
+            except Exception as error:  # a bug of ours must cost neither the worker nor the callers' answers
+                self._on_bug(error)
+                for entry in batch:
+                    if not entry.finished:
+                        self._finish(entry, error)
+
+    def _next(self) -> _Entry | None:
+        with self._lock:
+            while not self._queue:
+                if self._closed:
+                    return None
+                self._arrived.wait()
+            return self._take()
+
+    def _take(self) -> _Entry:
+        entry = self._queue.popleft()
+        self._running += 1
+        if not entry.taken:
+            entry.taken = time.monotonic()
+        return entry
+
+    def _serve(self, first: _Entry, batch: list[_Entry]) -> None:
+        """Score the first entry, and those that may share its call; they are appended to ``batch``."""
+        while True:
+            try:
+                served = self._slot.current()
+            except NotReady as error:
+                for entry in batch:
+                    self._finish(entry, error)
+                return
+            ready = [entry for entry in batch if self._prepared(entry, served)]
+            if ready and len(batch) == 1 and not first.job.users_only:
+                self._add_more(served, batch, ready)
+            again = self._score(served, ready) if ready else []
+            if not again:
+                return
+            batch[:] = again  # on the bundle that replaced this one
+
+    def _prepared(self, entry: _Entry, served: ServedBundle) -> bool:
+        """Decode an entry for a bundle, unless it was; on an error it is finished."""
+        if entry.served is served and entry.request is not None:
+            return True
+        job, entry.served = entry.job, served
+        try:
+            _check_deadline(job.deadline, "in the queue")
+            before = time.monotonic()
+            entry.request = request = job.decode(served)
+            entry.codec += time.monotonic() - before
+            entry.candidates = _rows(request.items)
+            entry.users = _rows(request.user) if request.user_index is not None else 1
+            _check_deadline(request.deadline, "in the queue")
+        except UgsepError as error:
+            self._finish(entry, error)
+            return False
+        except Exception as error:
+            self._on_bug(error)
+            self._finish(entry, error)
+            return False
+        return True
+
+    def _add_more(self, served: ServedBundle, batch: list[_Entry], ready: list[_Entry]) -> None:
+        """Take further jobs while users and candidates stay within the plan and the engine's limits."""
+        plan, ranker = self._plan_for(served), served.ranker
+        first = ready[0]
+        users, candidates = first.users, first.candidates
+        most = self._most_users(plan, served, first)
+        until = time.monotonic() + self._delay
+        while users < most:
+            entry = self._take_more(until)
+            if entry is None:
+                return
+            batch.append(entry)
+            if not self._prepared(entry, served):
+                continue
+            limit = min(most, self._most_users(plan, served, entry))
+            too_many = ranker.max_candidates and candidates + entry.candidates > ranker.max_candidates
+            if entry.job.users_only or users + entry.users > limit or too_many:
+                batch.remove(entry)
+                self._put_back(entry)
+                return
+            ready.append(entry)
+            users, candidates, most = users + entry.users, candidates + entry.candidates, limit
+
+    def _most_users(self, plan: BatchPlan, served: ServedBundle, entry: _Entry) -> int:
+        if not served.ranker.takes_index:
+            return 1
+        most = plan.most_users(-(-entry.candidates // max(1, entry.users)))
+        return min(most, served.ranker.max_users) if served.ranker.max_users else most
+
+    def _take_more(self, until: float) -> _Entry | None:
+        with self._lock:
+            while not self._queue:
+                left = until - time.monotonic() if self._delay else 0.0
+                if left <= 0 or self._closed or not self._arrived.wait(left):
+                    return None
+            return self._take()
+
+    def _put_back(self, entry: _Entry) -> None:
+        """Return an entry to the head of the queue, decoded as it is; another worker may take it at once."""
+        with self._lock:
+            if not self._closed:
+                self._running -= 1
+                self._queue.appendleft(entry)
+                self._arrived.notify()
+                return
+        self._finish(entry, NotReady("the server stopped before the request was scored; send it to another"))
+
+    def _plan_for(self, served: ServedBundle) -> BatchPlan:
+        known, plan = self._plan
+        if known is not served:
+            plan = plan_from(getattr(served.manifest, "batching", ()))
+            self._plan = (served, plan)
+        return plan
+
+    def _score(self, served: ServedBundle, ready: list[_Entry]) -> list[_Entry]:
+        """Score entries and finish them; return those whose bundle was closed and replaced in the meantime."""
+        started = time.monotonic()
+        results = self._call(served, ready)
+        spent = (time.monotonic() - started) / len(ready)
+        self._mean_seconds += 0.1 * (spent - self._mean_seconds)
+        again = []
+        for entry, result in zip(ready, results, strict=True):
+            if isinstance(result, RankerClosed) and self._replaced(served):
+                again.append(entry)
+                continue
+            if isinstance(result, Exception):
+                if not isinstance(result, UgsepError):
+                    self._on_bug(result)
+                self._finish(entry, result)
+                continue
+            queued = max(0.0, started - entry.job.arrived - entry.codec)
+            seconds = StageSeconds(queued, result.user_seconds, result.item_seconds)
+            users = result.batch_users
+            self._finish(entry, Answer(served, result.scores, result.hits, result.misses, users, seconds))
+        return again
+
+    def _call(self, served: ServedBundle, ready: list[_Entry]) -> Sequence[Scored | Exception]:
+        requests = [entry.request for entry in ready if entry.request is not None]
+        try:
+            if ready[0].job.users_only:
+                return [Scored(served.ranker.user_state(requests[0].user), 0, 1, 0.0, 0.0, 1)]
+            return [
+                Scored(served.ranker.score(r.user, r.items), 0, 1, 0.0, 0.0, 1)
+                if r.user_index is None
+                else Scored(served.ranker.score_users(r.user, r.items, r.user_index), 0, 1, 0.0, 0.0, 1)
+                for r in requests
+            ]
+        except Exception as error:
+            return [error] * len(ready)
+
+    def _replaced(self, served: ServedBundle) -> bool:
+        try:
+            return self._slot.current() is not served
+        except NotReady:
+            return False
+
+    def _finish(self, entry: _Entry, result: Result) -> None:
+        """Deliver a result, exactly once, and tell the hooks."""
+        entry.finished = True
+        job = entry.job
+        before = time.monotonic()
+        try:
+            if isinstance(result, Answer):
+                try:
+                    job.answer(result)
+                except Exception as error:
+                    self._on_bug(error)
+                    result = error
+            if isinstance(result, Exception):
+                job.fail(result)
+        except Exception as error:
+            self._on_bug(error)
+        ended = time.monotonic()
+        outcome = Outcome(
+            job,
+            entry.request,
+            result,
+            entry.served,
+            entry.candidates,
+            200 if isinstance(result, Answer) else code_of(result),
+            entry.taken or before,
+            entry.codec + ended - before,
+            ended,
+        )
+        for hook in self._on_outcome:
+            try:
+                hook(outcome)
+            except Exception as error:
+                self._on_bug(error)
+        with self._lock:
+            self._running -= 1
+            if not self._running and not self._queue:
+                self._idle.notify_all()
+
+
+class _Entry:
+    """A job in the queue or in a worker, with what is known about it so far."""
+
+    __slots__ = ("candidates", "codec", "finished", "job", "request", "served", "taken", "users")
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.request: ScoreRequest | None = None
+        self.served: ServedBundle | None = None  # the bundle it was decoded for
+        self.candidates, self.users = 0, 1
+        self.taken, self.codec = 0.0, 0.0
+        self.finished = False
+
+
+def _rows(features: object) -> int:
+    """Return the rows of the first feature; the ranker checks that all agree."""
+    if isinstance(features, dict):
+        for value in features.values():
+            return int(value.shape[0]) if value.ndim else 0
+    return 0
+
+
+def _check_deadline(deadline: float | None, where: str) -> None:
+    if deadline is not None:
+        late = time.monotonic() - deadline
+        if late > 0:
+            raise DeadlineExceeded(f"the deadline passed {late * 1e3:.1f} ms ago, {where}; the request was not run")

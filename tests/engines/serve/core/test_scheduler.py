@@ -1,0 +1,257 @@
+"""The scheduler over a real ranker: answers, refusals, deadlines, batches, drains and bugs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines import Ranker
+from engines.bundle.manifest import read_manifest
+from engines.serve.core.job import Answer
+from engines.serve.core.model_slot import ModelSlot
+from engines.serve.core.outcome import Outcome
+from engines.serve.core.scheduler import Scheduler
+from engines.serve.core.served_bundle import ServedBundle
+from engines.serve.errors import DeadlineExceeded, NotReady, QueueFull
+from engines.serve.score_request import ScoreRequest
+from graphs.base.errors import UgsepError
+from tests import tiny
+
+PATIENCE = 20.0  # seconds for what takes milliseconds on an idle machine
+
+
+@dataclass
+class SimpleJob:
+    """A job whose request is ready, or made by ``make`` in the worker."""
+
+    request: ScoreRequest
+    deadline: float | None = None
+    make: Callable[[ServedBundle], ScoreRequest] | None = None
+    users_only: bool = False
+    routing_key: str = ""
+    traceparent: str = ""
+    arrived: float = field(default_factory=time.monotonic)
+    results: list[Answer | Exception] = field(default_factory=list)
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def decode(self, served: ServedBundle) -> ScoreRequest:
+        return self.request if self.make is None else self.make(served)
+
+    def answer(self, answer: Answer) -> None:
+        self.results.append(answer)
+        self.done.set()
+
+    def fail(self, error: Exception) -> None:
+        self.results.append(error)
+        self.done.set()
+
+    def result(self) -> Answer | Exception:
+        assert self.done.wait(PATIENCE)
+        (only,) = self.results
+        return only
+
+
+def load(bundle: Path, version: str = "0" * 12) -> ServedBundle:
+    return ServedBundle("tiny", version, bundle, read_manifest(bundle), Ranker.from_bundle(bundle))
+
+
+def request(candidates: int = 5, seed: int = 0, deadline: float | None = None) -> ScoreRequest:
+    user, items = tiny.user_and_items(candidates, seed)
+    return ScoreRequest(user, items, deadline=deadline)
+
+
+@pytest.fixture
+def slot(built_bundle: Path) -> Iterator[ModelSlot]:
+    made = ModelSlot()
+    made.switch(load(built_bundle))
+    yield made
+    made.close(PATIENCE)
+
+
+@dataclass
+class Seen:
+    outcomes: list[Outcome] = field(default_factory=list)
+    refusals: list[UgsepError] = field(default_factory=list)
+    bugs: list[BaseException] = field(default_factory=list)
+
+
+@pytest.fixture
+def start(slot: ModelSlot) -> Iterator[Callable[..., tuple[Scheduler, Seen]]]:
+    started = []
+
+    def make(workers: int = 1, queue: int = 8, delay: float = 0.0) -> tuple[Scheduler, Seen]:
+        seen = Seen()
+        scheduler = Scheduler(
+            slot,
+            workers=workers,
+            queue=queue,
+            max_batch_delay=delay,
+            on_outcome=(seen.outcomes.append,),
+            on_refusal=seen.refusals.append,
+            on_bug=seen.bugs.append,
+        )
+        scheduler.start()
+        started.append(scheduler)
+        return scheduler, seen
+
+    yield make
+    for scheduler in started:
+        scheduler.close()
+
+
+def test_many_jobs_are_answered_with_the_scores_of_the_ranker(slot: ModelSlot, start) -> None:
+    scheduler, seen = start(workers=3, queue=64)
+    jobs = [SimpleJob(request(1 + seed % 9, seed)) for seed in range(60)]
+    for job in jobs:
+        scheduler.submit(job)
+    ranker = slot.current().ranker
+    for job in jobs:
+        answer = job.result()
+        assert isinstance(answer, Answer)
+        for task, logits in ranker.score(job.request.user, job.request.items).items():
+            np.testing.assert_array_equal(answer.outputs[task], logits)
+    assert scheduler.drain(PATIENCE)
+    assert (scheduler.waiting, scheduler.running) == (0, 0)
+    assert [o.code for o in seen.outcomes] == [200] * 60
+    assert seen.bugs == []
+
+
+class Blocked:
+    """Keeps the worker that decodes it busy until ``release`` is called."""
+
+    def __init__(self) -> None:
+        self.entered, self.released = threading.Event(), threading.Event()
+        self.job = SimpleJob(request(), make=self._wait)
+
+    def _wait(self, served: ServedBundle) -> ScoreRequest:
+        self.entered.set()
+        assert self.released.wait(PATIENCE)
+        return self.job.request
+
+
+def blocked(scheduler: Scheduler) -> Blocked:
+    made = Blocked()
+    scheduler.submit(made.job)
+    assert made.entered.wait(PATIENCE)
+    return made
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_retry(start) -> None:
+    scheduler, seen = start(queue=2)
+    busy = blocked(scheduler)
+    waiting = [SimpleJob(request(seed=s)) for s in (1, 2)]
+    for job in waiting:
+        scheduler.submit(job)
+    assert (scheduler.waiting, scheduler.running) == (2, 1)
+    for refuse in (scheduler.check, lambda: scheduler.submit(SimpleJob(request()))):
+        with pytest.raises(QueueFull, match="2 requests are waiting, as many as the queue holds") as caught:
+            refuse()
+        assert caught.value.retry_after >= 1
+    assert len(seen.refusals) == 2
+    busy.released.set()
+    assert all(isinstance(job.result(), Answer) for job in (busy.job, *waiting))
+    scheduler.check()
+
+
+def test_a_job_whose_deadline_passed_in_the_queue_is_not_run(start) -> None:
+    scheduler, seen = start()
+    busy = blocked(scheduler)
+    late = SimpleJob(request(seed=1), deadline=time.monotonic() + 0.01)
+    later = SimpleJob(request(seed=2, deadline=time.monotonic() + 0.01))  # known only when decoded
+    for job in (late, later):
+        scheduler.submit(job)
+    time.sleep(0.02)
+    busy.released.set()
+    for job in (late, later):
+        assert isinstance(job.result(), DeadlineExceeded)
+    assert scheduler.drain(PATIENCE)
+    assert [o.code for o in seen.outcomes] == [200, 504, 504]
+    assert seen.outcomes[1].request is None, "it was not even decoded"
+
+
+def test_what_the_client_got_wrong_fails_that_job_only(start) -> None:
+    scheduler, seen = start()
+    good, bad = SimpleJob(request()), SimpleJob(ScoreRequest({}, {}))
+
+    def refuse(served: ServedBundle) -> ScoreRequest:
+        raise UgsepError("input 'x' is malformed")
+
+    malformed = SimpleJob(request(), make=refuse)
+    for job in (malformed, bad, good):
+        scheduler.submit(job)
+    assert str(malformed.result()) == "input 'x' is malformed"
+    assert isinstance(bad.result(), UgsepError)
+    assert isinstance(good.result(), Answer)
+    assert seen.bugs == []
+
+
+def test_a_bug_costs_neither_the_worker_nor_an_answer(start) -> None:
+    scheduler, seen = start()
+
+    def crash(served: ServedBundle) -> ScoreRequest:
+        raise ZeroDivisionError("a bug")
+
+    class BadEncoder(SimpleJob):
+        def answer(self, answer: Answer) -> None:
+            raise KeyError("a bug of the encoder")
+
+    for job in (SimpleJob(request(), make=crash), BadEncoder(request())):
+        scheduler.submit(job)
+        assert isinstance(job.result(), (ZeroDivisionError, KeyError))
+    after = SimpleJob(request())
+    scheduler.submit(after)
+    assert isinstance(after.result(), Answer)
+    assert scheduler.drain(PATIENCE)
+    assert [type(b) for b in seen.bugs] == [ZeroDivisionError, KeyError]
+    assert [o.code for o in seen.outcomes] == [500, 500, 200]
+
+
+def test_a_drain_finishes_what_waits_and_refuses_what_comes(start) -> None:
+    scheduler, _ = start()
+    busy = blocked(scheduler)
+    waiting = SimpleJob(request(seed=1))
+    scheduler.submit(waiting)
+    scheduler.stop_accepting()
+    with pytest.raises(NotReady):
+        scheduler.submit(SimpleJob(request()))
+    assert not scheduler.drain(0.01)
+    busy.released.set()
+    assert scheduler.drain(PATIENCE)
+    assert isinstance(busy.job.result(), Answer)
+    assert isinstance(waiting.result(), Answer)
+
+
+def test_closing_answers_what_still_waits(start) -> None:
+    scheduler, _ = start()
+    busy = blocked(scheduler)
+    waiting = SimpleJob(request(seed=1))
+    scheduler.submit(waiting)
+    scheduler.close()
+    assert isinstance(waiting.result(), NotReady)
+    busy.released.set()
+    assert isinstance(busy.job.result(), Answer)
+    assert scheduler.drain(PATIENCE)
+
+
+def test_nothing_loaded_is_not_ready() -> None:
+    scheduler = Scheduler(ModelSlot(), workers=1, queue=1)
+    with pytest.raises(NotReady):
+        scheduler.check()
+
+
+def test_a_user_is_warmed_without_candidates(slot: ModelSlot, start) -> None:
+    scheduler, _ = start()
+    user, _ = tiny.user_and_items(1)
+    job = SimpleJob(ScoreRequest(user, {}), users_only=True)
+    scheduler.submit(job)
+    answer = job.result()
+    assert isinstance(answer, Answer)
+    for name, state in slot.current().ranker.user_state(user).items():
+        np.testing.assert_array_equal(answer.outputs[name], state)
+    assert slot.current().ranker.cache_info().misses == 1
