@@ -22,7 +22,7 @@ class ServeSettings:
     ``request_timeout`` (seconds) the deadline of a request that brings none, 0 for none. ``drain_seconds`` is the
     time between 'not ready' and the end of accepting, ``drain_limit`` the most that running requests may then take.
     ``watch_seconds`` is how often the bundle's path is looked at, 0 for only on SIGHUP. ``slow_ms`` logs requests
-    above it, 0 logs none.
+    above it, 0 logs none. ``record_limit`` is the most bytes that the files in ``record`` may take.
 
     Raises:
         UgsepError: a value out of range.

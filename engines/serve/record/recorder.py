@@ -47,7 +47,7 @@ class RecordEvent:
 
 
 class Recorder:
-    """Writes a share of answered requests to files in ``directory``, valid input of calibration, validation and replay.
+    """Writes a share of answered requests to files that calibration, validation and replay can read.
 
     A request of several users becomes one request per user. Files are closed at 16 MiB, 1,048,576 rows, after
     ``file_seconds`` and when the columns or the version change; they appear whole or not at all, so a killed process
@@ -79,13 +79,9 @@ class Recorder:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             remove_unfinished(directory)
         except OSError as error:
-            raise UgsepError(
-                f"--record '{directory}': {error.strerror}; give a folder that can be written"
-            ) from error
+            raise UgsepError(f"--record '{directory}': {error.strerror}; give a folder to write to") from error
         if not os.access(directory, os.W_OK | os.X_OK):
-            raise UgsepError(
-                f"--record '{directory}' cannot be written; change its permissions or give another folder"
-            )
+            raise UgsepError(f"--record '{directory}': cannot be written; give a folder to write to")
         self._directory, self._share, self._limit, self._on_event = directory, share, limit_bytes, on_event
         self._file_seconds = file_seconds
         self._draw = random.Random().random

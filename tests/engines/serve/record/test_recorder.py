@@ -297,7 +297,7 @@ def test_a_feature_named_like_our_columns_ends_recording(recorder: Recorder, eve
 def test_a_folder_that_cannot_be_used_is_an_error_at_the_start(tmp_path: Path, events: Events) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UgsepError, match="--record '.*file.*give a folder that can be written"):
+        with pytest.raises(UgsepError, match=r"^--record '.*file.*': .*; give a folder to write to$"):
             Recorder(folder, 1.0, GIB, events)
 
 

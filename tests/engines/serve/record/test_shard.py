@@ -75,7 +75,10 @@ from pathlib import Path
 import numpy as np
 from engines.serve.record.recorder import Recorder
 from engines.serve.score_request import ScoreRequest
-made = Recorder(Path(sys.argv[1]), 1.0, 1 << 30, lambda event: print(event.kind, flush=True), file_seconds=0.0)
+def tell(event):
+    if event.kind == "recorded":
+        print("recorded", flush=True)
+made = Recorder(Path(sys.argv[1]), 1.0, 1 << 30, tell, file_seconds=0.0)
 asked = ScoreRequest({"u": np.arange(1)}, {"i": np.random.default_rng(0).integers(0, 1 << 60, 1000)})
 while True:
     made.offer(asked, {"like": np.zeros(1000, np.float32)}, "abc")
