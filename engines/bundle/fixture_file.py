@@ -15,7 +15,7 @@ import numpy as np
 from engines.backends.contract import Array
 from engines.bundle.document import read_document, read_file
 from graphs.base.config import check_plain, parse
-from graphs.base.errors import UgsepError, first_line, printable_line
+from graphs.base.errors import UgsepError, first_line
 
 __all__ = ["FIXTURE_VERSION", "Fixture", "Fixtures", "load_fixtures", "save_fixtures"]
 
