@@ -59,12 +59,13 @@ def run_stages(job: stages.BuildJob, source: SourceModel) -> Build:
     manifest = stages.describe(job, graphs, samples, selection, compiled)
     compared = stages.compare(job, graphs, samples, selection)
     proof = stages.verify(job, model, samples, manifest)
+    replayed = stages.fixtures(job, samples, manifest)
     findings = report.Findings(
         split=model.split,
         random_proof=model.proof,
         tables=tables,
         engines=compiled.engines,
-        proof=proof,
+        proof=dataclasses.replace(proof, checks=[*proof.checks, replayed]),
         calibration_sha256=samples.calibration.samples_sha256,
         synthetic=job.sources.synthetic,
         notes=compiled.notes,

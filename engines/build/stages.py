@@ -27,6 +27,8 @@ from engines.compile.compile import (
 )
 from engines.recipes.recipe import AUTO, Recipe
 from engines.verify import prove
+from engines.verify.checks import Check
+from engines.verify.fixtures import write_fixtures
 from engines.verify.reference import PyTorchReference
 from engines.verify.scores import Scores, reference_scores
 from export.metadata import OPSET
@@ -248,6 +250,12 @@ def verify(job: BuildJob, model: SplitModel, samples: Samples, manifest: Manifes
     return prove.prove_bundle(
         job.recipe, manifest, job.work, samples.requests, reference, limits, progress=job.progress
     )
+
+
+def fixtures(job: BuildJob, samples: Samples, manifest: Manifest) -> Check:
+    """Write requests with their logits into the bundle; return the check that reloaded engines repeat them."""
+    sizes = job.recipe.serving.candidates
+    return write_fixtures(job.work, manifest, samples.requests, samples.reference, sizes)
 
 
 def _requests(

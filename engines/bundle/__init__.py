@@ -1,3 +1,15 @@
 """A bundle on disk: manifest, hashes, atomic publishing, loading."""
 
-__all__ = ["bundle", "document", "files", "limits", "load", "manifest", "provenance", "publish", "weight_statuses"]
+__all__ = [
+    "bundle",
+    "document",
+    "files",
+    "fixture_file",
+    "fixtures",
+    "limits",
+    "load",
+    "manifest",
+    "provenance",
+    "publish",
+    "weight_statuses",
+]

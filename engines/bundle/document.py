@@ -1,4 +1,4 @@
-"""Read a JSON document from a directory that may have been tampered with."""
+"""Read a small file from a directory that may have been tampered with."""
 
 from __future__ import annotations
 
@@ -10,13 +10,28 @@ from engines.bundle.files import reason
 from graphs.base.errors import UgsepError
 from graphs.base.json_text import read_json
 
-__all__ = ["read_document"]
+__all__ = ["read_document", "read_file"]
 
 _MAX_BYTES = 64 << 20
 
 
 def read_document(directory: Path, name: str, absent: str, fix: str) -> dict[str, Any]:
     """Return the JSON object in ``directory/name``, its fields unchecked; no other file is touched.
+
+    Arguments are those of ``read_file``.
+
+    Raises:
+        UgsepError: as in ``read_file``, or not a JSON object, or a name is repeated.
+    """
+    path = directory / name
+    raw = read_json(read_file(directory, name, absent, fix), str(path), fix)
+    if not isinstance(raw, dict):
+        raise UgsepError(f"{path}: not a JSON object; {fix}")
+    return raw
+
+
+def read_file(directory: Path, name: str, absent: str, fix: str) -> bytes:
+    """Return the bytes of ``directory/name``.
 
     Args:
         directory: the folder of the file; links must not lead out of it.
@@ -25,7 +40,7 @@ def read_document(directory: Path, name: str, absent: str, fix: str) -> dict[str
         fix: how to fix any other problem, for the error.
 
     Raises:
-        UgsepError: the file is missing, not a regular file, larger than 64 MiB, not a JSON object, or repeats a name.
+        UgsepError: the file is missing, not a regular file, or larger than 64 MiB.
     """
     path = directory / name
     try:
@@ -36,11 +51,8 @@ def read_document(directory: Path, name: str, absent: str, fix: str) -> dict[str
             raise UgsepError(f"{path}: not a regular file; {fix}")
         if found.st_size > _MAX_BYTES:
             raise UgsepError(f"{path}: size {found.st_size} is out of range (max {_MAX_BYTES} bytes); {fix}")
-        raw = read_json(path.read_bytes(), str(path), fix)
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UgsepError(f"{directory}: no {name}{absent}") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: a symlink loop
         raise UgsepError(f"{path}: cannot be read ({reason(error)}); {fix}") from error
-    if not isinstance(raw, dict):
-        raise UgsepError(f"{path}: not a JSON object; {fix}")
-    return raw

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from engines.backends.built_engine import BuiltEngine, TensorSpec
@@ -10,11 +10,13 @@ from engines.backends.engine_spec import Option
 from engines.bundle.files import FileEntry
 from graphs.base.errors import UgsepError
 
-__all__ = ["check_built", "check_files", "check_path", "check_rows"]
+__all__ = ["check_batching", "check_built", "check_files", "check_path", "check_rows"]
 
 _MAX_FILE_BYTES = 1 << 42  # 4 TiB: larger than any model, small enough for int64 arithmetic
 _MAX_RANK = 8
 _MAX_DIM = 1 << 31
+_MAX_BATCHES = 1024  # sizes at which batching was measured
+_MAX_MS = 3_600_000.0
 _MAX_SETTING = 4096  # threads, streams, group sizes
 
 
@@ -73,6 +75,30 @@ def check_rows(path: Path, what: str, rows: int) -> None:
     """
     if not 1 <= rows <= _MAX_DIM:
         raise UgsepError(f"{path}: {what} has {rows} rows, out of range (max {_MAX_DIM}); build the bundle again")
+
+
+def check_batching(path: Path, timings: Sequence[tuple[int, int, float, float]]) -> None:
+    """Check the timings of batches: (users, candidates, separate ms, batched ms).
+
+    Raises:
+        UgsepError: too many, not sorted by users and candidates, a single user, or a number out of range.
+    """
+    if len(timings) > _MAX_BATCHES:
+        raise UgsepError(
+            f"{path}: batching has {len(timings)} sizes, out of range (max {_MAX_BATCHES}); build the bundle again"
+        )
+    last = (0, 0)
+    for users, candidates, *times in timings:
+        what = f"batching of {users} users x {candidates} candidates"
+        check_rows(path, what, candidates)
+        if not 2 <= users <= _MAX_DIM:
+            raise UgsepError(f"{path}: {what} is out of range (2 to {_MAX_DIM} users); build the bundle again")
+        if (users, candidates) <= last:
+            raise UgsepError(f"{path}: {what} is out of order or given twice; build the bundle again")
+        last = (users, candidates)
+        for ms in times:
+            if not 0 < ms <= _MAX_MS:
+                raise UgsepError(f"{path}: {what} took {ms!r:.60} ms, out of range; build the bundle again")
 
 
 def _check_shape(path: Path, spec: TensorSpec) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 from engines.backends.built_engine import BuiltEngine
 from engines.bundle.document import read_document
 from engines.bundle.files import MANIFEST, FileEntry, hash_files
-from engines.bundle.limits import check_built, check_files, check_path, check_rows
+from engines.bundle.limits import check_batching, check_built, check_files, check_path, check_rows
 from graphs.base.config import check_plain, parse
 from graphs.base.errors import UgsepError
 
-__all__ = ["FORMAT_VERSION", "Engine", "Manifest", "engine_for", "read_manifest", "write_manifest"]
+__all__ = ["FORMAT_VERSION", "BatchTiming", "Engine", "Manifest", "engine_for", "read_manifest", "write_manifest"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _FIX = "build the bundle again"
 
 
@@ -31,6 +31,24 @@ class Engine:
 
 
 @dataclass(frozen=True)
+class BatchTiming:
+    """Scoring ``users`` requests of ``candidates`` candidates each, p50 in ms: one call each, and all in one call.
+
+    The user states were cached in both.
+    """
+
+    users: int
+    candidates: int
+    separate_ms: float
+    batched_ms: float
+
+    @property
+    def speedup(self) -> float:
+        """How much faster the shared call is; below 1 it is slower."""
+        return self.separate_ms / self.batched_ms
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The description of a bundle.
 
@@ -38,7 +56,8 @@ class Manifest:
     build chose by measuring. ``calibration`` is the sha256 of the samples, empty without samples; ``synthetic`` is
     true if weights or samples are random. ``vocabularies``: rows of each id input's embedding table; larger ids are
     rejected. ``content_key`` is the sha256 of everything the bundle was built from: a build with the same key
-    is skipped. ``passed``: whether every gate held.
+    is skipped. ``passed``: whether every gate held. ``batching``: what sharing item calls gained on the
+    build's machine, by users, then candidates; empty if the item engine serves one user per call.
     """
 
     model: str
@@ -55,6 +74,7 @@ class Manifest:
     vocabularies: Mapping[str, int] = field(default_factory=dict)
     content_key: str = ""
     passed: bool = False
+    batching: tuple[BatchTiming, ...] = ()
     version: int = FORMAT_VERSION
 
 
@@ -129,6 +149,7 @@ def _check_sane(path: Path, manifest: Manifest) -> None:
         check_built(path, f"{engine.directory}/", engine.built, manifest.files)
     for name, rows in manifest.vocabularies.items():
         check_rows(path, f"the table of '{name}'", rows)
+    check_batching(path, [(t.users, t.candidates, t.separate_ms, t.batched_ms) for t in manifest.batching])
     directories = {(e.built.side, e.directory) for e in manifest.engines}
     for side, directory in manifest.choice.items():
         if (side, directory) not in directories:

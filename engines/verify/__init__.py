@@ -5,6 +5,7 @@ __all__ = [
     "bisect",
     "checks",
     "failing_rows",
+    "fixtures",
     "latency",
     "prove",
     "reference",

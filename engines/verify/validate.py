@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
 from engines.bundle.bundle import REPORT, Bundle
+from engines.bundle.fixtures import read_fixtures
+from engines.serve.core.replay import replay, score_alone
+from engines.serve.ranker import Ranker
 from engines.verify import prove
 from engines.verify.failing_rows import save_worst_rows
+from engines.verify.fixtures import fixture_check
 from engines.verify.reference import OnnxReference
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import ProgressCallback, silent
@@ -24,6 +30,8 @@ def validate(
 ) -> prove.Proof:
     """Prove a bundle against its own FP32 graph on held-out requests, or on synthetic ones if none are given.
 
+    Its fixtures are replayed too.
+
     If a check fails, the rows with the largest error are written to ``worst`` (npz, a file of requests).
 
     Raises:
@@ -34,8 +42,12 @@ def validate(
     recipe = opened.recipe
     rows = list(opened.read_requests(requests) if requests else opened.synthetic_requests(seed=seed))
 
+    fixtures = read_fixtures(bundle)
+    with Ranker.from_bundle(bundle) as ranker:
+        replayed = fixture_check(replay(fixtures, partial(score_alone, ranker)))
     limits = speedup_limits(opened, recipe.serving.candidates)
     found = prove.prove_bundle(recipe, opened.manifest, bundle, rows, OnnxReference(rows), limits, progress=progress)
+    found = dataclasses.replace(found, checks=[*found.checks, replayed])
     if worst is not None and not found.passed:
         try:
             save_worst_rows(worst, rows, found.errors)

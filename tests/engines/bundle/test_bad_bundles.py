@@ -85,7 +85,7 @@ def manifest_elsewhere(bundle: Path) -> None:
 
 GPU = of_item(backend="tensorrt-rtx", precision="w8a16", requires={"compute_capability": "8.9"})
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
-    "newer manifest": (lambda b: edit(b, lambda raw: raw.update(version=3)), "version 3 is newer than 2.*upgrade"),
+    "newer manifest": (lambda b: edit(b, lambda raw: raw.update(version=4)), "version 4 is newer than 3.*upgrade"),
     "truncated engine": (truncate, "bytes but the manifest says .* rebuild: make engines MODEL=tiny"),
     "truncated engine with matching hashes": (truncate_and_hash, "cannot load it .*rebuild: make engines MODEL=tiny"),
     "engine of the other side": (swap_engines, "inputs are user_id.* but the manifest says item_id.*rebuild: make"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engines.bundle.files import FileEntry, hash_file, unlisted_files, verify_files
-from engines.bundle.manifest import Manifest, engine_for, read_manifest, write_manifest
+from engines.bundle.manifest import BatchTiming, Manifest, engine_for, read_manifest, write_manifest
 from graphs.base.errors import UgsepError
 from tests.engines.engine_records import tiny_engine
 
@@ -34,6 +34,7 @@ def _manifest() -> Manifest:
         reasons={"item": "0.5 ms"},
         content_key="cd" * 32,
         passed=True,
+        batching=(BatchTiming(2, 1, 0.5, 0.25), BatchTiming(2, 4, 1.0, 0.8)),
     )
 
 
@@ -64,14 +65,15 @@ def test_the_same_bundle_has_the_same_manifest_elsewhere(bundle: Path, tmp_path:
     assert str(tmp_path).encode() not in before
 
 
+TIMING = {"users": 2, "candidates": 1, "separate_ms": 1.0, "batched_ms": 1.0}
 ENTRY = {"bytes": 7, "sha256": "0" * 64}
 
 
 @pytest.mark.parametrize(
     ("keys", "value", "says"),
     [
-        (("version",), 3, "version 3 is newer than 2.*upgrade"),
-        (("version",), 1, "manifest version is 1; this ugsep reads 2; build the bundle again"),
+        (("version",), 4, "version 4 is newer than 3.*upgrade"),
+        (("version",), 2, "manifest version is 2; this ugsep reads 3; build the bundle again"),
         (("version",), 0, "manifest version is 0"),
         (("version",), "1", "manifest version is '1'"),
         (("version",), None, "manifest version is None"),
@@ -116,6 +118,19 @@ ENTRY = {"bytes": 7, "sha256": "0" * 64}
         (("rebuild",), "make\n\x1b[2J", "cannot be printed"),
         (("sur\x1b[2J\ud800prise",), 1, r"a name in manifest is .sur\\x1b\[2J\\ud800prise., which holds"),
         (("opset",), 10**400, "out of range"),
+        (("batching",), None, "manifest: 'batching' is missing"),
+        (("batching", 0, "users"), 1, "batching of 1 users x 1 candidates is out of range"),
+        (("batching", 0, "users"), 1 << 40, "users x 1 candidates is out of range"),
+        (("batching", 0, "users"), 3, "batching of 2 users x 4 candidates is out of order or given twice"),
+        (("batching", 0, "candidates"), 4, "batching of 2 users x 4 candidates is out of order or given twice"),
+        (("batching", 0, "candidates"), 0, "batching of 2 users x 0 candidates has 0 rows, out of range"),
+        (("batching", 0, "candidates"), 1.5, "batching.0..candidates is 1.5, not int"),
+        (("batching", 1, "batched_ms"), 0, "batching of 2 users x 4 candidates took 0.0 ms, out of range"),
+        (("batching", 1, "separate_ms"), -1.0, "took -1.0 ms, out of range"),
+        (("batching", 1, "separate_ms"), float("nan"), "NaN is not a JSON number"),
+        (("batching", 1, "batched_ms"), 1e9, "took 1000000000.0 ms, out of range"),
+        (("batching",), [[2, 1, 0.5, 0.25]], "batching.0. is .*, not an object"),
+        (("batching",), [TIMING] * 1025, "batching has 1025 sizes, out of range"),
         (("engines", 0, "built", "figures"), {"x": 10**400}, "figures.x is 1000"),
         (("engines", 0, "built", "figures"), {"x": float("nan")}, "NaN is not a JSON number"),
         (("engines", 0, "built", "figures"), {"x": float("inf")}, "Infinity is not a JSON number"),
@@ -128,10 +143,10 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(bundle: Path, keys: Any, v
     assert "\n" not in str(error.value)
 
 
-TWICE = '{"version": 2, "model": "a", "model": "b"}'
+TWICE = '{"version": 3, "model": "a", "model": "b"}'
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"version": 2}', TWICE])
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"version": 3}', TWICE])
 def test_no_manifest_at_all(bundle: Path, text: str) -> None:
     (bundle / "manifest.json").write_text(text)
     with pytest.raises(UgsepError, match="build the bundle again"):
