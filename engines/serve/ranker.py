@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import numpy as np
 
 from engines.backends.built_engine import BuiltEngine
-from engines.backends.contract import Array, DeviceArray, DeviceRunner, Runner
+from engines.backends.contract import Array, Runner
 from engines.bundle.files import verify_files
 from engines.bundle.load import load_engine
 from engines.bundle.manifest import Engine, Manifest, engine_for, read_manifest
-from engines.serve.feature_checks import FeatureChecks, check_array
+from engines.serve.batched_scoring import score_requests
+from engines.serve.deadlines import check_deadline
+from engines.serve.engine_pair import EnginePair, first_bad_score
+from engines.serve.open_calls import OpenCalls
+from engines.serve.score_request import Scored, ScoreRequest, Warmed
 from engines.serve.state_cache import CacheInfo, State, StateCache
+from engines.serve.user_states import Wanted, find_state, find_states, user_key, user_rows
 from graphs.base.errors import UgsepError
-from graphs.base.names import USER_INDEX, USER_ROWS
 
 DEFAULT_CACHE_BYTES = 64 << 20
 
@@ -27,8 +31,11 @@ class Ranker:
     """Scores candidates with a user engine and an item engine; thread-safe.
 
     The states of recent users are cached up to ``cache_bytes``, least recently used evicted first. They stay on the
-    device if both engines share one, so that a state never passes through the host. As a context manager, it releases
-    both engines on exit.
+    device if both engines share one, so that a state never passes through the host. As a context manager, it closes
+    on exit. ``user_engine_digest`` identifies the user engine's content, empty if it was not loaded from a bundle.
+
+    A ``deadline`` is a time of ``time.monotonic()``; it is checked before the user graph, before the item graph, and
+    while another thread computes the same user. An engine call that runs is not interrupted.
     """
 
     def __init__(
@@ -39,29 +46,15 @@ class Ranker:
         item_built: BuiltEngine,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         vocabularies: Mapping[str, int] | None = None,
+        user_engine_digest: str = "",
     ) -> None:
+        pair = EnginePair(user, item, user_built, item_built, vocabularies)
         self.user_runner, self.item_runner = user, item
-        self._state_names = tuple(o.name for o in user_built.outputs)
-        missing = [n for n in self._state_names if n not in {i.name for i in item_built.inputs}]
-        if missing:
-            raise UgsepError(
-                f"item engine has no input for state '{missing[0]}'; the engines are of different models"
-            )
-        engine_only = {*self._state_names, USER_INDEX}
-        self.user_inputs = user_built.inputs
-        self.item_inputs = tuple(i for i in item_built.inputs if i.name not in engine_only)
-        index = next((i for i in item_built.inputs if i.name == USER_INDEX), None)
-        self.takes_index = index is not None
-        self.broadcasts = index is not None and index.shape == (USER_ROWS,)
-        self.outputs = tuple(o.name for o in item_built.outputs)
-        self.max_candidates = item_built.max_candidates
-        self.max_users = min(
-            (max(p.users.max for p in b.profiles) for b in (user_built, item_built) if b.profiles), default=0
-        )
-        self._device = _on_one_device(user, item)
-        self._cache = StateCache(cache_bytes)
-        self._user_checks = FeatureChecks("user", self.user_inputs, vocabularies or {})
-        self._item_checks = FeatureChecks("item", self.item_inputs, vocabularies or {})
+        self.user_inputs, self.item_inputs = pair.user_inputs, pair.item_inputs
+        self.takes_index, self.broadcasts, self.outputs = pair.takes_index, pair.broadcasts, pair.outputs
+        self.max_candidates, self.max_users = pair.max_candidates, pair.max_users
+        self.user_engine_digest = user_engine_digest
+        self._pair, self._cache, self._calls = pair, StateCache(cache_bytes), OpenCalls()
 
     @classmethod
     def from_bundle(
@@ -116,53 +109,70 @@ class Ranker:
             loaded.callback(user_runner.close)
             item_runner = load_engine(root, manifest, item, threads, runtime_cache)
             loaded.callback(item_runner.close)
-            ranker = cls(user_runner, item_runner, user.built, item.built, cache_bytes, manifest.vocabularies)
+            digest = _engine_digest(manifest, user)
+            ranker = cls(user_runner, item_runner, user.built, item.built, cache_bytes, manifest.vocabularies, digest)
             loaded.pop_all()
         return ranker
 
-    def score(self, user: Mapping[str, Array], items: Mapping[str, Array]) -> dict[str, Array]:
+    def score(
+        self, user: Mapping[str, Array], items: Mapping[str, Array], *, deadline: float | None = None
+    ) -> dict[str, Array]:
         """Return the logits of every task, float32 [N], for one user's N candidates.
 
         Args:
             user: user features by name, one row each ([1, ...]).
             items: item and cross features by name, N rows each ([N, ...]).
+            deadline: when the caller stops waiting.
 
         Raises:
             UgsepError: a missing or unknown feature, a wrong dtype or shape, differing numbers of rows, no rows, more
                 rows than the engine's profile allows, a non-finite feature or logit, or an id outside its table.
+            DeadlineExceeded: the deadline passed before the scores were ready.
+            RankerClosed: the ranker was closed before the call.
         """
-        rows = self._candidates(items)
-        return self._run_item(items, self._state(user), self.one_user_index(rows))
+        with self._calls:
+            pair = self._pair
+            rows = pair.check_items(items)
+            state, _ = find_state(pair, self._cache, user, deadline)
+            check_deadline(deadline, "the item graph could run")
+            scores = pair.run_item(items, state, pair.one_user_index(rows))
+        wrong = first_bad_score(scores)
+        if wrong is not None:
+            raise wrong
+        return scores
 
     def score_users(
         self, users: Mapping[str, Array], items: Mapping[str, Array], user_index: Array
     ) -> dict[str, Array]:
         """Return the logits, float32 [N], for candidates of several users in one item call.
 
-        ``users`` has U rows; ``user_index`` int64 [N] has each candidate's row of ``users``.
+        ``users`` has U rows; ``user_index`` int64 [N] has each candidate's row of ``users``. States of known users
+        come from the cache, except on a device.
 
         Raises:
             UgsepError: as in ``score``, an index outside [0, U), or an engine built for single users.
+            RankerClosed: the ranker was closed before the call.
         """
         if not self.takes_index:
             raise UgsepError("the item engine serves one user per call; build it for several users")
-        rows = self._candidates(items)
-        count = self._user_checks.rows(users)
-        if self.max_users and count > self.max_users:
-            raise UgsepError(
-                f"{count} users, but the engines accept at most {self.max_users}; score them in batches or build "
-                "with a larger serving.max_users"
-            )
-        check_array("item", USER_INDEX, user_index)
-        if user_index.shape != (rows,) or user_index.dtype != np.int64:
-            got = f"{user_index.dtype.name}{list(user_index.shape)}"
-            raise UgsepError(f"user_index is {got}; give int64[{rows}], one row of users per candidate")
-        if user_index.min() < 0 or user_index.max() >= count:
-            raise UgsepError(
-                f"user_index ranges from {user_index.min()} to {user_index.max()}; must be in 0 to {count - 1}"
-            )
-        index = self.one_user_index(rows) if count == 1 else {USER_INDEX: user_index}
-        return self._run_item(items, self._run_user(users), index)
+        (result,) = self.score_requests([ScoreRequest(users, items, user_index)])
+        if isinstance(result, UgsepError):
+            raise result
+        return result.scores
+
+    def score_requests(self, requests: Sequence[ScoreRequest]) -> list[Scored | UgsepError]:
+        """Return each request's scores, or the error that is its own, in order.
+
+        All users that are not in the cache run in one user call, all candidates in one item call, cut only where the
+        engines' profiles end. A user that several requests share is computed once. On a device, or with an item
+        engine for single users, requests run one by one. The scores are those of one call per request, up to the
+        rounding of the engine that serves several users instead of one.
+
+        Raises:
+            RankerClosed: the ranker was closed before the call.
+        """
+        with self._calls:
+            return score_requests(self._pair, self._cache, requests)
 
     def one_user_index(self, rows: int) -> dict[str, Array]:
         """Return the item engine's input that assigns all ``rows`` candidates to one user.
@@ -170,7 +180,7 @@ class Ranker:
         It has one row if the engine broadcasts it, else one per candidate; an engine for a single user has no such
         input.
         """
-        return {USER_INDEX: np.zeros(1 if self.broadcasts else rows, np.int64)} if self.takes_index else {}
+        return self._pair.one_user_index(rows)
 
     def user_state(self, user: Mapping[str, Array]) -> dict[str, Array]:
         """Return one user's state, from the cache if the same features were seen before.
@@ -179,9 +189,45 @@ class Ranker:
 
         Raises:
             UgsepError: as in ``score``.
+            RankerClosed: the ranker was closed before the call.
         """
-        state = self._state(user)
-        return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in state.items()}
+        with self._calls:
+            return _on_host(find_state(self._pair, self._cache, user, None)[0])
+
+    def warm(self, users: Mapping[str, Array], deadline: float | None = None) -> Warmed:
+        """Compute and cache the states of U users ([U, ...] each) that are not cached, and return all of them.
+
+        Raises:
+            UgsepError: as in ``score``; the first user with an error raises it, the others are cached.
+            DeadlineExceeded: the deadline passed before the states were ready.
+            RankerClosed: the ranker was closed before the call.
+        """
+        with self._calls:
+            rows = user_rows(users, self._pair.count_users(users))
+            keys = [user_key(self._pair, user) for user in rows]
+            wanted = {key: Wanted(user, deadline) for key, user in zip(keys, rows, strict=True)}
+            resolved = find_states(self._pair, self._cache, wanted, keys)
+            for key in keys:
+                if key in resolved.errors:
+                    raise resolved.errors[key]
+            states = [_on_host(resolved.states[key]) for key in keys]
+        joined = {name: np.concatenate([state[name] for state in states]) for name in states[0]}
+        return Warmed(joined, len(keys) - len(resolved.missed), len(resolved.missed), resolved.seconds)
+
+    def recent_users(self, limit: int) -> list[Mapping[str, Array]]:
+        """Return the features of at most ``limit`` cached users, one row each, the most recently used first."""
+        return [entry.user for _, entry in self._cache.entries()[: max(0, limit)]]
+
+    def adopt_states(self, other: Ranker) -> int:
+        """Cache the states of another ranker too, if both run the same user engine, and return their number.
+
+        The most recently used ones are taken if not all fit. States on a device belong to the runner that made them
+        and are not taken.
+        """
+        same = self.user_engine_digest and self.user_engine_digest == other.user_engine_digest
+        if not same or self._pair.device is not None or other._pair.device is not None:
+            return 0
+        return self._cache.adopt(other._cache)
 
     def cache_info(self) -> CacheInfo:
         """Return the counters of the user-state cache."""
@@ -191,10 +237,19 @@ class Ranker:
         """Empty the user-state cache, for example if the meaning of a feature changes."""
         self._cache.clear()
 
-    def close(self) -> None:
-        """Release both engines."""
-        self.user_runner.close()
-        self.item_runner.close()
+    def close(self, timeout: float | None = None) -> None:
+        """Refuse new calls, wait for those that run, and release both engines; does nothing the second time.
+
+        Raises:
+            UgsepError: calls still run after ``timeout`` seconds. The ranker stays closed to new calls; its engines
+                are released by the next ``close`` that waits long enough.
+        """
+        running = self._calls.close(timeout)
+        if running:
+            raise UgsepError(
+                f"{running} calls still run after {timeout:g} s; call close again to release the engines"
+            )
+        self._pair.close()
 
     def __enter__(self) -> Self:
         return self
@@ -202,59 +257,20 @@ class Ranker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _state(self, user: Mapping[str, Array]) -> State:
-        return self._cache.get(self._key(user), lambda: self._compute_state(user))
 
-    def _compute_state(self, user: Mapping[str, Array]) -> State:
-        if self._user_checks.rows(user) != 1:
-            raise UgsepError("user features have several rows; give one user, or call score_users")
-        state = self._run_user(user)
-        for value in state.values():
-            if isinstance(value, np.ndarray):
-                value.flags.writeable = False  # writing to it would change later scores
-        return state
-
-    def _run_user(self, users: Mapping[str, Array]) -> State:
-        if self._device is not None:
-            return dict(self._device[0].infer_on_device(users))
-        return dict(self.user_runner.infer(users))
-
-    def _run_item(self, items: Mapping[str, Array], state: State, index: Mapping[str, Array]) -> dict[str, Array]:
-        given: dict[str, Array | DeviceArray] = {**items, **state, **index}
-        if self._device is not None:
-            scores = self._device[1].infer(given)
-        else:
-            scores = self.item_runner.infer(cast(dict[str, Array], given))  # no device: every state is an array
-        for task, logits in scores.items():
-            if not np.isfinite(
-                logits
-            ).all():  # finite features can overflow inside the model, and a NaN must not be ranked
-                row = int(np.flatnonzero(~np.isfinite(logits))[0])
-                raise UgsepError(
-                    f"task '{task}': the score of candidate {row} is {logits[row]}; its features are finite but "
-                    "overflow inside the model; clean or clip them"
-                )
-        return {task: logits.astype(np.float32, copy=False) for task, logits in scores.items()}
-
-    def _key(self, user: Mapping[str, Array]) -> bytes:
-        digest = hashlib.blake2b(digest_size=16)
-        for value in self._user_checks.in_order(user):
-            digest.update(f"{value.dtype.str}{value.shape}".encode() + value.tobytes())
-        return digest.digest()
-
-    def _candidates(self, items: Mapping[str, Array]) -> int:
-        """Return the number of candidates after checking their features."""
-        rows = self._item_checks.rows(items)
-        if self.max_candidates and rows > self.max_candidates:
-            raise UgsepError(
-                f"{rows} candidates, but the item engine accepts at most {self.max_candidates}; score them in "
-                "batches or build with a larger serving.max_candidates"
-            )
-        return rows
+def _on_host(state: State) -> dict[str, Array]:
+    return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in state.items()}
 
 
-def _on_one_device(user: Runner, item: Runner) -> tuple[DeviceRunner, DeviceRunner] | None:
-    """Return both runners if the item engine can read the user engine's outputs on the device."""
-    if isinstance(user, DeviceRunner) and isinstance(item, DeviceRunner) and user.memory == item.memory:
-        return user, item
-    return None
+def _engine_digest(manifest: Manifest, engine: Engine) -> str:
+    """Return a digest of all that decides what an engine computes: its files, settings, inputs and outputs.
+
+    It is empty for a manifest that is not complete, as during a build.
+    """
+    built = engine.built
+    paths = [f"{engine.directory}/{name}" for name in built.files]
+    if not all(path in manifest.files for path in paths):
+        return ""
+    files = [(name, manifest.files[path].sha256) for name, path in zip(built.files, paths, strict=True)]
+    settings = (built.backend, built.precision, sorted(built.session.items()), built.inputs, built.outputs)
+    return hashlib.sha256(repr((files, settings)).encode()).hexdigest()

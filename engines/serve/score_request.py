@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engines.backends.contract import Array
 
-__all__ = ["ScoreRequest", "Scored"]
+__all__ = ["ScoreRequest", "Scored", "Warmed"]
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,7 @@ class ScoreRequest:
     """Candidates to score for one user, or for several.
 
     ``user`` has one row, or U rows if ``user_index`` (int64 [N], each candidate's row of ``user``) is given;
-    ``items`` has N rows. ``deadline`` is a time of ``time.monotonic()`` in seconds after which nobody waits for the
-    scores.
+    ``items`` has N rows. ``deadline`` is a time of ``time.monotonic()`` after which nobody waits for the scores.
     """
 
     user: Mapping[str, Array]
@@ -40,3 +40,12 @@ class Scored:
     user_seconds: float
     item_seconds: float
     batch_users: int
+
+
+class Warmed(NamedTuple):
+    """The states of U users by name, [U, ...], how many were cached, and the seconds that the others took."""
+
+    states: dict[str, Array]
+    hits: int
+    misses: int
+    seconds: float

@@ -111,7 +111,7 @@ def test_state_goes_from_engine_to_engine_as_device_values(pair: Any) -> None:
         feeds = {"ids": ids, "user_index": np.zeros(rows, np.int64), "state": state}
         np.testing.assert_allclose(got, reference(item_file, feeds)["click"], rtol=0, atol=1e-6)
         first.setdefault("state", state)
-    assert ranker.cache_info().bytes == 16 * 4
+    assert ranker.cache_info().bytes == (16 + 7) * 4  # the state and the features it was made from
     # Another user's run must not change the first user's state on the device.
     ranker.score({"profile": np.ones((1, 7), np.float32)}, {"ids": np.array([3])})
     np.testing.assert_allclose(ranker.user_state(user)["state"], first["state"], rtol=0, atol=1e-6)
