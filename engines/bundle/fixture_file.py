@@ -15,7 +15,7 @@ import numpy as np
 from engines.backends.contract import Array
 from engines.bundle.document import read_document, read_file
 from graphs.base.config import check_plain, parse
-from graphs.base.errors import UgsepError, first_line
+from graphs.base.errors import UgsepError, first_line, printable_line
 
 __all__ = ["FIXTURE_VERSION", "Fixture", "Fixtures", "load_fixtures", "save_fixtures"]
 
@@ -197,10 +197,8 @@ def _read_tensors(folder: Path, name: str, fix: str) -> dict[str, Array]:
         check_plain(list(tensors), "its list of tensors")
     except (UgsepError, SafetensorError, KeyError, ValueError, TypeError, OverflowError) as error:
         # KeyError: a dtype that NumPy lacks; ValueError: more axes than NumPy allows.
-        raise UgsepError(
-            f"{folder / name}: not a safetensors file of NumPy types ({first_line(error)}); {fix}"
-        ) from error
-    check_plain(list(tensors), str(folder / name))
+        broken = f"not a safetensors file of NumPy types ({printable_line(first_line(error)):.200})"
+        raise UgsepError(f"{folder / name}: {broken}; {fix}") from error
     for key, value in tensors.items():
         if value.dtype.kind not in "fiub" or (value.dtype.kind == "f" and not np.isfinite(value).all()):
             raise UgsepError(f"{folder / name}: tensor '{key}' is not made of finite numbers; {fix}")
