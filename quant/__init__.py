@@ -10,7 +10,6 @@ __all__ = [
     "schemes",
     "search",
     "streaming",
-    "telemetry",
     "weight_plan",
     "weight_table",
     "weights",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quant.telemetry import disable_telemetry
+from engines.cli.telemetry import disable_telemetry
 from tests import tiny
 
 pytest_plugins = ("tests.quant.graph_fixtures",)

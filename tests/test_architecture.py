@@ -156,8 +156,9 @@ def test_every_command_a_page_names_exists(page: Path) -> None:
 def check_options(found: click.Command, words: list[str], command: str) -> None:
     """Follow the words down to a command, then look up every option."""
     while isinstance(found, click.Group) and words and not words[0].startswith("-"):
-        assert words[0] in found.commands, command
-        found, words = found.commands[words[0]], words[1:]
+        context = click.Context(found)
+        assert words[0] in found.list_commands(context), command
+        found, words = found.get_command(context, words[0]) or found, words[1:]
     known = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
     used = [word.split("=")[0] for word in words if word.startswith("--")]
     assert [option for option in used if option not in known] == [], command

@@ -1,33 +1,32 @@
-"""The console scripts: one-line errors if the packages of the ``build`` extra are missing."""
+"""The console scripts: one-line errors if the packages of an extra are missing."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-__all__ = ["quant", "ugsep"]
+from engines.cli.command_entry import missing_package
+from engines.cli.commands import COMMANDS
 
-_OURS = ("graphs", "export", "quant", "engines")
+__all__ = ["quant", "ugsep"]
 
 
 def ugsep() -> None:
-    """Run ``ugsep``; exit with status 2 if the ``build`` extra is not installed."""
-    _run("engines.cli.main")
+    """Run ``ugsep``; exit with status 2 if the packages of the command's extra are not installed."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    _run("engines.cli.main", COMMANDS[name].extra if name in COMMANDS else "build")
 
 
 def quant() -> None:
     """Run ``quant``; exit with status 2 if the ``build`` extra is not installed."""
-    _run("engines.cli.quant.main")
+    _run("engines.cli.quant.main", "build")
 
 
-def _run(module: str) -> None:
+def _run(module: str, extra: str) -> None:
     try:
         command = importlib.import_module(module).main
     except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        if missing in _OURS:  # a bug in this project; installing something would not fix it
-            raise
-        print(f"error: this command requires package '{missing}'; run: pip install 'ugsep[build]'", file=sys.stderr)
+        print(f"error: {missing_package(error, extra)}", file=sys.stderr)
         sys.exit(2)
     command()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from engines.cli.command_entry import CommandEntry, missing_package
 from graphs.base.errors import GateFailed, UgsepError, nearest, printable_line
 
 #: Seeds that both NumPy and PyTorch accept.
@@ -84,6 +86,44 @@ class CommandGroup(Command, click.Group):
             hint = nearest(args[0], self.list_commands(ctx))
             raise click.UsageError(f"unknown command '{args[0]}'{hint}", ctx=ctx)
         return super().resolve_command(ctx, args)
+
+
+class LazyGroup(CommandGroup):
+    """A command group that imports a subcommand when it is called, so that it needs no package of the others.
+
+    Its help is written from the table alone.
+    """
+
+    def __init__(self, *args: Any, table: Mapping[str, CommandEntry], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all subcommands, sorted."""
+        return sorted(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a subcommand.
+
+        Raises:
+            UgsepError: a package that it needs is not installed.
+        """
+        entry = self.table.get(cmd_name)
+        if entry is not None and cmd_name not in self.commands:
+            try:
+                module = importlib.import_module(entry.module)
+            except ModuleNotFoundError as error:
+                raise UgsepError(missing_package(error, entry.extra)) from error
+            self.add_command(getattr(module, f"{cmd_name.replace('-', '_')}_command"), cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of subcommands as click would, without importing them."""
+        width = formatter.width - 6 - max(map(len, self.table))
+        entries = [(name, self.table[name]) for name in self.list_commands(ctx)]
+        rows = [(name, click.Command(name, help=entry.help).get_short_help_str(width)) for name, entry in entries]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 def as_typed(ctx: click.Context) -> str:

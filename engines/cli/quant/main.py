@@ -15,6 +15,7 @@ from engines.cli.group import CommandGroup
 from engines.cli.quant.scored import search, sensitivity
 from engines.cli.quant.sources import calibration_of, graph_pair, onnx_folder, requests_of
 from engines.cli.quant.tables import print_table, show_rows
+from engines.cli.telemetry import disable_telemetry
 from graphs.base.errors import UgsepError
 from graphs.base.progress import show_progress
 from quant.calibration import calibrate as calibration_run
@@ -23,7 +24,6 @@ from quant.calibration.statistics import merge as merge_calibrations
 from quant.inspect import inspect_graph
 from quant.policy import Policy, read_policy
 from quant.schemes.schemes import CONFIGS, scheme_from
-from quant.telemetry import disable_telemetry
 from quant.weights import quantize_side
 
 CHECKPOINT_REQUESTS = 256  # an interrupted calibration loses at most this many

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import weakref
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -16,7 +17,6 @@ from engines.serve.core.outcome import Outcome
 from engines.serve.core.served_bundle import ServedBundle
 from engines.serve.errors import DeadlineExceeded, NotReady, QueueFull, RankerClosed
 from engines.serve.ranker import Ranker
-from engines.serve.state_cache import CacheInfo
 from graphs.base.errors import UgsepError
 
 __all__ = ["Metrics"]
@@ -43,7 +43,7 @@ class Metrics:
         self._refused: Counter[str] = Counter()
         self._counters: Counter[tuple[str, str, str]] = Counter()
         self._help: dict[str, str] = {}
-        self._cache_seen: weakref.WeakKeyDictionary[Ranker, CacheInfo] = weakref.WeakKeyDictionary()
+        self._cache_seen: weakref.WeakKeyDictionary[Ranker, Mapping[str, int]] = weakref.WeakKeyDictionary()
         self._cache_totals: Counter[str] = Counter()
         self._depth: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._bundles: Callable[[], list[ServedBundle]] = list
@@ -135,11 +135,10 @@ class Metrics:
     def _caches(self, bundles: list[ServedBundle]) -> Iterator[Metric]:
         """Yield the counters of the caches; summed over the rankers of a server, so that they never fall."""
         for served in bundles:
-            info = served.ranker.cache_info()
-            seen = self._cache_seen.get(served.ranker)
+            info = dataclasses.asdict(served.ranker.cache_info())
+            seen = self._cache_seen.get(served.ranker, {})
             for name in ("hits", "misses", "evictions"):
-                before = getattr(seen, name, 0)
-                self._cache_totals[name] += max(0, getattr(info, name, 0) - before)
+                self._cache_totals[name] += max(0, info.get(name, 0) - seen.get(name, 0))
             self._cache_seen[served.ranker] = info
         for name, text in (
             ("hits", "User states found in the cache."),
@@ -147,13 +146,13 @@ class Metrics:
             ("evictions", "User states dropped for want of space."),
         ):
             yield CounterMetricFamily(f"ugsep_user_cache_{name}", text, self._cache_totals[name])
-        now = self._cache_seen[bundles[0].ranker] if bundles else None
-        for name, value, text in (
-            ("users", now.users if now else 0, "User states held."),
-            ("bytes", now.bytes if now else 0, "Bytes of the states held."),
-            ("limit_bytes", now.limit if now else 0, "Bytes the cache may hold."),
+        now = self._cache_seen[bundles[0].ranker] if bundles else {}
+        for name, key, text in (
+            ("users", "users", "User states held."),
+            ("bytes", "bytes", "Bytes of the states held."),
+            ("limit_bytes", "limit", "Bytes the cache may hold."),
         ):
-            yield GaugeMetricFamily(f"ugsep_user_cache_{name}", text, value)
+            yield GaugeMetricFamily(f"ugsep_user_cache_{name}", text, now.get(key, 0))
 
     def _others(self) -> Iterator[Metric]:
         families: dict[str, CounterMetricFamily] = {}

@@ -5,7 +5,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from engines.cli.group import Command, CommandGroup, as_typed
+from engines.cli.command_entry import CommandEntry
+from engines.cli.group import Command, CommandGroup, LazyGroup, as_typed
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import Progress, show_progress
 
@@ -118,3 +119,17 @@ def test_progress_is_plain_lines_without_a_terminal() -> None:
         progress(Progress("scan", 7))
     # the steps in between fall within the five seconds between two lines
     assert out.getvalue() == "calibrate 0/3 shard-0\ncalibrate 3/3 shard-0\nscan 7\n"
+
+
+def test_a_lazy_group_shows_its_table_and_imports_only_what_is_called() -> None:
+    table = {"nothing-here": CommandEntry("engines.cli.nothing", "Do nothing."), "lost": CommandEntry("lost", "No.")}
+    group = LazyGroup("lazy", table=table)
+    shown = CliRunner().invoke(group, ["--help"])
+    assert shown.exit_code == 0
+    assert "nothing-here  Do nothing." in shown.stdout
+    missing = CliRunner().invoke(group, ["lost"])
+    assert (missing.exit_code, missing.stdout) == (2, "")
+    assert missing.stderr == "error: this command requires package 'lost'; run: pip install 'ugsep[build]'\n"
+    assert isinstance(CliRunner().invoke(group, ["nothing-here"]).exception, ModuleNotFoundError), "a bug of ours"
+    unknown = CliRunner().invoke(group, ["lots"])
+    assert unknown.stderr.startswith("error: unknown command 'lots', did you mean 'lost'?")

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from engines.backends.table import find_backend
 from engines.build.sources import Sources
 from engines.cli.main import main
-from quant.telemetry import TELEMETRY_OFF
+from engines.cli.telemetry import TELEMETRY_OFF
 
 
 def run(*args: object) -> Result:

@@ -1,0 +1,64 @@
+"""The table of the commands of ``ugsep``: plain data, so that one is loaded without the packages of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from engines.cli.command_entry import CommandEntry
+
+__all__ = ["COMMANDS"]
+
+
+COMMANDS: Mapping[str, CommandEntry] = {
+    # models
+    "models": CommandEntry(
+        "engines.cli.models",
+        "List the shipped recipes: parameters, FLOPs per candidate, user:item tokens, reusable share, "
+        "speed-up limit.",
+    ),
+    "split": CommandEntry(
+        "engines.cli.split",
+        "Split the model that FACTORY (path/to/file.py:function) returns, and verify the subgraphs on random rows.",
+    ),
+    # build
+    "build": CommandEntry("engines.cli.build", "Build a bundle for MODEL: split, export, quantize, compile, verify."),
+    "stream": CommandEntry(
+        "engines.cli.stream",
+        "Export and quantize MODEL (a recipe) weight by weight, from a checkpoint that does not fit in memory.",
+    ),
+    "random-checkpoint": CommandEntry(
+        "engines.cli.random_checkpoint",
+        "Write a checkpoint of MODEL (a recipe) with random weights, shard by shard.",
+    ),
+    "cache": CommandEntry("engines.cli.cache", "List, verify and prune the engine cache."),
+    # inspect, verify and debug bundles
+    "inspect": CommandEntry(
+        "engines.cli.bundles.inspect",
+        "Show the contents of BUNDLE: engines, their settings and sizes, and the status of every weight.",
+    ),
+    "verify": CommandEntry(
+        "engines.cli.bundles.verify",
+        "Check every file of BUNDLE against its manifest; unlisted files are errors too.",
+    ),
+    "validate": CommandEntry(
+        "engines.cli.bundles.validate", "Check every gate of BUNDLE again: hashes, parity, AUC, invariance, latency."
+    ),
+    "bisect": CommandEntry(
+        "engines.cli.bundles.bisect",
+        "Find the first tensor where BUNDLE's engines diverge from the FP32 graphs; exit with status 1 if found.",
+    ),
+    "routing": CommandEntry(
+        "engines.cli.bundles.routing",
+        "Compare the experts that BUNDLE's engines and its FP32 graphs choose for each row, "
+        "and the effect on scores.",
+    ),
+    # compare
+    "bench": CommandEntry(
+        "engines.cli.bundles.bench",
+        "Benchmark BUNDLE against other ways to serve its model, in one interleaved run.",
+    ),
+    "schemes": CommandEntry(
+        "engines.cli.bundles.schemes",
+        "Quantize the FP32 graphs of BUNDLES with each scheme; compare scores, bytes and latency.",
+    ),
+}
