@@ -79,6 +79,19 @@ class DeviceRunner(Runner, Protocol):
         ...
 
 
+@runtime_checkable
+class LazyRunner(Runner, Protocol):
+    """A runner that reads some of its files when a request first needs them."""
+
+    def preload(self) -> None:
+        """Read them all now, so that the engine's folder may be replaced afterwards.
+
+        Raises:
+            UgsepError: a file is missing or broken, or the folder was replaced already.
+        """
+        ...
+
+
 class Backend(Protocol):
     """What a backend's module defines at its top level."""
 

@@ -22,7 +22,9 @@ class ServeSettings:
     ``request_timeout`` (seconds) the deadline of a request that brings none, 0 for none. ``drain_seconds`` is the
     time between 'not ready' and the end of accepting, ``drain_limit`` the most that running requests may then take.
     ``watch_seconds`` is how often the bundle's path is looked at, 0 for only on SIGHUP. ``slow_ms`` logs requests
-    above it, 0 logs none. ``record_limit`` is the most bytes that the files in ``record`` may take.
+    above it, 0 logs none. ``record_limit`` is the most bytes that the files in ``record`` may take. ``admin_socket``
+    is the Unix socket for 'ugsep rollback' and 'ugsep reload'; without it, one named by the HTTP port in
+    ``runtime_folder``, the user's folder for sockets; without both, there is none.
 
     Raises:
         UgsepError: a value out of range.
@@ -54,6 +56,8 @@ class ServeSettings:
     slow_ms: float = 0.0
     traces: bool = False
     runtime_cache: Path | None = None
+    admin_socket: Path | None = None
+    runtime_folder: Path | None = None
 
     def __post_init__(self) -> None:
         ranges: tuple[tuple[str, float, float, float], ...] = (

@@ -76,8 +76,8 @@ def cut_profiles(side: GraphSide, profiles: Sequence[Profile], most: int) -> tup
 class VariantRunner:
     """Runs each request on the variant that suits it; all but the ``main`` one are loaded when first needed.
 
-    Each variant holds its weights in memory, so a server pays only for the request sizes that it gets. Variants of a
-    bundle that was replaced after the first was loaded are refused, not mixed with it.
+    Each variant holds its weights in memory, so a program pays only for the request sizes that it gets. Variants of a
+    bundle that was replaced after the first was loaded are refused, not mixed with it; ``preload`` avoids that.
     """
 
     def __init__(
@@ -110,6 +110,15 @@ class VariantRunner:
         if one_user:
             feeds = {name: value for name, value in feeds.items() if name != USER_INDEX}
         return (self._loaded.get(variant) or self._loading(variant)).infer(feeds)
+
+    def preload(self) -> None:
+        """Load the variants that no request needed yet, so that the folder may be replaced afterwards.
+
+        Raises:
+            UgsepError: a variant cannot be loaded, the folder was replaced already, or the runner is closed.
+        """
+        for variant in self._load:
+            self._loading(variant)
 
     def close(self) -> None:
         """Release what was loaded."""

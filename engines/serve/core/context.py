@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from engines.serve.core.lifecycle import Lifecycle
+from engines.serve.core.misses import MissReport
 from engines.serve.core.model_slot import ModelSlot
 from engines.serve.core.outcome import code_of
 from engines.serve.core.scheduler import Scheduler
@@ -13,6 +14,7 @@ from engines.serve.observe.latency_window import LatencyWindow
 from engines.serve.observe.log import Log
 from engines.serve.observe.metrics import Metrics
 from engines.serve.settings import ServeSettings
+from engines.serve.swap.swap_log import SwapLog
 from graphs.base.errors import UgsepError
 
 __all__ = ["ServerContext"]
@@ -29,6 +31,8 @@ class ServerContext:
     metrics: Metrics
     window: LatencyWindow
     log: Log
+    swaps: SwapLog = field(default_factory=SwapLog)
+    misses: MissReport = field(default_factory=MissReport)
     started: float = field(default_factory=time.time)  # unix seconds
 
     def refused(self, error: UgsepError, code: int | None = None) -> None:
