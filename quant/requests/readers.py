@@ -56,7 +56,7 @@ def read_requests(sources: Sequence[Path | str], spec: RequestSpec) -> Iterator[
 
     Raises:
         UgsepError: a missing column, a wrong dtype or width, NaN, Inf or null, user features that differ within
-            a request, a truncated or unreadable shard (named), no rows at all.
+            a request, a truncated or unreadable shard (named), labels in some files only, no rows at all.
     """
     carried: dict[str, Array] | None = None
     rows = 0
@@ -64,6 +64,7 @@ def read_requests(sources: Sequence[Path | str], spec: RequestSpec) -> Iterator[
         for batch in _checked_batches(path, spec):
             rows += len(batch[REQUEST_ID])
             if carried is not None:
+                _check_labels(path, carried, batch)
                 batch = {name: np.concatenate([carried[name], batch[name]]) for name in batch}
             starts = np.flatnonzero(np.diff(batch[REQUEST_ID])) + 1
             bounds = [0, *starts.tolist()]
@@ -74,6 +75,13 @@ def read_requests(sources: Sequence[Path | str], spec: RequestSpec) -> Iterator[
     if carried is None or rows == 0:
         raise UgsepError(f"no rows in {', '.join(str(s) for s in sources)}; give at least one request")
     yield _request(carried, spec, last)
+
+
+def _check_labels(path: Path, before: dict[str, Array], now: dict[str, Array]) -> None:
+    """Reject a file with other label columns than those before it: the features are the same in all."""
+    for name in sorted(before.keys() ^ now.keys()):
+        has, have = ("has", "lack") if name in now else ("lacks", "have")
+        raise UgsepError(f"'{path}' {has} column '{name}', the files before it {have} it; label all of them or none")
 
 
 def _request(columns: dict[str, Array], spec: RequestSpec, path: Path) -> Request:

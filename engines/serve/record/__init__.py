@@ -1,3 +1,3 @@
 """Requests kept for replay, calibration and validation, and traces."""
 
-__all__ = ["recorder", "rows"]
+__all__ = ["recorder", "rows", "tracing"]

@@ -75,6 +75,16 @@ def test_every_form_of_the_data_reads_and_hashes_the_same(
     assert samples_sha256(read_requests([tmp_path / "other.npz"], spec)) != expected
 
 
+@pytest.mark.parametrize(("labelled", "message"), [((0,), "'.*1.npz' lacks column 'click', .* have it"),
+                                                   ((1,), "'.*1.npz' has column 'click', .* lack it")])  # fmt: skip
+def test_labels_in_some_files_only_are_refused(spec, make_columns, tmp_path, labelled, message) -> None:
+    for number in range(2):
+        data = {n: v for n, v in make_columns(6).items() if n != "click" or number in labelled}
+        np.savez(tmp_path / f"{number}.npz", **data)
+    with pytest.raises(UgsepError, match=message):
+        list(read_requests([tmp_path], spec))
+
+
 def damage(data, what):
     if what == "missing":
         del data["item_dense"]
