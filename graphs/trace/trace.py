@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import inspect
 import itertools
 import keyword
 import operator
@@ -20,6 +19,7 @@ from torch._ops import OpOverload
 from graphs.base.errors import UgsepError
 from graphs.base.gc_paused import gc_paused
 from graphs.rows.rules import has_rule
+from graphs.trace.call import call_of, unwrapped
 from graphs.trace.trace_errors import NO_DATA_IN_CONTROL, check_any_number_of_rows, quiet, readable
 
 Example = Mapping[str, Any] | Sequence[Any]
@@ -53,42 +53,39 @@ class Traced:
 def trace(module: nn.Module, example: Example) -> Traced:
     """Trace ``module`` on ``example``: a mapping of keyword arguments, or positional arguments in order.
 
-    Arguments may be nested dicts, lists or tuples of tensors; the first axis of every tensor is the batch.
+    Arguments may be nested dicts, lists or tuples of tensors; the first axis of every tensor is the batch. None,
+    numbers and strings among them become constants of the traced model. Wrappers such as ``torch.compile`` and
+    ``DataParallel`` are taken off.
 
     Raises:
-        UgsepError: an input that is not a tensor or has no batch axis, different batch sizes, or a model that
+        UgsepError: an input that has no batch axis, different batch sizes, a TorchScript module, or a model that
             torch.export cannot trace (with reason and source line).
     """
+    module = unwrapped(module)
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
-    names, leaves = flat_inputs(module, args, kwargs)
-    try:
-        inspect.signature(module.forward).bind(*args, **kwargs)
-    except TypeError as error:
-        raise UgsepError(f"the example inputs {names} do not match the model's forward: {error}") from error
+    call = call_of(module, args, kwargs)
+    names, leaves = call.names, call.tensors
     rows = {name: leaf.shape[0] for name, leaf in zip(names, leaves, strict=True)}
     if len(set(rows.values())) > 1:
         raise UgsepError(f"example inputs have different batch sizes {rows}; give every tensor the same first axis")
     tiled = [leaf.index_select(0, torch.arange(TRACE_ROWS, device=leaf.device) % leaf.shape[0]) for leaf in leaves]
-    _, spec = pytree.tree_flatten((args, kwargs))
-    args, kwargs = pytree.tree_unflatten(tiled, spec)
     # AUTO accepts guards that hold only for some batch sizes, of which torch's own shape logic makes many; those of
     # the model are found below.
-    shapes = pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, (args, kwargs))
+    shapes = [{0: torch.export.Dim.AUTO} for _ in tiled]
     try:
         with torch.no_grad(), quiet(), gc_paused():
-            exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes[1] or shapes[0], strict=False)
+            exported = torch.export.export(call.flat(module), (tiled,), dynamic_shapes=(shapes,), strict=False)
             if not _is_plain(exported.graph):  # takes as long as the export
                 exported = exported.run_decompositions(_unfamiliar(exported.graph))
     except Exception as error:  # torch.export raises many types
-        _run(module, args, kwargs)  # the model's own error is clearer
+        _run(module, *call.with_tensors(tiled))  # the model's own error is clearer
         raise UgsepError(f"torch.export cannot trace the model: {readable(error)}; {NO_DATA_IN_CONTROL}") from error
-    traced = _flatten(exported, names, tuple(tiled))
+    traced = _flatten(exported, list(names), tuple(tiled))
     check_any_number_of_rows(traced.module.graph)
 
     def original(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # Clones, because a model may write into its inputs.
-        call_args, call_kwargs = pytree.tree_unflatten([feeds[name].clone() for name in names], spec)
-        values = pytree.tree_leaves(_run(module, call_args, call_kwargs))
+        values = pytree.tree_leaves(_run(module, *call.with_tensors([feeds[name].clone() for name in names])))
         return dict(zip(traced.outputs, values, strict=True))
 
     return replace(traced, original=original)
@@ -103,37 +100,6 @@ def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         raise UgsepError(
             f"the model fails on rows like its example inputs: {readable(error)}; call it by itself for a traceback"
         ) from error
-
-
-def flat_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[str], list[Tensor]]:
-    """Return the names and tensors of all inputs, in the order of the flattened call.
-
-    A tensor argument has the argument's name; a tensor in a container has its key if all keys are unique, else its
-    dotted path.
-    """
-    parameters = [p for p in inspect.signature(module.forward).parameters.values()]
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    paths: list[tuple[str, ...]] = []
-    in_sequence: list[bool] = []  # a position alone is not a name
-    leaves: list[Tensor] = []
-    for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
-        keys = [str(getattr(k, "key", getattr(k, "idx", k))) for k in path[1:]]
-        if getattr(path[0], "idx", None) == 0:
-            position = int(keys[0])
-            keys[0] = positional[position] if position < len(positional) else f"arg{position}"
-        if not isinstance(leaf, Tensor):
-            raise UgsepError(f"example input '{'.'.join(keys)}' is a {type(leaf).__name__}; give tensors only")
-        if leaf.dim() == 0 or leaf.shape[0] == 0:
-            raise UgsepError(
-                f"example input '{'.'.join(keys)}' has shape {tuple(leaf.shape)}; the first axis is the batch"
-            )
-        paths.append(tuple(keys))
-        in_sequence.append(len(keys) > 1 and hasattr(path[-1], "idx"))
-        leaves.append(leaf)
-    short = [".".join(p) if by_position else p[-1] for p, by_position in zip(paths, in_sequence, strict=True)]
-    unique = len(set(short)) == len(short)
-    names = [s if unique else ".".join(p) for s, p in zip(short, paths, strict=True)]
-    return names, leaves
 
 
 def identifier(name: str, taken: Container[str] = ()) -> str:

@@ -182,7 +182,8 @@ def test_bad_sides() -> None:
     assert refused(model, example, ["uu"], ["i"]) == "no input 'uu', did you mean 'u'?"
     twice = {"u": torch.randn(N, D), "i": torch.randn(3, D)}
     assert "different batch sizes {'u': 4, 'i': 3}" in refused(model, twice, ["u"], ["i"])
-    assert "is a float; give tensors only" in refused(model, {**example, "u": 1.0}, ["u"], ["i"])
+    assert "is a set; give tensors, numbers or None" in refused(model, {**example, "u": {1.0}}, ["u"], ["i"])
+    assert "'float' object has no attribute 'tanh'" in refused(model, {**example, "u": 1.0}, ["u"], ["i"])
     assert "the first axis is the batch" in refused(model, {**example, "u": torch.tensor(1.0)}, ["u"], ["i"])
 
 

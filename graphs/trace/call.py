@@ -1,0 +1,114 @@
+"""An example call of a model: its tensors by name, and everything else as constants."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from graphs.base.errors import UgsepError
+
+_CONSTANTS = (type(None), bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a call, flattened: the ``leaves`` of ``spec``, of which ``tensors`` have ``names``."""
+
+    names: tuple[str, ...]
+    leaves: tuple[Any, ...]
+    spec: pytree.TreeSpec
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors, in order."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and keyword arguments of the same call with other tensors."""
+        given = iter(tensors)
+        args, kwargs = pytree.tree_unflatten(
+            [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves], self.spec
+        )
+        return args, kwargs
+
+    def flat(self, module: nn.Module) -> nn.Module:
+        """Return the module with a forward that takes the list of tensors, whatever the signature of its own.
+
+        It shares parameters and submodules with ``module``, under the same names.
+        """
+        original = module.forward
+        flat = copy.copy(module)
+
+        def forward(tensors: list[Tensor]) -> Any:
+            args, kwargs = self.with_tensors(tensors)
+            return original(*args, **kwargs)
+
+        flat.forward = forward
+        return flat
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside wrappers that only change how it runs.
+
+    Raises:
+        UgsepError: a TorchScript module, which has no Python forward to trace.
+    """
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+    while True:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UgsepError(
+                "the model is a TorchScript module, which cannot be traced again; pass the original nn.Module"
+            )
+        if isinstance(module, torch._dynamo.OptimizedModule):
+            module = module._orig_mod
+        elif isinstance(module, wrappers):
+            module = module.module
+        else:
+            return module
+
+
+def call_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Return an example call.
+
+    A tensor argument has the argument's name; a tensor in a container has its key if all keys are unique, else its
+    dotted path.
+
+    Raises:
+        UgsepError: arguments that the model's forward does not take, a value that is neither a tensor nor a constant,
+            or a tensor without rows.
+    """
+    signature = inspect.signature(module.forward)
+    parameters = list(signature.parameters.values())
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    paths: list[tuple[str, ...]] = []
+    in_sequence: list[bool] = []  # a position alone is not a name
+    found, spec = pytree.tree_flatten_with_path((args, kwargs))
+    for path, leaf in found:
+        keys = [str(getattr(k, "key", getattr(k, "idx", k))) for k in path[1:]]
+        if getattr(path[0], "idx", None) == 0:
+            position = int(keys[0])
+            keys[0] = positional[position] if position < len(positional) else f"arg{position}"
+        name = ".".join(keys)
+        if isinstance(leaf, _CONSTANTS):
+            continue
+        if not isinstance(leaf, Tensor):
+            raise UgsepError(f"example input '{name}' is a {type(leaf).__name__}; give tensors, numbers or None")
+        if leaf.dim() == 0 or leaf.shape[0] == 0:
+            raise UgsepError(f"example input '{name}' has shape {tuple(leaf.shape)}; the first axis is the batch")
+        paths.append(tuple(keys))
+        in_sequence.append(len(keys) > 1 and hasattr(path[-1], "idx"))
+    short = [".".join(p) if by_position else p[-1] for p, by_position in zip(paths, in_sequence, strict=True)]
+    unique = len(set(short)) == len(short)
+    names = tuple(s if unique else ".".join(p) for s, p in zip(short, paths, strict=True))
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise UgsepError(f"the example inputs {list(names)} do not match the model's forward: {error}") from error
+    return Call(names, tuple(leaf for _, leaf in found), spec)
