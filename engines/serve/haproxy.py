@@ -1,0 +1,188 @@
+"""The configuration of an HAProxy in front of several replicas of one server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engines.backends.built_engine import TensorSpec
+from engines.bundle.manifest import Manifest, engine_for
+from graphs.base.errors import UgsepError
+from graphs.base.names import USER_INDEX
+
+__all__ = ["Proxy", "Replica", "haproxy_config", "largest_request", "replicas_of"]
+
+#: Least and most bytes of HAProxy's buffer for a request. It holds a request whole, or it cannot send it again;
+#: each connection takes two buffers.
+_LEAST_BUFFER, _MOST_BUFFER = 128 << 10, 4 << 20
+_HEADERS = 8 << 10  # bytes of a request besides its tensors
+_MOST_REPLICAS = 256
+_HOST = re.compile(r"[0-9A-Za-z._:-]+")
+_EVERYWHERE = ("0.0.0.0", "::")
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One server behind the proxy; ``grpc_port`` is None if it does not speak gRPC."""
+
+    host: str
+    http_port: int
+    grpc_port: int | None
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """Where the proxy listens, and what it is to know about its traffic.
+
+    ``largest_request`` is in bytes; a longer one is passed on, but not sent again if its replica dies.
+    ``answer_seconds`` is how long a replica may take to answer.
+    """
+
+    host: str
+    http_port: int
+    grpc_port: int | None
+    largest_request: int
+    answer_seconds: int = 30
+
+
+def replicas_of(proxy: Proxy, count: int, step: int = 10) -> tuple[Replica, ...]:
+    """Return ``count`` replicas on this machine, whose ports follow the proxy's in steps of ``step``.
+
+    They listen on the proxy's address, or on the loopback if that is every address: callers go through the proxy.
+
+    Raises:
+        UgsepError: a number of replicas out of range, or a port beyond 65535 or of another listener.
+    """
+    if not 1 <= count <= _MOST_REPLICAS:
+        raise UgsepError(f"{count} replicas; give 1 to {_MOST_REPLICAS}")
+    host = "127.0.0.1" if proxy.host in _EVERYWHERE else proxy.host
+    found = tuple(
+        Replica(
+            host,
+            proxy.http_port + step * i,
+            None if proxy.grpc_port is None else proxy.grpc_port + step * i,
+        )
+        for i in range(1, count + 1)
+    )
+    pairs = [(proxy.http_port, proxy.grpc_port), *((r.http_port, r.grpc_port) for r in found)]
+    ports = [port for pair in pairs for port in pair if port is not None]
+    if max(ports) > 65535:
+        raise UgsepError(f"replica {count} would listen on port {max(ports)}; choose lower ports for the proxy")
+    twice = next((port for port in ports if ports.count(port) > 1), None)
+    if twice is not None:
+        raise UgsepError(f"port {twice} would be taken twice; move --http-port and --grpc-port apart")
+    return found
+
+
+def largest_request(manifest: Manifest) -> int:
+    """Return the bytes of the largest binary request that the bundle's engines take, headers included."""
+    user, item = engine_for(manifest, "user").built, engine_for(manifest, "item").built
+    states = {spec.name for spec in user.outputs}
+    features = [spec for spec in item.inputs if spec.name not in states]
+    users = max((p.users.max for p in item.profiles), default=1) if any(s.name == USER_INDEX for s in features) else 1
+    # An engine without profiles has no limit; this is as much as a ranking stage usually scores.
+    candidates = item.max_candidates or 1024
+    return users * sum(map(_row_bytes, user.inputs)) + candidates * sum(map(_row_bytes, features)) + _HEADERS
+
+
+def _row_bytes(spec: TensorSpec) -> int:
+    sizes = [size for size in spec.shape[1:] if isinstance(size, int)]
+    return np.dtype(spec.dtype).itemsize * int(np.prod(sizes, dtype=np.int64))
+
+
+def haproxy_config(proxy: Proxy, replicas: Sequence[Replica], start: Sequence[str] = ()) -> str:
+    """Return the text of ``haproxy.cfg``, for HAProxy 2.6 and newer.
+
+    Args:
+        proxy: where it listens.
+        replicas: the servers behind it.
+        start: the command that starts each replica, for the comment at the top.
+
+    Raises:
+        UgsepError: no replicas, a host that is neither a name nor an address, or a replica without the gRPC port that
+            the proxy has.
+    """
+    if not replicas:
+        raise UgsepError("no replicas; give at least one")
+    for host in (proxy.host, *(r.host for r in replicas)):
+        if not _HOST.fullmatch(host):
+            raise UgsepError(f"host {host!r:.60} is neither a name nor an address")
+    buffer = _LEAST_BUFFER
+    while buffer < min(proxy.largest_request, _MOST_BUFFER):
+        buffer *= 2
+    comment = "".join(f"#   {' '.join(line.split())}\n" for line in start)
+    text = _TEMPLATE.format(
+        start=f"# Start the replicas, then the proxy:\n{comment}#   haproxy -f THIS_FILE\n" if start else "",
+        buffer=buffer,
+        answer=proxy.answer_seconds,
+        http=_listener(proxy, replicas, grpc=False),
+        grpc=_listener(proxy, replicas, grpc=True) if proxy.grpc_port is not None else "",
+    )
+    return text.rstrip("\n") + "\n"
+
+
+_TEMPLATE = """\
+# HAProxy in front of replicas of 'ugsep serve'; written by 'ugsep serve --haproxy'.
+{start}#
+# The requests of a user go to one replica, whose cache then holds the user's state: send the user id as header (or
+# gRPC metadata) 'x-user-key'. A request that its replica did not answer, because it died or is draining, is sent to
+# another one. Status 429 (queue full) is passed on: sending it again would multiply the load.
+
+global
+    maxconn 4096
+    # A request can only be sent again if one buffer holds all of it.
+    tune.bufsize {buffer}
+
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 60s
+    timeout server {answer}s
+    timeout http-keep-alive 60s
+    timeout queue 1s
+    balance hdr(x-user-key)
+    # Consistent: a replica that comes or goes moves only its own users. Without the header, round robin.
+    hash-type consistent sdbm avalanche
+    # A replica that has 1.5 times its share of the running requests passes its hot users to the next one.
+    hash-balance-factor 150
+    retries 3
+    option redispatch 1
+    # Only a request that came whole before it is passed on can be sent again. A slow caller holds no replica either.
+    option http-buffer-request
+    timeout http-request 10s
+    # Scoring changes nothing, so that any request may be sent twice. A draining replica answers 503.
+    retry-on conn-failure empty-response response-timeout junk-response 503
+    option httpchk GET /v2/health/ready
+    http-check expect status 200
+    # Found out of service within a second: well inside the 5 s that a replica serves on after SIGTERM.
+    default-server inter 500ms fastinter 200ms fall 2 rise 1
+
+{http}
+{grpc}"""
+
+
+def _listener(proxy: Proxy, replicas: Sequence[Replica], *, grpc: bool) -> str:
+    name, protocol = ("grpc", " proto h2") if grpc else ("http", "")
+    port = proxy.grpc_port if grpc else proxy.http_port
+    lines = [
+        f"frontend {name}",
+        f"    bind {_address(proxy.host, port)}{protocol}",
+        f"    default_backend {name}-replicas",
+        "",
+        f"backend {name}-replicas",
+    ]
+    for number, replica in enumerate(replicas, 1):
+        own = replica.grpc_port if grpc else replica.http_port
+        if own is None:
+            raise UgsepError(f"replica {number} has no gRPC port, but the proxy has one; give both or neither")
+        # Health is asked over HTTP in both cases; the checks of HAProxy 2.6 speak no gRPC.
+        check = f"check port {replica.http_port} check-proto h1" if grpc else "check"
+        lines.append(f"    server replica{number} {_address(replica.host, own)}{protocol} {check}")
+    return "\n".join(lines) + "\n"
+
+
+def _address(host: str, port: int | None) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,187 @@
+"""The proxy's configuration, and Debian's HAProxy in front of servers that die, drain and refuse."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from engines.bundle.manifest import read_manifest
+from engines.serve.haproxy import Proxy, Replica, haproxy_config, largest_request, replicas_of
+from graphs.base.errors import UgsepError
+
+needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
+PROXY = Proxy("127.0.0.1", 8000, 8001, largest_request=200_000)
+BODY = b"x" * 100_000  # larger than HAProxy's usual buffer of 16 KiB
+
+
+def checked(folder: Path, text: str) -> None:
+    file = folder / "haproxy.cfg"
+    file.write_text(text)
+    done = subprocess.run(["haproxy", "-c", "-f", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+
+
+@needs_haproxy
+def test_haproxy_accepts_the_configuration(tmp_path: Path) -> None:
+    checked(tmp_path, haproxy_config(PROXY, replicas_of(PROXY, 3), ["ugsep serve A\nglobal", "ugsep serve B"]))
+    without = Proxy("0.0.0.0", 8000, None, largest_request=10)
+    checked(tmp_path, haproxy_config(without, replicas_of(without, 1)))
+    six = Proxy("::1", 8000, 8001, largest_request=10)
+    checked(tmp_path, haproxy_config(six, replicas_of(six, 2)))
+
+
+def test_ports_of_replicas_follow_those_of_the_proxy() -> None:
+    assert replicas_of(PROXY, 2) == (Replica("127.0.0.1", 8010, 8011), Replica("127.0.0.1", 8020, 8021))
+    everywhere = Proxy("0.0.0.0", 80, None, largest_request=10)
+    assert replicas_of(everywhere, 1) == (Replica("127.0.0.1", 90, None),)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "count", "line"),
+    [
+        (PROXY, 0, "0 replicas; give 1 to 256"),
+        (Proxy("h", 65530, None, 1), 1, "port 65540"),
+        (Proxy("h", 8000, 8010, 1), 2, "port 8010 would be taken twice"),
+    ],
+)
+def test_bad_ports_are_one_line(proxy: Proxy, count: int, line: str) -> None:
+    with pytest.raises(UgsepError, match=line):
+        replicas_of(proxy, count)
+
+
+def test_a_host_cannot_add_directives() -> None:
+    with pytest.raises(UgsepError, match="neither a name nor an address"):
+        haproxy_config(Proxy("127.0.0.1:1\n    stats enable", 8000, None, 1), replicas_of(PROXY, 1))
+    with pytest.raises(UgsepError, match="no gRPC port"):
+        haproxy_config(PROXY, [Replica("127.0.0.1", 1, None)])
+    with pytest.raises(UgsepError, match="no replicas"):
+        haproxy_config(PROXY, [])
+
+
+def test_the_buffer_holds_the_largest_request(built_bundle: Path) -> None:
+    manifest = read_manifest(built_bundle)
+    # user: id, 3 floats, 5 ids; item: id, 7 and 4 floats; 64 candidates, and as many users as the engine takes
+    users = max(p.users.max for e in manifest.engines if e.built.side == "item" for p in e.built.profiles)
+    assert largest_request(manifest) == users * (8 + 12 + 40) + 64 * (8 + 28 + 16 + 8) + 8192
+    for size, buffer in ((10, 131072), (131072, 131072), (131073, 262144), (10**9, 4 << 20)):
+        proxy = Proxy("127.0.0.1", 8000, 8001, largest_request=size)
+        assert f"tune.bufsize {buffer}\n" in haproxy_config(proxy, replicas_of(proxy, 1))
+
+
+class Origin(ThreadingHTTPServer):
+    """A server that answers with its own port, and does to the next ``POST`` what ``mood`` says."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.port = self.server_address[1]
+        self.mood = "well"
+        self.asked = 0
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of connections that the proxy cut."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Origin
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.reply(503 if self.server.mood == "unready" else 200, b"")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.asked += 1
+        if self.server.mood == "dying":
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        code = {"draining": 503, "full": 429}.get(self.server.mood, 200)
+        self.reply(code, f"{self.server.port} {len(body)}".encode())
+
+    def reply(self, code: int, body: bytes) -> None:
+        self.send_response(code)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Print nothing."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def proxied(folder: Path, origins: list[Origin]) -> Iterator[int]:
+    proxy = Proxy("127.0.0.1", free_port(), None, largest_request=len(BODY))
+    file = folder / "haproxy.cfg"
+    file.write_text(haproxy_config(proxy, [Replica("127.0.0.1", o.port, None) for o in origins]))
+    with subprocess.Popen(["haproxy", "-db", "-f", str(file)], stderr=subprocess.PIPE) as process:
+        try:
+            until = time.monotonic() + 10
+            while time.monotonic() < until:
+                try:
+                    socket.create_connection(("127.0.0.1", proxy.http_port), timeout=1).close()
+                    break
+                except ConnectionRefusedError:
+                    time.sleep(0.02)
+            yield proxy.http_port
+        finally:
+            process.terminate()
+
+
+def ask(port: int, key: str) -> tuple[int, int, int]:
+    """Return the status, the port of the server that answered, and the bytes it got."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/infer", BODY, {"x-user-key": key})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            status, text = answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        status, text = error.code, error.read()
+    who, size = text.split()
+    return status, int(who), int(size)
+
+
+@needs_haproxy
+def test_requests_stay_with_their_replica_and_survive_it(tmp_path: Path) -> None:
+    origins = [Origin(), Origin()]
+    with proxied(tmp_path, origins) as port:
+        home = {key: ask(port, key)[1] for key in map(str, range(20))}
+        assert set(home.values()) == {o.port for o in origins}  # both serve someone
+        assert {key: ask(port, key)[1] for key in home} == home
+        first, second = origins
+        of_first = [key for key, who in home.items() if who == first.port]
+        for mood in ("dying", "draining"):  # the other answers, and gets the body whole
+            first.mood = mood
+            assert [ask(port, key) for key in of_first] == [(200, second.port, len(BODY))] * len(of_first)
+        first.mood, asked = "full", second.asked
+        assert [ask(port, key)[:2] for key in of_first] == [(429, first.port)] * len(of_first)
+        assert second.asked == asked  # not sent again
+        first.mood = "unready"
+        until = time.monotonic() + 10
+        while ask(port, of_first[0])[1] != second.port and time.monotonic() < until:
+            time.sleep(0.05)
+        asked = first.asked
+        assert {ask(port, key)[1] for key in home} == {second.port}
+        assert first.asked == asked  # found out of service by its health, not by asking it
+    for origin in origins:
+        origin.shutdown()
+        origin.server_close()
