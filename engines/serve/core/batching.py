@@ -5,37 +5,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
-__all__ = ["BatchPlan", "Timing", "plan_from"]
+from engines.bundle.manifest import BatchTiming
+
+__all__ = ["BatchPlan", "plan_from"]
 
 #: A batch has to save this share of the separate calls: below it the gain is within the noise of the measurement, and
 #: the first of the batch waits for the last.
 LEAST_SAVING = 0.05
-
-
-class Timing(Protocol):
-    """One measurement: requests of ``users`` users x ``candidates`` each, in calls of their own and in one call."""
-
-    @property
-    def users(self) -> int:
-        """The number of users."""
-        ...
-
-    @property
-    def candidates(self) -> int:
-        """The candidates of each."""
-        ...
-
-    @property
-    def separate_ms(self) -> float:
-        """Milliseconds of one call per user."""
-        ...
-
-    @property
-    def batched_ms(self) -> float:
-        """Milliseconds of one call for all."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -51,20 +28,20 @@ class BatchPlan:
         return self.users[at] if at < len(self.users) else 1
 
 
-def plan_from(timings: Iterable[Timing]) -> BatchPlan:
+def plan_from(timings: Iterable[BatchTiming]) -> BatchPlan:
     """Make the plan from measurements.
 
     For each number of candidates, users are added as long as every smaller batch pays too (fewer may be waiting) and
     the time per user still falls. A request between two measured sizes counts as the larger.
     """
-    by_candidates: dict[int, list[Timing]] = {}
+    by_candidates: dict[int, list[BatchTiming]] = {}
     for timing in timings:
         by_candidates.setdefault(timing.candidates, []).append(timing)
     sizes = sorted(by_candidates)
     return BatchPlan(tuple(sizes), tuple(_most_users(by_candidates[size]) for size in sizes))
 
 
-def _most_users(timings: list[Timing]) -> int:
+def _most_users(timings: list[BatchTiming]) -> int:
     most, best = 1, float("inf")
     for timing in sorted(timings, key=lambda t: t.users):
         per_user = timing.batched_ms / timing.users

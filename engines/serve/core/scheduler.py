@@ -247,7 +247,7 @@ class Scheduler:
     def _plan_for(self, served: ServedBundle) -> BatchPlan:
         known, plan = self._plan
         if known is not served:
-            plan = plan_from(getattr(served.manifest, "batching", ()))
+            plan = plan_from(served.manifest.batching)
             self._plan = (served, plan)
         return plan
 
@@ -277,15 +277,17 @@ class Scheduler:
         requests = [entry.request for entry in ready if entry.request is not None]
         try:
             if ready[0].job.users_only:
-                return [Scored(served.ranker.user_state(requests[0].user), 0, 1, 0.0, 0.0, 1)]
-            return [
-                Scored(served.ranker.score(r.user, r.items), 0, 1, 0.0, 0.0, 1)
-                if r.user_index is None
-                else Scored(served.ranker.score_users(r.user, r.items, r.user_index), 0, 1, 0.0, 0.0, 1)
-                for r in requests
-            ]
-        except Exception as error:
+                warmed = served.ranker.warm(requests[0].user, requests[0].deadline)
+                users = warmed.hits + warmed.misses
+                return [Scored(warmed.states, warmed.hits, warmed.misses, warmed.seconds, 0.0, users)]
+            return served.ranker.score_requests(requests)
+        except RankerClosed as error:
             return [error] * len(ready)
+        except Exception as error:
+            if len(ready) == 1:
+                return [error]
+            self._on_bug(error)  # of one request or of the batch: the others must not suffer for either
+            return [self._call(served, [entry])[0] for entry in ready]
 
     def _replaced(self, served: ServedBundle) -> bool:
         try:

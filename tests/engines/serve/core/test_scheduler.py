@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from engines import Ranker
-from engines.bundle.manifest import read_manifest
+from engines.bundle.manifest import BatchTiming, read_manifest
 from engines.serve.core.job import Answer
 from engines.serve.core.model_slot import ModelSlot
 from engines.serve.core.outcome import Outcome
@@ -255,3 +256,168 @@ def test_a_user_is_warmed_without_candidates(slot: ModelSlot, start) -> None:
     for name, state in slot.current().ranker.user_state(user).items():
         np.testing.assert_array_equal(answer.outputs[name], state)
     assert slot.current().ranker.cache_info().misses == 1
+
+
+def with_plan(served: ServedBundle, users: int, candidates: int) -> ServedBundle:
+    """The bundle as if its build had measured that up to ``users`` users should share a call."""
+    sizes = [u for u in (2, 4, 8, 16) if u <= users]
+    timings = tuple(BatchTiming(u, candidates, float(u), 1.0) for u in sizes)
+    return dataclasses.replace(served, manifest=dataclasses.replace(served.manifest, batching=timings))
+
+
+@pytest.mark.parametrize(("most", "candidates", "batches"), [(4, 5, [4, 2]), (16, 5, [6]), (4, 4, [1] * 6)])
+def test_waiting_users_share_a_call_as_far_as_the_measurements_say(
+    slot: ModelSlot, start, most: int, candidates: int, batches: list[int]
+) -> None:
+    slot.switch(with_plan(slot.current(), most, candidates))
+    scheduler, seen = start()
+    busy = blocked(scheduler)
+    jobs = [SimpleJob(request(5, seed)) for seed in range(1, 6)]
+    for job in jobs:
+        scheduler.submit(job)
+    busy.released.set()
+    answers = [job.result() for job in (busy.job, *jobs)]
+    assert scheduler.drain(PATIENCE)
+    sizes = [answer.batch_users for answer in answers if isinstance(answer, Answer)]
+    assert sizes == [size for size in batches for _ in range(size)]
+    for job in jobs:
+        answer = job.result()
+        assert isinstance(answer, Answer)
+        for task, logits in slot.current().ranker.score(job.request.user, job.request.items).items():
+            np.testing.assert_allclose(answer.outputs[task], logits, rtol=1e-4, atol=1e-4)
+    assert seen.bugs == []
+
+
+def test_a_batch_keeps_to_the_engine_s_candidates_and_to_the_order(slot: ModelSlot, start) -> None:
+    slot.switch(with_plan(slot.current(), 16, 64))
+    scheduler, seen = start()
+    busy = blocked(scheduler)  # 5 candidates; the engine takes 64
+    warm = SimpleJob(ScoreRequest(request().user, {}), users_only=True)
+    jobs = [SimpleJob(request(40, 1)), SimpleJob(request(30, 2)), warm, SimpleJob(request(5, 3))]
+    for job in jobs:
+        scheduler.submit(job)
+    busy.released.set()
+    sizes = [answer.batch_users for job in (busy.job, *jobs) if isinstance(answer := job.result(), Answer)]
+    assert sizes == [2, 2, 1, 1, 1]
+    assert scheduler.drain(PATIENCE)
+    assert [o.job for o in seen.outcomes] == [busy.job, *jobs]
+
+
+def test_a_bad_request_of_a_batch_fails_alone(slot: ModelSlot, start) -> None:
+    slot.switch(with_plan(slot.current(), 16, 64))
+    scheduler, seen = start()
+    busy = blocked(scheduler)
+
+    def refuse(served: ServedBundle) -> ScoreRequest:
+        raise UgsepError("input 'x' is malformed")
+
+    user, items = tiny.user_and_items(5)
+    late = time.monotonic() + 0.01
+    jobs = [
+        SimpleJob(request(seed=1), make=refuse),
+        SimpleJob(ScoreRequest({**user, "user_id": np.array([50])}, items)),
+        SimpleJob(request(seed=2), deadline=late),
+        SimpleJob(request(seed=3)),
+    ]
+    for job in jobs:
+        scheduler.submit(job)
+    time.sleep(0.02)
+    busy.released.set()
+    results = [type(job.result()) for job in (busy.job, *jobs)]
+    assert results == [Answer, UgsepError, UgsepError, DeadlineExceeded, Answer]
+    assert seen.bugs == []
+
+
+def test_a_worker_waits_for_more_users_only_as_long_as_it_may(slot: ModelSlot, start) -> None:
+    slot.switch(with_plan(slot.current(), 2, 64))
+    scheduler, _ = start(delay=0.5)
+    first, second = SimpleJob(request(seed=1)), SimpleJob(request(seed=2))
+    scheduler.submit(first)
+    time.sleep(0.05)
+    scheduler.submit(second)
+    assert [answer.batch_users for job in (first, second) if isinstance(answer := job.result(), Answer)] == [2, 2]
+    alone = SimpleJob(request(seed=3))
+    scheduler.submit(alone)
+    answer = alone.result()
+    assert isinstance(answer, Answer)
+    assert answer.batch_users == 1
+    assert 0.5 <= answer.seconds.queue < 10
+
+
+def test_a_job_on_a_bundle_that_is_replaced_and_closed_runs_on_the_new_one(
+    slot: ModelSlot, start, built_bundle: Path
+) -> None:
+    scheduler, seen = start()
+    old = slot.current()
+    decoded = []
+
+    def decode(served: ServedBundle) -> ScoreRequest:
+        decoded.append(served.version)
+        if served is old:  # between decoding and scoring, the slowest moment for a swap
+            slot.switch(load(built_bundle, "1" * 12))
+            old.ranker.close()
+        return request()
+
+    job = SimpleJob(request(), make=decode)
+    scheduler.submit(job)
+    answer = job.result()
+    assert isinstance(answer, Answer)
+    assert answer.served_by.version == "1" * 12
+    assert decoded == [old.version, "1" * 12]
+    assert scheduler.drain(PATIENCE)
+    assert [o.served.version for o in seen.outcomes if o.served] == ["1" * 12]
+
+
+def test_a_hook_that_fails_is_a_bug_and_nothing_else(slot: ModelSlot) -> None:
+    bugs: list[BaseException] = []
+
+    def fails(outcome: Outcome) -> None:
+        raise RuntimeError("a hook")
+
+    scheduler = Scheduler(slot, workers=1, queue=4, on_outcome=(fails,), on_bug=bugs.append)
+    scheduler.start()
+    jobs = [SimpleJob(request(seed=s)) for s in range(2)]
+    for job in jobs:
+        scheduler.submit(job)
+        assert isinstance(job.result(), Answer)
+    assert scheduler.drain(PATIENCE)
+    scheduler.close()
+    assert [str(b) for b in bugs] == ["a hook"] * 2
+
+
+def test_threads_that_submit_at_once_lose_and_mix_nothing(slot: ModelSlot, start) -> None:
+    slot.switch(with_plan(slot.current(), 16, 9))
+    scheduler, seen = start(workers=2, queue=8)
+    expected = {
+        seed: slot.current().ranker.score(request(5, seed).user, request(5, seed).items) for seed in range(12)
+    }
+    sent: list[list[tuple[int, SimpleJob]]] = [[] for _ in range(4)]
+    refused = [0] * 4
+
+    def client(number: int) -> None:
+        for turn in range(60):
+            seed = (number + turn) % 12
+            job = SimpleJob(request(5, seed))
+            try:
+                scheduler.submit(job)
+            except QueueFull:
+                refused[number] += 1
+                time.sleep(0.001)
+                continue
+            sent[number].append((seed, job))
+
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert scheduler.drain(PATIENCE)
+    jobs = [pair for part in sent for pair in part]
+    assert len(jobs) + sum(refused) == 240
+    assert len(seen.refusals) == sum(refused)
+    for seed, job in jobs:
+        (answer,) = job.results
+        assert isinstance(answer, Answer)
+        for task, logits in expected[seed].items():
+            np.testing.assert_allclose(answer.outputs[task], logits, rtol=1e-4, atol=1e-4)
+    assert (scheduler.waiting, scheduler.running, seen.bugs) == (0, 0, [])
