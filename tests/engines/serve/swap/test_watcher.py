@@ -1,0 +1,402 @@
+"""The watcher: what replaces the bundle that serves, what never does, and what happens to the requests meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.serve.core.model_slot import ModelSlot
+from engines.serve.core.served_bundle import ServedBundle
+from engines.serve.errors import RankerClosed
+from engines.serve.observe.log import make_log
+from engines.serve.observe.metrics import Metrics
+from engines.serve.settings import ServeSettings
+from engines.serve.swap.loading import load_bundle
+from engines.serve.swap.snapshot import manifest_version
+from engines.serve.swap.swap_log import SwapLog
+from engines.serve.swap.watcher import Watcher
+from graphs.base.errors import UgsepError
+from tests.engines.serve.swap import bundles
+
+WATCH = 0.02  # seconds
+
+
+@dataclass
+class Watched:
+    """A watcher, and what it works on."""
+
+    watcher: Watcher
+    slot: ModelSlot
+    swaps: SwapLog
+    metrics: Metrics
+    lines: io.StringIO
+    loads: list[str] = field(default_factory=list)
+
+    @property
+    def version(self) -> str:
+        return self.slot.current().version
+
+    def outcomes(self) -> list[str]:
+        return [swap.outcome for swap in self.swaps.newest()][::-1]
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        until = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < until, f"{what}: {self.lines.getvalue()}"
+            time.sleep(0.005)
+
+    def wait_for(self, version: str) -> None:
+        self.wait(lambda: self.version == version, f"{version} never served")
+
+    def wait_swaps(self, count: int) -> None:
+        self.wait(lambda: len(self.swaps.newest()) >= count, f"fewer than {count} swaps")
+
+    def counted(self, outcome: str) -> int:
+        text = self.metrics.render()[0].decode()
+        found = [line for line in text.splitlines() if line.startswith(f'ugsep_swaps_total{{outcome="{outcome}"}}')]
+        return int(float(found[0].split()[-1])) if found else 0
+
+
+@contextmanager
+def watching(path: Path, start: bool = True, watch: float = WATCH, load=load_bundle) -> Iterator[Watched]:
+    """Serve what lies at a path and watch it."""
+    lines = io.StringIO()
+    log, _ = make_log(lines)
+    settings = ServeSettings(path, watch_seconds=watch)
+    slot, swaps, metrics = ModelSlot(), SwapLog(), Metrics()
+    slot.switch(load_bundle(settings))
+    loads: list[str] = []
+
+    def counted(settings: ServeSettings, previous: ServedBundle, notify: Callable[[str], None]) -> ServedBundle:
+        loads.append(str(path))
+        return load(settings, previous, notify)
+
+    watcher = Watcher(settings, slot, swaps, log, metrics, counted)
+    with ExitStack() as undo:
+        undo.callback(slot.close, 5)
+        undo.callback(watcher.stop, 20)
+        if start:
+            watcher.start()
+        yield Watched(watcher, slot, swaps, metrics, lines, loads)
+
+
+def looks(watched: Watched, times: int = 5) -> None:
+    """Wait until the watcher has looked a few times more."""
+    time.sleep(times * WATCH + 0.05)
+    with watched.watcher._looking:
+        return
+
+
+def test_a_published_bundle_replaces_the_one_that_serves(built_bundle: Path, second_bundle: Path, path: Path) -> None:
+    first = bundles.put(built_bundle, path)
+    with watching(path) as watched:
+        assert watched.version == first
+        second = bundles.put(second_bundle, path)
+        watched.wait_for(second)
+        np.testing.assert_array_equal(bundles.scores(watched.slot.current()), bundles.expected(second_bundle))
+        previous = watched.slot.previous()
+        assert previous is not None
+        assert previous.version == first
+        np.testing.assert_array_equal(bundles.scores(previous), bundles.expected(built_bundle))
+        watched.wait_swaps(1)
+        (swap,) = watched.swaps.newest()
+        assert (swap.before, swap.after, swap.outcome) == (first, second, "serving")
+        assert watched.counted("serving") == 1
+        looks(watched)
+        assert len(watched.loads) == 1, "what serves is not loaded again"
+
+
+def test_a_link_that_is_replaced_and_a_copy_over_the_old_files_are_noticed(
+    built_bundle: Path, second_bundle: Path, path: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    versions = [bundles.put(b, f) for b, f in zip((built_bundle, second_bundle), folders, strict=True)]
+    path.parent.mkdir()
+    path.symlink_to(folders[0])
+    with watching(path) as watched:
+        new = path.with_name("new")
+        new.symlink_to(folders[1])
+        os.replace(new, path)
+        watched.wait_for(versions[1])
+        new.symlink_to(folders[0])
+        os.replace(new, path)
+        watched.wait_for(versions[0])
+        bundles.renamed("c")(folders[0])  # written in place
+        watched.wait_for(manifest_version(folders[0]))
+        watched.wait_swaps(3)
+        assert watched.outcomes() == ["serving"] * 3
+
+
+def test_a_directory_that_is_copied_file_by_file_is_loaded_when_it_is_whole(
+    built_bundle: Path, second_bundle: Path, path: Path
+) -> None:
+    first = bundles.put(built_bundle, path)
+    with watching(path, watch=0.1) as watched:
+        shutil.rmtree(path)
+        looks(watched)
+        assert watched.version == first
+        path.mkdir()
+        # The manifest first, then a file every 10 ms: the directory never stays the same for two looks.
+        files = sorted(f for f in second_bundle.rglob("*") if f.is_file() and f.name != "manifest.json")
+        for file in [second_bundle / "manifest.json", *files]:
+            copy = path / file.relative_to(second_bundle)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+            assert watched.version == first
+            time.sleep(0.01)
+        watched.wait_for(manifest_version(second_bundle))
+        assert watched.outcomes() == ["serving"], watched.lines.getvalue()
+        assert watched.lines.getvalue().count("no bundle at the path") == 1
+
+
+def test_a_bundle_that_fails_never_serves_and_is_tried_again_only_when_it_changes(
+    built_bundle: Path, second_bundle: Path, path: Path
+) -> None:
+    first = bundles.put(built_bundle, path)
+    with watching(path) as watched:
+        bad = bundles.put(second_bundle, path, lambda work: bundles.flip_a_byte(bundles.engine_file(work, "item")))
+        watched.wait_swaps(1)
+        looks(watched)
+        (swap,) = watched.swaps.newest()
+        assert (swap.before, swap.after, swap.outcome) == (first, bad, "refused")
+        assert "sha256" in swap.reason
+        assert len(watched.loads) == 1
+        assert watched.version == first
+        assert watched.slot.previous() is None
+        assert watched.counted("refused") == 1
+        (line,) = [line for line in watched.lines.getvalue().splitlines() if "bundle refused" in line]
+        assert "sha256" in line
+        shutil.copy(bundles.engine_file(second_bundle, "item"), bundles.engine_file(path, "item"))
+        watched.wait_for(bad)
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory"), OSError(5, "Input/output error"), ZeroDivisionError()])
+def test_no_failure_of_any_kind_stops_the_old_bundle(
+    built_bundle: Path, second_bundle: Path, path: Path, error: Exception
+) -> None:
+    failing = [error]
+
+    def load(*args) -> ServedBundle:
+        if failing:
+            raise failing.pop()
+        return load_bundle(*args)
+
+    first = bundles.put(built_bundle, path)
+    with watching(path, load=load) as watched:
+        second = bundles.put(second_bundle, path)
+        watched.wait_swaps(1)
+        assert watched.outcomes() == ["refused"]
+        assert type(error).__name__ in watched.swaps.newest()[0].reason
+        assert "internal error" in watched.lines.getvalue()
+        assert watched.version == first
+        swap = watched.watcher.reload()  # what failed for want of memory can be asked for again
+        assert swap is not None
+        assert (swap.outcome, watched.version) == ("serving", second)
+
+
+def test_a_rollback_holds_until_something_else_lies_at_the_path(
+    built_bundle: Path, second_bundle: Path, path: Path
+) -> None:
+    first = bundles.put(built_bundle, path)
+    with watching(path) as watched:
+        with pytest.raises(UgsepError, match="no previous bundle"):
+            watched.watcher.rollback()
+        second = bundles.put(second_bundle, path)
+        watched.wait_swaps(1)
+        swap = watched.watcher.rollback()
+        assert (swap.before, swap.after, swap.outcome) == (second, first, "rolled back")
+        assert watched.version == first
+        (path / "report.json").touch()  # a backup program, for example: still the same bundle
+        looks(watched)
+        assert watched.version == first
+        assert len(watched.loads) == 1
+        third = bundles.put(second_bundle, path, bundles.renamed("third"))
+        watched.wait_for(third)
+        watched.wait_swaps(3)
+        assert watched.outcomes() == ["serving", "rolled back", "serving"]
+        assert watched.watcher.rollback().after == first
+
+
+def test_what_was_rolled_back_from_comes_back_if_it_is_published_again_or_asked_for(
+    built_bundle: Path, second_bundle: Path, path: Path
+) -> None:
+    first = bundles.put(built_bundle, path)
+    with watching(path) as watched:
+        second = bundles.put(second_bundle, path)
+        watched.wait_swaps(1)
+        assert watched.watcher.rollback().after == first
+        bundles.put(second_bundle, path)
+        watched.wait_for(second)
+        watched.wait_swaps(3)
+        watched.watcher.rollback()
+        swap = watched.watcher.reload()
+        assert swap is not None
+        assert (swap.before, swap.after) == (first, second)
+        assert watched.watcher.reload() is None, "it serves already"
+
+
+def test_poke_looks_at_once_and_without_watching_nothing_else_does(
+    built_bundle: Path, second_bundle: Path, path: Path
+) -> None:
+    first = bundles.put(built_bundle, path)
+    with watching(path, watch=0.0) as watched:
+        second = bundles.put(second_bundle, path)
+        time.sleep(0.1)
+        assert watched.version == first
+        watched.watcher.poke()
+        watched.wait_for(second)
+
+
+def test_a_rollback_does_not_wait_for_a_bundle_that_is_being_loaded(
+    built_bundle: Path, second_bundle: Path, path: Path
+) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load(*args) -> ServedBundle:
+        loading.set()
+        assert go_on.wait(20)
+        return load_bundle(*args)
+
+    go_on.set()
+    first = bundles.put(built_bundle, path)
+    with watching(path, load=load) as watched:
+        second = bundles.put(second_bundle, path)
+        watched.wait_swaps(1)
+        go_on.clear()
+        loading.clear()
+        third = bundles.put(built_bundle, path, bundles.renamed("third"))
+        assert loading.wait(20)
+        assert watched.watcher.rollback().after == first
+        assert watched.version == first
+        go_on.set()
+        watched.wait_for(third)
+        assert second not in [watched.version, watched.slot.previous() and watched.slot.previous().version]
+
+
+def test_stopping_while_a_bundle_is_loaded_closes_it(built_bundle: Path, second_bundle: Path, path: Path) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+    made: list[ServedBundle] = []
+
+    def load(*args) -> ServedBundle:
+        loading.set()
+        assert go_on.wait(20)
+        made.append(load_bundle(*args))
+        return made[0]
+
+    bundles.put(built_bundle, path)
+    with watching(path, load=load) as watched:
+        bundles.put(second_bundle, path)
+        assert loading.wait(20)
+        assert not watched.watcher.stop(0.01)
+        assert watched.slot.close(10)
+        go_on.set()
+        assert watched.watcher.stop(20)
+        assert watched.slot.wait_retired(10)
+        with pytest.raises(RankerClosed):
+            bundles.scores(made[0])
+        assert watched.outcomes() == []
+
+
+@contextmanager
+def scoring(slot: ModelSlot, want: dict[str, list[np.ndarray]], threads: int = 2) -> Iterator[list[str]]:
+    """Score in several threads as the workers do, and compare every score with that of the version it came from."""
+    stop, wrong = threading.Event(), []
+    answered: list[str] = []
+
+    def work(seed: int) -> None:
+        turn = seed
+        while not stop.is_set():
+            turn += 1
+            time.sleep(0.001)  # leaves the watcher some of the interpreter
+            user = turn % bundles.USERS
+            while True:
+                served = slot.current()
+                try:
+                    got = served.ranker.score(*bundles.request(user))["like"]
+                    break
+                except RankerClosed:
+                    if slot.current() is served:
+                        wrong.append(f"{served.version} closed although it serves")
+                        return
+                except Exception as error:
+                    wrong.append(f"{served.version}: {error!r}")
+                    return
+            if not np.array_equal(got, want[served.version][user]):
+                wrong.append(f"{served.version}: other scores")
+            answered.append(served.version)
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield answered
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join(20)
+    assert wrong == []
+
+
+def test_swaps_under_load_lose_nothing_and_serve_no_corrupt_bundle(
+    built_bundle: Path, second_bundle: Path, path: Path
+) -> None:
+    scores = [bundles.expected(b) for b in (built_bundle, second_bundle)]
+    want = {bundles.put(built_bundle, path): scores[0]}
+    with watching(path) as watched, scoring(watched.slot, want) as answered:
+        refused = 0
+        for turn in range(8):
+            source = (second_bundle, built_bundle)[turn % 2]
+            if turn % 4 == 3:
+                bundles.put(source, path, _corrupt(turn))
+                refused += 1
+                watched.wait_swaps(turn + 1)
+                continue
+            folder = path.parent / "next"
+            version = bundles.put(source, folder, bundles.renamed(f"turn {turn}"))
+            want[version] = scores[(turn + 1) % 2]  # before it can serve
+            bundles.put(folder, path)
+            watched.wait_for(version)
+            watched.wait_swaps(turn + 1)
+            if turn % 5 == 4:
+                watched.watcher.rollback()
+                watched.watcher.reload()
+        count = len(answered)
+        watched.wait(lambda: len(answered) > count, "scoring stopped")
+    assert watched.counted("refused") == refused == 2
+    assert len(set(answered)) >= 6
+
+
+def _corrupt(turn: int) -> Callable[[Path], object]:
+    """Damage a bundle that has a version of its own."""
+
+    def change(work: Path) -> None:
+        bundles.renamed(f"turn {turn}")(work)
+        (bundles.cut if turn % 8 == 3 else bundles.flip_a_byte)(bundles.engine_file(work, "item"))
+
+    return change
+
+
+def test_the_log_says_that_the_features_of_a_request_changed(
+    built_bundle: Path, second_bundle: Path, path: Path
+) -> None:
+    def load(*args) -> ServedBundle:
+        loaded = load_bundle(*args)
+        loaded.ranker.item_inputs = tuple(i for i in loaded.ranker.item_inputs if i.name != "affinity")
+        return dataclasses.replace(loaded)
+
+    bundles.put(built_bundle, path)
+    with watching(path, load=load) as watched:
+        bundles.put(second_bundle, path)
+        watched.wait_swaps(1)
+        assert "the features of a request changed: affinity" in watched.lines.getvalue()
