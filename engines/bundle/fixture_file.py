@@ -6,7 +6,7 @@ docs/architecture.md, Fixtures, describes it field by field.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -93,9 +93,13 @@ def save_fixtures(folder: Path, stem: str, fixtures: Fixtures) -> None:
     """Write ``<stem>.json`` and ``<stem>.safetensors``; the same fixtures give the same bytes.
 
     Equal tensors are stored once, so several requests of one user do not repeat its features.
+
+    Raises:
+        UgsepError: a request without a name, or two of one name.
     """
     from safetensors.numpy import save_file
 
+    _check_unique([f.name for f in fixtures.requests])
     tensors: dict[str, Array] = {}
     known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
@@ -149,6 +153,7 @@ def load_fixtures(folder: Path, stem: str, fix: str) -> Fixtures:
     try:
         check_plain(raw, stem)
         document = parse(_Document, raw, stem)
+        _check_unique([entry.name for entry in document.requests])
     except UgsepError as error:
         raise UgsepError(f"{path}: {error}; {fix}") from error
     tensors = _read_tensors(folder, f"{stem}.safetensors", fix)
@@ -169,6 +174,14 @@ def load_fixtures(folder: Path, stem: str, fix: str) -> Fixtures:
     if unused:
         raise UgsepError(f"{path}: no request uses tensor {min(unused)!a:.80} of {stem}.safetensors; {fix}")
     return Fixtures(requests, document.tolerances, document.names)
+
+
+def _check_unique(names: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if not name or name in seen:
+            raise UgsepError(f"request '{name}' is given twice" if name else "a request has no name")
+        seen.add(name)
 
 
 def _fixture(entry: _Entry, tensor: Callable[[_Entry, str, int], Array]) -> Fixture:
@@ -200,6 +213,7 @@ def _read_tensors(folder: Path, name: str, fix: str) -> dict[str, Array]:
         broken = f"not a safetensors file of NumPy types ({printable_line(first_line(error)):.200})"
         raise UgsepError(f"{folder / name}: {broken}; {fix}") from error
     for key, value in tensors.items():
+        value.flags.writeable = False  # requests share tensors
         if value.dtype.kind not in "fiub" or (value.dtype.kind == "f" and not np.isfinite(value).all()):
             raise UgsepError(f"{folder / name}: tensor '{key}' is not made of finite numbers; {fix}")
     return tensors

@@ -63,15 +63,13 @@ def _check(found: Fixtures, manifest: Manifest, path: Path, fix: str) -> None:
     tasks = tuple(TensorSpec(o.name, "float32", ("candidates",)) for o in item.outputs)
     items = tuple(i for i in item.inputs if i.name not in inner)
     takes_index = any(i.name == USER_INDEX for i in item.inputs)
-    names = [f.name for f in found.requests]
+    count = len(found.requests)
     rows = sum(f.candidates for f in found.requests)
     try:
-        if len(names) > _MAX_REQUESTS or rows > _MAX_ROWS:
+        if count > _MAX_REQUESTS or rows > _MAX_ROWS:
             raise UgsepError(
-                f"{len(names)} requests of {rows} candidates; at most {_MAX_REQUESTS} of {_MAX_ROWS} together"
+                f"{count} requests of {rows} candidates; at most {_MAX_REQUESTS} of {_MAX_ROWS} together"
             )
-        if len(set(names)) < len(names):
-            raise UgsepError(f"request '{next(n for n in names if names.count(n) > 1)}' is given twice")
         for f in found.requests:
             _check_request(f, user.inputs, items, tasks, takes_index)
         _check_tolerances(found, [t.name for t in tasks])
@@ -90,8 +88,6 @@ def _check_request(
     where = f"request '{f.name}'"
     _check_text(f.name, "the name of a request")
     _check_text(f.label, f"{where}: its label")
-    if not f.name:
-        raise UgsepError("a request has no name")
     _check_tensors(f.user, user, f"{where}: user feature")
     _check_tensors(f.items, items, f"{where}: item feature")
     for kind, given in (("expected", f.expected), ("reference", f.reference)):

@@ -62,6 +62,12 @@ def test_the_same_fixtures_are_the_same_bytes_and_equal_tensors_are_stored_once(
     assert "two/expected/like" not in stored
 
 
+def test_requests_of_one_name_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(UgsepError, match="request 'one' is given twice"):
+        save_fixtures(tmp_path, "fixtures", Fixtures((FIXTURES.requests[0], FIXTURES.requests[0])))
+    assert list(tmp_path.iterdir()) == []
+
+
 Edit = Callable[[dict[str, Any], dict[str, Any]], object]
 
 
@@ -86,6 +92,8 @@ BAD: dict[str, tuple[Edit, str]] = {
     "requests are no list": (lambda raw, _: raw.update(requests={}), "fixtures: requests is {}, not a list"),
     "rows are text": (entry(users="1"), r"requests\[1\].users is '1', not int"),
     "a huge number": (entry(candidates=10**400), "out of range"),
+    "a name given twice": (entry(name="one"), "request 'one' is given twice"),
+    "no name": (entry(name=""), "a request has no name"),
     "another number of candidates": (entry(candidates=4), r"'same': tensor 'same/items/item_id' is \[3\], not 4"),
     "no candidates": (entry(candidates=0), "not 0 rows"),
     "negative users": (entry(users=-1), "not -1 rows"),
