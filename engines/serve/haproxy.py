@@ -157,6 +157,8 @@ defaults
     retry-on conn-failure empty-response response-timeout junk-response 503
     option httpchk GET /v2/health/ready
     http-check expect status 200
+    # A replica that is busy is not dead: a check may take longer than the time between two.
+    timeout check 2s
     # Found out of service within a second: well inside the 5 s that a replica serves on after SIGTERM.
     default-server inter 500ms fastinter 200ms fall 2 rise 1
 

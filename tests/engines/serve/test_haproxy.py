@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -110,6 +111,8 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
             return
+        if self.server.mood == "slow":
+            time.sleep(0.3)
         code = {"draining": 503, "full": 429}.get(self.server.mood, 200)
         self.reply(code, f"{self.server.port} {len(body)}".encode())
 
@@ -130,10 +133,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def proxied(folder: Path, origins: list[Origin]) -> Iterator[int]:
+def proxied(folder: Path, origins: list[Origin], *, spill: bool = False) -> Iterator[int]:
+    """Run HAProxy; without ``spill``, a request that is still ending does not send the next one elsewhere."""
     proxy = Proxy("127.0.0.1", free_port(), None, largest_request=len(BODY))
     file = folder / "haproxy.cfg"
-    file.write_text(haproxy_config(proxy, [Replica("127.0.0.1", o.port, None) for o in origins]))
+    text = haproxy_config(proxy, [Replica("127.0.0.1", o.port, None) for o in origins])
+    file.write_text(text if spill else text.replace("hash-balance-factor 150", "hash-balance-factor 0"))
     with subprocess.Popen(["haproxy", "-db", "-f", str(file)], stderr=subprocess.PIPE) as process:
         try:
             until = time.monotonic() + 10
@@ -160,9 +165,17 @@ def ask(port: int, key: str) -> tuple[int, int, int]:
     return status, int(who), int(size)
 
 
+@pytest.fixture
+def origins() -> Iterator[list[Origin]]:
+    made = [Origin(), Origin()]
+    yield made
+    for origin in made:
+        origin.shutdown()
+        origin.server_close()
+
+
 @needs_haproxy
-def test_requests_stay_with_their_replica_and_survive_it(tmp_path: Path) -> None:
-    origins = [Origin(), Origin()]
+def test_requests_stay_with_their_replica_and_survive_it(tmp_path: Path, origins: list[Origin]) -> None:
     with proxied(tmp_path, origins) as port:
         home = {key: ask(port, key)[1] for key in map(str, range(20))}
         assert set(home.values()) == {o.port for o in origins}  # both serve someone
@@ -182,6 +195,12 @@ def test_requests_stay_with_their_replica_and_survive_it(tmp_path: Path) -> None
         asked = first.asked
         assert {ask(port, key)[1] for key in home} == {second.port}
         assert first.asked == asked  # found out of service by its health, not by asking it
-    for origin in origins:
-        origin.shutdown()
-        origin.server_close()
+
+
+@needs_haproxy
+def test_a_hot_user_spills_to_the_other_replica(tmp_path: Path, origins: list[Origin]) -> None:
+    with proxied(tmp_path, origins, spill=True) as port, ThreadPoolExecutor(8) as pool:
+        for origin in origins:
+            origin.mood = "slow"
+        assert {status for status, _, _ in pool.map(lambda _: ask(port, "hot"), range(8))} == {200}
+    assert all(origin.asked > 0 for origin in origins)
