@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -11,14 +12,26 @@ __all__ = ["OpenCalls"]
 
 
 class OpenCalls:
-    """Entered by each call; after ``close`` none can enter."""
+    """Entered by each call; after ``close`` none can enter, and none in a child of ``os.fork`` ever can.
+
+    A fork copies only the thread that calls it: locks that others held and the runtime's own threads would be waited
+    for forever.
+    """
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._running, self._closed = 0, False
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
 
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a child of the one that made the object."""
+        return os.getpid() != self._process
+
     def __enter__(self) -> None:
+        if self.forked:
+            raise RankerClosed("the ranker was loaded before this process was forked; load the bundle in each worker")
         with self._lock:
             if self._closed:
                 raise RankerClosed("the ranker is closed; load the bundle again")

@@ -240,10 +240,14 @@ class Ranker:
     def close(self, timeout: float | None = None) -> None:
         """Refuse new calls, wait for those that run, and release both engines; does nothing the second time.
 
+        In a child of ``os.fork`` it does nothing: the engines belong to the parent.
+
         Raises:
             UgsepError: calls still run after ``timeout`` seconds. The ranker stays closed to new calls; its engines
                 are released by the next ``close`` that waits long enough.
         """
+        if self._calls.forked:
+            return
         running = self._calls.close(timeout)
         if running:
             raise UgsepError(
