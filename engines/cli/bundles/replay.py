@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engines.render.json_text import json_text
-from graphs.base.errors import GateFailed
+from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import show_progress
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def replay_command(
     from engines.verify.replay.page import replay_page
     from engines.verify.replay.replay import Bounds, replay
 
+    if html is not None and not html.absolute().parent.is_dir():
+        raise UgsepError(f"--html '{html}': its folder does not exist; create it")
     bounds = Bounds(min_tau, min_overlap, top_k, max_drift, max_slowdown)
     with show_progress() as progress:
         found = replay(bundle, other, requests, bounds, limit, progress)

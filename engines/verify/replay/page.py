@@ -64,7 +64,9 @@ def _taus(task: str, drift: TaskDrift, bound: float) -> str:
 
 
 def _latency(latency: Mapping[str, ReplayLatency]) -> str:
-    figure, axes = new_axes("Latency, the same requests in turn (p50, whisker to p99)", 5.6, 0.9 + 0.7 * len(latency))
+    figure, axes = new_axes(
+        "Latency in ms, the same requests in turn (p50, whisker to p99)", 5.6, 0.9 + 0.7 * len(latency)
+    )
     kinds = ((-0.2, "computed", "request"), (0.2, "cached", "user"))
     for row, times in enumerate(latency.values()):
         for offset, kind, colour in kinds:
@@ -72,11 +74,10 @@ def _latency(latency: Mapping[str, ReplayLatency]) -> str:
             label = f"user {kind}" if row == 0 else None
             axes.barh(row + offset, ms.p50, 0.38, xerr=[[0.0], [max(ms.p99 - ms.p50, 0.0)]], ecolor="#777",
                       color=COLOURS[colour], label=label, error_kw={"elinewidth": 0.8})  # fmt: skip
-            axes.annotate(f"{ms.p50:.3g}", (0.0, row + offset), xytext=(4, 0), textcoords="offset points",
-                          fontsize=8, va="center", color="white")  # fmt: skip
+            axes.annotate(f"{ms.p50:.3g}", (max(ms.p50, ms.p99), row + offset), xytext=(5, 0),
+                          textcoords="offset points", fontsize=8, va="center")  # fmt: skip
     names = ["reference", "compared"] if len(latency) > 1 else ["compared"]
     axes.set_yticks(range(len(latency)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("milliseconds", fontsize=8)
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper left", bbox_to_anchor=(0.0, -0.12))
     return to_svg(figure)

@@ -174,8 +174,8 @@ def _score_all(
     draw = random.Random(0)
     for number, request in enumerate(requests):
         found.ids.append(request.request_id)
+        found.actual.append(score(request))  # first: a Ranker says which feature of the request it refuses
         found.reference.append(expected(request))
-        found.actual.append(score(request))
         if len(found.timed) < _TIMED:
             found.timed.append(request)
         elif (slot := draw.randrange(number + 1)) < _TIMED:
