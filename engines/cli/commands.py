@@ -53,6 +53,10 @@ COMMANDS: Mapping[str, CommandEntry] = {
         "and the effect on scores.",
     ),
     # compare
+    "replay": CommandEntry(
+        "engines.cli.bundles.replay",
+        "Score requests with BUNDLE and compare OTHER with it: ranks, top-k, score drift, latency.",
+    ),
     "bench": CommandEntry(
         "engines.cli.bundles.bench",
         "Benchmark BUNDLE against other ways to serve its model, in one interleaved run.",

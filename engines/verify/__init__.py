@@ -9,6 +9,7 @@ __all__ = [
     "latency",
     "prove",
     "reference",
+    "replay",
     "routing",
     "scores",
     "validate",

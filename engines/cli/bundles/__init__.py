@@ -1,3 +1,3 @@
 """The commands that operate on finished bundles."""
 
-__all__ = ["bench", "bisect", "inspect", "routing", "schemes", "validate", "verify"]
+__all__ = ["bench", "bisect", "inspect", "replay", "routing", "schemes", "validate", "verify"]

@@ -1,0 +1,3 @@
+"""Recorded requests scored again: one bundle against another, or against what was served."""
+
+__all__ = ["page", "replay"]
