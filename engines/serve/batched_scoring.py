@@ -15,7 +15,7 @@ from engines.serve.deadlines import check_deadline, later
 from engines.serve.engine_pair import EnginePair, first_bad_score
 from engines.serve.score_request import Scored, ScoreRequest
 from engines.serve.state_cache import State, StateCache, User
-from engines.serve.user_states import Resolved, Wanted, find_state, find_states, user_key, user_rows
+from engines.serve.user_states import Resolved, Wanted, find_state, find_states, keyed_users
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 
@@ -26,15 +26,19 @@ Result = Scored | UgsepError
 
 @dataclass(frozen=True)
 class _Checked:
-    """A request whose items and index are sound: ``keys`` and ``users`` by row, ``index`` each candidate's row."""
+    """A request whose items and index are sound: ``users`` by row, with keys; ``index`` is each candidate's row."""
 
     place: int
     items: Mapping[str, Array]
     candidates: int
-    users: list[User]
-    keys: list[bytes]
+    users: list[tuple[bytes, User]]
     index: Array | None
     deadline: float | None
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The keys of the users' states."""
+        return [key for key, _ in self.users]
 
 
 def score_requests(pair: EnginePair, cache: StateCache, requests: Sequence[ScoreRequest]) -> list[Result]:
@@ -66,7 +70,7 @@ def _score_alone(pair: EnginePair, cache: StateCache, request: ScoreRequest) -> 
     users, index, hit = 1, pair.one_user_index(rows), False
     started = time.perf_counter()
     if request.user_index is not None:
-        users = pair.check_users(request.user)
+        users = len(keyed_users(pair, request.user, one_call=True))
         given = pair.check_index(request.user_index, rows, users)
         index = index if users == 1 else {USER_INDEX: given}
     if users == 1:
@@ -87,18 +91,17 @@ def _score_alone(pair: EnginePair, cache: StateCache, request: ScoreRequest) -> 
 
 def _check(pair: EnginePair, place: int, request: ScoreRequest) -> _Checked:
     """Check all but the values of the users' features, which a cache hit shows to be sound."""
+    check_deadline(request.deadline, "its batch could run")
     candidates = pair.check_items(request.items)
     items = check_feeds(pair.item_inputs, request.items)  # dtypes too, before they are joined with other requests'
-    count = pair.check_users(request.user)
+    users = keyed_users(pair, request.user, one_call=True)
+    count = len(users)
     index = request.user_index
     if index is not None:
         index = pair.check_index(index, candidates, count)
     elif count > 1:
         raise UgsepError(f"the request has {count} users and no user_index; give int64[{candidates}], or one user")
-    check_deadline(request.deadline, "its batch could run")
-    users = user_rows(request.user, count)
-    keys = [user_key(pair, user) for user in users]
-    return _Checked(place, items, candidates, users, keys, index, request.deadline)
+    return _Checked(place, items, candidates, users, index, request.deadline)
 
 
 def _score_checked(
@@ -106,7 +109,7 @@ def _score_checked(
 ) -> None:
     wanted: dict[bytes, Wanted] = {}
     for request in checked:
-        for key, user in zip(request.keys, request.users, strict=True):
+        for key, user in request.users:
             until = later(wanted[key].until, request.deadline) if key in wanted else request.deadline
             wanted[key] = Wanted(user, until)
     resolved = find_states(pair, cache, wanted, (key for request in checked for key in request.keys))

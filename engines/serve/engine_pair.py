@@ -83,31 +83,17 @@ class EnginePair:
             )
         return rows
 
-    def count_users(self, users: Mapping[str, Array]) -> int:
-        """Return the number of users; their values are not checked.
+    def check_count(self, count: int) -> None:
+        """Reject more users than one item call takes.
 
         Raises:
-            UgsepError: a missing or unknown feature, no array, no rows, or differing numbers of rows.
+            UgsepError: with the limit.
         """
-        arrays = self.user_checks.in_order(users)
-        counts = {value.shape[0] if value.ndim else 0 for value in arrays}
-        if len(counts) != 1 or 0 in counts:
-            self.user_checks.rows(users)  # raises, with the feature
-        return int(arrays[0].shape[0])
-
-    def check_users(self, users: Mapping[str, Array]) -> int:
-        """Return the number of users of one item call.
-
-        Raises:
-            UgsepError: as in ``count_users``, or more than the engines' profiles allow.
-        """
-        count = self.count_users(users)
         if self.max_users and count > self.max_users:
             raise UgsepError(
                 f"{count} users, but the engines accept at most {self.max_users}; score them in batches or build "
                 "with a larger serving.max_users"
             )
-        return count
 
     def check_index(self, index: object, candidates: int, users: int) -> Array:
         """Return ``user_index`` after checking it.

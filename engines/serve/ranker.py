@@ -21,7 +21,7 @@ from engines.serve.engine_pair import EnginePair, first_bad_score
 from engines.serve.open_calls import OpenCalls
 from engines.serve.score_request import Scored, ScoreRequest, Warmed
 from engines.serve.state_cache import CacheInfo, State, StateCache
-from engines.serve.user_states import Wanted, find_state, find_states, user_key, user_rows
+from engines.serve.user_states import Wanted, find_state, find_states, keyed_users
 from graphs.base.errors import UgsepError
 
 DEFAULT_CACHE_BYTES = 64 << 20
@@ -203,9 +203,9 @@ class Ranker:
             RankerClosed: the ranker was closed before the call.
         """
         with self._calls:
-            rows = user_rows(users, self._pair.count_users(users))
-            keys = [user_key(self._pair, user) for user in rows]
-            wanted = {key: Wanted(user, deadline) for key, user in zip(keys, rows, strict=True)}
+            given = keyed_users(self._pair, users, one_call=False)
+            keys = [key for key, _ in given]
+            wanted = {key: Wanted(user, deadline) for key, user in given}
             resolved = find_states(self._pair, self._cache, wanted, keys)
             for key in keys:
                 if key in resolved.errors:

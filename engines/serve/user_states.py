@@ -16,7 +16,7 @@ from engines.serve.engine_pair import EnginePair
 from engines.serve.state_cache import Claims, State, StateCache, User, await_state
 from graphs.base.errors import UgsepError
 
-__all__ = ["Resolved", "Wanted", "find_state", "find_states", "user_key", "user_rows"]
+__all__ = ["Resolved", "Wanted", "find_state", "find_states", "keyed_users"]
 
 _STAGE = "the user graph could run"
 
@@ -39,23 +39,34 @@ class Resolved:
     seconds: float
 
 
-def user_key(pair: EnginePair, user: User) -> bytes:
-    """Return a digest of one user's features: their dtypes, shapes and bytes.
+def keyed_users(pair: EnginePair, users: Mapping[str, Array], one_call: bool) -> list[tuple[bytes, User]]:
+    """Return each user alone, one row per feature, with the key of its state; values are not checked.
+
+    ``one_call``: the users must fit into one call of the engines.
 
     Raises:
-        UgsepError: a missing or unknown feature, or one that is not an array of numbers.
+        UgsepError: a missing or unknown feature, one that is not an array of numbers, no rows, or differing numbers
+            of rows, or too many.
     """
+    arrays = pair.user_checks.in_order(users)
+    counts = {value.shape[0] if value.ndim else 0 for value in arrays}
+    if len(counts) != 1 or 0 in counts:
+        pair.user_checks.rows(users)  # raises, with the feature
+    (count,) = counts
+    if one_call:
+        pair.check_count(count)
+    if count == 1:
+        return [(_key(arrays), users)]
+    rows = [[value[row : row + 1] for value in arrays] for row in range(count)]
+    return [(_key(row), dict(zip(pair.user_checks.names, row, strict=True))) for row in rows]
+
+
+def _key(arrays: Iterable[Array]) -> bytes:
+    """Return a digest of one user's features: their dtypes, shapes and bytes."""
     digest = hashlib.blake2b(digest_size=16)
-    for value in pair.user_checks.in_order(user):
+    for value in arrays:
         digest.update(f"{value.dtype.str}{value.shape}".encode() + value.tobytes())
     return digest.digest()
-
-
-def user_rows(users: Mapping[str, Array], count: int) -> list[User]:
-    """Return each of ``count`` users alone, one row per feature."""
-    if count == 1:
-        return [users]
-    return [{name: value[row : row + 1] for name, value in users.items()} for row in range(count)]
 
 
 def find_state(pair: EnginePair, cache: StateCache, user: User, deadline: float | None) -> tuple[State, bool]:
@@ -65,7 +76,8 @@ def find_state(pair: EnginePair, cache: StateCache, user: User, deadline: float 
         UgsepError: features that the user engine refuses, or several users.
         DeadlineExceeded: before the user graph, or while another thread computes the same user.
     """
-    return cache.get(user_key(pair, user), user, lambda: _compute_one(pair, user, deadline), deadline)
+    key = _key(pair.user_checks.in_order(user))
+    return cache.get(key, user, lambda: _compute_one(pair, user, deadline), deadline)
 
 
 def find_states(
