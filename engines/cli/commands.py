@@ -52,6 +52,12 @@ COMMANDS: Mapping[str, CommandEntry] = {
         "Compare the experts that BUNDLE's engines and its FP32 graphs choose for each row, "
         "and the effect on scores.",
     ),
+    # serve
+    "serve": CommandEntry(
+        "engines.cli.serve",
+        "Serve BUNDLE over HTTP and gRPC until SIGTERM; a new bundle at the same path is loaded and switched to.",
+        "serve",
+    ),
     # compare
     "replay": CommandEntry(
         "engines.cli.bundles.replay",

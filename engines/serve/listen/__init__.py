@@ -1,0 +1,3 @@
+"""The sockets of the server."""
+
+__all__ = ["http_listener", "signals"]

@@ -1,0 +1,156 @@
+"""The HTTP side of the server: a socket, and uvicorn in a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import uvicorn
+
+from engines.serve.listen.http_protocol import bounded_protocol
+from graphs.base.errors import UgsepError
+
+__all__ = ["HttpListener", "bind", "close_when", "free_port"]
+
+Message = MutableMapping[str, Any]
+App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+KEEP_ALIVE = 75  # seconds between two requests; longer than load balancers keep theirs (60), so they close first
+START_LIMIT = 30.0  # seconds
+BACKLOG = 2048
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that has the port but does not listen yet, so that nothing connects before the bundle serves.
+
+    Raises:
+        UgsepError: the port is in use, or the address is not one of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        made = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise UgsepError(f"cannot listen on '{host}': {_why(error)}; give an address of this machine") from error
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not refused while old connections time out
+        made.bind(address)
+    except OSError as error:
+        made.close()
+        raise UgsepError(
+            f"cannot listen on {host}:{port}: {_why(error)}; stop what uses it or give another"
+        ) from error
+    return made
+
+
+def free_port(host: str, port: int) -> None:
+    """Check that a port can be had, for a listener that binds it only later.
+
+    Raises:
+        UgsepError: as in ``bind``.
+    """
+    bind(host, port).close()
+
+
+class HttpListener:
+    """uvicorn on a bound socket; it accepts connections once ``start`` has returned."""
+
+    def __init__(self, app: App, bound: socket.socket, patience: float) -> None:
+        self._socket = bound
+        self.host, self.port = bound.getsockname()[:2]
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns about every malformed request
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http=bounded_protocol(patience),
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE,
+        )
+        self._server = _Server(config)
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="ugsep-http", daemon=True)
+
+    def start(self) -> None:
+        """Accept connections.
+
+        Raises:
+            UgsepError: uvicorn did not start.
+        """
+        self._thread.start()
+        if not self._server.up.wait(START_LIMIT) or self._failure is not None:
+            raise UgsepError(f"the HTTP server did not start: {self._failure or 'no answer'}; see the log")
+
+    def stop_accepting(self) -> None:
+        """Accept no connection from now on, close the idle ones, and go on with the responses under way."""
+        self._server.should_exit = True
+
+    def close(self, seconds: float) -> bool:
+        """Wait up to ``seconds`` for the responses under way, then cut them; return whether the thread ended."""
+        self.stop_accepting()
+        if not self._thread.ident:
+            self._socket.close()
+            return True
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._server.force_exit = True
+            self._thread.join(1.0)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._server.run([self._socket])
+        except BaseException as error:  # also SystemExit, which uvicorn raises
+            self._failure = error
+        finally:
+            self._server.up.set()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, saying when it accepts."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+
+def close_when(draining: Callable[[], bool], app: App) -> App:
+    """Let responses say 'connection: close' while ``draining()``, so that clients move to another replica in time.
+
+    A client whose idle connection is closed just as it sends a request cannot know whether it was processed.
+    """
+
+    async def wrapped(
+        scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        if not draining():
+            await app(scope, receive, send)
+            return
+
+        async def send_closing(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await app(scope, receive, send_closing)
+
+    return wrapped
+
+
+def _why(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,0 +1,98 @@
+"""uvicorn's HTTP protocol with bounds on what a slow or endless client may hold."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+__all__ = ["bounded_protocol"]
+
+MOST_HEADER_BYTES = 64 << 10  # of a request's line, headers and trailers
+GRACE = 1.0  # seconds after which the connection is cut although the application should have answered
+
+
+def bounded_protocol(patience: float) -> type[asyncio.Protocol]:
+    """Return a protocol class for uvicorn that cuts a connection it waits for longer than ``patience`` seconds.
+
+    Bounded are the time until a request is there whole, from its first byte or, for the first one, from the
+    connection; the time that a response waits for its reader; and the bytes of line, headers and trailers. uvicorn
+    itself only bounds the time between two requests.
+    """
+
+    class Bounded(HttpToolsProtocol):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._cut: asyncio.TimerHandle | None = None
+            self._whole = True  # no request is partly received
+            self._header_bytes = 0
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._arm()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._disarm()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.parser is None or self.transport.is_closing():
+                return
+            answered = self.cycle is None or self.cycle.response_complete
+            if self._whole and not answered:
+                self._disarm()  # the application has all of it, the client is not to blame for what follows
+            elif self._cut is None:
+                self._arm()
+
+        def on_message_begin(self) -> None:
+            self._whole, self._header_bytes = False, 0
+            super().on_message_begin()
+
+        def on_url(self, url: bytes) -> None:
+            self._count(len(url))
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._count(len(name) + len(value))
+            super().on_header(name, value)
+
+        def on_message_complete(self) -> None:
+            self._whole = True
+            super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self._whole and not self.pipeline:
+                self._disarm()  # uvicorn's limit for idle connections takes over
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._cut is None:
+                self._arm()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._whole:
+                self._disarm()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()  # closes after the rest is written, which a client may never read
+            self._arm()
+
+        def _count(self, size: int) -> None:
+            self._header_bytes += size
+            if self._header_bytes > MOST_HEADER_BYTES:
+                raise ValueError("header too large")  # the parser reports it as an invalid request: 400, closed
+
+        def _arm(self) -> None:
+            self._disarm()
+            self._cut = self.loop.call_later(patience + GRACE, self.transport.abort)
+
+        def _disarm(self) -> None:
+            if self._cut is not None:
+                self._cut.cancel()
+                self._cut = None
+
+    return Bounded
