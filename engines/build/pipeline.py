@@ -60,6 +60,7 @@ def run_stages(job: stages.BuildJob, source: SourceModel) -> Build:
     compared = stages.compare(job, graphs, samples, selection)
     proof = stages.verify(job, model, samples, manifest)
     replayed = stages.fixtures(job, samples, manifest)
+    batching = stages.batching(job, samples, manifest)
     findings = report.Findings(
         split=model.split,
         random_proof=model.proof,
@@ -68,11 +69,12 @@ def run_stages(job: stages.BuildJob, source: SourceModel) -> Build:
         proof=dataclasses.replace(proof, checks=[*proof.checks, replayed]),
         calibration_sha256=samples.calibration.samples_sha256,
         synthetic=job.sources.synthetic,
-        notes=compiled.notes,
+        notes=[*compiled.notes, *batching.notes],
+        batching=batching.timings,
         tried=selection.tried,
         schemes=compared,
     )
-    return Build(manifest, findings, samples.requests)
+    return Build(dataclasses.replace(manifest, batching=batching.timings), findings, samples.requests)
 
 
 @dataclass(frozen=True)

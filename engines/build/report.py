@@ -12,7 +12,7 @@ from engines.build import report_plots
 from engines.build.autoselect import Trial
 from engines.build.schemes import SchemeTable
 from engines.bundle.bundle import REPORT
-from engines.bundle.manifest import Engine
+from engines.bundle.manifest import BatchTiming, Engine
 from engines.recipes.recipe import Recipe
 from engines.render.html import render
 from engines.render.json_text import json_text
@@ -27,7 +27,8 @@ from quant.weight_table import QuantTable
 class Findings:
     """The findings of a build: the split, the table of weights per side, the engines and their proof.
 
-    ``schemes`` compares quantization schemes, if the recipe asks for it and there are requests.
+    ``schemes`` compares quantization schemes, if the recipe asks for it and there are requests; ``batching`` has the
+    times of requests scored one by one and in one item call.
     """
 
     split: Split
@@ -40,6 +41,7 @@ class Findings:
     notes: Sequence[str] = ()
     tried: Sequence[Trial] = ()
     schemes: SchemeTable | None = None
+    batching: Sequence[BatchTiming] = ()
 
 
 def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any]:
@@ -61,6 +63,7 @@ def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any
         "auc": {variant: dict(by_task) for variant, by_task in found.proof.auc.items()},
         "latency": found.proof.latency[-1].as_dict(),
         "latency_by_candidates": [r.as_dict() for r in found.proof.latency],
+        "batching": [{**asdict(t), "speedup": t.speedup} for t in found.batching],
         "threads": recipe.serving.threads,
         "weights": {
             "fp32_bytes": sum(r.fp32_bytes for r in tables),

@@ -15,7 +15,7 @@ from engines.build.id_ranges import table_sizes
 from engines.build.schemes import Comparison, SchemeTable, compare_schemes
 from engines.build.source_model import SourceModel, fresh_feeds, random_requests, split_source_model
 from engines.build.sources import Sources
-from engines.bundle.manifest import Engine, Manifest
+from engines.bundle.manifest import Engine, Manifest, engine_for
 from engines.bundle.provenance import tool_versions
 from engines.compile.compile import (
     EnginePlan,
@@ -26,7 +26,9 @@ from engines.compile.compile import (
     serving_plans,
 )
 from engines.recipes.recipe import AUTO, Recipe
+from engines.serve.ranker import Ranker
 from engines.verify import prove
+from engines.verify.batching import Batching, measure_batching
 from engines.verify.checks import Check
 from engines.verify.fixtures import write_fixtures
 from engines.verify.reference import PyTorchReference
@@ -48,6 +50,7 @@ from quant.weight_table import QuantTable
 from quant.weights import quantize_side
 
 Graphs = Mapping[GraphSide, Path]
+BATCHING_CACHE_BYTES = 1 << 30  # a limit: a few users' states are cached, however large
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,13 @@ def fixtures(job: BuildJob, samples: Samples, manifest: Manifest) -> Check:
     """Write requests with their logits into the bundle; return the check that reloaded engines repeat them."""
     sizes = job.recipe.serving.candidates
     return write_fixtures(job.work, manifest, samples.requests, samples.reference, sizes)
+
+
+def batching(job: BuildJob, samples: Samples, manifest: Manifest) -> Batching:
+    """Measure what it gains to score several users in one item call."""
+    pair = engine_for(manifest, "user"), engine_for(manifest, "item")
+    with Ranker.from_engines(job.work, manifest, *pair, cache_bytes=BATCHING_CACHE_BYTES) as ranker:
+        return measure_batching(ranker, samples.requests, job.progress)
 
 
 def _requests(

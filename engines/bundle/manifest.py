@@ -32,9 +32,9 @@ class Engine:
 
 @dataclass(frozen=True)
 class BatchTiming:
-    """Scoring ``users`` requests of ``candidates`` candidates each, p50 in ms: one call each, and all in one call.
+    """Milliseconds to score ``users`` requests of ``candidates`` candidates each: one by one, and in one item call.
 
-    The user states were cached in both.
+    Lower quartiles of interleaved calls; the user states were cached in both.
     """
 
     users: int

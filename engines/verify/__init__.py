@@ -2,6 +2,7 @@
 
 __all__ = [
     "agreement",
+    "batching",
     "bisect",
     "checks",
     "failing_rows",

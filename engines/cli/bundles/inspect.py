@@ -64,6 +64,7 @@ def describe(bundle: Path) -> dict[str, Any]:
         "calibration_sha256": manifest.calibration,
         "synthetic": manifest.synthetic,
         "engines": engines,
+        "batching": [{**dataclasses.asdict(t), "speedup": t.speedup} for t in manifest.batching],
         "why": {side: manifest.reasons[side] for side in ("user", "item") if side in manifest.reasons},
     }
 
@@ -125,6 +126,13 @@ def _show(found: dict[str, Any]) -> None:
             console.print(f"  profile: {profile['name']}")
         for note in e["notes"]:
             console.print(f"  note: {note}")
+    if found["batching"]:
+        console.print("requests of several users, states cached, ms: one by one, and in one item call")
+        batching = Table("users", "candidates", "one by one", "one call", "speed-up")
+        for t in found["batching"]:
+            times = (f"{t[name]:.3f}" for name in ("separate_ms", "batched_ms"))
+            batching.add_row(str(t["users"]), str(t["candidates"]), *times, f"{t['speedup']:.2f}")
+        console.print(batching)
     weights = Table("engine", "weight", "status", "by", "SQNR dB")
     for e in found["engines"]:
         for w in e["weights"]:

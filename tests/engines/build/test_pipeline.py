@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from engines.build.pipeline import build, rebuild_command
 from engines.build.sources import Sources, content_key
+from engines.bundle.manifest import read_manifest
 from engines.cli.main import main
 from graphs.base.errors import GateFailed, UgsepError
 from tests import tiny
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parents[3]
 def test_the_bundle_holds_what_the_contract_names(built_bundle: Path) -> None:
     for name in (
         "recipe.yaml", "report.json", "report.html", "manifest.json", "calibration.json", "calibration.safetensors",
+        "fixtures.json", "fixtures.safetensors",
         "onnx/full.onnx", "onnx/user.onnx", "onnx/item.onnx", "onnx/user.w8a32.onnx", "onnx/item.w8a16.onnx",
     ):  # fmt: skip
         assert (built_bundle / name).is_file(), name
@@ -55,9 +57,20 @@ def test_the_report_holds_the_contract_s_keys(built_bundle: Path) -> None:
     assert 0 < report["weights"]["quantized_bytes"] < 0.5 * report["weights"]["fp32_bytes"]
 
 
+def test_the_report_and_the_manifest_hold_what_batching_gains(built_bundle: Path) -> None:
+    report = json.loads((built_bundle / "report.json").read_text())
+    timings = read_manifest(built_bundle).batching
+    sizes = [(t.users, t.candidates) for t in timings]
+    assert sizes == sorted(sizes)
+    assert (2, 1) in sizes
+    assert max(users * candidates for users, candidates in sizes) <= 64, "no more than the item engine takes"
+    assert report["batching"] == [{**dataclasses.asdict(t), "speedup": t.speedup} for t in timings]
+
+
 def test_the_report_page_needs_nothing_from_outside(built_bundle: Path) -> None:
     page = (built_bundle / "report.html").read_text()
     assert "<svg" in page
+    assert "Several users in one item call" in page
     for outside in ("<script", "<link", "src=", "url(http", "@import"):
         assert outside not in page
 

@@ -22,6 +22,7 @@ def test_everything_the_manifest_holds_is_told(built_bundle: Path) -> None:
     files = [p for p in built_bundle.rglob("*") if p.is_file() and p.name != "manifest.json"]
     assert found["bytes"] == sum(p.stat().st_size for p in files)
     assert found["host"]["built_on"] == found["host"]["here"]  # built a moment ago
+    assert [t["users"] for t in found["batching"]] == [t.users for t in manifest.batching]
     for engine, told in zip(manifest.engines, found["engines"], strict=True):
         assert told["session"] == dict(engine.built.session)
         assert told["session"]["intra_op_num_threads"] == 1
@@ -45,6 +46,7 @@ def test_the_command_prints_tables_or_json(built_bundle: Path) -> None:
         "session.disable_quant_qdq=1",
         "rebuild: make engines MODEL=tiny",
         "profile: users 1-16, candidates 1-64 (most often 9)",
+        "requests of several users, states cached, ms: one by one, and in one item call",
     ):
         assert word in text.output
     printed = CliRunner().invoke(main, ["inspect", str(built_bundle), "--json"])
