@@ -26,7 +26,7 @@ BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),
 REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data checkpoint engines parity bench bench-streaming quality test test-slow lint clean
+.PHONY: help setup data checkpoint engines parity bench bench-streaming quality test test-slow proto lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -84,6 +84,9 @@ test: $(READY) ## run all tests except the slow ones
 
 test-slow: $(READY) ## run the slow tests: all recipes, models x ratios, graphs over 2 GB, streaming; TESTS=path selects some
 	@$(BIN)/python -m pytest -n 2 -m slow $(TESTS)
+
+proto: $(READY) ## generate the gRPC messages from engines/serve/oip/open_inference.proto
+	@$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. engines/serve/oip/open_inference.proto
 
 lint: $(STUBS) ## run ruff, mypy and the import contracts
 	@$(BIN)/ruff check .

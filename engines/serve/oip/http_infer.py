@@ -1,0 +1,232 @@
+"""POST /v2/models/M/infer as a plain ASGI application: refusals come before the body is read."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from functools import partial
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from engines.serve.core.context import ServerContext
+from engines.serve.errors import NotReady, QueueFull
+from engines.serve.oip.http_codec import Body, HeaderCache, decode_body, encode_answer
+from engines.serve.oip.infer_job import Call, Codec, InferJob
+from engines.serve.oip.refusals import BodyTooLarge, BodyTooSlow, refusal
+from engines.serve.oip.request import Decoded, seconds_of
+from engines.serve.oip.signature import Signature, Signatures
+from graphs.base.errors import UgsepError
+
+__all__ = ["HttpInfer", "send_error"]
+
+#: After a refusal the rest of the body is read and dropped for so long and so far: a caller that still sends would
+#: otherwise meet a reset connection instead of the answer.
+_LINGER_SECONDS, _LINGER_BYTES = 2.0, 64 << 20
+_JSON, _BINARY = (b"content-type", b"application/json"), (b"content-type", b"application/octet-stream")
+_MOST_DIGITS, _LONGEST_KEY = 15, 512
+
+
+class HttpInfer:
+    """Inference over HTTP; tensors are decoded and encoded in the workers' threads."""
+
+    def __init__(self, context: ServerContext, signatures: Signatures) -> None:
+        self._context, self._signatures = context, signatures
+        self._headers = HeaderCache()
+        self._max_body, self._body_timeout = context.settings.max_body, context.settings.body_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, model: str, version: str) -> None:
+        """Answer one request."""
+        envelope = _Envelope()
+        try:
+            envelope.read(scope["headers"], self._max_body)
+            answered = await self._submit(envelope, receive, model, version)
+        except UgsepError as error:
+            if not isinstance(error, (NotReady, QueueFull)):  # the scheduler counts those itself
+                self._context.refused(error, refusal(error).http)
+            await send_error(error, send, None if envelope.ends else receive)
+            return
+        if answered is None:
+            return  # the caller hung up while it sent
+        result = await answered
+        if isinstance(result, Body):
+            await _send_body(result, send)
+        else:
+            await send_error(result, send)
+
+    async def _submit(
+        self, envelope: _Envelope, receive: Receive, model: str, version: str
+    ) -> asyncio.Future[Body | Exception] | None:
+        """Read the body and queue the job, unless it would be refused anyway."""
+        context = self._context
+        context.scheduler.check()
+        self._signatures.of(context.slot.current()).is_user_model(model, version)
+        body = await self._body(receive, envelope)
+        if body is None:
+            return None
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Body | Exception] = loop.create_future()
+        call = Call(time.monotonic(), envelope.timeout, envelope.routing_key, envelope.traceparent)
+        codec = Codec(partial(_decode, model, version, body, envelope.json_bytes, self._headers), encode_answer)
+        deliver = partial(_deliver, loop, answered)
+        context.scheduler.submit(InferJob(call, codec, self._signatures, deliver, context.settings.request_timeout))
+        return answered
+
+    async def _body(self, receive: Receive, envelope: _Envelope) -> bytes | None:
+        """Return the whole body, or None if the caller hung up.
+
+        Raises:
+            BodyTooLarge: more than ``max_body`` bytes, whatever Content-Length said.
+            BodyTooSlow: not whole after ``body_timeout`` seconds.
+        """
+        try:
+            async with asyncio.timeout(self._body_timeout):
+                message = await receive()
+                first: bytes = message.get("body", b"")
+                if message["type"] == "http.request" and not message.get("more_body", False):
+                    envelope.ends = True
+                    return first
+                chunks = bytearray(first)
+                while message["type"] == "http.request" and message.get("more_body", False):
+                    if len(chunks) > self._max_body:
+                        raise too_large(self._max_body)
+                    message = await receive()
+                    chunks += message.get("body", b"")
+        except TimeoutError as error:
+            envelope.ends = False
+            raise BodyTooSlow(
+                f"the body was not complete after {self._body_timeout:g} s; send it faster, or raise --body-timeout"
+            ) from error
+        if message["type"] != "http.request":
+            return None
+        if len(chunks) > self._max_body:
+            raise too_large(self._max_body)
+        envelope.ends = True
+        return bytes(chunks)
+
+
+class _Envelope:
+    """What the headers of a request say.
+
+    ``ends`` is whether the connection can serve another request without the body being read: it has been, or is
+    small and of known length, so that the HTTP parser drops it.
+    """
+
+    __slots__ = ("ends", "json_bytes", "routing_key", "timeout", "traceparent")
+
+    def __init__(self) -> None:
+        self.ends = False
+        self.json_bytes: int | None = None
+        self.routing_key = self.traceparent = ""
+        self.timeout = 0.0
+
+    def read(self, headers: Iterable[tuple[bytes, bytes]], max_body: int) -> None:
+        """Read the headers that matter.
+
+        Raises:
+            UgsepError: a malformed or repeated header, or a compressed body.
+            BodyTooLarge: Content-Length is over ``max_body``.
+        """
+        length = -1
+        seen: list[bytes] = []
+        for name, value in headers:
+            if name == b"content-length":
+                length = _digits(name, value)
+                self.ends = length <= max_body
+            elif name == b"inference-header-content-length":
+                self.json_bytes = _digits(name, value)
+                seen.append(name)
+            elif name == b"x-request-timeout-ms":
+                self.timeout = seconds_of(_digits(name, value) * 1000)
+                seen.append(name)
+            elif name == b"x-user-key":
+                self.routing_key = value[:_LONGEST_KEY].decode("latin-1")
+            elif name == b"traceparent":
+                self.traceparent = value[:_LONGEST_KEY].decode("latin-1")
+            elif name == b"content-encoding" and value.lower() not in (b"", b"identity"):
+                raise UgsepError("the body is compressed (Content-Encoding); send it as it is")
+        if len(seen) > 1 and len(set(seen)) != len(seen):
+            raise UgsepError(f"header {max(seen, key=seen.count).decode()} is given twice; send it once")
+        if length > max_body:
+            raise too_large(max_body)
+
+
+def too_large(max_body: int) -> BodyTooLarge:
+    """Return the error of a body over the limit."""
+    return BodyTooLarge(f"the body is larger than {max_body} bytes; send fewer candidates, or raise --max-body")
+
+
+async def send_error(error: Exception, send: Send, unread: Receive | None = None) -> None:
+    """Answer with an error's line.
+
+    ``unread`` is given if the rest of a body is still on its way and must not be waited for: the answer is sent at
+    once, what arrives within a short time is dropped, and the connection is closed. A connection closed at once would
+    be reset, and the caller, still sending, might never see the answer.
+    """
+    refused = refusal(error)
+    body = msgspec.json.encode({"error": refused.line})
+    headers = [_JSON, (b"content-length", b"%d" % len(body))]
+    if refused.retry_after:
+        headers.append((b"retry-after", b"%d" % refused.retry_after))
+    if unread is not None:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": refused.http, "headers": headers})
+    if unread is not None:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        await _drop(unread)
+        body = b""
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _drop(receive: Receive) -> None:
+    """Read the rest of a body, within bounds."""
+    left = _LINGER_BYTES
+    try:
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while left > 0:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+                left -= len(message.get("body", b""))
+    except TimeoutError:
+        return  # slow enough
+
+
+async def _send_body(body: Body, send: Send) -> None:
+    headers = [
+        _BINARY if body.json_bytes is not None else _JSON,
+        (b"content-length", b"%d" % len(body.content)),
+    ]
+    if body.json_bytes is not None:
+        headers.append((b"inference-header-content-length", b"%d" % body.json_bytes))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body.content})
+
+
+def _decode(
+    model: str, version: str, body: bytes, json_bytes: int | None, headers: HeaderCache, signature: Signature
+) -> Decoded:
+    # Checked again, because the bundle may have been replaced while the request waited.
+    return decode_body(body, json_bytes, signature, signature.is_user_model(model, version), headers)
+
+
+def _deliver(
+    loop: asyncio.AbstractEventLoop, answered: asyncio.Future[Body | Exception], result: Body | Exception
+) -> None:
+    """Hand a result from a worker's thread to the event loop."""
+    try:
+        loop.call_soon_threadsafe(_settle, answered, result)
+    except RuntimeError:
+        return  # the loop has ended, and with it the connection
+
+
+def _settle(answered: asyncio.Future[Body | Exception], result: Body | Exception) -> None:
+    if not answered.done():  # cancelled if the server gave up on the connection
+        answered.set_result(result)
+
+
+def _digits(name: bytes, value: bytes) -> int:
+    if not (value.isdigit() and len(value) <= _MOST_DIGITS):
+        raise UgsepError(f"header {name.decode()} is not a whole number of at most {_MOST_DIGITS} digits; correct it")
+    return int(value)

@@ -1,0 +1,108 @@
+"""One inference request on its way through the workers, of either protocol."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from engines.serve.core.job import Answer
+from engines.serve.core.served_bundle import ServedBundle
+from engines.serve.errors import DeadlineExceeded
+from engines.serve.oip.request import Decoded, Reply
+from engines.serve.oip.signature import Signature, Signatures
+from engines.serve.score_request import ScoreRequest
+
+__all__ = ["Call", "Codec", "InferJob"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is known of a request before it is decoded.
+
+    ``timeout`` is in seconds, 0 for none; it counts from ``arrived``, a time of ``time.monotonic()``.
+    """
+
+    arrived: float
+    timeout: float = 0.0
+    routing_key: str = ""
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Codec(Generic[T]):
+    """How one protocol reads its requests and writes its answers; both run in the worker's thread."""
+
+    decode: Callable[[Signature], Decoded]
+    encode: Callable[[Answer, Reply], T]
+
+
+class InferJob(Generic[T]):
+    """A job of ``Scheduler``; ``deliver`` gets the encoded answer or the error, once, in the worker's thread."""
+
+    __slots__ = ("_call", "_codec", "_deliver", "_reply", "_signatures", "deadline", "users_only")
+
+    def __init__(
+        self,
+        call: Call,
+        codec: Codec[T],
+        signatures: Signatures,
+        deliver: Callable[[T | Exception], None],
+        default_timeout: float = 0.0,
+    ) -> None:
+        self._call, self._codec, self._signatures, self._deliver = call, codec, signatures, deliver
+        self._reply = Reply("")
+        self.users_only = False  # until it is decoded, which says for which model it is
+        timeout = call.timeout or default_timeout
+        self.deadline: float | None = call.arrived + timeout if timeout else None
+
+    @property
+    def arrived(self) -> float:
+        """When the request was received whole."""
+        return self._call.arrived
+
+    @property
+    def routing_key(self) -> str:
+        """What the caller routes by; empty if unknown."""
+        return self._call.routing_key
+
+    @property
+    def traceparent(self) -> str:
+        """The W3C trace context the caller sent, unchecked; empty if none."""
+        return self._call.traceparent
+
+    def abandon(self) -> None:
+        """Note that the caller is gone: a worker that has not started yet need not score."""
+        self.deadline = 0.0
+
+    def decode(self, served: ServedBundle) -> ScoreRequest:
+        """Parse the request for one bundle.
+
+        Raises:
+            UgsepError: it is malformed, or for another model or version.
+            DeadlineExceeded: its own timeout, known only now, has passed.
+        """
+        call = self._call
+        decoded = self._codec.decode(self._signatures.of(served))
+        self._reply, self.users_only = decoded.reply, decoded.users_only
+        if decoded.timeout and self.deadline != 0.0:
+            own = call.arrived + decoded.timeout
+            # The default is for requests without a timeout; of two that the caller sent the earlier counts.
+            self.deadline = min(own, call.arrived + call.timeout) if call.timeout else own
+            late = time.monotonic() - self.deadline
+            if late > 0:
+                raise DeadlineExceeded(
+                    f"the deadline passed {late * 1e3:.1f} ms ago, before the request was scored; allow more time"
+                )
+        return decoded.score_request(self.deadline)
+
+    def answer(self, answer: Answer) -> None:
+        """Encode the answer and deliver it."""
+        self._deliver(self._codec.encode(answer, self._reply))
+
+    def fail(self, error: Exception) -> None:
+        """Deliver an error."""
+        self._deliver(error)
