@@ -58,6 +58,16 @@ COMMANDS: Mapping[str, CommandEntry] = {
         "Serve BUNDLE over HTTP and gRPC until SIGTERM; a new bundle at the same path is loaded and switched to.",
         "serve",
     ),
+    "rollback": CommandEntry(
+        "engines.cli.rollback",
+        "Serve the previous bundle again, which a running 'ugsep serve' keeps in memory.",
+        "serve",
+    ),
+    "reload": CommandEntry(
+        "engines.cli.rollback",
+        "Load what lies at the path of a running 'ugsep serve' now; wait until it serves or is refused.",
+        "serve",
+    ),
     # compare
     "replay": CommandEntry(
         "engines.cli.bundles.replay",

@@ -36,7 +36,7 @@ def rollback_command(port: int, file: Path | None) -> None:
 @click.command("reload")
 @_socket_options
 def reload_command(port: int, file: Path | None) -> None:
-    """Load what lies at the path of a running 'ugsep serve' now, and wait until it serves or is refused."""
+    """Load what lies at the path of a running 'ugsep serve' now; wait until it serves or is refused."""
     swap = ask(_socket(port, file), "POST /reload")
     if swap["outcome"] == "refused":
         raise UgsepError(f"refused, {swap['from']} serves on: {swap['reason']}")
@@ -46,9 +46,8 @@ def reload_command(port: int, file: Path | None) -> None:
 def _reloaded(swap: dict[str, Any]) -> str:
     if swap["outcome"] == "unchanged":
         return "unchanged: the bundle at the path serves already"
-    return f"replaced {swap['from']} by {swap['to']} in {swap['seconds']:.1f} s" + (
-        f": {swap['reason']}" if swap["reason"] else ""
-    )
+    details = f": {swap['reason']}" if swap["reason"] else ""
+    return f"replaced {swap['from']} by {swap['to']} in {swap['seconds']:.1f} s{details}"
 
 
 def _socket(port: int, file: Path | None) -> Path:

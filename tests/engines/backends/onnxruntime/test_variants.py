@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from engines import Ranker
 from engines.backends.build import build_engine
 from engines.backends.built_engine import BuiltEngine
+from engines.backends.contract import LazyRunner
 from engines.backends.engine_spec import BuildSpec
 from engines.backends.onnxruntime import autotune, variants
 from engines.backends.onnxruntime import backend as ort_backend
@@ -188,3 +190,29 @@ def test_a_bundle_with_either_variant(
         changed.write_bytes(changed.read_bytes()[:-1] + b"\0")
         with pytest.raises(UgsepError, match=ONE_USER_FILE):
             Ranker.from_bundle(out)
+
+
+def test_a_preloaded_engine_outlives_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "LEAST_GAIN", ALWAYS)
+    source, built = build_item(tmp_path, "fp32")
+    runner = ort_backend.load(tmp_path / "out", built)
+    assert isinstance(runner, LazyRunner)
+    runner.preload()
+    runner.preload()
+    shutil.rmtree(tmp_path / "out")
+    feeds = requests(9, 3)
+    np.testing.assert_allclose(runner.infer(feeds)["click"], reference(source, feeds)["click"], rtol=0, atol=1e-5)
+    runner.close()
+    with pytest.raises(UgsepError, match="closed"):
+        runner.preload()
+
+
+def test_preloading_a_replaced_engine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "LEAST_GAIN", ALWAYS)
+    _, built = build_item(tmp_path, "fp32")
+    runner = ort_backend.load(tmp_path / "out", built)
+    assert isinstance(runner, LazyRunner)
+    file = tmp_path / "out" / "item.onnx"
+    file.write_bytes(file.read_bytes())
+    with pytest.raises(UgsepError, match="replaced since it was loaded"):
+        runner.preload()
