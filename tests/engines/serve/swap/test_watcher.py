@@ -1,101 +1,24 @@
-"""The watcher: what replaces the bundle that serves, what never does, and what happens to the requests meanwhile."""
+"""The watcher: what replaces the bundle that serves, and what never does."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engines.serve.core.model_slot import ModelSlot
 from engines.serve.core.served_bundle import ServedBundle
 from engines.serve.errors import RankerClosed
-from engines.serve.observe.log import make_log
-from engines.serve.observe.metrics import Metrics
-from engines.serve.settings import ServeSettings
 from engines.serve.swap.loading import load_bundle
 from engines.serve.swap.snapshot import manifest_version
-from engines.serve.swap.swap_log import SwapLog
-from engines.serve.swap.watcher import Watcher
 from graphs.base.errors import UgsepError
 from tests.engines.serve.swap import bundles
-
-WATCH = 0.02  # seconds
-
-
-@dataclass
-class Watched:
-    """A watcher, and what it works on."""
-
-    watcher: Watcher
-    slot: ModelSlot
-    swaps: SwapLog
-    metrics: Metrics
-    lines: io.StringIO
-    loads: list[str] = field(default_factory=list)
-
-    @property
-    def version(self) -> str:
-        return self.slot.current().version
-
-    def outcomes(self) -> list[str]:
-        return [swap.outcome for swap in self.swaps.newest()][::-1]
-
-    def wait(self, condition: Callable[[], bool], what: str) -> None:
-        until = time.monotonic() + 20
-        while not condition():
-            assert time.monotonic() < until, f"{what}: {self.lines.getvalue()}"
-            time.sleep(0.005)
-
-    def wait_for(self, version: str) -> None:
-        self.wait(lambda: self.version == version, f"{version} never served")
-
-    def wait_swaps(self, count: int) -> None:
-        self.wait(lambda: len(self.swaps.newest()) >= count, f"fewer than {count} swaps")
-
-    def counted(self, outcome: str) -> int:
-        text = self.metrics.render()[0].decode()
-        found = [line for line in text.splitlines() if line.startswith(f'ugsep_swaps_total{{outcome="{outcome}"}}')]
-        return int(float(found[0].split()[-1])) if found else 0
-
-
-@contextmanager
-def watching(path: Path, start: bool = True, watch: float = WATCH, load=load_bundle) -> Iterator[Watched]:
-    """Serve what lies at a path and watch it."""
-    lines = io.StringIO()
-    log, _ = make_log(lines)
-    settings = ServeSettings(path, watch_seconds=watch)
-    slot, swaps, metrics = ModelSlot(), SwapLog(), Metrics()
-    slot.switch(load_bundle(settings))
-    loads: list[str] = []
-
-    def counted(settings: ServeSettings, previous: ServedBundle, notify: Callable[[str], None]) -> ServedBundle:
-        loads.append(str(path))
-        return load(settings, previous, notify)
-
-    watcher = Watcher(settings, slot, swaps, log, metrics, counted)
-    with ExitStack() as undo:
-        undo.callback(slot.close, 5)
-        undo.callback(watcher.stop, 20)
-        if start:
-            watcher.start()
-        yield Watched(watcher, slot, swaps, metrics, lines, loads)
-
-
-def looks(watched: Watched, times: int = 5) -> None:
-    """Wait until the watcher has looked a few times more."""
-    time.sleep(times * WATCH + 0.05)
-    with watched.watcher._looking:
-        return
+from tests.engines.serve.swap.watching import looks, watching
 
 
 def test_a_published_bundle_replaces_the_one_that_serves(built_bundle: Path, second_bundle: Path, path: Path) -> None:
@@ -306,85 +229,6 @@ def test_stopping_while_a_bundle_is_loaded_closes_it(built_bundle: Path, second_
         with pytest.raises(RankerClosed):
             bundles.scores(made[0])
         assert watched.outcomes() == []
-
-
-@contextmanager
-def scoring(slot: ModelSlot, want: dict[str, list[np.ndarray]], threads: int = 2) -> Iterator[list[str]]:
-    """Score in several threads as the workers do, and compare every score with that of the version it came from."""
-    stop, wrong = threading.Event(), []
-    answered: list[str] = []
-
-    def work(seed: int) -> None:
-        turn = seed
-        while not stop.is_set():
-            turn += 1
-            time.sleep(0.001)  # leaves the watcher some of the interpreter
-            user = turn % bundles.USERS
-            while True:
-                served = slot.current()
-                try:
-                    got = served.ranker.score(*bundles.request(user))["like"]
-                    break
-                except RankerClosed:
-                    if slot.current() is served:
-                        wrong.append(f"{served.version} closed although it serves")
-                        return
-                except Exception as error:
-                    wrong.append(f"{served.version}: {error!r}")
-                    return
-            if not np.array_equal(got, want[served.version][user]):
-                wrong.append(f"{served.version}: other scores")
-            answered.append(served.version)
-
-    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(threads)]
-    for worker in workers:
-        worker.start()
-    try:
-        yield answered
-    finally:
-        stop.set()
-        for worker in workers:
-            worker.join(20)
-    assert wrong == []
-
-
-def test_swaps_under_load_lose_nothing_and_serve_no_corrupt_bundle(
-    built_bundle: Path, second_bundle: Path, path: Path
-) -> None:
-    scores = [bundles.expected(b) for b in (built_bundle, second_bundle)]
-    want = {bundles.put(built_bundle, path): scores[0]}
-    with watching(path) as watched, scoring(watched.slot, want) as answered:
-        refused = 0
-        for turn in range(8):
-            source = (second_bundle, built_bundle)[turn % 2]
-            if turn % 4 == 3:
-                bundles.put(source, path, _corrupt(turn))
-                refused += 1
-                watched.wait_swaps(turn + 1)
-                continue
-            folder = path.parent / "next"
-            version = bundles.put(source, folder, bundles.renamed(f"turn {turn}"))
-            want[version] = scores[(turn + 1) % 2]  # before it can serve
-            bundles.put(folder, path)
-            watched.wait_for(version)
-            watched.wait_swaps(turn + 1)
-            if turn % 5 == 4:
-                watched.watcher.rollback()
-                watched.watcher.reload()
-        count = len(answered)
-        watched.wait(lambda: len(answered) > count, "scoring stopped")
-    assert watched.counted("refused") == refused == 2
-    assert len(set(answered)) >= 6
-
-
-def _corrupt(turn: int) -> Callable[[Path], object]:
-    """Damage a bundle that has a version of its own."""
-
-    def change(work: Path) -> None:
-        bundles.renamed(f"turn {turn}")(work)
-        (bundles.cut if turn % 8 == 3 else bundles.flip_a_byte)(bundles.engine_file(work, "item"))
-
-    return change
 
 
 def test_the_log_says_that_the_features_of_a_request_changed(
