@@ -13,7 +13,7 @@ import numpy as np
 
 from engines.backends.contract import Array
 from engines.bundle.fixture_file import Fixture, Fixtures
-from engines.bundle.fixtures import read_examples, read_fixtures
+from engines.bundle.fixtures import read_examples
 from engines.serve.core.served_bundle import ServedBundle
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
@@ -62,7 +62,7 @@ class Offers:
             read_examples(self._examples, served.manifest)
 
     def of(self, served: ServedBundle) -> Offer:
-        """Return the examples if they fit the bundle, else its fixtures, else nothing with the reason."""
+        """Return the examples if they fit the bundle, else its fixtures."""
         with self._lock:
             if served.version not in self._found:
                 self._found[served.version] = self._read(served)
@@ -75,14 +75,10 @@ class Offers:
         if self._examples is not None:
             try:
                 found = read_examples(self._examples, served.manifest)
-                return Offer("examples", f"{len(found.requests)} examples of --examples", found)
+                return Offer("examples", f"{len(found.requests)} requests from the folder of --examples.", found)
             except UgsepError as error:
-                misfit = f"The examples do not fit version {served.version} ({error}). "
-        try:
-            found = read_fixtures(served.root)
-        except UgsepError as error:
-            return Offer("fixtures", f"{misfit}The fixtures cannot be read: {error}", Fixtures(()))
-        return Offer("fixtures", f"{misfit}Fixtures that the build stored with their logits.", found)
+                misfit = f"The examples do not fit version {served.version}: {error}. "
+        return Offer("fixtures", f"{misfit}Requests that the build stored with their logits.", served.fixtures)
 
 
 def listing(served: ServedBundle, offer: Offer) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from engines.bundle.fixtures import read_fixtures
 from engines.bundle.manifest import read_manifest
 from engines.serve.core.model_slot import ModelSlot
 from engines.serve.core.served_bundle import ServedBundle
@@ -100,7 +101,9 @@ class Running:
 
 def served(bundle: Path, name: str) -> ServedBundle:
     version = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()[:12]
-    return ServedBundle(name, version, bundle, read_manifest(bundle), Ranker.from_bundle(bundle))
+    return ServedBundle(
+        name, version, bundle, read_manifest(bundle), Ranker.from_bundle(bundle), fixtures=read_fixtures(bundle)
+    )
 
 
 def page_server(bundle: Path, examples: Path | None = None, name: str = "tiny", **status: Any) -> PageServer:
