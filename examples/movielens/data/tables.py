@@ -18,6 +18,7 @@ COLUMNS = {
     "inter": ("user_id:token", "item_id:token", "rating:float", "timestamp:float"),
     "user": ("user_id:token", "age:token", "gender:token", "occupation:token", "zip_code:token"),
     "item": ("item_id:token", "release_year:token", "class:token_seq"),
+    "title": ("item_id:token", "movie_title:token_seq", "release_year:token"),
 }
 GENRES = (
     *("Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy"),
@@ -119,8 +120,22 @@ def read_items(text: bytes) -> Items:
     return Items(_by_id(size, ids, np.array(years, np.int64)), genres)
 
 
-def _parse(name: str, text: bytes) -> pa.Table:
-    types = {column: pa.string() for column in COLUMNS[name]}
+def read_titles(text: bytes) -> dict[int, str]:
+    """Parse the titles of the ``.item`` table, by item id: ``Toy Story (1995)``, without the year if it is unknown.
+
+    Raises:
+        UgsepError: a column is missing or an id is not a number.
+    """
+    table = _parse("item", text, COLUMNS["title"])
+    titles, years = (table.column(column).to_pylist() for column in COLUMNS["title"][1:])
+    ids = _integers("item", table, "item_id:token").tolist()
+    return {
+        i: f"{title} ({year})" if year.isdigit() else title for i, title, year in zip(ids, titles, years, strict=True)
+    }
+
+
+def _parse(name: str, text: bytes, columns: tuple[str, ...] = ()) -> pa.Table:
+    types = {column: pa.string() for column in columns or COLUMNS[name]}
     try:
         return pc.read_csv(
             io.BytesIO(text),
