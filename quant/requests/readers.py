@@ -189,7 +189,7 @@ def _checked(path: Path, spec: InputSpec, column: Any) -> Array:
         while (fixed := pa.types.is_fixed_size_list(column.type)) or _is_list(column.type):
             if column.null_count:
                 raise UgsepError(f"{location} holds nulls; fill them")
-            lengths = () if fixed else np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
+            lengths = [] if fixed else sorted(set(column.value_lengths().to_pylist()))
             if len(lengths) > 1:
                 raise UgsepError(
                     f"{location} has lists of {lengths[0]} to {lengths[-1]} values; pad them to one length"
