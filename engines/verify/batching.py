@@ -20,7 +20,7 @@ from quant.requests.spec import Request
 __all__ = ["Batching", "measure_batching"]
 
 USERS, CANDIDATES = (2, 4, 8, 16), (1, 4, 16, 64)
-LEAST_ROUNDS, MOST_ROUNDS = 20, 200
+ESTIMATE_ROUNDS, LEAST_ROUNDS, MOST_ROUNDS = 2, 20, 200
 ROUND_SECONDS = 0.2
 #: Load of other processes only adds time, and more often to the longer of two calls: on two busy cores the median of
 #: four calls of 0.15 ms was 6 ms.
@@ -96,10 +96,8 @@ def _measure(ranker: Ranker, requests: Sequence[ScoreRequest], seconds_left: flo
     calls: dict[str, Callable[[], object]] = {"separate": separate, "batched": batched}
     for call in calls.values():  # caches the states, and loads the engine's variants
         call()
-    started = time.perf_counter()
-    for call in calls.values():
-        call()
-    if (time.perf_counter() - started) * LEAST_ROUNDS > seconds_left:
+    first = samples_in_turn(calls, ESTIMATE_ROUNDS)
+    if sum(min(times) for times in first.values()) * 1e-3 * LEAST_ROUNDS > seconds_left:
         return None
     samples = samples_in_turn(calls, LEAST_ROUNDS, MOST_ROUNDS, ROUND_SECONDS)
     candidates = len(next(iter(requests[0].items.values())))

@@ -71,7 +71,7 @@ def test_calls_take_turns_and_are_as_large_as_they_say() -> None:
 
 
 def test_sizes_that_would_take_too_long_are_skipped_and_noted() -> None:
-    found = measure_batching(Counted(0, 2e-3), requests_of(16), budget_seconds=1.0)  # type: ignore[arg-type]
+    found = measure_batching(Counted(0, 2e-3), requests_of(16), budget_seconds=2.0)  # type: ignore[arg-type]
     measured = {f"{t.users} x {t.candidates}" for t in found.timings}
     (note,) = found.notes
     skipped = (
