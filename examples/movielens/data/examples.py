@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.bundle.fixture_file import Fixture, Fixtures
 from examples.movielens.data.features import TASKS, Columns
 from examples.movielens.data.requests import Requests
 from examples.movielens.data.tables import OCCUPATIONS, Users
 from graphs.base.features import Feature
+
+Ints = NDArray[np.int64]
 
 EXAMPLES = 40  # users, one request each
 FEWEST = 16  # candidates
@@ -25,15 +28,17 @@ ARTICLE = re.compile(r"^(.+), (The|A|An|Il|La|Le|Les|Das|Der|Die|El|L')(?= \(|$)
 def choose(
     features: tuple[Feature, ...],
     columns: Columns,
-    request_id: np.ndarray[tuple[int], np.dtype[np.int64]],
+    request_id: Ints,
     requests: Requests,
     users: Users,
     titles: Mapping[int, str],
+    fewest: int = FEWEST,
+    rated: int = FEWEST_RATED,
 ) -> Fixtures:
     """Return the first suitable request of ``EXAMPLES`` users, as examples for a server.
 
-    A request is suitable if it has at least ``FEWEST`` candidates, all of them films of the training data, some liked
-    and some not, and a history of at least ``FEWEST_RATED`` films. ``columns`` hold the rows of the requests
+    A request is suitable if it has at least ``fewest`` candidates, all of them films of the training data, some liked
+    and some not, and a history of at least ``rated`` films. ``columns`` hold the rows of the requests
     ``request_id`` (int64 [R]); ``titles`` has a title per item id.
     """
     chosen: dict[int, Fixture] = {}
@@ -43,7 +48,7 @@ def choose(
         likes = columns[TASKS[0]][rows]
         known = columns["item_id"][rows]
         history = np.count_nonzero(columns["recent_items"][rows.start])
-        if user in chosen or rows.stop - rows.start < FEWEST or history < FEWEST_RATED:
+        if user in chosen or rows.stop - rows.start < fewest or history < rated:
             continue
         if 0 in known or likes.all() or not likes.any():
             continue
@@ -71,7 +76,7 @@ def display_title(title: str) -> str:
     return f"{article}{'' if article.endswith(chr(39)) else ' '}{main}{rest or ''}"
 
 
-def _runs(request_id: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Iterator[tuple[int, slice]]:
+def _runs(request_id: Ints) -> Iterator[tuple[int, slice]]:
     """Yield each request with its rows, which are contiguous."""
     starts = np.flatnonzero(np.diff(request_id, prepend=-1))
     for start, stop in zip(starts, [*starts[1:], len(request_id)], strict=True):

@@ -106,9 +106,7 @@ def validation_from(requests: int) -> int:
     return max(1, min(requests - 1, round(requests * (1 - VALIDATION_SHARE))))
 
 
-def write(
-    out: Path, features: tuple[Feature, ...], splits: dict[str, Split], key: str, examples: Fixtures | None = None
-) -> None:
+def write(out: Path, features: tuple[Feature, ...], splits: dict[str, Split], key: str, examples: Fixtures) -> None:
     """Write the request files, ``features.json``, the examples and a stamp of all hashes to ``out``, atomically.
 
     Raises:
@@ -119,9 +117,8 @@ def write(
             pq.write_table(_table(features, split), fresh / f"{name}.parquet", compression="zstd")
         declared = {"features": [asdict(f) for f in features], "tasks": list(TASKS)}
         (fresh / "features.json").write_text(json.dumps(declared, indent=2) + "\n")
-        if examples is not None:
-            (fresh / EXAMPLES).mkdir()
-            save_fixtures(fresh / EXAMPLES, EXAMPLES, examples)
+        (fresh / EXAMPLES).mkdir()
+        save_fixtures(fresh / EXAMPLES, EXAMPLES, examples)
         written = sorted(path for path in fresh.rglob("*") if path.is_file())
         files = {path.relative_to(fresh).as_posix(): sha256_of(path) for path in written}
         (fresh / STAMP).write_text(json.dumps({"key": key, "files": files}, indent=2) + "\n")

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from engines.bundle.fixture_file import Fixtures
 from examples.movielens.__main__ import main
 from examples.movielens.data.download import WHEEL, sha256_of
 from examples.movielens.data.prepare import build, is_current, prepare, read_stamp, validation_from, write
@@ -21,12 +22,12 @@ Tables = tuple[Ratings, Users, Items]
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def prepared(folder: Path, tables: Tables, key: str = "k") -> Path:
     features, splits = build(*tables, test_days=5)
-    write(folder, features, splits, key)
+    write(folder, features, splits, key, Fixtures(()))
     return folder
 
 
@@ -39,6 +40,8 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, tables: Tables) -> 
         "test.parquet",
         "features.json",
         "stamp.json",
+        "examples/examples.json",
+        "examples/examples.safetensors",
     }
 
 
@@ -94,7 +97,7 @@ def test_content_decides_what_is_current(tmp_path: Path, tables: Tables) -> None
     out = prepared(tmp_path / "a", tables)
     assert is_current(out, "k")
     assert not is_current(out, "another key")
-    for file in ("test.parquet", "features.json"):
+    for file in ("test.parquet", "features.json", "examples/examples.json"):
         good = (out / file).read_bytes()
         (out / file).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
         assert not is_current(out, "k"), file
