@@ -216,7 +216,8 @@ class Ranker:
 
     def recent_users(self, limit: int) -> list[Mapping[str, Array]]:
         """Return the features of at most ``limit`` cached users, one row each, the most recently used first."""
-        return [entry.user for _, entry in self._cache.entries()[: max(0, limit)]]
+        recent = [entry.user for _, entry in self._cache.entries()[: max(0, limit)]]
+        return [{name: value.copy() for name, value in user.items()} for user in recent]
 
     def adopt_states(self, other: Ranker) -> int:
         """Cache the states of another ranker too, if both run the same user engine, and return their number.
@@ -251,7 +252,7 @@ class Ranker:
         running = self._calls.close(timeout)
         if running:
             raise UgsepError(
-                f"{running} calls still run after {timeout:g} s; call close again to release the engines"
+                f"calls still running after {timeout:g} s: {running}; close again to release the engines"
             )
         self._pair.close()
 

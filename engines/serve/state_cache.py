@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engines.backends.contract import Array, DeviceArray
 from engines.serve.deadlines import check_deadline
@@ -42,8 +43,7 @@ class CacheInfo:
         return self.hits / looked if looked else 0.0
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):  # a dataclass takes several times as long to make, on every miss
     """A user's state, and the features it was computed from; ``bytes`` is the size of both."""
 
     state: State
@@ -98,16 +98,15 @@ class StateCache:
                     self._misses += 1
                     break
                 self._hits += 1
-            state = await_state(running, deadline)
-            if state is not None:
-                return state, True
-        claims = Claims({}, {key: mine}, {})
+            waited = await_state(running, deadline)
+            if waited is not None:
+                return waited, True
+        state: State | None = None
         try:
             state = compute()
-            self.keep(claims, key, user, state)
+            return state, False
         finally:
-            self.release(claims)
-        return state, False
+            self._end(key, mine, user, state)
 
     def claim(self, lookups: Iterable[bytes]) -> Claims:
         """Look up several keys at once, each as often as it is given, and claim those that nobody has or computes.
@@ -134,17 +133,13 @@ class StateCache:
 
     def keep(self, claims: Claims, key: bytes, user: User, state: State) -> None:
         """End a claim with the computed state: cache it, unless the cache was cleared meanwhile, and wake waiters."""
-        copied = {name: _read_only(value.copy()) for name, value in user.items()}  # the caller's may change
-        entry = Entry(state, copied, _size(state) + _size(copied))
-        self._end(key, claims.mine[key], entry)
-        claims.mine[key].set_result(state)
+        self._end(key, claims.mine[key], user, state)
 
     def release(self, claims: Claims) -> None:
         """End the claims that no state was kept for; threads that wait for one compute it themselves."""
         for key, pending in claims.mine.items():
             if not pending.done():
-                self._end(key, pending, None)
-                pending.set_result(None)
+                self._end(key, pending, {}, None)
 
     def adopt(self, other: StateCache) -> int:
         """Add the states of another cache, its most recent ones if not all fit, and return their number.
@@ -186,8 +181,21 @@ class StateCache:
             self._running.clear()
             self._bytes = 0
 
-    def _end(self, key: bytes, mine: Pending, entry: Entry | None) -> None:
-        """Store the computed state, unless the cache was cleared in the meantime."""
+    def _end(self, key: bytes, mine: Pending, user: User, state: State | None) -> None:
+        """Store the computed state, if there is one, and hand it to the threads that wait for it."""
+        try:
+            if state is None:
+                self._store(key, mine, None)
+            else:
+                size = _size(state) + _size(user)
+                # The caller's arrays may change, or belong to a larger buffer.
+                copied = {name: value.copy() for name, value in user.items()} if size <= self._limit else {}
+                self._store(key, mine, Entry(state, copied, size))
+        finally:
+            mine.set_result(state)
+
+    def _store(self, key: bytes, mine: Pending, entry: Entry | None) -> None:
+        """End a claim, and cache the entry unless it is too large or the cache was cleared in the meantime."""
         with self._lock:
             if self._running.get(key) is not mine:
                 return
@@ -214,11 +222,6 @@ def await_state(pending: Pending, deadline: float | None) -> State | None:
             return pending.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             check_deadline(deadline, "another request had computed the same user")
-
-
-def _read_only(value: Array) -> Array:
-    value.flags.writeable = False
-    return value
 
 
 def _size(arrays: Mapping[str, Array | DeviceArray]) -> int:

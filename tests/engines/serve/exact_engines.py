@@ -1,4 +1,4 @@
-"""A pair of engines whose results do not depend on what else is in a call, so batches must match single calls exactly.
+"""A pair of engines whose results do not depend on the rest of a call: batches must match single calls bit by bit.
 
 They count their calls, refuse to run after ``close``, and can be told to be slow or to fail.
 """

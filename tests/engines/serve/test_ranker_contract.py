@@ -13,7 +13,9 @@ from engines.backends.built_engine import BuiltEngine, TensorSpec
 from engines.backends.checks import check_feeds
 from engines.backends.contract import Array, DeviceRunner
 from engines.backends.engine_spec import Profile, Rows
+from engines.serve.errors import DeadlineExceeded
 from engines.serve.ranker import Ranker
+from engines.serve.score_request import Scored, ScoreRequest
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 
@@ -147,6 +149,29 @@ def test_state_stays_on_a_shared_device_and_only_there(memories: tuple[str, str]
     features = sum(value.nbytes for value in user.values())
     assert (info.hits, info.misses, info.bytes) == (1, cached, cached * (3 * WIDTH * 4 + features))
     assert ranker.user_state(user)["state"].shape == (1, 3, WIDTH)
+
+
+def test_requests_run_one_by_one_on_a_device_and_their_states_stay_there() -> None:
+    user_built, item_built = pair()
+    user_runner, item_runner = OnDevice("user", "gpu:0"), OnDevice("item", "gpu:0")
+    ranker = Ranker(user_runner, item_runner, user_built, item_built, user_engine_digest="a")
+    one, two, items = rows(USER, 1), rows(USER, 2, seed=1), rows(FEATURES, 5)
+    index = np.array([1, 0, 1, 1, 0])
+    requests = [ScoreRequest(one, items), ScoreRequest(two, items, index), ScoreRequest(one, items)]
+    results = ranker.score_requests([*requests, ScoreRequest(one, {}), ScoreRequest(one, items, deadline=0.0)])
+    for given, rows_of, result in zip((one, two, one), (index * 0, index, index * 0), results[:3], strict=True):
+        want = given["profile"].mean(axis=1)[rows_of] + items["quality"].mean(axis=1)
+        assert isinstance(result, Scored)
+        np.testing.assert_allclose(result.scores["click"], want, rtol=0, atol=1e-6)
+    assert [(r.hits, r.misses, r.batch_users) for r in results[:3] if isinstance(r, Scored)] == [
+        (0, 1, 1), (0, 2, 2), (1, 0, 1),
+    ]  # fmt: skip
+    assert "is missing" in str(results[3])
+    assert isinstance(results[4], DeadlineExceeded)
+    assert user_runner.copied_back == 0
+    other = Ranker(user_runner, item_runner, user_built, item_built, user_engine_digest="a")
+    assert other.adopt_states(ranker) == 0
+    assert ranker.warm(two).states["state"].shape == (2, 3, WIDTH)
 
 
 def test_float32_features_and_scores_around_a_float16_engine() -> None:
