@@ -35,15 +35,13 @@ def bind(host: str, port: int) -> socket.socket:
         )[0]
         made = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
-        raise UgsepError(f"cannot listen on '{host}': {_why(error)}; give an address of this machine") from error
+        raise UgsepError(f"cannot listen on {host!a}: {_why(error)}; give an address of this machine") from error
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not refused while old connections time out
         made.bind(address)
     except OSError as error:
         made.close()
-        raise UgsepError(
-            f"cannot listen on {host}:{port}: {_why(error)}; stop what uses it or give another"
-        ) from error
+        raise _unusable(host, port, error) from error
     return made
 
 
@@ -82,12 +80,21 @@ class HttpListener:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="ugsep-http", daemon=True)
 
+    @property
+    def connections(self) -> int:
+        """The number of open connections."""
+        return len(self._server.server_state.connections)
+
     def start(self) -> None:
         """Accept connections.
 
         Raises:
-            UgsepError: uvicorn did not start.
+            UgsepError: another process listens since the port was bound, or uvicorn did not start.
         """
+        try:
+            self._socket.listen(BACKLOG)
+        except OSError as error:
+            raise _unusable(self.host, self.port, error) from error
         self._thread.start()
         if not self._server.up.wait(START_LIMIT) or self._failure is not None:
             raise UgsepError(f"the HTTP server did not start: {self._failure or 'no answer'}; see the log")
@@ -150,6 +157,11 @@ def close_when(draining: Callable[[], bool], app: App) -> App:
         await app(scope, receive, send_closing)
 
     return wrapped
+
+
+def _unusable(host: str, port: int, error: OSError) -> UgsepError:
+    why = f"{_why(error)}; stop what uses it, or give another port or an address of this machine"
+    return UgsepError(f"cannot listen on {ascii(host)[1:-1]}:{port}: {why}")
 
 
 def _why(error: Exception) -> str:

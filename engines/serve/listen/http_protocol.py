@@ -27,6 +27,7 @@ def bounded_protocol(patience: float) -> type[asyncio.Protocol]:
             self._cut: asyncio.TimerHandle | None = None
             self._whole = True  # no request is partly received
             self._header_bytes = 0
+            self._idle_bytes = 0  # received since the parser last got on: httptools keeps a header until it is whole
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -37,8 +38,12 @@ def bounded_protocol(patience: float) -> type[asyncio.Protocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
+            self._idle_bytes += len(data)
             super().data_received(data)
             if self.parser is None or self.transport.is_closing():
+                return
+            if self._idle_bytes > MOST_HEADER_BYTES:
+                self.send_400_response("Header too large.")
                 return
             answered = self.cycle is None or self.cycle.response_complete
             if self._whole and not answered:
@@ -58,14 +63,24 @@ def bounded_protocol(patience: float) -> type[asyncio.Protocol]:
             self._count(len(name) + len(value))
             super().on_header(name, value)
 
+        def on_headers_complete(self) -> None:
+            self._idle_bytes = 0
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._idle_bytes = 0
+            super().on_body(body)
+
         def on_message_complete(self) -> None:
-            self._whole = True
+            self._whole, self._idle_bytes = True, 0
             super().on_message_complete()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
             if self._whole and not self.pipeline:
                 self._disarm()  # uvicorn's limit for idle connections takes over
+            if self.flow.write_paused and not self.transport.is_closing():
+                self._arm()  # until the client has read most of it
 
         def pause_writing(self) -> None:
             super().pause_writing()

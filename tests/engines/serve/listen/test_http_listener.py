@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from contextlib import closing
+
+import pytest
+
+from engines.serve.listen.http_listener import HttpListener, bind, close_when, free_port
+from graphs.base.errors import UgsepError
+
+
+async def hello(scope, receive, send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"hi"})
+
+
+def test_a_bound_port_refuses_connections_until_the_listener_starts() -> None:
+    bound = bind("127.0.0.1", 0)
+    address = bound.getsockname()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+    listener = HttpListener(hello, bound, 1.0)
+    listener.start()
+    with closing(http.client.HTTPConnection(*address, timeout=10)) as connection:
+        connection.request("GET", "/")
+        assert connection.getresponse().read() == b"hi"
+    assert listener.close(5.0)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    listener = HttpListener(hello, bind("127.0.0.1", 0), 1.0)
+    listener.start()
+    for take in (bind, free_port):
+        with pytest.raises(UgsepError, match=f"cannot listen on 127.0.0.1:{listener.port}: Address already in use"):
+            take("127.0.0.1", listener.port)
+    listener.close(5.0)
+    free_port("127.0.0.1", listener.port)
+
+
+def test_of_two_that_bound_a_port_only_one_listens() -> None:
+    first = bind("127.0.0.1", 0)
+    second = bind("127.0.0.1", first.getsockname()[1])
+    listener = HttpListener(hello, first, 1.0)
+    listener.start()
+    late = HttpListener(hello, second, 1.0)
+    with pytest.raises(UgsepError, match="Address already in use"):
+        late.start()
+    listener.close(5.0)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host", "a" * 70, "ü.invalid\n", "::1%nothing"])
+def test_an_address_of_another_machine_is_one_line(host: str) -> None:
+    with pytest.raises(UgsepError, match="cannot listen on") as caught:
+        bind(host, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_listener_that_was_not_started_frees_its_port() -> None:
+    listener = HttpListener(hello, bind("127.0.0.1", 0), 1.0)
+    assert listener.close(1.0)
+    bind("127.0.0.1", listener.port).close()
+
+
+def test_responses_close_their_connections_while_draining() -> None:
+    draining = threading.Event()
+    listener = HttpListener(close_when(draining.is_set, hello), bind("127.0.0.1", 0), 1.0)
+    listener.start()
+    for close in (False, True):
+        with closing(http.client.HTTPConnection("127.0.0.1", listener.port, timeout=10)) as connection:
+            connection.request("GET", "/")
+            response = connection.getresponse()
+            assert response.will_close is close
+            assert response.read() == b"hi"
+        draining.set()
+    listener.close(5.0)

@@ -1,0 +1,202 @@
+"""Slow, silent and endless clients against a real listener with a small application."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from engines.serve.listen.http_listener import HttpListener, bind
+from engines.serve.listen.http_protocol import GRACE, MOST_HEADER_BYTES
+
+PATIENCE = 0.3  # of the listener
+SOON = PATIENCE + GRACE + 10.0  # generous: the machine may be busy
+BIG = 8 << 20  # more than the buffers of a loopback connection hold
+
+
+async def app(scope, receive, send) -> None:
+    """Answer with the length of the body, or with a big body at /big; ignore the body at /early."""
+    length = 0
+    if scope["path"] not in ("/early", "/big"):
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            length += len(message["body"])
+            if not message["more_body"]:
+                break
+    body = b"x" * BIG if scope["path"] == "/big" else str(length).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+def listener() -> Iterator[HttpListener]:
+    made = HttpListener(app, bind("127.0.0.1", 0), PATIENCE)
+    made.start()
+    yield made
+    made.close(5.0)
+
+
+@pytest.fixture
+def port(listener: HttpListener) -> int:
+    return listener.port
+
+
+@pytest.fixture
+def connect(port: int) -> Iterator[Callable[[], socket.socket]]:
+    with ExitStack() as opened:
+
+        def one() -> socket.socket:
+            made = opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+            made.settimeout(SOON)
+            return made
+
+        yield one
+
+
+def ask(port: int, body: bytes = b"hello") -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SOON)
+    connection.request("POST", "/", body)
+    answer = connection.getresponse().read()
+    connection.close()
+    return answer
+
+
+def was_cut(connection: socket.socket) -> bool:
+    """Whether the server ends the connection by itself, whatever it wrote before."""
+    try:
+        while connection.recv(1 << 16):
+            continue
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST / HTTP/1.1\r\nHos",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nonly this",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel",
+        b"GET /early HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n",  # answered before the body is there
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\nPOST / HT",
+    ],
+)
+def test_a_client_that_stops_in_the_middle_is_cut(connect, sent: bytes) -> None:
+    connection = connect()
+    connection.sendall(sent)
+    assert was_cut(connection)
+
+
+def test_a_client_that_says_nothing_useful_after_an_answer_is_cut(connect) -> None:
+    connection = connect()
+    connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+    assert connection.recv(1000).endswith(b"0")
+    connection.sendall(b"\r\n")
+    assert was_cut(connection)
+
+
+def drip(connection: socket.socket, seconds: float) -> None:
+    """Send byte after byte until the connection ends, or the time does."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        connection.sendall(b"a")
+        time.sleep(0.05)
+
+
+def test_a_client_that_drips_is_cut_although_it_never_stops(connect) -> None:
+    connection = connect()
+    began = time.monotonic()
+    connection.sendall(b"GET / HTTP/1.1\r\nX: ")
+    with pytest.raises(ConnectionError):
+        drip(connection, SOON)
+    assert time.monotonic() - began >= PATIENCE
+
+
+def test_a_client_that_does_not_read_its_answer_is_cut(listener: HttpListener, connect) -> None:
+    connection = connect()
+    connection.sendall(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+    connection.recv(1)
+    assert listener.connections == 1
+    until = time.monotonic() + SOON
+    while listener.connections and time.monotonic() < until:
+        time.sleep(0.05)
+    assert listener.connections == 0
+
+
+def test_a_big_answer_is_read_whole_by_a_client_that_reads(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SOON)
+    connection.request("GET", "/big")
+    assert len(connection.getresponse().read()) == BIG
+    connection.close()
+
+
+def test_an_idle_connection_between_two_requests_is_kept(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SOON)
+    for _ in range(2):
+        connection.request("POST", "/", b"abc")
+        assert connection.getresponse().read() == b"3"
+        time.sleep(PATIENCE + GRACE + 0.3)
+    connection.close()
+
+
+@pytest.mark.parametrize("head", [b"GET /", b"GET / HTTP/1.1\r\nX: "])
+def test_endless_headers_are_refused(connect, head: bytes) -> None:
+    connection = connect()
+    connection.sendall(head)
+    sent = 0
+    try:
+        while sent < 100 * MOST_HEADER_BYTES:
+            connection.sendall(b"a" * 4096)
+            sent += 4096
+        answer = connection.recv(100)
+    except ConnectionError:
+        answer = b"HTTP/1.1 400"
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert sent < 100 * MOST_HEADER_BYTES, "it was noticed while they came"
+
+
+def test_many_headers_are_refused(connect) -> None:
+    connection = connect()
+    connection.sendall(b"GET / HTTP/1.1\r\n" + b"".join(b"A%d: bbbbbbbbbb\r\n" % n for n in range(8000)) + b"\r\n")
+    assert connection.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def test_half_open_connections_hold_up_nobody(port: int, connect) -> None:
+    held = [connect() for _ in range(200)]
+    for connection in held:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345")
+    began = time.monotonic()
+    assert ask(port) == b"5"
+    assert time.monotonic() - began < PATIENCE
+    assert all(map(was_cut, held))
+    assert ask(port) == b"5"
+
+
+def test_pipelined_requests_are_answered_in_order(connect) -> None:
+    connection = connect()
+    request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s"
+    connection.sendall(b"".join(request % (n, b"x" * n) for n in range(1, 6)))
+    received = b""
+    while received.count(b"\r\n\r\n") < 5:
+        received += connection.recv(1 << 16)
+    assert [part.split(b"\r\n")[0][:1] for part in received.split(b"\r\n\r\n")[1:]] == [b"1", b"2", b"3", b"4", b"5"]
+
+
+def test_threads_of_clients_are_all_answered(port: int) -> None:
+    answers: list[bytes] = []
+    threads = [threading.Thread(target=lambda: answers.append(ask(port, b"z" * 100_000))) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [b"100000"] * 20
