@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from engines.serve.swap.admin_client import ask, runtime_folder, socket_in
-from graphs.base.errors import UgsepError
+from graphs.base.errors import UgsepError, printable_line
 
 
 def _socket_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -47,7 +47,7 @@ def _reloaded(swap: dict[str, Any]) -> str:
     if swap["outcome"] == "unchanged":
         return "unchanged: the bundle at the path serves already"
     details = f": {swap['reason']}" if swap["reason"] else ""
-    return f"replaced {swap['from']} by {swap['to']} in {swap['seconds']:.1f} s{details}"
+    return printable_line(f"replaced {swap['from']} by {swap['to']} in {swap['seconds']:.1f} s{details}")
 
 
 def _socket(port: int, file: Path | None) -> Path:

@@ -18,7 +18,7 @@ from engines.serve.observe.log import Log
 from engines.serve.settings import ServeSettings
 from engines.serve.swap.admin_client import is_served, socket_in
 from engines.serve.swap.watcher import Watcher
-from graphs.base.errors import UgsepError
+from graphs.base.errors import UgsepError, printable_line
 
 __all__ = ["AdminSocket", "admin_actions", "open_admin"]
 
@@ -141,7 +141,7 @@ def _server(listening: socket.socket, actions: Mapping[str, Action], log: Log) -
             try:
                 self._send(200, action())
             except UgsepError as error:
-                self._send(409, {"error": " ".join(str(error).split())})
+                self._send(409, {"error": printable_line(str(error))})
             except Exception as error:
                 log.bug(error)
                 self._send(500, {"error": "internal error"})

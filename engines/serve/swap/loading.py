@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,17 +38,23 @@ def load_bundle(
 
     Proven means: the sha256 of every file that serving needs, and the scores of the bundle's fixtures on the loaded
     engines. Everything is in memory afterwards: the directory may be replaced or removed. One that is replaced while
-    it is read is read again. ``notify`` takes a line for the log; ``warm_seconds`` bounds the warming.
+    it is read is read again. It is served under the name of the settings, else of ``previous``, else of its model.
+    ``notify`` takes lines for the log; ``warm_seconds`` bounds the warming.
 
     Raises:
         UgsepError: not a bundle, a modified, truncated or missing file, an engine that this machine cannot run, a
             fixture with other scores, or a directory that keeps changing; nothing stays loaded.
     """
     served, fixtures = _load_unchanged(settings)
+    model = served.name
+    if previous is not None and not settings.name:  # callers know it by the name of the first bundle
+        served = dataclasses.replace(served, name=previous.name)
     try:
         _prove(served, fixtures, settings)
         if previous is not None:
             notify(warm_from(served.ranker, previous.ranker, warm_seconds))
+            if model != served.name:
+                notify(f"model '{model}' is served under the name '{served.name}'")
     except BaseException:
         served.ranker.close()
         raise

@@ -49,10 +49,11 @@ def take_snapshot(path: Path) -> Snapshot:
     try:
         root = path.resolve()
         found = root.stat()
+        has_manifest = (root / MANIFEST).is_file()
     except (OSError, RuntimeError):
         return Snapshot(path, (0, 0), "")
     directory = (found.st_dev, found.st_ino)
-    if not (root / MANIFEST).is_file():
+    if not has_manifest:
         return Snapshot(root, directory, "")
     digest = hashlib.blake2b(str(root).encode(errors="surrogateescape"), digest_size=16)
     for folder, folders, names in os.walk(root):

@@ -15,7 +15,7 @@ from engines.serve.settings import ServeSettings
 from engines.serve.swap.loading import load_bundle
 from engines.serve.swap.snapshot import Snapshot, is_complete, manifest_version, take_snapshot
 from engines.serve.swap.swap_log import Outcome, Swap, SwapLog
-from graphs.base.errors import UgsepError, first_line
+from graphs.base.errors import UgsepError, first_line, printable_line
 
 __all__ = ["Watcher"]
 
@@ -137,14 +137,14 @@ class Watcher:
         lines: list[str] = []
         try:
             new = self._load(self._settings, serving, lines.append)
-            changed = _changed_inputs(serving, new)
+            changed = _changed_interface(serving, new)
             self._slot.switch(new)
         except NotReady:
             raise
         except Exception as error:  # also MemoryError or a bug: whatever happens here, the old bundle serves on
             if not isinstance(error, UgsepError):
                 self._log.bug(error)
-            reason = " ".join(str(error).split()) if isinstance(error, UgsepError) else _named(error)
+            reason = printable_line(str(error) if isinstance(error, UgsepError) else _named(error))
             self._handled = found
             swap = Swap(time.time(), serving.version, version, "refused", reason, time.monotonic() - started)
             if force or self._refusal != (version, reason):  # files that arrive slowly fail again and again
@@ -182,12 +182,17 @@ def _version_at(found: Snapshot) -> str:
 
 
 def _named(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {first_line(error)}".split())
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _changed_inputs(old: ServedBundle, new: ServedBundle) -> list[str]:
-    """Return a line if the features of a request differ: requests for the old ones will be refused."""
+def _changed_interface(old: ServedBundle, new: ServedBundle) -> list[str]:
+    """Return a line if the features or tasks differ: callers that are not told send requests that are refused."""
     had = {spec.name: spec for spec in (*old.ranker.user_inputs, *old.ranker.item_inputs)}
     has = {spec.name: spec for spec in (*new.ranker.user_inputs, *new.ranker.item_inputs)}
-    differ = sorted(name for name in {*had, *has} if had.get(name) != has.get(name))
-    return [f"the features of a request changed: {', '.join(differ)}"] if differ else []
+    features = [name for name in {*had, *has} if had.get(name) != has.get(name)]
+    tasks = {*old.ranker.outputs} ^ {*new.ranker.outputs}
+    return [
+        f"{what} changed: {', '.join(sorted(names))}"
+        for what, names in (("the features of a request", features), ("the tasks", tasks))
+        if names
+    ]

@@ -182,6 +182,16 @@ def test_the_users_of_another_user_engine_are_computed_again(built_bundle: Path,
     assert line.startswith(f"warmed {bundles.USERS} of {bundles.USERS} users in")
 
 
+def test_a_bundle_of_another_name_is_served_under_the_name_that_callers_know(built_bundle: Path) -> None:
+    lines: list[str] = []
+    first = load_bundle(ServeSettings(built_bundle))
+    assert first.name == "tiny"
+    second = load_bundle(ServeSettings(built_bundle), dataclasses.replace(first, name="films"), lines.append)
+    with first.ranker, second.ranker:
+        assert second.name == "films"
+    assert lines[1:] == ["model 'tiny' is served under the name 'films'"]
+
+
 def test_warming_is_bounded(built_bundle: Path, second_bundle: Path) -> None:
     lines: list[str] = []
     old = load_bundle(settings(built_bundle))

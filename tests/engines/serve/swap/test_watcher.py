@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import threading
@@ -237,10 +236,11 @@ def test_the_log_says_that_the_features_of_a_request_changed(
     def load(*args) -> ServedBundle:
         loaded = load_bundle(*args)
         loaded.ranker.item_inputs = tuple(i for i in loaded.ranker.item_inputs if i.name != "affinity")
-        return dataclasses.replace(loaded)
+        loaded.ranker.outputs = ("watch", *loaded.ranker.outputs)
+        return loaded
 
     bundles.put(built_bundle, path)
     with watching(path, load=load) as watched:
         bundles.put(second_bundle, path)
         watched.wait_swaps(1)
-        assert "the features of a request changed: affinity" in watched.lines.getvalue()
+        assert "the features of a request changed: affinity; the tasks changed: watch" in watched.lines.getvalue()
