@@ -78,6 +78,7 @@ class Recorder:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             remove_unfinished(directory)
+            full = folder_bytes(directory) >= limit_bytes
         except OSError as error:
             raise UgsepError(f"--record '{directory}': {error.strerror}; give a folder to write to") from error
         if not os.access(directory, os.W_OK | os.X_OK):
@@ -90,6 +91,9 @@ class Recorder:
         self._waiting_bytes = 0
         self._closed = self._stopped = False
         self._thread = threading.Thread(target=self._write, name="ugsep-record", daemon=True)
+        if full:
+            self._stopped = True
+            on_event(RecordEvent("stopped", reason=self._over_limit()))
         self._thread.start()
 
     def offer(self, request: ScoreRequest, scores: Mapping[str, Array], version: str) -> None:
@@ -123,8 +127,6 @@ class Recorder:
         """Run in the writer's thread until closed or stopped."""
         open_shard: list[Shard] = []  # none or one; its requests are lost if something below raises
         try:
-            if folder_bytes(self._directory) >= self._limit:
-                raise UgsepError(self._over_limit())
             self._write_until_closed(open_shard)
         except Exception as error:  # whatever it is, requests are served on
             with self._changed:
@@ -134,8 +136,9 @@ class Recorder:
                 self._waiting_bytes = 0
             if lost:
                 self._on_event(RecordEvent("dropped", lost))
-            reason = f"{error.strerror} in '{self._directory}'" if isinstance(error, OSError) else str(error)
-            self._on_event(RecordEvent("stopped", reason=f"recording stopped: {' '.join(reason.split())}"))
+            in_folder = f" in '{self._directory}'" if isinstance(error, OSError) else ""
+            reason = " ".join(f"{getattr(error, 'strerror', None) or error}{in_folder}".split())
+            self._on_event(RecordEvent("stopped", reason=reason))
 
     def _write_until_closed(self, open_shard: list[Shard]) -> None:
         due = float("inf")  # when the open shard is to be closed, a time of time.monotonic()

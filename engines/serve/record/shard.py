@@ -144,7 +144,8 @@ def write_whole(path: Path, data: memoryview) -> None:
             raise
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)
+        with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is synced
+            os.fsync(folder)
     finally:
         os.close(folder)
 

@@ -261,8 +261,10 @@ def test_the_folder_keeps_to_its_limit_and_says_so_once(tmp_path: Path, events: 
     assert events.count("recorded") + events.count("dropped") == 201
     again = Events()
     made = Recorder(tmp_path, 1.0, 100, again)
-    wait_for(lambda: again.reasons)
+    assert "limit of 100 bytes" in again.reasons[0]
+    made.offer(request(3), scores(3), "abc")
     assert made.close()
+    assert (again.count("dropped"), len(again.reasons)) == (1, 1)
 
 
 def test_a_folder_that_goes_away_is_made_again(recorder: Recorder, events: Events, tmp_path: Path) -> None:
@@ -289,9 +291,7 @@ def test_a_feature_named_like_our_columns_ends_recording(recorder: Recorder, eve
     asked = request(3)
     recorder.offer(ScoreRequest(asked.user, {**asked.items, "request_id": np.arange(3)}), scores(3), "abc")
     recorder.close()
-    assert events.reasons == [
-        "recording stopped: feature 'request_id' has the name of another column of a recorded file; rename it"
-    ]
+    assert events.reasons == ["feature 'request_id' has the name of another column of a recorded file; rename it"]
 
 
 def test_a_folder_that_cannot_be_used_is_an_error_at_the_start(tmp_path: Path, events: Events) -> None:
@@ -337,7 +337,7 @@ def test_a_full_disk_ends_recording_and_leaves_no_part_of_a_file(tmp_path: Path)
     done = subprocess.run(
         [sys.executable, "-c", DISK_FULL, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    reason = f"recording stopped: File too large in '{tmp_path}'"
+    reason = f"File too large in '{tmp_path}'"
     assert done.stdout == f"True {('dropped', 50, '')} {('stopped', 0, reason)}\n"
     assert list(tmp_path.iterdir()) == []
 
