@@ -51,16 +51,16 @@ class HttpClient:
             raise UgsepError("the server closed the connection before it answered")
         return data
 
-    def infer(self, entry: Entry) -> bytes:
-        """Return the body of a request that must succeed.
+    def infer(self, entry: Entry) -> tuple[dict[str, str], bytes]:
+        """Return headers and body of the answer to a request that must succeed.
 
         Raises:
             UgsepError: another status than 200.
         """
-        status, _, body = self.ask(entry.http)
+        status, head, body = self.ask(entry.http)
         if status != 200:
             raise UgsepError(f"the server answered {status}: {body[:200].decode('utf-8', 'replace')}")
-        return body
+        return head, body
 
 
 class GrpcClient:

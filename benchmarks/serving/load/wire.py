@@ -76,7 +76,7 @@ def http_outputs(head: Mapping[str, str], body: bytes) -> tuple[str, dict[str, A
         answer = json.loads(body[:length])
         found, at = {}, length
         for output in answer["outputs"]:
-            size = output.get("parameters", {}).get("binary_data_size")
+            size = (output.get("parameters") or {}).get("binary_data_size")
             dtype = np.dtype(_DTYPES[output["datatype"]])
             if size is None:
                 value = np.asarray(output["data"], dtype)

@@ -1,3 +1,3 @@
 """Other servers in front of the same engines, each in an environment of its own."""
 
-__all__: list[str] = []
+__all__ = ["setup", "spec", "triton"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # inside Triton only
+# Triton may start Python isolated, which ignores PYTHONPATH; NumPy must come from there.
+sys.path.extend(os.environ["PYTHONPATH"].split(os.pathsep))
+
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # noqa: E402  # inside Triton only
 
 
 class TritonPythonModel:

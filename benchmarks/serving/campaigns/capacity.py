@@ -1,0 +1,104 @@
+"""Requests per second at p99 <= 50 ms: warm and cold cache, against the whole model served the same way."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from benchmarks.serving.campaigns.bench import Bench, Result, result
+from benchmarks.serving.campaigns.phases import Search, rate_of, saturated, search
+from benchmarks.serving.load.pool import Pool, make_pool
+from benchmarks.serving.load.tally import Tally
+from benchmarks.serving.servers.ours import our_server, whole_server
+from benchmarks.serving.servers.process import get, started, wait_until
+from benchmarks.serving.servers.whole_model import VERSION, fastest_runtime, load_whole, whole_ranker
+from engines.bundle.bundle import Bundle
+from engines.verify.checks import Check
+
+CANDIDATES, USERS, P99_MS = 64, 512, 50.0
+COLD, WARM, WHOLE = "cold cache", "warm cache", "whole model"
+LEAST_COLD, LEAST_WARM = 1.8, 2.2
+#: Larger differences than rounding: the whole model's runtime may round otherwise at another batch size.
+_WHOLE_TOLERANCE = 1e-3
+
+
+def capacity(bench: Bench) -> Result:
+    """Find the highest rate that each server holds; the three searches take turns.
+
+    Raises:
+        UgsepError: a server does not start, or no runtime of the whole model runs here.
+    """
+    users = USERS if not bench.short else 8
+    pool = make_pool([bench.bundle], users, CANDIDATES, seed=bench.seed)
+    runtime, medians = fastest_runtime(bench.bundle, bench.work / "whole", CANDIDATES)
+    pools = {WARM: pool, COLD: pool, WHOLE: _whole_pool(bench, pool, runtime)}
+    state_cache = {WARM: ("--state-cache", "256M"), COLD: ("--state-cache", "0")}
+    with ExitStack() as stack:
+        servers = {
+            name: our_server(bench.bundle, bench.work, bench.server_cores, options, name.split()[0])
+            for name, options in state_cache.items()
+        }
+        servers[WHOLE] = whole_server(bench.bundle, runtime, bench.work, bench.server_cores)
+        for server in servers.values():
+            stack.enter_context(started(server))
+        wait_until(lambda: "whole model" in servers[WHOLE].log.read_text(), 120, "switching to the whole model")
+        bench.pin_generator()
+        searches, first = {}, {}
+        for name, server in servers.items():
+            saturated(server.http, pools[name], bench.long(4, 0.3))  # warm
+            first[name] = saturated(server.http, pools[name], bench.long(8, 0.5))
+            full = rate_of(first[name])
+            searches[name] = Search(server.http, pools[name], 0.5 * full, 1.1 * full)
+        search(searches, holds, bench.long(12, 0.5), 2 if bench.short else 6)
+        hits = {name: _hit_ratio(get(servers[name].http, "/metrics")[1].decode()) for name in (WARM, COLD)}
+    rates = {name: found.low for name, found in searches.items()}
+    figures: dict[str, Any] = {
+        "candidates": CANDIDATES,
+        "users": users,
+        "p99_ms": P99_MS,
+        "runtime": runtime,
+        "runtimes_p50_ms": {name: round(ms, 4) for name, ms in sorted(medians.items(), key=lambda pair: pair[1])},
+        "per_second": {name: round(rate, 2) for name, rate in rates.items()},
+        "saturation": {name: round(rate_of(tally), 2) for name, tally in first.items()},
+        "steps": {name: found.steps for name, found in searches.items()},
+        "hit_ratio": hits,
+    }
+    tallies = {name: [first[name], *found.tallies] for name, found in searches.items()}
+    checks = [
+        Check(f"{what}, {name}", sum(getattr(tally, what) for tally in all_of), 0)
+        for name, all_of in tallies.items()
+        for what in ("wrong", "lost")
+    ]
+    if not bench.short:
+        checks.append(Check("cold cache over the whole model", rates[COLD] / rates[WHOLE], LEAST_COLD, ">="))
+        checks.append(Check("warm cache over the whole model", rates[WARM] / rates[WHOLE], LEAST_WARM, ">="))
+    return result(bench, "capacity", checks, figures)
+
+
+def holds(tally: Tally) -> bool:
+    """Tell whether a rate was held: every request answered, p99 within the bound."""
+    ms = tally.milliseconds()
+    return tally.count(200) == tally.planned and len(ms) > 0 and float(np.percentile(ms, 99)) <= P99_MS
+
+
+def _whole_pool(bench: Bench, pool: Pool, runtime: str) -> Pool:
+    """Return the requests with the scores of the whole model in its runtime."""
+    ranker = whole_ranker(Bundle.open(bench.bundle).manifest, load_whole(bench.bundle, runtime, bench.work / "whole"))
+    entries = tuple(
+        dataclasses.replace(entry, expected={VERSION: ranker.score(entry.user, entry.items)}) for entry in pool.entries
+    )
+    return Pool(entries, _WHOLE_TOLERANCE, pool.per_user)
+
+
+def _hit_ratio(metrics: str) -> float:
+    found = {
+        line.split()[0]: float(line.split()[-1])
+        for line in metrics.splitlines()
+        if line.startswith("ugsep_user_cache_") and not line.startswith("#")
+    }
+    hits = sum(value for name, value in found.items() if name.startswith("ugsep_user_cache_hits_total"))
+    misses = sum(value for name, value in found.items() if name.startswith("ugsep_user_cache_misses_total"))
+    return hits / (hits + misses) if hits + misses else 0.0

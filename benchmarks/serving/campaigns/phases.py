@@ -1,0 +1,83 @@
+"""The phases that several campaigns share: saturation, unloaded latency, a rate, the capacity."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from benchmarks.serving.load.arrivals import poisson, uniform_picks
+from benchmarks.serving.load.http_load import Address, closed_loop, open_loop, run
+from benchmarks.serving.load.pool import Pool
+from benchmarks.serving.load.tally import Tally
+
+_PICKS = 4096
+
+
+def saturated(address: Address, pool: Pool, seconds: float, connections: int = 8, seed: int = 0) -> Tally:
+    """Keep several requests under way: the rate at which a server answers when it never waits."""
+    found: Tally = run(
+        closed_loop(address, pool, uniform_picks(pool, _PICKS, seed), seconds, connections=connections)
+    )
+    return found
+
+
+def unloaded(address: Address, pool: Pool, seconds: float, seed: int = 0) -> Tally:
+    """Send one request at a time."""
+    return saturated(address, pool, seconds, 1, seed)
+
+
+def at_rate(
+    address: Address, pool: Pool, rate: float, seconds: float, *, connections: int = 256, seed: int = 0, spin: bool = True
+) -> Tally:
+    """Send requests as they come at a rate per second, as a Poisson process."""
+    arrivals = poisson(rate, seconds, seed)
+    picks = uniform_picks(pool, len(arrivals), seed)
+    found: Tally = run(open_loop(address, pool, picks, arrivals, connections=connections, spin=spin))
+    return found
+
+
+def rate_of(tally: Tally) -> float:
+    """Return the answers of status 200 per second."""
+    return tally.count(200) / tally.seconds if tally.seconds else 0.0
+
+
+@dataclass
+class Search:
+    """The highest rate that a server holds, narrowed down step by step."""
+
+    address: Address
+    pool: Pool
+    low: float
+    high: float
+    tallies: list[Tally] = field(default_factory=list)
+    steps: list[tuple[float, float, bool]] = field(default_factory=list)
+
+    def step(self, holds: Callable[[Tally], bool], seconds: float, seed: int) -> None:
+        """Try the rate in the middle."""
+        rate = (self.low + self.high) / 2
+        tally = at_rate(self.address, self.pool, rate, seconds, seed=seed)
+        held = holds(tally)
+        ms = tally.milliseconds()
+        self.steps.append((round(rate, 1), round(float(np.percentile(ms, 99)), 3) if len(ms) else -1.0, held))
+        self.tallies.append(tally)
+        self.low, self.high = (rate, self.high) if held else (self.low, rate)
+
+
+def search(searches: Mapping[str, Search], holds: Callable[[Tally], bool], seconds: float, steps: int) -> None:
+    """Narrow all searches down in turn, so that drift of the machine affects all alike."""
+    for number in range(steps):
+        for each in searches.values():
+            each.step(holds, seconds, number)
+
+
+def together(*coroutines: object) -> list[object]:
+    """Run coroutines at the same time on one loop."""
+
+    async def main() -> list[object]:
+        return list(await asyncio.gather(*coroutines))  # type: ignore[call-overload]
+
+    found: list[object] = run(main())
+    return found
