@@ -23,6 +23,7 @@ from engines.serve.observe.log import Log, make_log
 from engines.serve.oip.grpc_server import GrpcServer, start_grpc
 from engines.serve.oip.http import make_app
 from engines.serve.oip.signature import Signatures
+from engines.serve.page.routes import page_routes
 from engines.serve.settings import ServeSettings
 from engines.serve.swap.admin import AdminSocket, admin_actions, open_admin
 from engines.serve.swap.loading import load_bundle
@@ -113,7 +114,7 @@ def start(settings: ServeSettings, log: Log) -> RunningServer:
         undo.callback(context.scheduler.close)
         watcher = Watcher(settings, slot, context.swaps, log, context.metrics)
         signatures = Signatures()
-        app = make_app(context, signatures)
+        app = make_app(context, signatures, page_routes(context))
         http = HttpListener(
             close_when(lambda: context.lifecycle.state == "draining", app), bound, settings.body_timeout
         )
