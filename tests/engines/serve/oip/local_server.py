@@ -74,7 +74,9 @@ class LocalServer:
         finally:
             connection.close()
 
-    def infer(self, body: bytes, json_bytes: int | None = None, model: str = "tiny", **headers: str) -> tuple[int, Any]:
+    def infer(
+        self, body: bytes, json_bytes: int | None = None, model: str = "tiny", **headers: str
+    ) -> tuple[int, Any]:
         """Send an HTTP request; the answer's JSON has the arrays of binary outputs under 'arrays'."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         if json_bytes is not None:

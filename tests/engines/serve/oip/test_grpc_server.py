@@ -114,7 +114,9 @@ def test_what_a_caller_sends_wrong_is_invalid_argument(server: LocalServer) -> N
         changed(lambda m: setattr(m.inputs[3], "datatype", "BYTES")): "strings are not features",
         changed(lambda m: setattr(m.inputs[3], "name", "item_ids")): "did you mean 'item_id'?",
         changed(lambda m: setattr(m.inputs[4], "name", "item_id")): "",
-        changed(lambda m: m.raw_input_contents.__setitem__(3, b"123")): "takes 24 bytes, but its raw_input_contents has 3",
+        changed(
+            lambda m: m.raw_input_contents.__setitem__(3, b"123")
+        ): "takes 24 bytes, but its raw_input_contents has 3",
         changed(lambda m: m.outputs.add(name="love")): "unknown output 'love'",
         changed(lambda m: m.parameters["timeut"].__setattr__("int64_param", 1)): "did you mean 'timeout'?",
         changed(lambda m: m.parameters["timeout"].__setattr__("int64_param", -1)): "timeout must be",
@@ -176,7 +178,10 @@ def test_a_deadline_frees_the_call_and_the_worker(built_bundle: Path) -> None:
 
 
 def test_health_follows_the_state_of_the_server(built_bundle: Path) -> None:
-    with serving(built_bundle, ready=False) as server, grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+    with (
+        serving(built_bundle, ready=False) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
         stub = health_pb2_grpc.HealthStub(channel)
 
         def health() -> int:

@@ -99,7 +99,8 @@ def test_several_users_in_one_request(server: LocalServer) -> None:
     assert status == 200
     for row in range(7):
         alone = server.ranker.score(
-            {n: v[index[row] : index[row] + 1] for n, v in users.items()}, {n: v[row : row + 1] for n, v in items.items()}
+            {n: v[index[row] : index[row] + 1] for n, v in users.items()},
+            {n: v[row : row + 1] for n, v in items.items()},
         )
         np.testing.assert_allclose(answer["arrays"]["like"][row], alone["like"][0], atol=1e-4)
 

@@ -123,7 +123,9 @@ def test_headers_that_lie_are_refused(server: LocalServer, header: str, value: s
 def test_a_length_given_twice_is_refused(server: LocalServer) -> None:
     body = valid()
     lengths = b"Inference-Header-Content-Length: 5\r\n" * 2
-    head = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n" % len(body)
+    head = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n" % len(
+        body
+    )
     answer = answer_of(raw(server, head + lengths + b"\r\n" + body))
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"is given twice" in answer
