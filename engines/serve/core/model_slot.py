@@ -40,21 +40,22 @@ class ModelSlot:
         """Return the bundle that a rollback would serve."""
         return self._previous
 
-    def switch(self, new: ServedBundle) -> None:
-        """Serve ``new`` from the next call on; the bundle before the replaced one is closed when its calls ended.
+    def switch(self, new: ServedBundle) -> ServedBundle | None:
+        """Serve ``new`` from the next call on, and return the bundle that it replaced.
+
+        The one before that is closed when its calls have ended.
 
         Raises:
             NotReady: the slot was closed; ``new`` is closed too.
         """
         with self._lock:
-            closed = self._closed
-            retired = new if closed else self._previous
-            if not closed:
-                self._previous, self._current = self._current, new
-            if retired is not None:
-                self._retire(retired)
-        if closed:
-            raise NotReady("the server is stopping; start it again to serve the new bundle")
+            if self._closed:
+                self._retire(new)
+                raise NotReady("the server is stopping; start it again to serve the new bundle")
+            if self._previous is not None:
+                self._retire(self._previous)
+            self._previous, self._current = self._current, new
+            return self._previous
 
     def rollback(self) -> ServedBundle:
         """Exchange the current and the previous bundle, and return the one that serves now.

@@ -47,6 +47,7 @@ class Watcher:
         self._refusal: tuple[str, str] | None = None  # version and reason of the last one
         self._absent = False
         self._looking = threading.Lock()
+        self._switching = threading.Lock()  # never held while something is loaded
         self._wake, self._forced, self._stopped = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="ugsep-watcher", daemon=True)
 
@@ -76,8 +77,8 @@ class Watcher:
             UgsepError: there is no previous bundle.
         """
         started = time.monotonic()
-        before = self._slot.current()
-        after = self._slot.rollback()
+        with self._switching:
+            before, after = self._slot.current(), self._slot.rollback()
         now = take_snapshot(self._settings.bundle)
         if now.has_bundle and _version_at(now) == before.version:
             self._held = (before.version, now.directory)
@@ -137,8 +138,8 @@ class Watcher:
         lines: list[str] = []
         try:
             new = self._load(self._settings, serving, lines.append)
-            changed = _changed_interface(serving, new)
-            self._slot.switch(new)
+            with self._switching:
+                replaced = self._slot.switch(new) or serving  # not 'serving' if there was a rollback meanwhile
         except NotReady:
             raise
         except Exception as error:  # also MemoryError or a bug: whatever happens here, the old bundle serves on
@@ -152,8 +153,8 @@ class Watcher:
             self._refusal = (version, reason)
             return swap
         self._handled, self._held, self._refusal = found, None, None
-        reason = "; ".join([*lines, *changed])
-        return self._record(serving.version, new.version, "serving", reason, started)
+        reason = "; ".join([*lines, *_changed_interface(replaced, new)])
+        return self._record(replaced.version, new.version, "serving", reason, started)
 
     def _record(self, before: str, after: str, outcome: Outcome, reason: str, started: float) -> Swap:
         swap = Swap(time.time(), before, after, outcome, reason, time.monotonic() - started)

@@ -203,7 +203,10 @@ def test_a_rollback_does_not_wait_for_a_bundle_that_is_being_loaded(
         assert watched.version == first
         go_on.set()
         watched.wait_for(third)
-        assert second not in [watched.version, watched.slot.previous() and watched.slot.previous().version]
+        watched.wait_swaps(3)
+        assert [(swap.before, swap.after) for swap in watched.swaps.newest()] == [
+            (first, third), (second, first), (first, second),
+        ]  # fmt: skip
 
 
 def test_stopping_while_a_bundle_is_loaded_closes_it(built_bundle: Path, second_bundle: Path, path: Path) -> None:
