@@ -15,6 +15,7 @@ ENGINE_CODE = (
     "export/lowering", "engines/backends", "engines/measure/interleave.py", "engines/measure/percentiles.py",
 )  # fmt: skip
 #: The code that determines a bundle's content: everything but the commands, the benchmarks and the serving runtime.
+#: Fixtures hold what engines compute; the runtime only routes it, and one that scores otherwise has to fail them.
 BUNDLE_CODE = (
     "graphs", "export", "quant", "engines/backends", "engines/build", "engines/bundle", "engines/compile",
     "engines/measure", "engines/recipes", "engines/render", "engines/verify",
