@@ -36,7 +36,7 @@ from engines.serve.swap.watcher import Watcher
 
 __all__ = ["RunningServer", "run", "start"]
 
-LIBRARIES = ("uvicorn", "asyncio", "grpc", "concurrent.futures")
+LIBRARIES = ("uvicorn", "asyncio", "grpc", "concurrent.futures", "opentelemetry")
 CUT_LIMIT = 1.0  # seconds for the threads to notice that they are cut
 SLICE = 0.1  # seconds between two looks at whether a wait is cut
 

@@ -46,12 +46,12 @@ def make_context(settings: ServeSettings, slot: ModelSlot, log: Log, after: Exit
             misses.record(outcome.job.routing_key, outcome.request.user)
 
     hooks: list[Callable[[Outcome], None]] = [metrics.observe, window.record, log.slow, missed]
-    if settings.record is not None:
-        hooks.append(_recording(settings.record, settings, metrics, log, after))
     tracer = make_tracer(settings.traces)
     if tracer is not None:
         after.callback(tracer.close)
         hooks.append(tracer.record)
+    if settings.record is not None:  # closed before the tracer, which may have to wait for its collector
+        hooks.append(_recording(settings.record, settings, metrics, log, after))
     scheduler = Scheduler(
         slot,
         workers=settings.workers,
@@ -76,6 +76,8 @@ def _recording(
         else:
             metrics.count("record_dropped", "Requests chosen to be kept, but not kept.", by=event.requests)
 
+    noted(RecordEvent("recorded"))  # the counters are there, and 0, from the start
+    noted(RecordEvent("dropped"))
     recorder = Recorder(folder, settings.record_share, settings.record_limit, noted)
     after.callback(recorder.close)
 

@@ -74,7 +74,7 @@ class Tracer:
                     at = until
         span.end(end)
 
-    def close(self, timeout: float = 5.0) -> bool:
+    def close(self, timeout: float = 2.0) -> bool:
         """Export what is left; return whether that took less than ``timeout`` seconds."""
         # The SDK waits for an exporter that retries much longer than a server that ends can.
         thread = threading.Thread(target=self._provider.shutdown, name="ugsep-traces", daemon=True)
