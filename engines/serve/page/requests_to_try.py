@@ -75,7 +75,9 @@ class Offers:
         if self._examples is not None:
             try:
                 found = read_examples(self._examples, served.manifest)
-                return Offer("examples", f"{len(found.requests)} requests from the folder of --examples.", found)
+                return Offer(
+                    "examples", f"{len(found.requests)} examples from the folder that the server was given.", found
+                )
             except UgsepError as error:
                 misfit = f"The examples do not fit version {served.version}: {error}. "
         return Offer("fixtures", f"{misfit}Requests that the build stored with their logits.", served.fixtures)

@@ -19,6 +19,12 @@ export function ceiling(value) {
   return [1, 2, 5, 10].map((step) => step * power).find((limit) => limit >= value * 0.999999);
 }
 
+/** What nearly all values stay below: a lone spike leaves the chart at its top instead of flattening the rest. */
+function usual(values) {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.floor(0.98 * (sorted.length - 1))] ?? 0;
+}
+
 /** The path of a line; null values leave gaps. The newest point is at the right edge. */
 function line(values, top) {
   const x = (i) => WIDTH - ((values.length - 1 - i) * WIDTH) / (SECONDS - 1);
@@ -40,7 +46,7 @@ function line(values, top) {
 export function tile(node, { value, unit, series, format, note, top }) {
   const title = node.querySelector("h3");
   const all = series.flatMap((s) => s.values).filter((v) => v !== null);
-  const limit = top ?? ceiling(Math.max(0, ...all));
+  const limit = top ?? ceiling(usual(all));
   const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", class: "chart", role: "img" });
   const last = (s) => [...s.values].reverse().find((v) => v !== null);
   drawing.setAttribute("aria-label", all.length

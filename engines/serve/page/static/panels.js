@@ -40,7 +40,7 @@ function live(status) {
   const quiet = !traffic.requests;
   tile(byId("tile-rate"), {
     value: digits(traffic.per_second ?? 0), unit: "/s", format: digits,
-    note: quiet ? "no traffic yet: try a request below" : `${count(traffic.requests)} requests in the ${window}`,
+    note: quiet ? "no traffic yet: try a request below" : `${count(traffic.requests)} requests since the start`,
     series: [{ name: "requests/s", values: recent(history, "per_second"), className: "a" }],
   });
   tile(byId("tile-latency"), {
@@ -107,20 +107,29 @@ function codes(found) {
     el("code", {}, code), CODES[code] ?? "", count(n), bar(n / most, "", code.startsWith("2") || code === "OK" ? "good" : "bad")]));
 }
 
+/** How a value must relate to its bound, as far as the outcome tells. */
+const relation = (g) => (g.value === null || g.value === g.bound ? "" : (g.value < g.bound) === g.passed ? "≤ " : "≥ ");
+
 const gates = (found) => !found?.length ? empty("This bundle has no gates.") : table("Gates",
   [["gate"], ["value", true], ["bound", true], ["result"]],
-  found.map((g) => [g.name, scientific(g.value), scientific(g.bound), el("span", { className: g.passed ? "good" : "bad" }, g.passed ? "✓ passed" : "✗ failed")]));
+  found.map((g) => [g.name, scientific(g.value), `${relation(g)}${scientific(g.bound)}`, el("span", { className: g.passed ? "good" : "bad" }, g.passed ? "✓ passed" : "✗ failed")]));
 
 const engines = (found) => !found?.length ? empty("No engines are loaded.") : table("Engines",
   [["side"], ["backend"], ["precision"], ["size", true], [""]],
   found.map((e) => [e.side, e.backend, el("code", {}, e.precision), bytes(e.bytes), e.chosen ? el("span", { className: "good" }, "serving") : el("span", { className: "soft" }, "available")]));
 
-const batching = (found) => !found?.measured?.length
-  ? empty("This bundle measured no calls of several users; every request is scored by itself.")
-  : [el("p", { className: "soft small" }, `Measured by the build against one call per user; at most ${count(found.max_users)} users share a call.`),
-    table("Speed-up of one call for several users", [["users", true], ["candidates each", true], ["speed-up", true], [""]],
-      found.measured.map((m) => [count(m.users), count(m.candidates), `${digits(m.speedup)}×`,
-        el("span", { className: m.speedup > 1 ? "good" : "soft" }, m.speedup > 1 ? "faster together" : "no gain")]))];
+function batching(found) {
+  if (!found?.measured?.length) return empty("This bundle measured no calls of several users; every request is scored by itself.");
+  const [users, candidates] = ["users", "candidates"].map((key) => [...new Set(found.measured.map((m) => m[key]))].sort((a, b) => a - b));
+  const cell = (u, c) => {
+    const speedup = found.measured.find((m) => m.users === u && m.candidates === c)?.speedup;
+    return speedup === undefined ? el("span", { className: "soft", title: "not measured" }, "–")
+      : el("span", { className: speedup > 1 ? "good" : "soft" }, `${digits(speedup)}×`);
+  };
+  return [el("p", { className: "soft small" }, `Speed-up over one call per user, measured by the build; at most ${count(found.max_users)} users share a call.`),
+    table("Speed-up of one call for several users", [["users"], ...candidates.map((c) => [`${count(c)} candidate${c === 1 ? "" : "s"} each`, true])],
+      users.map((u) => [count(u), ...candidates.map((c) => cell(u, c))]))];
+}
 
 function swaps([found, model, previous]) {
   const kept = previous ? el("p", {}, "Kept for ", el("code", {}, "ugsep rollback"), ": ", el("code", {}, previous.version), ", loaded ", clock(previous.loaded_at)) : null;

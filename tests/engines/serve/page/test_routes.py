@@ -1,4 +1,5 @@
 import re
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_examples_that_do_not_fit_stop_the_start(built_bundle: Path, tmp_path: P
 
 
 def test_the_wheel_has_the_files_of_the_page() -> None:
-    root = STATIC.parents[2]
-    (line,) = [x for x in (root.parent / "pyproject.toml").read_text().splitlines() if x.startswith("engines = [")]
-    patterns = re.findall(r'"([^"]+)"', line)
-    assert all(any(path.relative_to(root).match(p) for p in patterns) for path in STATIC.iterdir())
+    package = STATIC.parents[2]
+    settings = tomllib.loads((package.parent / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["engines"]
+    assert all(any(path.relative_to(package).match(p) for p in patterns) for path in STATIC.iterdir())
