@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.serving.campaigns.bench import Bench, Result, result
-from benchmarks.serving.campaigns.phases import Search, rate_of, saturated, search
+from benchmarks.serving.campaigns.phases import Search, cache_lookups, rate_of, saturated, search
 from benchmarks.serving.load.pool import Pool, make_pool
 from benchmarks.serving.load.tally import Tally
 from benchmarks.serving.servers.ours import our_server, whole_server
-from benchmarks.serving.servers.process import get, started, wait_until
+from benchmarks.serving.servers.process import started, wait_until
 from benchmarks.serving.servers.whole_model import VERSION, fastest_runtime, load_whole, whole_ranker
 from engines.bundle.bundle import Bundle
 from engines.verify.checks import Check
@@ -53,7 +53,7 @@ def capacity(bench: Bench) -> Result:
             full = rate_of(first[name])
             searches[name] = Search(server.http, pools[name], 0.5 * full, 1.1 * full)
         search(searches, holds, bench.long(12, 0.5), 2 if bench.short else 6)
-        hits = {name: _hit_ratio(get(servers[name].http, "/metrics")[1].decode()) for name in (WARM, COLD)}
+        lookups = {name: cache_lookups(servers[name]) for name in (WARM, COLD)}
     rates = {name: found.low for name, found in searches.items()}
     figures: dict[str, Any] = {
         "candidates": CANDIDATES,
@@ -64,7 +64,7 @@ def capacity(bench: Bench) -> Result:
         "per_second": {name: round(rate, 2) for name, rate in rates.items()},
         "saturation": {name: round(rate_of(tally), 2) for name, tally in first.items()},
         "steps": {name: found.steps for name, found in searches.items()},
-        "hit_ratio": hits,
+        "hit_ratio": {name: hits / max(1.0, hits + misses) for name, (hits, misses) in lookups.items()},
     }
     tallies = {name: [first[name], *found.tallies] for name, found in searches.items()}
     checks = [
@@ -91,14 +91,3 @@ def _whole_pool(bench: Bench, pool: Pool, runtime: str) -> Pool:
         dataclasses.replace(entry, expected={VERSION: ranker.score(entry.user, entry.items)}) for entry in pool.entries
     )
     return Pool(entries, _WHOLE_TOLERANCE, pool.per_user)
-
-
-def _hit_ratio(metrics: str) -> float:
-    found = {
-        line.split()[0]: float(line.split()[-1])
-        for line in metrics.splitlines()
-        if line.startswith("ugsep_user_cache_") and not line.startswith("#")
-    }
-    hits = sum(value for name, value in found.items() if name.startswith("ugsep_user_cache_hits_total"))
-    misses = sum(value for name, value in found.items() if name.startswith("ugsep_user_cache_misses_total"))
-    return hits / (hits + misses) if hits + misses else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from benchmarks.serving.load.arrivals import poisson, uniform_picks
 from benchmarks.serving.load.http_load import Address, closed_loop, open_loop, run
 from benchmarks.serving.load.pool import Pool
 from benchmarks.serving.load.tally import Tally
+from benchmarks.serving.servers.process import Server, get
 
 _PICKS = 4096
 
@@ -81,3 +83,13 @@ def together(*coroutines: object) -> list[object]:
 
     found: list[object] = run(main())
     return found
+
+
+def cache_lookups(server: Server) -> tuple[float, float]:
+    """Return the hits and misses of user states that a server of ours counted."""
+    text = get(server.http, "/metrics")[1].decode()
+    counts = []
+    for what in ("hits", "misses"):
+        values = re.findall(rf"^ugsep_user_cache_{what}_total\S* (\S+)$", text, re.MULTILINE)
+        counts.append(sum(map(float, values)))
+    return counts[0], counts[1]

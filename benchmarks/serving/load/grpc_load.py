@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -37,6 +38,8 @@ async def grpc_open_loop(
     arrivals: NDArray[np.float64],
     *,
     grace: float = 30.0,
+    spin: bool = True,
+    stop: Callable[[], bool] | None = None,
 ) -> Tally:
     """Send a request at each arrival, whatever became of those before; see ``http_load.open_loop``."""
     tally = Tally(pool)
@@ -62,11 +65,13 @@ async def grpc_open_loop(
         for pick, offset in zip(picks, arrivals, strict=True):
             due = started + float(offset)
             while (left := due - time.perf_counter()) > 0:
-                await asyncio.sleep(left - _POLL_SECONDS if left > _POLL_SECONDS else 0)
+                await asyncio.sleep(left if not spin else max(left - _POLL_SECONDS, 0))
             tally.planned += 1
             task = asyncio.get_running_loop().create_task(ask(pool.entries[int(pick)], due))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+            if stop is not None and stop():
+                break
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
     return tally

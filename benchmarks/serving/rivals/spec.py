@@ -28,7 +28,7 @@ def write_spec(bundle: Path, manifest: Manifest, folder: Path, cache_bytes: int)
         if engine.built.backend != "onnxruntime":
             raise UgsepError(f"the {engine.built.side} engine runs on {engine.built.backend}, not on onnxruntime")
     few = item.built.profiles[0].candidates.max if "item.few_rows.onnx" in item.built.files else 0
-    state_bytes = sum(_bytes(spec) for spec in user.built.outputs)
+    state_bytes = sum(row_bytes(spec) for spec in user.built.outputs)
     spec: dict[str, Any] = {
         "user": _graphs(bundle, user),
         "item": _graphs(bundle, item),
@@ -58,6 +58,7 @@ def _graphs(bundle: Path, engine: Engine) -> dict[str, str]:
     return {variant: str(folder / name) for variant, name in names.items() if name in engine.built.files}
 
 
-def _bytes(spec: TensorSpec) -> int:
+def row_bytes(spec: TensorSpec) -> int:
+    """Return the bytes of one row of a tensor."""
     sizes = [size for size in spec.shape[1:] if isinstance(size, int)]
     return int(np.prod(sizes, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
