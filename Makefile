@@ -14,6 +14,7 @@ SEED       ?= 0
 BACKEND    ?=
 NAME       := $(basename $(notdir $(firstword $(subst :, ,$(MODEL)))))
 OUT        ?= build/$(NAME)
+SERVE_FLAGS ?=
 USER_INPUTS ?=
 ITEM_INPUTS ?=
 DATA       := build/data/movielens
@@ -26,7 +27,7 @@ BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),
 REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data checkpoint engines parity bench bench-streaming quality test test-slow proto lint clean
+.PHONY: help setup data checkpoint engines parity serve bench bench-streaming quality test test-slow proto lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -69,6 +70,12 @@ endif
 
 parity: $(READY) ## re-check the bundle in OUT: hashes, parity, AUC and latency
 	@$(BIN)/ugsep validate $(OUT) $(if $(filter random,$(INIT)),--synthetic,--requests $(DATA)/test.parquet)
+
+# Serving builds only what is missing; the examples are of bundles that were built from MovieLens.
+serve: $(if $(wildcard $(OUT)/manifest.json),$(READY),engines) ## serve the bundle in OUT over HTTP and gRPC; SERVE_FLAGS='--workers 2' adds options
+	@examples=$(if $(filter checkpoint data,$(PREPARED)),$(DATA)/examples); \
+	test -f "$$examples/examples.json" && set -- --examples "$$examples" || set --; \
+	exec $(BIN)/ugsep serve $(OUT) "$$@" $(SERVE_FLAGS)
 
 bench: $(READY) ## benchmark the bundle in OUT against other ways to serve the model
 	@$(BIN)/ugsep bench $(OUT) $(if $(filter random,$(INIT)),--random --seed $(SEED),--checkpoint $(CHECKPOINT))

@@ -51,7 +51,7 @@ def take_snapshot(path: Path) -> Snapshot:
         found = root.stat()
         has_manifest = (root / MANIFEST).is_file()
     except (OSError, RuntimeError):
-        return Snapshot(path, (0, 0), "")
+        return Snapshot(path.absolute(), (0, 0), "")
     directory = (found.st_dev, found.st_ino)
     if not has_manifest:
         return Snapshot(root, directory, "")

@@ -218,7 +218,7 @@ def test_a_second_signal_cuts_the_wait(built_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere"], "nowhere"),
+        (["nowhere"], "no manifest.json, so not a bundle"),
         (["BUNDLE", "--workers", "0"], "workers is 0; it must be from 1 to 1024"),
         (["BUNDLE", "--state-cache", "lots"], "'lots' is not a valid size"),
         (["BUNDLE", "--backend", "onnxruntim"], "no user engine with backend 'onnxruntim'"),
