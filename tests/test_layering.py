@@ -33,6 +33,7 @@ SCENARIOS = {
     "tests/engines/serve/test_fork.py": "processes forked while threads score",
     "tests/engines/serve/page/test_browser.py": "the page in Chromium",
     "tests/engines/serve/page/test_page_of_a_server.py": "the page of a whole server in Chromium",
+    "tests/engines/serve/oip/test_fuzz.py": "mutated requests over both protocols",
     "tests/engines/serve/test_loading_time.py": "the time to load a large bundle",
     "tests/engines/serve/test_ranker_contract.py": "what the ranker asks of any runner",
     "tests/engines/serve/test_runtime_imports.py": "the packages a fresh interpreter loads to serve",

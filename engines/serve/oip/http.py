@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engines.serve.core.context import ServerContext
+from engines.serve.core.status import status
 from engines.serve.errors import NotReady
 from engines.serve.oip.http_infer import HttpInfer, send_error
 from engines.serve.oip.metadata import EXTENSIONS, SERVER_NAME, model_config, model_metadata, server_version
@@ -82,9 +83,13 @@ def _routes(context: ServerContext, signatures: Signatures) -> list[BaseRoute]:
         state = context.lifecycle.ready
         return _json({"ready": state}, 200 if state else 503)
 
-    async def metrics(request: Request) -> Response:
+    # Not coroutines: they run in a thread of their own, because they take milliseconds.
+    def metrics(request: Request) -> Response:
         body, content_type = context.metrics.render()
         return Response(body, headers={"content-type": content_type})
+
+    def show_status(request: Request) -> Response:
+        return _json(status(context))
 
     model = described(model_metadata)
     routes: list[BaseRoute] = [
@@ -92,6 +97,7 @@ def _routes(context: ServerContext, signatures: Signatures) -> list[BaseRoute]:
         Route("/v2/health/live", live),
         Route("/v2/health/ready", ready),
         Route("/metrics", metrics),
+        Route("/status", show_status),
     ]
     for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
         routes += [
@@ -110,11 +116,14 @@ def _handlers() -> dict[Any, Any]:
     async def not_found(request: Request, error: Exception) -> Response:
         return _json({"error": "no such page; the protocol is under /v2, and GET /v2 describes the server"}, 404)
 
+    async def bug(request: Request, error: Exception) -> Response:
+        return _json({"error": "internal error"}, 500)  # the exception goes on to the log
+
     async def wrong_method(request: Request, error: Exception) -> Response:
         headers = getattr(error, "headers", None)
         return _json({"error": f"method {request.method:.20} is not for this page"}, 405, headers)
 
-    return {UgsepError: refuse, 404: not_found, 405: wrong_method}
+    return {UgsepError: refuse, 404: not_found, 405: wrong_method, Exception: bug}
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -25,6 +25,7 @@ from engines.bundle.manifest import read_manifest
 from engines.serve.core.context import ServerContext
 from engines.serve.core.lifecycle import Lifecycle
 from engines.serve.core.model_slot import ModelSlot
+from engines.serve.core.outcome import code_of
 from engines.serve.core.scheduler import Scheduler
 from engines.serve.core.served_bundle import ServedBundle
 from engines.serve.observe.latency_window import LatencyWindow
@@ -62,6 +63,12 @@ class LocalServer:
     def get(self, path: str) -> tuple[int, Any]:
         status, _, body = self.send("GET", path)
         return status, json.loads(body)
+
+    def answered(self, code: int) -> int:
+        """Return how many requests were answered with a status."""
+        lines = self.context.metrics.render()[0].decode().splitlines()
+        counts = [line for line in lines if line.startswith("ugsep_requests_total{") and f'code="{code}"' in line]
+        return sum(int(float(line.rpartition(" ")[2])) for line in counts)
 
     def send(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
@@ -151,6 +158,7 @@ def serving(bundle: Path, ready: bool = True, **settings: Any) -> Iterator[Local
         workers=made.workers,
         queue=made.queue,
         on_outcome=(metrics.observe, window.record),
+        on_refusal=lambda error: metrics.refused(error, code_of(error)),
         on_bug=bugs.append,
     )
     log, _ = make_log(io.StringIO())
