@@ -223,6 +223,22 @@ def test_a_writer_that_is_behind_costs_requests_and_no_time(
     assert events.count("recorded") == 6
 
 
+def test_many_threads_lose_nothing(tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.serve.record.recorder._WAITING_REQUESTS", 50)
+    made = Recorder(tmp_path, 1.0, GIB, events, file_seconds=0.02)
+    asked, answered = request(2), scores(2)
+    threads = [
+        threading.Thread(target=lambda: [made.offer(asked, answered, "abc") for _ in range(500)]) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made.close()
+    assert events.count("recorded") + events.count("dropped") == 4000
+    assert sum(parquet.read_metadata(f).num_rows for f in files(tmp_path)) == 2 * events.count("recorded") > 0
+
+
 def test_what_is_offered_after_the_end_is_dropped(recorder: Recorder, events: Events) -> None:
     assert recorder.close()
     recorder.offer(request(2), scores(2), "abc")

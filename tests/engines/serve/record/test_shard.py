@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -59,6 +60,20 @@ def test_an_unfinished_file_is_removed_unless_a_process_writes_it(tmp_path: Path
         ".requests-held.parquet",
         "requests-whole.parquet",
     ]
+
+
+def test_a_file_that_another_process_takes_for_unfinished_is_written_again(tmp_path: Path) -> None:
+    path, unfinished = tmp_path / "requests-new.parquet", tmp_path / ".requests-new.parquet"
+    unfinished.touch()
+    writer = threading.Thread(target=write_whole, args=(path, memoryview(b"PAR1")))
+    with unfinished.open("rb") as other:  # locked before the writer can lock it, then removed
+        fcntl.flock(other, fcntl.LOCK_EX)
+        writer.start()
+        time.sleep(0.05)
+        assert not path.exists()
+        unfinished.unlink()
+    writer.join(20)
+    assert (path.read_bytes(), unfinished.exists()) == (b"PAR1", False)
 
 
 def test_only_files_of_the_folder_itself_count(tmp_path: Path) -> None:
