@@ -84,7 +84,7 @@ export function tile(node, { value, unit, series, format, note, top }) {
   if (pointed.has(node) && node.matches(":hover")) read(pointed.get(node)); // the tile is drawn anew each second
   fill(node, title,
     el("p", { className: "figure" }, el("b", {}, value), unit ? el("span", {}, ` ${unit}`) : null, legend),
-    el("div", { className: "plot" }, drawing, el("span", { className: "axis", "aria-hidden": "true" }, format(limit))),
+    el("div", { className: "plot" }, drawing, el("span", { className: "axis", "aria-hidden": "true" }, all.length ? format(limit) : "")),
     below);
 }
 

@@ -44,7 +44,7 @@ function live(status) {
     series: [{ name: "requests/s", values: recent(history, "per_second"), className: "a" }],
   });
   tile(byId("tile-latency"), {
-    value: digits(traffic.p50_ms), unit: "ms p50", format: ms, note: `p99 ${ms(traffic.p99_ms)} over the ${window}`,
+    value: digits(traffic.p50_ms), unit: "ms p50", format: ms, note: typeof traffic.p99_ms === "number" ? `p99 ${ms(traffic.p99_ms)} over the ${window}` : "nothing scored in the last minute",
     series: [{ name: "p50", values: recent(history, "p50_ms"), className: "a" },
              { name: "p99", values: recent(history, "p99_ms"), className: "b" }],
   });
@@ -126,8 +126,8 @@ function batching(found) {
     return speedup === undefined ? el("span", { className: "soft", title: "not measured" }, "–")
       : el("span", { className: speedup > 1 ? "good" : "soft" }, `${digits(speedup)}×`);
   };
-  return [el("p", { className: "soft small" }, `Speed-up over one call per user, measured by the build; at most ${count(found.max_users)} users share a call.`),
-    table("Speed-up of one call for several users", [["users"], ...candidates.map((c) => [`${count(c)} candidate${c === 1 ? "" : "s"} each`, true])],
+  return [el("p", { className: "soft small" }, `Speed-up over one call per user, by users and candidates of each, measured by the build; at most ${count(found.max_users)} users share a call.`),
+    table("Speed-up of one call for several users", [["users"], ...candidates.map((c) => [`${count(c)} item${c === 1 ? "" : "s"}`, true])],
       users.map((u) => [count(u), ...candidates.map((c) => cell(u, c))]))];
 }
 

@@ -94,7 +94,7 @@ function draw(result, request, answer, took, text) {
   const scores = new Map(answer.outputs.map((o) => [o.name, o.data.flat(Infinity)]));
   if (!scores.has(task)) task = answer.outputs[0].name;
   const show = (all) => fill(result,
-    summary(answer, took), timing(answer.parameters ?? {}, took), check(request, scores),
+    summary(request, answer, took), timing(answer.parameters ?? {}, took), check(request, scores),
     scores.size > 1 ? tasks([...scores.keys()], () => show(all)) : null,
     ranking(request, scores.get(task), all ? Infinity : FIRST, () => show(true)), protocol(request, text));
   show(false);
@@ -102,14 +102,14 @@ function draw(result, request, answer, took, text) {
   byId("said").textContent = `${request.label}: ${count(request.candidates)} candidates ranked in ${ms(took)}, user state ${cached ? "cached" : "computed"}`;
 }
 
-function summary(answer, took) {
+function summary(request, answer, took) {
   const given = answer.parameters ?? {};
   const cached = given.user_cached === true;
   return el("ul", { className: "badges" },
     el("li", { className: `badge ${cached ? "good" : "wait"}`, id: "cached" }, cached ? "user state cached" : "user state computed"),
     el("li", { className: "badge" }, "version ", el("code", {}, answer.model_version ?? "?")),
     el("li", { className: "badge" }, `${ms(took)} round trip`),
-    given.batch_users > 1 ? el("li", { className: "badge" }, `shared its call with ${count(given.batch_users)} users`) : null);
+    given.batch_users > request.users ? el("li", { className: "badge" }, `scored in one call with ${count(given.batch_users - request.users)} more users`) : null);
 }
 
 /** Where the time of this request went, to scale. */
