@@ -100,7 +100,7 @@ def _check(pair: EnginePair, place: int, request: ScoreRequest) -> _Checked:
     if index is not None:
         index = pair.check_index(index, candidates, count)
     elif count > 1:
-        raise UgsepError(f"the request has {count} users and no user_index; give int64[{candidates}], or one user")
+        raise UgsepError(f"user features have {count} rows and no user_index; give one user, or each candidate's row")
     return _Checked(place, items, candidates, users, index, request.deadline)
 
 

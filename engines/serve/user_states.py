@@ -162,8 +162,9 @@ def _compute_one(pair: EnginePair, user: User, deadline: float | None) -> State:
 
 
 def _check_one(pair: EnginePair, user: User) -> None:
-    if pair.user_checks.rows(user) != 1:
-        raise UgsepError("user features have several rows; give one user, or call score_users")
+    rows = pair.user_checks.rows(user)
+    if rows != 1:
+        raise UgsepError(f"user features have {rows} rows and no user_index; give one user, or each candidate's row")
 
 
 def _read_only(state: State) -> State:

@@ -31,10 +31,10 @@ FAULTS = {
     "refused item": "the item engine refused these inputs",
     "overflow": "task 'click': the score of candidate 0 is inf",
     "index": "user_index ranges from 0 to 9; must be in 0 to",
-    "no index": "users and no user_index",
+    "no index": "user features have 2 rows and no user_index; give one user",
     "too many users": "5 users, but the engines accept at most 4",
     "too many candidates": "13 candidates, but the item engine accepts at most 12",
-    "late": "the deadline passed .* ms before its batch could run",
+    "late": "the deadline passed .* ms before (its batch|the user graph) could run",
 }
 
 
