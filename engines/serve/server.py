@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,9 @@ __all__ = ["RunningServer", "run", "start"]
 
 LIBRARIES = ("uvicorn", "asyncio", "grpc", "concurrent.futures", "opentelemetry")
 CUT_LIMIT = 1.0  # seconds for the threads to notice that they are cut
+#: How long a thread may compute in Python before others run; 5 ms by default, for which the event loop would wait
+#: whenever metrics are rendered or a large JSON body is parsed.
+SWITCH_SECONDS = 5e-4
 SLICE = 0.1  # seconds between two looks at whether a wait is cut
 
 
@@ -75,8 +79,8 @@ class RunningServer:
         context.lifecycle.change("draining")
         context.log.info("draining", seconds=settings.drain_seconds, limit=settings.drain_limit)
         _wait(cut, settings.drain_seconds)
-        context.scheduler.stop_accepting()
         self.http.stop_accepting()
+        context.scheduler.stop_accepting()
         until = time.monotonic() + settings.drain_limit
         others = threading.Thread(target=self._stop_others, args=(settings.drain_limit,), daemon=True)
         others.start()
@@ -162,6 +166,7 @@ def run(settings: ServeSettings, out: TextIO, err: TextIO) -> bool:
         # collections, for which every request would wait.
         gc.collect()
         gc.freeze()
+        sys.setswitchinterval(SWITCH_SECONDS)
         with received_signals() as received:
             _announce(server, out)
             while received() == signal.SIGHUP:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import uvicorn
 
 from engines.serve.listen.http_protocol import bounded_protocol
+from engines.serve.listen.new_connections import ignore_new_connections
 from graphs.base.errors import UgsepError
 
 __all__ = ["HttpListener", "bind", "close_when", "free_port"]
@@ -21,6 +23,7 @@ App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], A
 KEEP_ALIVE = 75  # seconds between two requests; longer than load balancers keep theirs (60), so they close first
 START_LIMIT = 30.0  # seconds
 BACKLOG = 2048
+ACCEPT_REST = 0.1  # seconds
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -100,7 +103,12 @@ class HttpListener:
             raise UgsepError(f"the HTTP server did not start: {self._failure or 'no answer'}; see the log")
 
     def stop_accepting(self) -> None:
-        """Accept no connection from now on, close the idle ones, and go on with the responses under way."""
+        """Accept no connection from now on, close the idle ones, and go on with the responses under way.
+
+        Connections that the system has made already are accepted first: closing would reset them.
+        """
+        if self._thread.is_alive() and not self._server.should_exit and ignore_new_connections(self._socket):
+            time.sleep(ACCEPT_REST)
         self._server.should_exit = True
 
     def close(self, seconds: float) -> bool:

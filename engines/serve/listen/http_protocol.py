@@ -10,6 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 __all__ = ["bounded_protocol"]
 
 MOST_HEADER_BYTES = 64 << 10  # of a request's line, headers and trailers
+FRESH = 0.25  # seconds for a new connection's first request when the server stops
 GRACE = 1.0  # seconds after which the connection is cut although the application should have answered
 
 
@@ -95,6 +96,19 @@ def bounded_protocol(patience: float) -> type[asyncio.Protocol]:
         def timeout_keep_alive_handler(self) -> None:
             super().timeout_keep_alive_handler()  # closes after the rest is written, which a client may never read
             self._arm()
+
+        def shutdown(self) -> None:
+            if self.cycle is None and not self.transport.is_closing():
+                # A client that has just connected is about to send; closing now would reset it. It gets an answer.
+                self._disarm()
+                self._cut = self.loop.call_later(FRESH, self._close_unless_asked)
+            else:
+                super().shutdown()
+
+        def _close_unless_asked(self) -> None:
+            self._cut = None
+            if self.cycle is None:
+                self.transport.close()
 
         def _count(self, size: int) -> None:
             self._header_bytes += size

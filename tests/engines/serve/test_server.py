@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,13 @@ def ask(port: int, method: str, path: str, body: object = None) -> tuple[int, di
         return response.status, {k.lower(): v for k, v in response.getheaders()}, document
 
 
+@cache
+def ranker(bundle: Path) -> Ranker:
+    return Ranker.from_bundle(bundle)
+
+
 def assert_scores(document: dict[str, Any], bundle: Path, candidates: int = 5, seed: int = 0) -> None:
-    expected = Ranker.from_bundle(bundle).score(*tiny.user_and_items(candidates, seed))
+    expected = ranker(bundle).score(*tiny.user_and_items(candidates, seed))
     found = {output["name"]: np.array(output["data"], np.float32) for output in document["outputs"]}
     assert set(found) == set(expected)
     for task, logits in expected.items():
@@ -203,6 +209,35 @@ def test_sigterm_drains_and_exits_with_0(built_bundle: Path) -> None:
     assert log[-1]["event"] == "stopped"
     assert log[-1]["drained"] is True
     assert set(log[0]) >= {"at", "level", "code", "candidates", "queue_ms", "user_ms", "item_ms", "total_ms"}
+
+
+def test_sigterm_under_load_loses_no_request(built_bundle: Path) -> None:
+    server = Process(built_bundle, "--drain-seconds", 0.3)
+    codes: list[int] = []
+    failures: list[str] = []
+
+    def client(seed: int) -> None:
+        while True:
+            try:
+                code, _, document = ask(server.port, "POST", "/v2/models/tiny/infer", infer_body(5, seed))
+                codes.append(code)
+                assert_scores(document, built_bundle, 5, seed)
+            except ConnectionRefusedError:
+                return
+            except (OSError, http.client.HTTPException, AssertionError) as error:
+                failures.append(repr(error))
+                return
+
+    threads = [threading.Thread(target=client, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    server.process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert server.end()[0] == 0
+    assert failures == []
+    assert set(codes) == {200}
 
 
 def test_a_second_signal_cuts_the_wait(built_bundle: Path) -> None:

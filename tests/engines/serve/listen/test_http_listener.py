@@ -49,6 +49,7 @@ def test_of_two_that_bound_a_port_only_one_listens() -> None:
     late = HttpListener(hello, second, 1.0)
     with pytest.raises(UgsepError, match="Address already in use"):
         late.start()
+    late.close(1.0)
     listener.close(5.0)
 
 
