@@ -10,7 +10,6 @@ from pathlib import Path
 from engines.backends.contract import Array, LazyRunner, Notify
 from engines.bundle.bundle import RECIPE, REPORT, read_report
 from engines.bundle.files import verify_files
-from engines.bundle.fixture_file import Fixtures
 from engines.bundle.fixtures import FIXTURES, read_fixtures
 from engines.bundle.manifest import Engine, Manifest, engine_for, read_manifest
 from engines.serve.core.replay import replay
@@ -45,12 +44,12 @@ def load_bundle(
         UgsepError: not a bundle, a modified, truncated or missing file, an engine that this machine cannot run, a
             fixture with other scores, or a directory that keeps changing; nothing stays loaded.
     """
-    served, fixtures = _load_unchanged(settings)
+    served = _load_unchanged(settings)
     model = served.name
     if previous is not None and not settings.name:  # callers know it by the name of the first bundle
         served = dataclasses.replace(served, name=previous.name)
     try:
-        _prove(served, fixtures, settings)
+        _prove(served, settings)
         if previous is not None:
             notify(warm_from(served.ranker, previous.ranker, warm_seconds))
             if model != served.name:
@@ -58,27 +57,27 @@ def load_bundle(
     except BaseException:
         served.ranker.close()
         raise
-    return served
+    return dataclasses.replace(served, loaded_at=time.time())
 
 
-def _load_unchanged(settings: ServeSettings) -> tuple[ServedBundle, Fixtures]:
+def _load_unchanged(settings: ServeSettings) -> ServedBundle:
     """Load engines and fixtures, all from the same state of the directory."""
     for _ in range(_TRIES):
         root = resolve_bundle(settings.bundle)
         before = take_snapshot(root)
         try:
-            served, fixtures = _load(settings, root)
+            served = _load(settings, root)
         except (UgsepError, OSError):
             if take_snapshot(settings.bundle) == before:
                 raise
             continue
         if take_snapshot(root) == before:
-            return served, fixtures
+            return served
         served.ranker.close()
     raise UgsepError(f"{settings.bundle}: changed while it was read, {_TRIES} times; retry when the copy is finished")
 
 
-def _load(settings: ServeSettings, root: Path) -> tuple[ServedBundle, Fixtures]:
+def _load(settings: ServeSettings, root: Path) -> ServedBundle:
     manifest = read_manifest(root)
     user, item = (engine_for(manifest, side, settings.backend, settings.precision) for side in ("user", "item"))
     _check_files(root, manifest, (user, item))
@@ -95,7 +94,7 @@ def _load(settings: ServeSettings, root: Path) -> tuple[ServedBundle, Fixtures]:
         ranker.close()
         raise
     name = settings.name or manifest.model
-    return ServedBundle(name, version, root, manifest, ranker, report, time.time(), fixtures), fixtures
+    return ServedBundle(name, version, root, manifest, ranker, report, fixtures=fixtures)
 
 
 def _check_files(root: Path, manifest: Manifest, pair: tuple[Engine, Engine]) -> None:
@@ -108,9 +107,9 @@ def _check_files(root: Path, manifest: Manifest, pair: tuple[Engine, Engine]) ->
     verify_files(root, {name: manifest.files[name] for name in needed}, manifest.rebuild)
 
 
-def _prove(served: ServedBundle, fixtures: Fixtures, settings: ServeSettings) -> None:
+def _prove(served: ServedBundle, settings: ServeSettings) -> None:
     """Replay the bundle's fixtures on the loaded engines."""
-    result = replay(fixtures, lambda request: _scores(served.ranker, request))
+    result = replay(served.fixtures, lambda request: _scores(served.ranker, request))
     served.ranker.forget_users()
     if result.passed:
         return

@@ -110,6 +110,8 @@ class Watcher:
     def _look(self, force: bool) -> Swap | None:
         with self._looking:
             found = take_snapshot(self._settings.bundle)
+            if found == self._handled and not force:
+                return None
             serving = self._slot.current()
             version = _version_at(found)
             if not version and not force:
@@ -125,8 +127,8 @@ class Watcher:
             return self._replace(found, version, serving, force)
 
     def _is_due(self, found: Snapshot, version: str) -> bool:
-        """Whether what lies at the path was not handled yet, and is not still being written."""
-        if found == self._handled or self._held == (version, found.directory):
+        """Whether what lies at the path may be tried: not rolled back from, and not still being written."""
+        if self._held == (version, found.directory):
             return False
         unchanged, self._seen = found == self._seen, found
         # A directory or link that was replaced whole needs no second look.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from engines.backends.contract import LazyRunner
+from engines.backends.onnxruntime import variants
+from engines.backends.onnxruntime.variants import VariantRunner
+from engines.bundle.manifest import engine_for, read_manifest
 from engines.serve.settings import ServeSettings
+from engines.serve.swap import loading
 from engines.serve.swap.loading import load_bundle
 from engines.serve.swap.snapshot import manifest_version
 from graphs.base.errors import UgsepError
@@ -26,12 +29,15 @@ def settings(path: Path, **changes: object) -> ServeSettings:
     return dataclasses.replace(ServeSettings(path, name="m"), **changes)  # type: ignore[arg-type]
 
 
-def test_a_loaded_bundle_needs_its_directory_no_more(bundle: Path, built_bundle: Path) -> None:
-    want = bundles.expected(built_bundle)
-    served = load_bundle(settings(bundle))
-    assert (served.name, served.version) == ("m", manifest_version(built_bundle))
+def test_a_loaded_bundle_needs_its_directory_no_more(second_bundle: Path, path: Path) -> None:
+    want = bundles.expected(second_bundle)
+    bundles.put(second_bundle, path)
+    before = time.time()
+    served = load_bundle(settings(path))
+    assert (served.name, served.version) == ("m", manifest_version(second_bundle))
     assert served.report["model"] == "tiny"
-    shutil.rmtree(bundle)
+    assert before <= served.loaded_at <= time.time()
+    shutil.rmtree(path)
     with served.ranker as ranker:
         np.testing.assert_array_equal(bundles.scores(served), want)
         for candidates in (1, 2, 9, 40):  # every variant, none of which may be read from the disk now
@@ -42,10 +48,14 @@ def test_a_loaded_bundle_needs_its_directory_no_more(bundle: Path, built_bundle:
             np.testing.assert_allclose(both, alone, rtol=0, atol=1e-4)
 
 
-def test_every_variant_is_in_memory_after_loading(built_bundle: Path) -> None:
-    with load_bundle(settings(built_bundle)).ranker as ranker:
-        lazy = [r for r in (ranker.user_runner, ranker.item_runner) if isinstance(r, LazyRunner)]
-        assert all(runner.loaded == set(runner._load) for runner in lazy)  # type: ignore[attr-defined]
+def test_every_variant_is_in_memory_after_loading(second_bundle: Path) -> None:
+    with load_bundle(settings(second_bundle)).ranker as ranker:
+        item = ranker.item_runner
+        assert isinstance(item, VariantRunner)
+        assert isinstance(item, LazyRunner)
+        assert {variants.ANY, variants.ONE_USER} <= item.loaded
+        files = engine_for(read_manifest(second_bundle), "item").built.files
+        assert len(item.loaded) == sum(name.endswith(".onnx") for name in files)
 
 
 def test_a_link_is_followed_once(built_bundle: Path, tmp_path: Path) -> None:
@@ -117,39 +127,38 @@ def test_a_refused_bundle_leaves_nothing_loaded(bundle: Path, monkeypatch: pytes
     assert len(closed) == 1
 
 
-def test_a_directory_replaced_while_it_is_loaded_is_one_bundle_or_the_other(
-    built_bundle: Path, second_bundle: Path, path: Path
+@pytest.mark.parametrize(
+    "moment", ["read_manifest", "verify_files", "read_report", "read_fixtures", "manifest_version"]
+)
+def test_a_directory_replaced_while_it_is_loaded_is_loaded_again_whole(
+    built_bundle: Path, second_bundle: Path, path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    want = {manifest_version(b): bundles.expected(b) for b in (built_bundle, second_bundle)}
+    step = getattr(loading, moment)
+    published: list[str] = []
+
+    def replaced_first(*args: object) -> object:
+        if not published:
+            published.append(bundles.put(second_bundle, path))
+        return step(*args)
+
+    monkeypatch.setattr(loading, moment, replaced_first)
     bundles.put(built_bundle, path)
-    stop = threading.Event()
+    served = load_bundle(settings(path))
+    with served.ranker:
+        assert [served.version] == published
+        np.testing.assert_array_equal(bundles.scores(served), bundles.expected(second_bundle))
 
-    def replace() -> None:
-        turn = 0
-        while not stop.is_set():
-            turn += 1
-            bundles.put((built_bundle, second_bundle)[turn % 2], path)
-            time.sleep(0.05)
 
-    replacing = threading.Thread(target=replace)
-    replacing.start()
-    seen, refused = set(), []
-    try:
-        until = time.monotonic() + 3
-        while time.monotonic() < until:
-            try:
-                served = load_bundle(settings(path))
-            except UgsepError as error:
-                refused.append(str(error))
-                continue
-            with served.ranker:
-                np.testing.assert_array_equal(bundles.scores(served), want[served.version])
-            seen.add(served.version)
-    finally:
-        stop.set()
-        replacing.join()
-    assert seen, refused
-    assert all("changed while it was read" in line for line in refused)
+def test_a_directory_that_keeps_changing_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify = loading.verify_files
+
+    def touched_first(*args: object) -> None:
+        (bundle / "report.html").touch()
+        verify(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loading, "verify_files", touched_first)
+    with pytest.raises(UgsepError, match="changed while it was read, 5 times; retry when the copy is finished"):
+        load_bundle(settings(bundle))
 
 
 def test_the_states_of_the_same_user_engine_are_taken_over(built_bundle: Path, path: Path) -> None:
