@@ -37,6 +37,7 @@ class PageServer:
     slot: ModelSlot
     status: dict[str, Any]
     refuse: int = 0
+    second_task: str = ""  # one more output of this name, with the negated logits
     sent: list[dict[str, Any]] = field(default_factory=list)
 
     def infer(self, request: Request, body: dict[str, Any]) -> Response:
@@ -50,6 +51,8 @@ class PageServer:
         before, begun = ranker.cache_info().misses, time.perf_counter()
         scores = ranker.score(user, given) if index is None else ranker.score_users(user, given, index)
         micros = int(1e6 * (time.perf_counter() - begun))
+        if self.second_task:
+            scores[self.second_task] = -scores["like"]
         cached = ranker.cache_info().misses == before and index is None
         answer = {
             "model_name": served.name,

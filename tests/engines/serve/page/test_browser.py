@@ -257,6 +257,25 @@ def test_a_refusal_is_shown_in_one_line(browser: Browser, built_bundle: Path, ex
     running.close()
 
 
+def test_a_task_is_chosen_by_name(browser: Browser, built_bundle: Path, examples: Path) -> None:
+    server = page_server(built_bundle, examples)
+    server.second_task = HOSTILE
+    running = Running(server.app())
+    browser.open(running.url)
+    browser.wait("document.querySelectorAll('.choice').length === 10")
+    browser.js(PICK.format(3))
+    browser.wait("document.querySelectorAll('#tasks button').length === 2")
+    by_like = shown(browser)
+    browser.js("document.querySelectorAll('#tasks button')[1].click()")
+    assert shown(browser) == [(row, -logit) for row, logit in reversed(by_like)]
+    assert browser.js("document.activeElement.textContent") == HOSTILE
+    browser.js("document.querySelector('#send').click()")  # the task stays chosen for the same request
+    browser.wait("document.querySelector('#cached').innerText === 'user state cached'")
+    assert browser.text("#tasks [aria-pressed=true]") == HOSTILE
+    assert browser.complaints() == []
+    running.close()
+
+
 def test_a_keyboard_is_enough(browser: Browser, page: Running) -> None:
     browser.open(page.url)
     browser.wait("document.querySelectorAll('.choice').length === 10")
