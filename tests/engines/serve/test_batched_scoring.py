@@ -207,6 +207,20 @@ def test_users_whose_deadline_passes_before_their_call_are_not_computed() -> Non
     assert user_engine.calls == [4]
 
 
+@pytest.mark.parametrize("patient_first", [True, False])
+def test_a_user_is_computed_for_the_most_patient_of_its_requests(patient_first: bool) -> None:
+    ranker, user_engine, _ = exact.exact_ranker()
+    user_engine.before = lambda feeds: time.sleep(0.15)
+    others = [ScoreRequest(exact.users(n), exact.items(1)) for n in range(4)]
+    last = exact.users(4)
+    hurried = ScoreRequest(last, exact.items(1), None, time.monotonic() + 0.1)
+    patient = ScoreRequest(last, exact.items(1))
+    both = [patient, hurried] if patient_first else [hurried, patient]
+    results = ranker.score_requests([*others, *both])[4:]
+    assert [isinstance(r, Scored) for r in results] == [patient_first, not patient_first]
+    assert user_engine.calls == [4, 1]
+
+
 def test_a_request_that_waits_for_another_thread_s_user_leaves_at_its_deadline() -> None:
     ranker, user_engine, _ = exact.exact_ranker()
     started, go = threading.Event(), threading.Event()
