@@ -14,11 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-
 from engines.serve.core.assembly import make_context
 from engines.serve.core.context import ServerContext
 from engines.serve.core.model_slot import ModelSlot
@@ -123,7 +118,7 @@ def start(settings: ServeSettings, log: Log) -> RunningServer:
         undo.callback(context.scheduler.close)
         watcher = Watcher(settings, slot, context.swaps, log, context.metrics)
         signatures = Signatures()
-        app = make_app(context, signatures, [_status_route(context), *page_routes(context)])
+        app = make_app(context, signatures, page_routes(context))
         http = HttpListener(
             close_when(lambda: context.lifecycle.state == "draining", app), bound, settings.body_timeout
         )
@@ -140,14 +135,6 @@ def start(settings: ServeSettings, log: Log) -> RunningServer:
         context.lifecycle.change("ready")
         undo.pop_all()
     return RunningServer(context, watcher, http, grpc, admin, after)
-
-
-def _status_route(context: ServerContext) -> Route:
-    def endpoint(request: Request) -> Response:  # not async, so it runs beside the event loop
-        body = msgspec.json.encode(status(context))
-        return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
-
-    return Route("/status", endpoint)
 
 
 def run(settings: ServeSettings, out: TextIO, err: TextIO) -> bool:
