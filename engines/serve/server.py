@@ -29,6 +29,7 @@ from engines.serve.settings import ServeSettings
 from engines.serve.swap.admin import AdminSocket, admin_actions, open_admin
 from engines.serve.swap.loading import load_bundle
 from engines.serve.swap.watcher import Watcher
+from graphs.base.errors import UgsepError
 
 __all__ = ["RunningServer", "run", "start"]
 
@@ -105,6 +106,8 @@ def start(settings: ServeSettings, log: Log) -> RunningServer:
         UgsepError: a port is in use, the bundle is missing, damaged or fails its fixtures, or the examples, the
             folder for recordings or the admin socket are unusable. Nothing listened until then.
     """
+    if settings.http_port and settings.http_port == settings.grpc_port:
+        raise UgsepError(f"HTTP and gRPC are both on port {settings.http_port}; give two ports")
     with ExitStack() as undo:
         bound = bind(settings.host, settings.http_port)
         undo.callback(bound.close)
@@ -147,6 +150,8 @@ def run(settings: ServeSettings, out: TextIO, err: TextIO) -> bool:
         UgsepError: as in ``start``.
     """
     log, handler = make_log(err, settings.log_json, settings.slow_ms)
+    asked = threading.Event()
+    signal.signal(signal.SIGHUP, lambda number, frame: asked.set())  # by default, it would end a process that loads
     with _library_logs(handler):
         server = start(settings, log)
         # What is loaded lives as long as the process: out of the collector's sight, it does not lengthen the full
@@ -156,6 +161,8 @@ def run(settings: ServeSettings, out: TextIO, err: TextIO) -> bool:
         sys.setswitchinterval(SWITCH_SECONDS)
         with received_signals() as received:
             _announce(server, out)
+            if asked.is_set():
+                server.watcher.poke()
             while received() == signal.SIGHUP:
                 log.info("reload", reason="SIGHUP")
                 server.watcher.poke()
