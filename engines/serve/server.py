@@ -14,11 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-
 from engines.serve.core.assembly import make_context
 from engines.serve.core.context import ServerContext
 from engines.serve.core.model_slot import ModelSlot
@@ -34,6 +29,7 @@ from engines.serve.settings import ServeSettings
 from engines.serve.swap.admin import AdminSocket, admin_actions, open_admin
 from engines.serve.swap.loading import load_bundle
 from engines.serve.swap.watcher import Watcher
+from graphs.base.errors import UgsepError
 
 __all__ = ["RunningServer", "run", "start"]
 
@@ -110,6 +106,8 @@ def start(settings: ServeSettings, log: Log) -> RunningServer:
         UgsepError: a port is in use, the bundle is missing, damaged or fails its fixtures, or the examples, the
             folder for recordings or the admin socket are unusable. Nothing listened until then.
     """
+    if settings.http_port and settings.http_port == settings.grpc_port:
+        raise UgsepError(f"HTTP and gRPC are both on port {settings.http_port}; give two ports")
     with ExitStack() as undo:
         bound = bind(settings.host, settings.http_port)
         undo.callback(bound.close)
@@ -123,7 +121,7 @@ def start(settings: ServeSettings, log: Log) -> RunningServer:
         undo.callback(context.scheduler.close)
         watcher = Watcher(settings, slot, context.swaps, log, context.metrics)
         signatures = Signatures()
-        app = make_app(context, signatures, [_status_route(context), *page_routes(context)])
+        app = make_app(context, signatures, page_routes(context))
         http = HttpListener(
             close_when(lambda: context.lifecycle.state == "draining", app), bound, settings.body_timeout
         )
@@ -142,14 +140,6 @@ def start(settings: ServeSettings, log: Log) -> RunningServer:
     return RunningServer(context, watcher, http, grpc, admin, after)
 
 
-def _status_route(context: ServerContext) -> Route:
-    def endpoint(request: Request) -> Response:  # not async, so it runs beside the event loop
-        body = msgspec.json.encode(status(context))
-        return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
-
-    return Route("/status", endpoint)
-
-
 def run(settings: ServeSettings, out: TextIO, err: TextIO) -> bool:
     """Serve until SIGTERM or SIGINT; call it in the main thread. Return whether every accepted request was answered.
 
@@ -160,6 +150,8 @@ def run(settings: ServeSettings, out: TextIO, err: TextIO) -> bool:
         UgsepError: as in ``start``.
     """
     log, handler = make_log(err, settings.log_json, settings.slow_ms)
+    asked = threading.Event()
+    signal.signal(signal.SIGHUP, lambda number, frame: asked.set())  # by default, it would end a process that loads
     with _library_logs(handler):
         server = start(settings, log)
         # What is loaded lives as long as the process: out of the collector's sight, it does not lengthen the full
@@ -169,6 +161,8 @@ def run(settings: ServeSettings, out: TextIO, err: TextIO) -> bool:
         sys.setswitchinterval(SWITCH_SECONDS)
         with received_signals() as received:
             _announce(server, out)
+            if asked.is_set():
+                server.watcher.poke()
             while received() == signal.SIGHUP:
                 log.info("reload", reason="SIGHUP")
                 server.watcher.poke()

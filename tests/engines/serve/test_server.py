@@ -254,6 +254,7 @@ def test_a_second_signal_cuts_the_wait(built_bundle: Path) -> None:
     ("args", "message"),
     [
         (["nowhere"], "no manifest.json, so not a bundle"),
+        (["BUNDLE", "--http-port", "8123", "--grpc-port", "8123"], "HTTP and gRPC are both on port 8123"),
         (["BUNDLE", "--workers", "0"], "workers is 0; it must be from 1 to 1024"),
         (["BUNDLE", "--state-cache", "lots"], "'lots' is not a valid size"),
         (["BUNDLE", "--backend", "onnxruntim"], "no user engine with backend 'onnxruntim'"),
@@ -265,12 +266,37 @@ def test_a_second_signal_cuts_the_wait(built_bundle: Path) -> None:
 def test_a_bad_start_is_one_line_and_status_2(built_bundle: Path, args: list[str], message: str) -> None:
     given = [str(built_bundle) if arg == "BUNDLE" else arg for arg in args]
     done = subprocess.run(
-        command(*given, *(["--http-port", "0", "--grpc-port", "0"] if "--http-prot" not in args else [])),
+        command("--http-port", "0", "--grpc-port", "0", *given),
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE * 2,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
+
+
+SIGHUP_WHILE_LOADING = """
+import os, signal, sys
+import engines.serve.server as server
+load, announce = server.load_bundle, server._announce
+def load_and_hang_up(settings):
+    os.kill(os.getpid(), signal.SIGHUP)
+    return load(settings)
+def announce_and_end(running, out):
+    announce(running, out)
+    os.kill(os.getpid(), signal.SIGTERM)
+server.load_bundle, server._announce = load_and_hang_up, announce_and_end
+sys.argv = ["ugsep", *{args!r}]
+from engines.cli.entry import ugsep
+ugsep()
+"""
+
+
+def test_sighup_while_the_bundle_loads_does_not_end_the_process(built_bundle: Path) -> None:
+    args = ["serve", str(built_bundle), "--http-port", "0", "--grpc-port", "0", "--drain-seconds", "0"]
+    code = SIGHUP_WHILE_LOADING.format(args=args)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ready: ")
 
 
 def test_a_damaged_bundle_never_listens(bundle: Path) -> None:
