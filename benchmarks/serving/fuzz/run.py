@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +22,9 @@ __all__ = ["Findings", "Target", "fuzz"]
 
 PATIENCE = 30.0  # seconds after which an answer counts as lost
 TOLERANCE = 1e-4  # of a score: a request of several users may run on another variant of the engine
-HTTP_CODES = {200, 400, 404, 405, 408, 413}
-GRPC_CODES = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
+#: The codes of sound answers. A mutation may give a request a timeout that it cannot meet.
+HTTP_CODES = {200, 400, 404, 405, 408, 413, 504}
+GRPC_CODES = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,11 @@ def _grpc(target: Target) -> Iterator[Send]:
         def send(tensors: Mapping[str, Array], intact: bool, rng: np.random.Generator) -> Answered:
             request = valid_grpc(tensors, bool(rng.random() < 0.3), target.model)
             message = request.SerializeToString() if intact else mutate_grpc(request, rng)
+            started = time.monotonic()
             try:
                 answer = stub(message, timeout=PATIENCE)
             except grpc.RpcError as error:
-                code = error.code().name
+                code = error.code().name if time.monotonic() - started < PATIENCE else "lost"
                 problem = _one_line(error.details()) if code in GRPC_CODES else str(error.details())
                 return code, None, lambda: read_grpc(message), problem
             return "OK", read_grpc_answer(answer), lambda: read_grpc(message), None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import queue
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from engines.serve.oip import open_inference_pb2 as pb
 from engines.serve.oip.grpc_codec import decode_message, encode_message
 from engines.serve.oip.infer_job import Call, Codec, InferJob
 from engines.serve.oip.metadata import EXTENSIONS, SERVER_NAME, model_config, model_metadata, server_version
-from engines.serve.oip.refusals import refusal
+from engines.serve.oip.refusals import BodyTooSlow, refusal
 from engines.serve.oip.signature import Signature, Signatures
 from graphs.base.errors import UgsepError
 
@@ -44,11 +45,13 @@ class GrpcServer:
     server: grpc.Server
     threads: ThreadPoolExecutor
     health: health.HealthServicer
+    slow: _SlowCallers
 
     def stop(self, grace: float) -> None:
         """Accept no calls from now on, wait for running ones up to ``grace`` seconds, and cancel the rest."""
         self.health.enter_graceful_shutdown()
         self.server.stop(grace).wait()
+        self.slow.stop()
         self.threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -71,7 +74,8 @@ def start_grpc(context: ServerContext, signatures: Signatures, host: str, port: 
         ],
         maximum_concurrent_rpcs=count,
     )
-    calls = _Calls(context, signatures)
+    slow = _SlowCallers(settings.body_timeout)
+    calls = _Calls(context, signatures, slow)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, calls.handlers()),))
     states = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(states, server)
@@ -84,6 +88,7 @@ def start_grpc(context: ServerContext, signatures: Signatures, host: str, port: 
             f"cannot listen on {address} for gRPC; is the port in use? choose another --grpc-port"
         ) from error
     server.start()
+    slow.start()
 
     def show(state: str) -> None:
         serving = (
@@ -93,14 +98,55 @@ def start_grpc(context: ServerContext, signatures: Signatures, host: str, port: 
         states.set(SERVICE, serving)
 
     context.lifecycle.on_change(show)
-    return GrpcServer(bound, server, threads, states)
+    return GrpcServer(bound, server, threads, states, slow)
+
+
+class _SlowCallers:
+    """Cancels calls whose message does not arrive in time, since each of them holds a thread."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._waiting: dict[grpc.ServicerContext, float] = {}  # until when, a time of time.monotonic()
+        self._stopped = threading.Event()
+
+    def read(self, messages: Iterator[bytes], rpc: grpc.ServicerContext) -> bytes:
+        """Return a call's message.
+
+        Raises:
+            BodyTooSlow: it did not arrive in time, or the caller gave up.
+            UgsepError: the call ended without one.
+        """
+        self._waiting[rpc] = time.monotonic() + self._timeout
+        try:
+            return next(messages)
+        except StopIteration as error:
+            raise UgsepError("the call has no message; send one ModelInferRequest") from error
+        except grpc.RpcError as error:
+            raise BodyTooSlow(f"the message was not complete after {self._timeout:g} s, or was given up") from error
+        finally:
+            del self._waiting[rpc]
+
+    def start(self) -> None:
+        """Start watching."""
+        threading.Thread(target=self._watch, name="ugsep-grpc-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(min(1.0, self._timeout / 4)):
+            now = time.monotonic()
+            for rpc, until in self._waiting.copy().items():
+                if now > until:
+                    rpc.cancel()
 
 
 class _Calls:
     """The calls of the service; requests arrive as bytes, so that a refusal costs no parsing."""
 
-    def __init__(self, context: ServerContext, signatures: Signatures) -> None:
-        self._context, self._signatures = context, signatures
+    def __init__(self, context: ServerContext, signatures: Signatures, slow: _SlowCallers) -> None:
+        self._context, self._signatures, self._slow = context, signatures, slow
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """Return the handlers by method."""
@@ -116,7 +162,8 @@ class _Calls:
             name: grpc.unary_unary_rpc_method_handler(partial(self._plain, request, answer))
             for name, (request, answer) in plain.items()
         }
-        return {**made, "ModelInfer": grpc.unary_unary_rpc_method_handler(self._infer)}
+        # As a stream of one message, which is the same on the wire: the handler runs before the message is read.
+        return {**made, "ModelInfer": grpc.stream_unary_rpc_method_handler(self._infer)}
 
     def _plain(
         self, kind: type[Message], answer: Callable[[Any], Message], message: bytes, rpc: grpc.ServicerContext
@@ -156,9 +203,10 @@ class _Calls:
         signature = self._signatures.of(self._context.slot.current())
         return signature, signature.is_user_model(name, version)
 
-    def _infer(self, message: bytes, rpc: grpc.ServicerContext) -> bytes:
+    def _infer(self, messages: Iterator[bytes], rpc: grpc.ServicerContext) -> bytes:
         try:
-            result = self._scored(message, rpc)
+            self._context.scheduler.check()
+            result = self._scored(self._slow.read(messages, rpc), rpc)
         except UgsepError as error:
             if not isinstance(error, (NotReady, QueueFull)):  # the scheduler counts those itself
                 self._context.refused(error, refusal(error).http)
@@ -171,7 +219,6 @@ class _Calls:
     def _scored(self, message: bytes, rpc: grpc.ServicerContext) -> bytes | Exception:
         """Queue the request and wait for its answer; the thread is one of a bounded number."""
         context = self._context
-        context.scheduler.check()
         key = traceparent = ""
         for name, value in rpc.invocation_metadata():
             if name == "x-user-key":

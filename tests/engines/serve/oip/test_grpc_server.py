@@ -180,6 +180,26 @@ def test_a_deadline_frees_the_call_and_the_worker(built_bundle: Path) -> None:
     assert server.bugs == []
 
 
+def test_calls_without_a_message_are_cut(server: LocalServer) -> None:
+    sent = message({n: v for part in tiny.user_and_items(3, seed=9) for n, v in part.items()}).SerializeToString()
+    silent = threading.Event()
+
+    def nothing():
+        silent.wait(PATIENCE)
+        yield b""
+
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        calls = [stub.future(nothing(), timeout=PATIENCE) for _ in range(20)]
+        assert len(scores(server.call("ModelInfer", sent))) == 3
+        for call in calls:
+            assert call.code() is grpc.StatusCode.CANCELLED  # after body_timeout, long before the caller's deadline
+        silent.set()
+        with pytest.raises(grpc.RpcError) as caught:
+            stub(iter(()), timeout=PATIENCE)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_health_follows_the_state_of_the_server(built_bundle: Path) -> None:
     with (
         serving(built_bundle, ready=False) as server,
