@@ -97,7 +97,7 @@ def save_fixtures(folder: Path, stem: str, fixtures: Fixtures) -> None:
     Raises:
         UgsepError: a request without a name, or two of one name.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     _check_unique([f.name for f in fixtures.requests])
     tensors: dict[str, Array] = {}
@@ -133,7 +133,8 @@ def save_fixtures(folder: Path, stem: str, fixtures: Fixtures) -> None:
     document = _Document(FIXTURE_VERSION, tuple(entries), dict(fixtures.tolerances), dict(fixtures.names))
     text = json.dumps(asdict(document), indent=1, sort_keys=True, ensure_ascii=False)
     (folder / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
-    save_file(tensors, folder / f"{stem}.safetensors")
+    # Not save_file, whose file only its owner can read: a server may run as another user.
+    (folder / f"{stem}.safetensors").write_bytes(save(tensors))
 
 
 def load_fixtures(folder: Path, stem: str, fix: str) -> Fixtures:

@@ -60,6 +60,7 @@ def test_the_same_data_give_the_same_bytes(tmp_path: Path, tables: Tables, raw: 
         save_fixtures(folder, "examples", chosen(tables, raw))
         written.append([(folder / f"examples.{kind}").read_bytes() for kind in ("json", "safetensors")])
     assert written[0] == written[1]
+    assert len({path.stat().st_mode for path in (tmp_path / "a").iterdir()}) == 1, "as readable as its JSON"
     assert len(load_fixtures(tmp_path / "a", "examples", "").requests) == len(chosen(tables, raw).requests)
 
 
