@@ -14,6 +14,9 @@ from engines.bench.machine import this_machine
 from engines.verify.checks import Check
 from graphs.base.errors import UgsepError
 
+#: For campaigns that ask whether requests are lost: a queue so long that none is refused when a core is busy.
+PATIENT = ("--queue", "4096")
+
 
 @dataclass(frozen=True)
 class Bench:

@@ -88,6 +88,7 @@ def _whole_pool(bench: Bench, pool: Pool, runtime: str) -> Pool:
     """Return the requests with the scores of the whole model in its runtime."""
     ranker = whole_ranker(Bundle.open(bench.bundle).manifest, load_whole(bench.bundle, runtime, bench.work / "whole"))
     entries = tuple(
-        dataclasses.replace(entry, expected={VERSION: ranker.score(entry.user, entry.items)}) for entry in pool.entries
+        dataclasses.replace(entry, expected={VERSION: ranker.score(entry.user, entry.items)})
+        for entry in pool.entries
     )
     return Pool(entries, _WHOLE_TOLERANCE, pool.per_user)

@@ -89,7 +89,9 @@ def overhead(bench: Bench) -> Result:
     checks = [Check(f"wrong scores, {name}", tally.wrong, 0) for name, tally in tallies.items()]
     if not bench.short:
         checks += [
-            Check(f"overhead over Ranker.score, {kind}, p50 ms", found[f"ugsep serve, {kind}"]["overhead_p50_ms"], bound)
+            Check(
+                f"overhead over Ranker.score, {kind}, p50 ms", found[f"ugsep serve, {kind}"]["overhead_p50_ms"], bound
+            )
             for kind, bound in (("HTTP", MOST_OVERHEAD_MS), ("gRPC", MOST_OVERHEAD_MS))
         ]
     return result(bench, "overhead", checks, figures)
@@ -110,7 +112,9 @@ def _in_process(bench: Bench, stack: ExitStack) -> dict[str, Contender]:
 def _clients(server: Server, name: str, stack: ExitStack) -> dict[str, Contender]:
     """Return a blocking HTTP and a blocking gRPC client of a server."""
     http = stack.enter_context(HttpClient(server.http))
-    found = {f"{name}, HTTP": Contender(http.infer, lambda tally, entry, got: tally.check(entry, *http_outputs(*got)))}
+    found = {
+        f"{name}, HTTP": Contender(http.infer, lambda tally, entry, got: tally.check(entry, *http_outputs(*got)))
+    }
     if server.grpc is not None:
         grpc = stack.enter_context(GrpcClient(server.grpc))
         found[f"{name}, gRPC"] = Contender(

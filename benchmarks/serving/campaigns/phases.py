@@ -32,7 +32,14 @@ def unloaded(address: Address, pool: Pool, seconds: float, seed: int = 0) -> Tal
 
 
 def at_rate(
-    address: Address, pool: Pool, rate: float, seconds: float, *, connections: int = 256, seed: int = 0, spin: bool = True
+    address: Address,
+    pool: Pool,
+    rate: float,
+    seconds: float,
+    *,
+    connections: int = 256,
+    seed: int = 0,
+    spin: bool = True,
 ) -> Tally:
     """Send requests as they come at a rate per second, as a Poisson process."""
     arrivals = poisson(rate, seconds, seed)

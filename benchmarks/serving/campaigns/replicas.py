@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Iterator
+from typing import Any
 
-from benchmarks.serving.campaigns.bench import Bench, Result, result
+from benchmarks.serving.campaigns.bench import PATIENT, Bench, Result, result
 from benchmarks.serving.campaigns.phases import cache_lookups, rate_of, saturated, together
 from benchmarks.serving.load.arrivals import poisson, uniform_picks, zipf_picks
 from benchmarks.serving.load.grpc_load import grpc_open_loop
@@ -69,11 +69,14 @@ def rolling(bench: Bench) -> Result:
 
 
 def _disturbed(
-    bench: Bench, name: str, disturb: Callable[[Sequence[Server], Server, Callable[[str], None]], None], seconds: float
+    bench: Bench,
+    name: str,
+    disturb: Callable[[Sequence[Server], Server, Callable[[str], None]], None],
+    seconds: float,
 ) -> Result:
     """Send requests through the proxy, over HTTP and gRPC, until the disturbance is over and enough were sent."""
     pool = _mixed_pool(bench)
-    drain = ("--drain-seconds", "2" if bench.short else "5")
+    drain = (*PATIENT, "--drain-seconds", "2" if bench.short else "5")
     events: list[str] = []
     with _behind_proxy(bench, 2, drain) as (replicas, proxy):
         bench.pin_generator()
@@ -110,12 +113,15 @@ def _disturbed(
 def _until(over: threading.Event, proxy: Server, pool: Pool, rate: float, seconds: float) -> tuple[Tally, Tally]:
     """Send at a rate until the event, at most for ten times ``seconds``."""
     assert proxy.grpc is not None
-    http_times, grpc_times = poisson(rate * (1 - _GRPC_SHARE), 10 * seconds), poisson(rate * _GRPC_SHARE, 10 * seconds, 1)
+    http_times, grpc_times = (
+        poisson(rate * (1 - _GRPC_SHARE), 10 * seconds),
+        poisson(rate * _GRPC_SHARE, 10 * seconds, 1),
+    )
     http, grpc = together(
-        open_loop(
-            proxy.http, pool, uniform_picks(pool, len(http_times)), http_times, spin=False, stop=over.is_set
+        open_loop(proxy.http, pool, uniform_picks(pool, len(http_times)), http_times, spin=False, stop=over.is_set),
+        grpc_open_loop(
+            proxy.grpc, pool, uniform_picks(pool, len(grpc_times), 1), grpc_times, spin=False, stop=over.is_set
         ),
-        grpc_open_loop(proxy.grpc, pool, uniform_picks(pool, len(grpc_times), 1), grpc_times, spin=False, stop=over.is_set),
     )
     assert isinstance(http, Tally)
     assert isinstance(grpc, Tally)
@@ -131,9 +137,7 @@ def _mixed_pool(bench: Bench) -> Pool:
 
 
 @contextmanager
-def _behind_proxy(
-    bench: Bench, count: int, options: Sequence[str]
-) -> Iterator[tuple[list[Server], Server]]:
+def _behind_proxy(bench: Bench, count: int, options: Sequence[str]) -> Iterator[tuple[list[Server], Server]]:
     with ExitStack() as stack:
         replicas = [
             our_server(bench.bundle, bench.work, bench.server_cores, options, f"replica{number}")
@@ -160,7 +164,7 @@ def affinity(bench: Bench) -> Result:
     found: dict[str, float] = {}
     tallies = {}
     for count in (1, 2) if bench.short else (1, 2, 4):
-        options = ("--state-cache", str(total // count))
+        options = (*PATIENT, "--state-cache", str(total // count))
         with _behind_proxy(bench, count, options) as (replicas, proxy):
             bench.pin_generator()
             full = rate_of(saturated(replicas[0].http, pool, bench.long(3, 0.3), 4))

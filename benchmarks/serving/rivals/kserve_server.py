@@ -1,4 +1,4 @@
-"""KServe's own server in front of the engines; runs in KServe's environment: python kserve_server.py FOLDER NAME PORTS."""
+"""KServe's own server in front of the engines, in its environment: kserve_server.py FOLDER NAME HTTP GRPC."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from graphs.base.errors import UgsepError
 from engines.backends.contract import Notify
+from graphs.base.errors import UgsepError
 
 PYTRITON, KSERVE = "nvidia-pytriton==0.7.0", "kserve==0.21.0"
 DEFAULT_FOLDER = Path("build/rivals")

@@ -49,11 +49,15 @@ def write_repository(bundle: Path, manifest: Manifest, folder: Path, cache_bytes
         shutil.copy2(_MODEL, folder / model / "1" / "model.py")
     ensemble = [f'name: "{name}_ensemble"', 'platform: "ensemble"', "max_batch_size: 0"]
     ensemble += [*_tensors("input", (*user.inputs, *features)), *_tensors("output", scores), "ensemble_scheduling {"]
-    ensemble += _step(f"{name}_user", user.inputs, states) + _step(f"{name}_item", (*features, *states), scores) + ["}"]
+    ensemble += (
+        _step(f"{name}_user", user.inputs, states) + _step(f"{name}_item", (*features, *states), scores) + ["}"]
+    )
     _write_model(folder / f"{name}_ensemble", ensemble)
 
 
-def triton_command(installed: Path, repository: Path, http_port: int, grpc_port: int, cache_bytes: int) -> TritonCommand:
+def triton_command(
+    installed: Path, repository: Path, http_port: int, grpc_port: int, cache_bytes: int
+) -> TritonCommand:
     """Return the command for an installed Tritonserver; it listens on the loopback only."""
     python = next((installed / "env" / "lib").glob("python3*")) / "site-packages"
     server = installed / "server"

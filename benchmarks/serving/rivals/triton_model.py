@@ -10,7 +10,7 @@ from typing import Any
 # Triton may start Python isolated, which ignores PYTHONPATH; NumPy must come from there.
 sys.path.extend(os.environ["PYTHONPATH"].split(os.pathsep))
 
-import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # noqa: E402  # inside Triton only
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # inside Triton only
 
 
 class TritonPythonModel:
