@@ -88,6 +88,12 @@ class Metrics:
             self._help[name] = description
             self._counters[name, label, value] += by
 
+    def count_caches(self) -> None:
+        """Add what the caches counted so far; to be called before a bundle leaves, or its last counts are lost."""
+        bundles = self._bundles()
+        with self._lock:
+            self._add_caches(bundles)
+
     def render(self) -> tuple[bytes, str]:
         """Return the text for ``/metrics`` and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
@@ -134,12 +140,7 @@ class Metrics:
 
     def _caches(self, bundles: list[ServedBundle]) -> Iterator[Metric]:
         """Yield the counters of the caches; summed over the rankers of a server, so that they never fall."""
-        for served in bundles:
-            info = dataclasses.asdict(served.ranker.cache_info())
-            seen = self._cache_seen.get(served.ranker, {})
-            for name in ("hits", "misses", "evictions"):
-                self._cache_totals[name] += max(0, info.get(name, 0) - seen.get(name, 0))
-            self._cache_seen[served.ranker] = info
+        self._add_caches(bundles)
         for name, text in (
             ("hits", "User states found in the cache."),
             ("misses", "User states computed."),
@@ -153,6 +154,15 @@ class Metrics:
             ("limit_bytes", "limit", "Bytes the cache may hold."),
         ):
             yield GaugeMetricFamily(f"ugsep_user_cache_{name}", text, now.get(key, 0))
+
+    def _add_caches(self, bundles: list[ServedBundle]) -> None:
+        """Add what the caches counted since the last time; the lock is the caller's."""
+        for served in bundles:
+            info = dataclasses.asdict(served.ranker.cache_info())
+            seen = self._cache_seen.get(served.ranker, {})
+            for name in ("hits", "misses", "evictions"):
+                self._cache_totals[name] += max(0, info.get(name, 0) - seen.get(name, 0))
+            self._cache_seen[served.ranker] = info
 
     def _others(self) -> Iterator[Metric]:
         families: dict[str, CounterMetricFamily] = {}

@@ -140,8 +140,7 @@ class Watcher:
         lines: list[str] = []
         try:
             new = self._load(self._settings, serving, lines.append)
-            with self._switching:
-                replaced = self._slot.switch(new) or serving  # not 'serving' if there was a rollback meanwhile
+            replaced = self._switch(new) or serving  # not 'serving' if there was a rollback meanwhile
         except NotReady:
             raise
         except Exception as error:  # also MemoryError or a bug: whatever happens here, the old bundle serves on
@@ -157,6 +156,16 @@ class Watcher:
         self._handled, self._held, self._refusal = found, None, None
         reason = "; ".join([*lines, *_changed_interface(replaced, new)])
         return self._record(replaced.version, new.version, "serving", reason, started)
+
+    def _switch(self, new: ServedBundle) -> ServedBundle | None:
+        """Serve a bundle, or close it."""
+        try:
+            with self._switching:
+                self._metrics.count_caches()
+                return self._slot.switch(new)
+        except BaseException:
+            new.ranker.close()
+            raise
 
     def _record(self, before: str, after: str, outcome: Outcome, reason: str, started: float) -> Swap:
         swap = Swap(time.time(), before, after, outcome, reason, time.monotonic() - started)

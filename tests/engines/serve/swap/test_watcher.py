@@ -247,3 +247,16 @@ def test_the_log_says_that_the_features_of_a_request_changed(
         bundles.put(second_bundle, path)
         watched.wait_swaps(1)
         assert "the features of a request changed: affinity; the tasks changed: watch" in watched.lines.getvalue()
+
+
+def test_what_the_cache_of_a_retired_bundle_counted_is_not_lost(built_bundle: Path, path: Path) -> None:
+    bundles.put(built_bundle, path)
+    with watching(path) as watched:
+        before = watched.metric("ugsep_user_cache_hits_total")
+        for _ in range(51):
+            watched.slot.current().ranker.score(*bundles.request(0))
+        for turn in range(2):  # nothing reads the metrics until the first bundle is gone
+            watched.wait_for(bundles.put(built_bundle, path, bundles.renamed(f"turn {turn}")))
+            watched.wait_swaps(turn + 1)
+        assert watched.slot.wait_retired(10)
+        assert watched.metric("ugsep_user_cache_hits_total") - before >= 50

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engines.serve.core.model_slot import ModelSlot
 from engines.serve.core.served_bundle import ServedBundle
+from engines.serve.errors import NotReady
 from engines.serve.observe.log import make_log
 from engines.serve.observe.metrics import Metrics
 from engines.serve.settings import ServeSettings
@@ -52,8 +53,10 @@ class Watched:
         self.wait(lambda: len(self.swaps.newest()) >= count, f"fewer than {count} swaps")
 
     def counted(self, outcome: str) -> int:
-        text = self.metrics.render()[0].decode()
-        found = [line for line in text.splitlines() if line.startswith(f'ugsep_swaps_total{{outcome="{outcome}"}}')]
+        return self.metric(f'ugsep_swaps_total{{outcome="{outcome}"}}')
+
+    def metric(self, name: str) -> int:
+        found = [line for line in self.metrics.render()[0].decode().splitlines() if line.startswith(f"{name} ")]
         return int(float(found[0].split()[-1])) if found else 0
 
 
@@ -65,6 +68,7 @@ def watching(path: Path, start: bool = True, watch: float = WATCH, load=load_bun
     settings = ServeSettings(path, watch_seconds=watch)
     slot, swaps, metrics = ModelSlot(), SwapLog(), Metrics()
     slot.switch(load_bundle(settings))
+    metrics.watch(lambda: (0, 0), lambda: loaded(slot))
     loads: list[str] = []
 
     def counted(settings: ServeSettings, previous: ServedBundle, notify: Callable[[str], None]) -> ServedBundle:
@@ -78,6 +82,14 @@ def watching(path: Path, start: bool = True, watch: float = WATCH, load=load_bun
         if start:
             watcher.start()
         yield Watched(watcher, slot, swaps, metrics, lines, loads)
+
+
+def loaded(slot: ModelSlot) -> list[ServedBundle]:
+    """Both bundles of a slot, none of a closed one."""
+    try:
+        return [found for found in (slot.current(), slot.previous()) if found is not None]
+    except NotReady:
+        return []
 
 
 def looks(watched: Watched, times: int = 5) -> None:
