@@ -89,7 +89,7 @@ def _routes(context: ServerContext, signatures: Signatures) -> list[BaseRoute]:
         return Response(body, headers={"content-type": content_type})
 
     def show_status(request: Request) -> Response:
-        return _json(status(context))
+        return _json(status(context), headers={"cache-control": "no-store"})
 
     model = described(model_metadata)
     routes: list[BaseRoute] = [
