@@ -27,7 +27,7 @@ BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),
 REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data checkpoint engines parity serve bench bench-streaming quality test test-slow proto lint clean
+.PHONY: help setup data checkpoint engines parity serve bench bench-streaming bench-serving soak quality test test-slow proto lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -82,6 +82,13 @@ bench: $(READY) ## benchmark the bundle in OUT against other ways to serve the m
 
 quality: $(READY) ## train all variants and write docs/quality.md (about an hour on 2 cores; resumes an interrupted run)
 	@$(BIN)/python -m examples.movielens quality
+
+bench-serving: $(if $(wildcard $(OUT)/manifest.json),$(READY),engines) ## measure 'ugsep serve' under load, alone on the machine (about an hour; resumes), and write docs/serving-benchmark.md
+	@$(BIN)/python -m benchmarks.serving all --bundle $(OUT) --skip soak
+	@$(BIN)/python -m benchmarks.serving report
+
+soak: $(if $(wildcard $(OUT)/manifest.json),$(READY),engines) ## the long campaigns that must not lose a request: kills, restarts, 100 hot swaps, half an hour of load
+	@$(BIN)/python -m benchmarks.serving run overload kill rolling affinity swaps soak --bundle $(OUT)
 
 bench-streaming: $(READY) ## quantize a model larger than memory; SIZE=7b|500m|20m (7b needs 25 GB of disk)
 	@$(BIN)/python -m benchmarks.streaming --size $(SIZE)

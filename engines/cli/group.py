@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -126,13 +126,13 @@ class LazyGroup(CommandGroup):
             formatter.write_dl(rows)
 
 
-def as_typed(ctx: click.Context) -> str:
-    """Return the command line as typed, without ``--json`` and ``--force``, which do not affect the result."""
+def as_typed(ctx: click.Context, without: Collection[str] = ("as_json", "force")) -> str:
+    """Return the command line as typed, ``without`` the parameters that, by default, do not affect the result."""
     parts = ctx.command_path.split()
     for param in ctx.command.params:
         name = param.name or ""
         given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        if not given or name not in ctx.params or name in ("as_json", "force"):
+        if not given or name not in ctx.params or name in without:
             continue
         value = ctx.params[name]
         if isinstance(param, click.Argument):

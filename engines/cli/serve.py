@@ -52,8 +52,22 @@ PATH = click.Path(path_type=Path)
 @click.option("--runtime-cache", type=PATH, help="Folder for kernels that a backend compiles while serving.")
 @click.option("--admin-socket", type=PATH,
               help="Unix socket for 'ugsep rollback'.  [default: by port, in the user's runtime folder]")  # fmt: skip
+@click.option("--haproxy", type=PATH, metavar="FILE",
+              help="Write an HAProxy configuration for several replicas to FILE instead of serving.")  # fmt: skip
+@click.option("--replicas", type=int, help="How many replicas --haproxy is for.  [default: 2]")
+@click.pass_context
 def serve_command(
-    bundle: Path, grpc: bool, grpc_port: int, state_cache: str, max_body: str, record_limit: str, **options: object
+    ctx: click.Context,
+    /,
+    bundle: Path,
+    grpc: bool,
+    grpc_port: int,
+    state_cache: str,
+    max_body: str,
+    record_limit: str,
+    haproxy: Path | None,
+    replicas: int | None,
+    **options: object,
 ) -> None:
     """Serve BUNDLE over HTTP and gRPC until SIGTERM; a new bundle at the same path is loaded and switched to.
 
@@ -64,6 +78,10 @@ def serve_command(
         from engines.serve.swap.admin_client import runtime_folder
     except ModuleNotFoundError as error:
         raise UgsepError(missing_package(error, "serve")) from error
+    if replicas is not None and haproxy is None:
+        raise UgsepError(
+            "--replicas is for --haproxy FILE; the replicas themselves are servers without either option"
+        )
     settings = ServeSettings(
         bundle=bundle,
         grpc_port=grpc_port if grpc else None,
@@ -73,6 +91,11 @@ def serve_command(
         runtime_folder=runtime_folder(os.environ),
         **options,  # type: ignore[arg-type]
     )
+    if haproxy is not None:
+        from engines.cli.haproxy import write_haproxy
+
+        write_haproxy(ctx, settings, haproxy, 2 if replicas is None else replicas)
+        return
     if not run(settings, sys.stdout, sys.stderr):
         # Threads that were cut may be inside an engine, which must not be torn down under them.
         sys.stdout.flush()
