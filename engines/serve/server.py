@@ -19,7 +19,7 @@ from engines.serve.core.context import ServerContext
 from engines.serve.core.model_slot import ModelSlot
 from engines.serve.core.status import status
 from engines.serve.listen.http_listener import HttpListener, bind, close_when, free_port
-from engines.serve.listen.signals import received_signals
+from engines.serve.listen.signals import hang_up_noted, received_signals
 from engines.serve.observe.log import Log, make_log
 from engines.serve.oip.grpc_server import GrpcServer, start_grpc
 from engines.serve.oip.http import make_app
@@ -150,9 +150,7 @@ def run(settings: ServeSettings, out: TextIO, err: TextIO) -> bool:
         UgsepError: as in ``start``.
     """
     log, handler = make_log(err, settings.log_json, settings.slow_ms)
-    asked = threading.Event()
-    signal.signal(signal.SIGHUP, lambda number, frame: asked.set())  # by default, it would end a process that loads
-    with _library_logs(handler):
+    with _library_logs(handler), hang_up_noted() as asked:
         server = start(settings, log)
         # What is loaded lives as long as the process: out of the collector's sight, it does not lengthen the full
         # collections, for which every request would wait.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["received_signals"]
+__all__ = ["hang_up_noted", "received_signals"]
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -31,3 +32,14 @@ def received_signals() -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def hang_up_noted() -> Iterator[threading.Event]:
+    """Yield an event that SIGHUP sets, which by default would end a process that still loads."""
+    asked = threading.Event()
+    before = signal.signal(signal.SIGHUP, lambda number, frame: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGHUP, before)

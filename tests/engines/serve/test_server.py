@@ -20,8 +20,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from engines import Ranker
+from engines.cli.main import main
 from engines.serve.listen.http_listener import HttpListener, bind
 from engines.serve.observe.log import make_log
 from engines.serve.server import RunningServer, start
@@ -265,11 +267,8 @@ def test_a_second_signal_cuts_the_wait(built_bundle: Path) -> None:
 )
 def test_a_bad_start_is_one_line_and_status_2(built_bundle: Path, args: list[str], message: str) -> None:
     given = [str(built_bundle) if arg == "BUNDLE" else arg for arg in args]
-    done = subprocess.run(
-        command("--http-port", "0", "--grpc-port", "0", *given),
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE * 2,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    done = CliRunner().invoke(main, ["serve", "--http-port", "0", "--grpc-port", "0", *given])
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
 
