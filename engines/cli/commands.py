@@ -54,17 +54,17 @@ COMMANDS: Mapping[str, CommandEntry] = {
     ),
     # serve
     "serve": CommandEntry(
-        "engines.cli.serve",
+        "engines.cli.serving.serve",
         "Serve BUNDLE over HTTP and gRPC until SIGTERM; a new bundle at the same path is loaded and switched to.",
         "serve",
     ),
     "rollback": CommandEntry(
-        "engines.cli.rollback",
+        "engines.cli.serving.rollback",
         "Serve the previous bundle again, which a running 'ugsep serve' keeps in memory.",
         "serve",
     ),
     "reload": CommandEntry(
-        "engines.cli.rollback",
+        "engines.cli.serving.rollback",
         "Load what lies at the path of a running 'ugsep serve' now; wait until it serves or is refused.",
         "serve",
     ),

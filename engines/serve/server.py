@@ -14,10 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from engines.serve.core.assembly import make_context
-from engines.serve.core.context import ServerContext
 from engines.serve.core.model_slot import ModelSlot
-from engines.serve.core.status import status
 from engines.serve.listen.http_listener import HttpListener, bind, close_when, free_port
 from engines.serve.listen.signals import hang_up_noted, received_signals
 from engines.serve.observe.log import Log, make_log
@@ -25,6 +22,9 @@ from engines.serve.oip.grpc_server import GrpcServer, start_grpc
 from engines.serve.oip.http import make_app
 from engines.serve.oip.signature import Signatures
 from engines.serve.page.routes import page_routes
+from engines.serve.running.assembly import make_context
+from engines.serve.running.context import ServerContext
+from engines.serve.running.status import status
 from engines.serve.settings import ServeSettings
 from engines.serve.swap.admin import AdminSocket, admin_actions, open_admin
 from engines.serve.swap.loading import load_bundle

@@ -1,3 +1,3 @@
 """Serving without a protocol: the queue, the workers, the bundle that serves and its successor."""
 
-__all__ = ["assembly", "context", "job", "model_slot", "outcome", "replay", "served_bundle", "status"]
+__all__ = ["job", "lifecycle", "misses", "model_slot", "outcome", "replay", "scheduler", "served_bundle"]

@@ -17,7 +17,6 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from engines.serve.core.context import ServerContext
 from engines.serve.errors import DeadlineExceeded, NotReady, QueueFull
 from engines.serve.oip import open_inference_pb2 as pb
 from engines.serve.oip.grpc_codec import decode_message, encode_message
@@ -25,6 +24,7 @@ from engines.serve.oip.infer_job import Call, Codec, InferJob
 from engines.serve.oip.metadata import EXTENSIONS, SERVER_NAME, model_config, model_metadata, server_version
 from engines.serve.oip.refusals import BodyTooSlow, refusal
 from engines.serve.oip.signature import Signature, Signatures
+from engines.serve.running.context import ServerContext
 from graphs.base.errors import UgsepError
 
 __all__ = ["GrpcServer", "start_grpc"]

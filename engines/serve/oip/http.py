@@ -12,13 +12,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engines.serve.core.context import ServerContext
-from engines.serve.core.status import status
 from engines.serve.errors import NotReady
 from engines.serve.oip.http_infer import HttpInfer, send_error
 from engines.serve.oip.metadata import EXTENSIONS, SERVER_NAME, model_config, model_metadata, server_version
 from engines.serve.oip.refusals import refusal
 from engines.serve.oip.signature import Signature, Signatures
+from engines.serve.running.context import ServerContext
+from engines.serve.running.status import status
 from graphs.base.errors import UgsepError
 
 __all__ = ["make_app"]

@@ -10,13 +10,13 @@ from functools import partial
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from engines.serve.core.context import ServerContext
 from engines.serve.errors import NotReady, QueueFull
 from engines.serve.oip.http_codec import Body, HeaderCache, decode_body, encode_answer
 from engines.serve.oip.infer_job import Call, Codec, InferJob
 from engines.serve.oip.refusals import BodyTooLarge, BodyTooSlow, refusal
 from engines.serve.oip.request import Decoded, seconds_of
 from engines.serve.oip.signature import Signature, Signatures
+from engines.serve.running.context import ServerContext
 from graphs.base.errors import UgsepError
 
 __all__ = ["HttpInfer", "send_error"]

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from engines import Ranker
 from engines.bundle.manifest import read_manifest
-from engines.serve.core.context import ServerContext
 from engines.serve.core.lifecycle import Lifecycle
 from engines.serve.core.model_slot import ModelSlot
 from engines.serve.core.outcome import code_of
@@ -35,6 +34,7 @@ from engines.serve.oip import open_inference_pb2 as pb
 from engines.serve.oip.grpc_server import start_grpc
 from engines.serve.oip.http import make_app
 from engines.serve.oip.signature import Signatures, datatype_of
+from engines.serve.running.context import ServerContext
 from engines.serve.settings import ServeSettings
 
 VERSION = "0123456789ab"

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from engines.serve.core.context import ServerContext
 from engines.serve.core.lifecycle import Lifecycle
 from engines.serve.core.model_slot import ModelSlot
 from engines.serve.core.scheduler import Scheduler
-from engines.serve.core.status import status
 from engines.serve.observe.latency_window import LatencyWindow
 from engines.serve.observe.log import make_log
 from engines.serve.observe.metrics import Metrics
+from engines.serve.running.context import ServerContext
+from engines.serve.running.status import status
 from engines.serve.settings import ServeSettings
 from engines.serve.swap.loading import load_bundle
 from engines.serve.swap.swap_log import Swap

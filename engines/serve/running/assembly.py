@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from engines.serve.core.context import ServerContext
 from engines.serve.core.job import Answer
 from engines.serve.core.lifecycle import Lifecycle
 from engines.serve.core.misses import MissReport
@@ -20,6 +19,7 @@ from engines.serve.observe.log import Log
 from engines.serve.observe.metrics import Metrics
 from engines.serve.record.recorder import Recorder, RecordEvent
 from engines.serve.record.tracing import make_tracer
+from engines.serve.running.context import ServerContext
 from engines.serve.settings import ServeSettings
 from graphs.base.errors import UgsepError
 

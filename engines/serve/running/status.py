@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.bundle.manifest import engine_for
-from engines.serve.core.context import ServerContext
 from engines.serve.core.served_bundle import ServedBundle
 from engines.serve.errors import NotReady
+from engines.serve.running.context import ServerContext
 
 __all__ = ["status"]
 

@@ -92,7 +92,7 @@ def serve_command(
         **options,  # type: ignore[arg-type]
     )
     if haproxy is not None:
-        from engines.cli.haproxy import write_haproxy
+        from engines.cli.serving.haproxy import write_haproxy
 
         write_haproxy(ctx, settings, haproxy, 2 if replicas is None else replicas)
         return
