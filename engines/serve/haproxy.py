@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from engines.backends.built_engine import TensorSpec
-from engines.bundle.manifest import Manifest, engine_for
+from engines.bundle.manifest import Manifest, engine_for, read_manifest
+from engines.serve.settings import ServeSettings
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 
-__all__ = ["Proxy", "Replica", "haproxy_config", "largest_request", "replicas_of"]
+__all__ = ["Proxy", "Replica", "haproxy_config", "largest_request", "replicas_of", "write_haproxy"]
 
 #: Least and most bytes of HAProxy's buffer for a request. It holds a request whole, or it cannot send it again;
 #: each connection takes two buffers.
 _LEAST_BUFFER, _MOST_BUFFER = 128 << 10, 4 << 20
 _HEADERS = 8 << 10  # bytes of a request besides its tensors
 _MOST_REPLICAS = 256
+_ANSWER_SECONDS = 30
 _HOST = re.compile(r"[0-9A-Za-z._:-]+")
 _EVERYWHERE = ("0.0.0.0", "::")
 
@@ -45,7 +49,34 @@ class Proxy:
     http_port: int
     grpc_port: int | None
     largest_request: int
-    answer_seconds: int = 30
+    answer_seconds: int = _ANSWER_SECONDS
+
+
+def write_haproxy(settings: ServeSettings, command: str, file: Path, count: int) -> list[str]:
+    """Write the configuration for replicas of a server; return the commands that start them, and then the proxy.
+
+    The proxy takes the ports of the settings, the replicas those after them. ``command`` starts a server, apart from
+    host and ports.
+
+    Raises:
+        UgsepError: no bundle, a port out of range or 0, a bad host, or a number of replicas out of range.
+    """
+    if settings.http_port == 0 or settings.grpc_port == 0:
+        raise UgsepError("--haproxy needs ports that are known: give --http-port and --grpc-port, or --no-grpc")
+    largest = min(largest_request(read_manifest(settings.bundle)), settings.max_body + _HEADERS)
+    # An answer later than a request's own deadline is none; without one, as long as a drain may take.
+    seconds = max(1, round(settings.request_timeout) + 1) if settings.request_timeout else _ANSWER_SECONDS
+    proxy = Proxy(settings.host, settings.http_port, settings.grpc_port, largest, seconds)
+    replicas = replicas_of(proxy, count)
+    start = []
+    for replica in replicas:
+        own = ["--host", replica.host, "--http-port", str(replica.http_port)]
+        own += ["--grpc-port", str(replica.grpc_port)] if replica.grpc_port is not None else []
+        start.append(f"{command} {shlex.join(own)}")
+    text = haproxy_config(proxy, replicas, start)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return [*start, f"haproxy -f {shlex.quote(str(file))}"]
 
 
 def replicas_of(proxy: Proxy, count: int, step: int = 10) -> tuple[Replica, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from engines.cli.command_entry import missing_package
+from engines.cli.group import as_typed
 from engines.render.byte_sizes import parse_size
 from engines.serve.settings import ServeSettings
 from graphs.base.errors import UgsepError
@@ -74,6 +75,7 @@ def serve_command(
     The page at / shows what is served and how fast; /metrics is for Prometheus.
     """
     try:
+        from engines.serve.haproxy import write_haproxy
         from engines.serve.server import run
         from engines.serve.swap.admin_client import runtime_folder
     except ModuleNotFoundError as error:
@@ -92,9 +94,10 @@ def serve_command(
         **options,  # type: ignore[arg-type]
     )
     if haproxy is not None:
-        from engines.cli.serving.haproxy import write_haproxy
-
-        write_haproxy(ctx, settings, haproxy, 2 if replicas is None else replicas)
+        count = 2 if replicas is None else replicas
+        command = as_typed(ctx, ("haproxy", "replicas", "host", "http_port", "grpc_port", "admin_socket"))
+        start = write_haproxy(settings, command, haproxy, count)
+        click.echo("\n".join([f"{haproxy}: start {count} replicas, then the proxy", *start]))
         return
     if not run(settings, sys.stdout, sys.stderr):
         # Threads that were cut may be inside an engine, which must not be torn down under them.
