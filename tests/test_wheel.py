@@ -1,10 +1,11 @@
-"""The wheel as a server installs it: ``ugsep[cpu]`` alone in a clean environment scores a bundle."""
+"""The wheel as a server installs it: a clean environment with ``ugsep[cpu]`` scores a bundle, ``serve`` serves it."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from engines import Ranker
 from engines.bundle.bundle import Bundle
+from engines.bundle.fixtures import read_fixtures
 
 ROOT = Path(__file__).parents[1]
 ZENITH = ROOT / "build" / "zenith"
@@ -99,3 +101,36 @@ def test_the_commands_of_a_server_s_environment_say_what_to_install(python: Path
         assert done.returncode == 2
         assert done.stderr.endswith("pip install 'ugsep[build]'\n")
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_serve_extra_is_all_that_a_server_needs(
+    wheel: Path, python: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Changes the environment of the tests above: it has to come after them."""
+    bundle = ZENITH if (ZENITH / "manifest.json").is_file() else request.getfixturevalue("built_bundle")
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
+    run(*install, "--constraint", ROOT / "constraints.txt", f"{wheel}[cpu,serve]", cwd=tmp_path)
+    assert not any((python.parents[1]).rglob("torch"))
+    options = ["--http-port", "0", "--grpc-port", "0", "--drain-seconds", "0", "--log-json"]
+    command = [python.with_name("ugsep"), "serve", bundle, *options, "--admin-socket", tmp_path / "admin.sock"]
+    with subprocess.Popen([*map(str, command)], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            ready = json.loads(server.stdout.readline())
+            with urllib.request.urlopen(f"{ready['http']}/examples.json") as answer:
+                assert json.load(answer)
+            with urllib.request.urlopen(f"{ready['http']}/examples/0.json") as answer:
+                body = answer.read()
+            infer = urllib.request.Request(f"{ready['http']}/v2/models/{ready['model']}/infer", body, method="POST")
+            with urllib.request.urlopen(infer) as answer:
+                outputs = json.load(answer)["outputs"]
+            with urllib.request.urlopen(f"{ready['http']}/") as answer:
+                assert b"<html" in answer.read()
+        finally:
+            server.terminate()
+        assert server.wait(30) == 0
+    expected = read_fixtures(bundle).requests[0].expected
+    assert {o["name"]: np.float32(o["data"]).tolist() for o in outputs} == {
+        k: v.tolist() for k, v in expected.items()
+    }
