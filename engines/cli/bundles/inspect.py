@@ -8,20 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from rich.table import Table
 
+from engines.backends.built_engine import BuiltEngine
 from engines.backends.contract import Availability
 from engines.backends.host import host_isa
 from engines.backends.table import find_backend
 from engines.bundle.bundle import Bundle
 from engines.bundle.load import compare_versions
-from engines.bundle.manifest import Engine, Manifest
+from engines.bundle.manifest import Engine, Manifest, engine_for
 from engines.bundle.provenance import tool_versions
 from engines.render.byte_sizes import readable_bytes
 from engines.render.console import stdout_console
 from engines.render.json_text import json_text
 from graphs.base.errors import UgsepError
 from quant.inspect import inspect_graph
+
+CACHE_BYTES = 64 << 20  # of an example of a cache size
 
 
 @click.command("inspect")
@@ -41,8 +45,10 @@ def inspect_command(bundle: Path, as_json: bool) -> None:
 def describe(bundle: Path) -> dict[str, Any]:
     """Return the contents of a bundle as plain values.
 
-    Sizes are bytes on disk, from the manifest; ``sqnr_db`` of a weight is read from the quantized graph, None for
-    float weights. ``runs_here`` and ``reason`` come from probing the backend on this machine; no engine is loaded.
+    Sizes are bytes on disk, from the manifest; ``cache_entry_bytes`` is what a server keeps of a user, the state and
+    the features it was computed from, None if a row of either has no fixed size. ``sqnr_db`` of a weight is read from
+    the quantized graph, None for float weights. ``runs_here`` and ``reason`` come from probing the backend on this
+    machine; no engine is loaded.
 
     Raises:
         UgsepError: the bundle is missing, its manifest is invalid, or a file does not match the manifest.
@@ -64,9 +70,17 @@ def describe(bundle: Path) -> dict[str, Any]:
         "calibration_sha256": manifest.calibration,
         "synthetic": manifest.synthetic,
         "engines": engines,
+        "cache_entry_bytes": _cache_entry_bytes(engine_for(manifest, "user").built),
         "batching": [{**dataclasses.asdict(t), "speedup": t.speedup} for t in manifest.batching],
         "why": {side: manifest.reasons[side] for side in ("user", "item") if side in manifest.reasons},
     }
+
+
+def _cache_entry_bytes(user: BuiltEngine) -> int | None:
+    rows = [(spec.dtype, spec.shape[1:]) for spec in (*user.inputs, *user.outputs)]
+    if any(isinstance(size, str) for _, row in rows for size in row):
+        return None
+    return sum(np.dtype(dtype).itemsize * math.prod(int(size) for size in row) for dtype, row in rows)
 
 
 def _weight_sqnr(bundle: Path, manifest: Manifest, side: str) -> dict[str, float]:
@@ -111,6 +125,11 @@ def _show(found: dict[str, Any]) -> None:
     console.print("built with " + ", ".join(f"{k} {v}" for k, v in sorted(found["tools"].items())))
     if found["tools_differ"]:
         console.print("versions that differ here: " + ", ".join(found["tools_differ"]))
+    if entry := found["cache_entry_bytes"]:
+        held = CACHE_BYTES // entry
+        console.print(
+            f"a cached user takes {readable_bytes(entry)}: {readable_bytes(CACHE_BYTES)} hold {held:,} users"
+        )
     engines = Table("side", "backend", "precision", "bytes", "serves", "needs", "runs here", "why")
     for e in found["engines"]:
         needs = ", ".join(f"{k} {v}" for k, v in sorted(e["requires"].items()))

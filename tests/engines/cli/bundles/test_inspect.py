@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from engines import Ranker
 from engines.bundle.manifest import read_manifest
 from engines.cli.bundles.inspect import describe
 from engines.cli.main import main
 from graphs.base.errors import UgsepError
+from tests import tiny
 
 
 def test_everything_the_manifest_holds_is_told(built_bundle: Path) -> None:
@@ -37,6 +39,13 @@ def test_everything_the_manifest_holds_is_told(built_bundle: Path) -> None:
         assert all(w["sqnr_db"] is None for w in told["weights"] if w["status"] == "float")
 
 
+def test_a_cached_user_is_as_large_as_the_ranker_says(built_bundle: Path) -> None:
+    user, items = tiny.user_and_items(3)
+    with Ranker.from_bundle(built_bundle) as ranker:
+        ranker.score(user, items)
+        assert describe(built_bundle)["cache_entry_bytes"] == ranker.cache_info().bytes > 0
+
+
 def test_the_command_prints_tables_or_json(built_bundle: Path) -> None:
     text = CliRunner().invoke(main, ["inspect", str(built_bundle)])
     assert text.exit_code == 0, text.output
@@ -47,6 +56,7 @@ def test_the_command_prints_tables_or_json(built_bundle: Path) -> None:
         "rebuild: make engines MODEL=tiny",
         "profile: users 1-16, candidates 1-64 (most often 9)",
         "requests of several users, states cached, ms: one by one, and in one item call",
+        "a cached user takes ",
     ):
         assert word in text.output
     printed = CliRunner().invoke(main, ["inspect", str(built_bundle), "--json"])
