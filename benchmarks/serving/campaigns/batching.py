@@ -17,9 +17,11 @@ from benchmarks.serving.load.pool import Pool, make_pool
 from benchmarks.serving.servers.ours import our_server
 from benchmarks.serving.servers.process import started
 from engines.bundle.files import MANIFEST
+from engines.bundle.manifest import read_manifest
 from engines.serve.ranker import Ranker
 from engines.serve.score_request import ScoreRequest
 from engines.verify.checks import Check
+from graphs.base.errors import UgsepError
 
 USERS, CANDIDATES, LEAST = 16, 4, 2.0
 BATCHED, SEPARATE = "batched", "separate"
@@ -29,8 +31,10 @@ def batching(bench: Bench) -> Result:
     """Saturate two servers that differ in nothing but the bundle's measurements of batching.
 
     Raises:
-        UgsepError: a server does not start.
+        UgsepError: a server does not start, or the bundle has no measurements of batching.
     """
+    if not read_manifest(bench.bundle).batching:
+        raise UgsepError(f"{bench.bundle}: its build did not measure batching; build the bundle again")
     plain = without_batching(bench.bundle, bench.work / "without-batching")
     pool = make_pool([bench.bundle, plain], USERS, CANDIDATES, seed=bench.seed)
     with ExitStack() as stack:
