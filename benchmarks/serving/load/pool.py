@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.serving.load.wire import Inputs, grpc_request, http_request
 from engines.backends.contract import Array
 from engines.bundle.bundle import Bundle
+from engines.bundle.fixtures import read_fixtures
 from engines.serve.ranker import Ranker
 
 #: Any version: the references of a server that names its versions its own way.
@@ -21,7 +22,7 @@ ANY = "*"
 Score = Callable[[Mapping[str, Array], Mapping[str, Array]], dict[str, Array]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Entry:
     """One request: its features, what a proxy routes by, and the reference logits [N] of each task by version."""
 
@@ -55,12 +56,13 @@ class Entry:
         return grpc_request(self.model, self.inputs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # asyncio formats the result of a run, which takes minutes for a large pool
 class Pool:
     """Requests to choose from, ``per_user`` consecutive ones of each user.
 
     ``tolerance`` is the largest difference of a logit that is not wrong. An answer computed alone is bit-equal to its
-    reference; one computed in a batch may run on another variant of the engine, which rounds differently.
+    reference; one computed in a batch may run on another variant of the engine, which rounds differently: an int8
+    engine by thousandths of a logit.
     """
 
     entries: tuple[Entry, ...]
@@ -98,31 +100,11 @@ def make_pool(
         with Ranker.from_bundle(bundle, threads=1) as ranker:
             for (user, items), scores in zip(pairs, expected, strict=True):
                 scores[version] = ranker.score(user, items)
-            tolerance = max(tolerance, batch_difference(ranker, pairs[:8]))
+        # Of the fixtures: how far the bundle's engines are from themselves at most, on another variant or machine.
+        tolerance = max(tolerance, *read_fixtures(bundle).tolerances.values())
     name = model or first.manifest.model
     entries = tuple(
         Entry(user, items, f"user-{i // per_user}", scores, name)
         for i, ((user, items), scores) in enumerate(zip(pairs, expected, strict=True))
     )
     return Pool(entries, tolerance, per_user)
-
-
-def batch_difference(ranker: Ranker, pairs: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]) -> float:
-    """Return twice the largest difference of logits between scoring alone and two users in one call.
-
-    0 if the engine takes one user per call. The variants of an int8 engine round activations with other scales.
-    """
-    largest = 0.0
-    if not ranker.takes_index or (ranker.max_users and ranker.max_users < 2):
-        return largest
-    for first, second in zip(pairs[::2], pairs[1::2], strict=False):
-        users = {name: np.concatenate([first[0][name], second[0][name]]) for name in first[0]}
-        items = {name: np.concatenate([first[1][name], second[1][name]]) for name in first[1]}
-        sizes = [len(next(iter(pair[1].values()))) for pair in (first, second)]
-        if ranker.max_candidates and sum(sizes) > ranker.max_candidates:
-            continue
-        together = ranker.score_users(users, items, np.repeat(np.arange(2, dtype=np.int64), sizes))
-        for at, pair, size in ((0, first, sizes[0]), (sizes[0], second, sizes[1])):
-            for task, alone in ranker.score(*pair).items():
-                largest = max(largest, float(np.abs(together[task][at : at + size] - alone).max()))
-    return 2 * largest

@@ -21,7 +21,7 @@ _VERSION = b'"model_version":"'
 _MOST_MESSAGES = 8
 
 
-@dataclass
+@dataclass(repr=False)
 class Tally:
     """Every request of a run, in the order their answers came.
 

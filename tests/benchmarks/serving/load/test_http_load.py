@@ -101,3 +101,8 @@ def test_poisson_arrivals_have_their_rate() -> None:
     assert abs(len(times) - 10_000) < 5 * 100  # five standard deviations
     gaps = np.diff(times)
     assert abs(gaps.std() / gaps.mean() - 1) < 0.05  # exponential gaps
+
+
+def test_a_run_does_not_format_its_requests(pool: Pool) -> None:
+    """asyncio formats the result of what it ran, which took minutes for a pool of 512 users."""
+    assert len(repr(Tally(pool))) + len(repr(pool)) + len(repr(pool.entries[0])) < 500
