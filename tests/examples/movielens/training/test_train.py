@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from engines.bundle.fixture_file import Fixtures
 from examples.movielens.__main__ import main
 from examples.movielens.data.prepare import build, write
 from examples.movielens.data.tables import Items, Ratings, Users
@@ -29,7 +30,7 @@ SMALL = Recipe(
 @pytest.fixture
 def data(tmp_path: Path, tables: tuple[Ratings, Users, Items]) -> Path:
     features, splits = build(*tables, test_days=5)
-    write(tmp_path / "data", features, splits, "k")
+    write(tmp_path / "data", features, splits, "k", Fixtures(()))
     return tmp_path / "data"
 
 
