@@ -193,8 +193,11 @@ def _announce(server: RunningServer, out: TextIO) -> None:
     else:
         grpc = f", gRPC {found['grpc']}" if found["grpc"] else ""
         line = f"ready: {found['http']}{grpc}, model {ascii(found['model'])[1:-1]}, version {found['version']}"
-    out.write(line + "\n")
-    out.flush()
+    try:
+        out.write(line + "\n")
+        out.flush()
+    except OSError as error:  # nobody reads it, or its disk is full: no reason to stop serving
+        server.context.log.warning("cannot write that the server is ready, it serves", reason=error.strerror, **found)
 
 
 @contextmanager

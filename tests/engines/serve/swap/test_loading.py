@@ -70,7 +70,7 @@ def test_a_link_is_followed_once(built_bundle: Path, tmp_path: Path) -> None:
         load_bundle(settings(loop))
     gone = tmp_path / "gone"
     gone.symlink_to(tmp_path / "removed")
-    with pytest.raises(UgsepError, match="removed: no manifest.json, so not a bundle"):
+    with pytest.raises(UgsepError, match=r"removed: no manifest\.json, so not a bundle"):
         load_bundle(settings(gone))
 
 
