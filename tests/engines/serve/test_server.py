@@ -322,6 +322,26 @@ def test_sighup_while_the_bundle_loads_does_not_end_the_process(built_bundle: Pa
     assert done.stdout.startswith("ready: ")
 
 
+SIGTERM_BEFORE_READY = """
+import os, signal, sys
+import engines.serve.server as server
+class Collector:
+    freeze = staticmethod(server.gc.freeze)
+    collect = staticmethod(lambda: os.kill(os.getpid(), signal.SIGTERM))
+server.gc = Collector
+sys.argv = ["ugsep", *{args!r}]
+from engines.cli.entry import ugsep
+ugsep()
+"""
+
+
+def test_sigterm_between_the_first_request_and_ready_drains(built_bundle: Path) -> None:
+    args = ["serve", str(built_bundle), "--http-port", "0", "--no-grpc", "--drain-seconds", "0"]
+    code = SIGTERM_BEFORE_READY.format(args=args)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, "stopped drained=true" in done.stderr) == (0, True), done.stderr
+
+
 def test_a_damaged_bundle_never_listens(bundle: Path) -> None:
     engine = next((bundle / "engines").rglob("item.onnx"))
     engine.write_bytes(engine.read_bytes()[:-1] + b"x")
