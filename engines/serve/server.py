@@ -152,12 +152,12 @@ def run(settings: ServeSettings, out: TextIO, err: TextIO) -> bool:
     log, handler = make_log(err, settings.log_json, settings.slow_ms)
     with _library_logs(handler), hang_up_noted() as asked:
         server = start(settings, log)
-        # What is loaded lives as long as the process: out of the collector's sight, it does not lengthen the full
-        # collections, for which every request would wait.
-        gc.collect()
-        gc.freeze()
-        sys.setswitchinterval(SWITCH_SECONDS)
-        with received_signals() as received:
+        with received_signals() as received:  # at once: requests are accepted, and SIGTERM would lose them
+            # What is loaded lives as long as the process: out of the collector's sight, it does not lengthen the full
+            # collections, for which every request would wait.
+            gc.collect()
+            gc.freeze()
+            sys.setswitchinterval(SWITCH_SECONDS)
             _announce(server, out)
             if asked.is_set():
                 server.watcher.poke()
@@ -193,8 +193,11 @@ def _announce(server: RunningServer, out: TextIO) -> None:
     else:
         grpc = f", gRPC {found['grpc']}" if found["grpc"] else ""
         line = f"ready: {found['http']}{grpc}, model {ascii(found['model'])[1:-1]}, version {found['version']}"
-    out.write(line + "\n")
-    out.flush()
+    try:
+        out.write(line + "\n")
+        out.flush()
+    except OSError as error:  # nobody reads it, or its disk is full: no reason to stop serving
+        server.context.log.warning("cannot write that the server is ready, it serves", reason=error.strerror, **found)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class ServeSettings:
     ``runtime_folder``, the user's folder for sockets; without both, there is none.
 
     Raises:
-        UgsepError: a value out of range.
+        UgsepError: a value out of range, or a name that no URL could hold.
     """
 
     bundle: Path
@@ -81,3 +81,5 @@ class ServeSettings:
         for name, value, least, most in ranges:
             if not least <= value <= most:  # also refuses NaN
                 raise UgsepError(f"{name} is {value:g}; it must be from {least:g} to {most:g}")
+        if "/" in self.name or self.name in (".", "..") or not self.name.isprintable():
+            raise UgsepError(f"name is {self.name!a}; it is a part of URLs: use letters, digits and - . _")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import click
 
@@ -99,8 +101,30 @@ def serve_command(
         start = write_haproxy(settings, command, haproxy, count)
         click.echo("\n".join([f"{haproxy}: start {count} replicas, then the proxy", *start]))
         return
-    if not run(settings, sys.stdout, sys.stderr):
+    _fill_closed_streams()
+    answered_all = run(settings, sys.stdout or io.StringIO(), sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        _empty(stream)
+    if not answered_all:
         # Threads that were cut may be inside an engine, which must not be torn down under them.
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(0)
+
+
+def _fill_closed_streams() -> None:
+    """Open /dev/null as each standard stream that the caller closed; Python has None for it.
+
+    Otherwise the next connection gets its number, and receives what a library prints.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        continue
+    os.close(number)
+
+
+def _empty(stream: TextIO | None) -> None:
+    """Let go of what nobody reads any more: Python would end with status 120 because of it."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

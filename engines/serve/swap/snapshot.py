@@ -48,10 +48,13 @@ def take_snapshot(path: Path) -> Snapshot:
     """Look at a path; nothing is opened, and what is missing or vanishes meanwhile is no error."""
     try:
         root = path.resolve()
-        found = root.stat()
-        has_manifest = (root / MANIFEST).is_file()
     except (OSError, RuntimeError):
         return Snapshot(path.absolute(), (0, 0), "")
+    try:
+        found = root.stat()
+        has_manifest = (root / MANIFEST).is_file()
+    except OSError:
+        return Snapshot(root, (0, 0), "")
     directory = (found.st_dev, found.st_ino)
     if not has_manifest:
         return Snapshot(root, directory, "")

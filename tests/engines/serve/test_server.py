@@ -28,6 +28,8 @@ from engines.serve.listen.http_listener import HttpListener, bind
 from engines.serve.observe.log import make_log
 from engines.serve.server import RunningServer, start
 from engines.serve.settings import ServeSettings
+from engines.serve.swap.admin_client import ask as admin_ask
+from engines.serve.swap.admin_client import is_served
 from graphs.base.errors import UgsepError
 from tests import tiny
 
@@ -258,6 +260,7 @@ def test_a_second_signal_cuts_the_wait(built_bundle: Path) -> None:
         (["nowhere"], "no manifest.json, so not a bundle"),
         (["BUNDLE", "--http-port", "8123", "--grpc-port", "8123"], "HTTP and gRPC are both on port 8123"),
         (["BUNDLE", "--workers", "0"], "workers is 0; it must be from 1 to 1024"),
+        (["BUNDLE", "--name", "films/like"], "name is 'films/like'; it is a part of URLs"),
         (["BUNDLE", "--state-cache", "lots"], "'lots' is not a valid size"),
         (["BUNDLE", "--backend", "onnxruntim"], "no user engine with backend 'onnxruntim'"),
         (["BUNDLE", "--examples", "nowhere"], "nowhere"),
@@ -271,6 +274,27 @@ def test_a_bad_start_is_one_line_and_status_2(built_bundle: Path, args: list[str
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("streams", [">&- 2>&- <&-", "> /dev/full 2>&1"])
+def test_a_server_needs_no_standard_streams(built_bundle: Path, tmp_path: Path, streams: str) -> None:
+    admin = tmp_path / "admin.sock"
+    args = command(built_bundle, "--http-port", 0, "--no-grpc", "--drain-seconds", 0, "--admin-socket", admin)
+    process = subprocess.Popen(["sh", "-c", f'exec "$@" {streams}', "sh", *args], cwd=ROOT)
+    try:
+        until = time.monotonic() + PATIENCE
+        while not is_served(admin) and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(0.5)  # it says that it is ready after the socket is there
+        assert admin_ask(admin, "GET /status", PATIENCE)["model"]["state"] == "ready"
+        # A socket or file in their place would receive what a library prints.
+        taken = {os.readlink(f"/proc/{process.pid}/fd/{number}") for number in (1, 2)}
+        assert taken <= {"/dev/null", "/dev/full"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 SIGHUP_WHILE_LOADING = """
@@ -296,6 +320,26 @@ def test_sighup_while_the_bundle_loads_does_not_end_the_process(built_bundle: Pa
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ready: ")
+
+
+SIGTERM_BEFORE_READY = """
+import os, signal, sys
+import engines.serve.server as server
+class Collector:
+    freeze = staticmethod(server.gc.freeze)
+    collect = staticmethod(lambda: os.kill(os.getpid(), signal.SIGTERM))
+server.gc = Collector
+sys.argv = ["ugsep", *{args!r}]
+from engines.cli.entry import ugsep
+ugsep()
+"""
+
+
+def test_sigterm_between_the_first_request_and_ready_drains(built_bundle: Path) -> None:
+    args = ["serve", str(built_bundle), "--http-port", "0", "--no-grpc", "--drain-seconds", "0"]
+    code = SIGTERM_BEFORE_READY.format(args=args)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, "stopped drained=true" in done.stderr) == (0, True), done.stderr
 
 
 def test_a_damaged_bundle_never_listens(bundle: Path) -> None:

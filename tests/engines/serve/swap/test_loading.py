@@ -68,6 +68,10 @@ def test_a_link_is_followed_once(built_bundle: Path, tmp_path: Path) -> None:
     loop.symlink_to(loop)
     with pytest.raises(UgsepError, match="loop"):
         load_bundle(settings(loop))
+    gone = tmp_path / "gone"
+    gone.symlink_to(tmp_path / "removed")
+    with pytest.raises(UgsepError, match=r"removed: no manifest\.json, so not a bundle"):
+        load_bundle(settings(gone))
 
 
 def change_the_expected_scores(bundle: Path) -> None:
