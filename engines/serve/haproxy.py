@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -64,8 +65,8 @@ def write_haproxy(settings: ServeSettings, command: str, file: Path, count: int)
     if settings.http_port == 0 or settings.grpc_port == 0:
         raise UgsepError("--haproxy needs ports that are known: give --http-port and --grpc-port, or --no-grpc")
     largest = min(largest_request(read_manifest(settings.bundle)), settings.max_body + _HEADERS)
-    # An answer later than a request's own deadline is none; without one, as long as a drain may take.
-    seconds = max(1, round(settings.request_timeout) + 1) if settings.request_timeout else _ANSWER_SECONDS
+    # As long as a drain may take, or longer if requests may: callers may also send timeouts above the default.
+    seconds = max(_ANSWER_SECONDS, math.ceil(settings.request_timeout) + 1)
     proxy = Proxy(settings.host, settings.http_port, settings.grpc_port, largest, seconds)
     replicas = replicas_of(proxy, count)
     start = []

@@ -43,7 +43,7 @@ class Codec(Generic[T]):
 class InferJob(Generic[T]):
     """A job of ``Scheduler``; ``deliver`` gets the encoded answer or the error, once, in the worker's thread."""
 
-    __slots__ = ("_call", "_codec", "_deliver", "_reply", "_signatures", "deadline", "users_only")
+    __slots__ = ("_call", "_codec", "_default", "_deliver", "_reply", "_signatures", "deadline", "users_only")
 
     def __init__(
         self,
@@ -56,8 +56,9 @@ class InferJob(Generic[T]):
         self._call, self._codec, self._signatures, self._deliver = call, codec, signatures, deliver
         self._reply = Reply("")
         self.users_only = False  # until it is decoded, which says for which model it is
-        timeout = call.timeout or default_timeout
-        self.deadline: float | None = call.arrived + timeout if timeout else None
+        # The default waits for the decoding: it is for requests without a timeout, and the body may hold one.
+        self._default = default_timeout
+        self.deadline: float | None = call.arrived + call.timeout if call.timeout else None
 
     @property
     def arrived(self) -> float:
@@ -83,15 +84,15 @@ class InferJob(Generic[T]):
 
         Raises:
             UgsepError: it is malformed, or for another model or version.
-            DeadlineExceeded: its own timeout, known only now, has passed.
+            DeadlineExceeded: its timeout, known only now, has passed.
         """
         call = self._call
         decoded = self._codec.decode(self._signatures.of(served))
         self._reply, self.users_only = decoded.reply, decoded.users_only
-        if decoded.timeout and self.deadline != 0.0:
-            own = call.arrived + decoded.timeout
-            # The default is for requests without a timeout; of two that the caller sent the earlier counts.
-            self.deadline = min(own, call.arrived + call.timeout) if call.timeout else own
+        given = [seconds for seconds in (call.timeout, decoded.timeout) if seconds]
+        timeout = min(given) if given else self._default  # of two that the caller sent, the earlier counts
+        if timeout and self.deadline != 0.0:
+            self.deadline = call.arrived + timeout
             late = time.monotonic() - self.deadline
             if late > 0:
                 raise DeadlineExceeded(

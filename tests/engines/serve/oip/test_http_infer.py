@@ -193,12 +193,15 @@ def test_the_default_deadline_is_for_requests_without_their_own(built_bundle: Pa
         answers: list[int] = []
         own = json.loads(valid())
         own["parameters"] = {"timeout": 60_000_000}
-        bodies = (valid(), json.dumps(own).encode())
+        bodies = {504: valid(), 200: json.dumps(own).encode()}
         with blocked(server):
-            threads = [threading.Thread(target=lambda: answers.append(server.infer(bodies[0])[0]))]
-            threads[0].start()
-            wait_for(lambda: server.context.scheduler.waiting == 1)
+            threads = [
+                threading.Thread(target=lambda b=body: answers.append(server.infer(b)[0])) for body in bodies.values()
+            ]
+            for thread in threads:
+                thread.start()
+            wait_for(lambda: server.context.scheduler.waiting == 2)
             time.sleep(0.1)
-        threads[0].join(PATIENCE)
-        assert answers == [504]
-        assert server.infer(bodies[1])[0] == 200
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert sorted(answers) == [200, 504]
