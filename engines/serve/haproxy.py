@@ -180,7 +180,7 @@ defaults
     hash-type consistent sdbm avalanche
     # A replica that has 1.5 times its share of the running requests passes its hot users to the next one.
     hash-balance-factor 150
-    retries 3
+    retries 5
     option redispatch 1
     # Only a request that came whole before it is passed on can be sent again. A slow caller holds no replica either.
     option http-buffer-request
@@ -191,8 +191,9 @@ defaults
     http-check expect status 200
     # A replica that is busy is not dead: a check may take longer than the time between two.
     timeout check 2s
-    # Found out of service within a second: well inside the 5 s that a replica serves on after SIGTERM.
-    default-server inter 500ms fastinter 200ms fall 2 rise 1
+    # Found draining within a second: well inside the 5 s that a replica serves on after SIGTERM. One that refuses
+    # a connection is dead at once: it would look idle, and the bounded load would send everything there.
+    default-server inter 500ms fastinter 200ms fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down
 
 {http}
 {grpc}"""

@@ -42,14 +42,15 @@ class Server:
             UgsepError: it ended or did not get ready in time; the message has the last line of its log.
         """
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        # Not with a function that runs after fork: in a process whose threads use gRPC, that crashes now and then.
+        pinned = ["taskset", "--cpu-list", ",".join(map(str, sorted(self.cores)))] if self.cores else []
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                self.command,
+                [*pinned, *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment},
-                preexec_fn=self._pin if self.cores else None,
                 start_new_session=True,  # a Ctrl+C of the campaign is not the server's
             )
         until = time.monotonic() + seconds
@@ -61,9 +62,6 @@ class Server:
             time.sleep(0.05)
         self.end()
         raise UgsepError(f"the server was not ready after {seconds:.0f} s: {self.last_line()}")
-
-    def _pin(self) -> None:
-        os.sched_setaffinity(0, self.cores)
 
     @property
     def running(self) -> subprocess.Popen[bytes]:

@@ -87,6 +87,7 @@ class Origin(ThreadingHTTPServer):
     """A server that answers with its own port, and does to the next ``POST`` what ``mood`` says."""
 
     daemon_threads = True
+    request_queue_size = 256  # of connections that wait; the usual 5 would refuse what a real server takes
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), Handler)
@@ -114,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if self.server.mood == "slow":
-            time.sleep(0.3)
+            time.sleep(0.1)
         code = {"draining": 503, "full": 429}.get(self.server.mood, 200)
         self.reply(code, f"{self.server.port} {len(body)}".encode())
 
@@ -239,3 +240,20 @@ def test_bad_options_are_one_line(built_bundle: Path, tmp_path: Path, options: l
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
     assert line in result.stderr
     assert not (tmp_path / "x.cfg").exists()
+
+
+@needs_haproxy
+def test_a_dead_replica_does_not_look_idle(tmp_path: Path) -> None:
+    """It has no running requests, so the bounded load would prefer it to the one that does all the work."""
+    alive, dead = Origin(), Origin()
+    with proxied(tmp_path, [alive, dead], spill=True) as port, ThreadPoolExecutor(24) as pool:
+        alive.mood = dead.mood = "slow"
+        running = [pool.submit(ask, port, str(number)) for number in range(240)]
+        time.sleep(0.15)
+        dead.mood = "dying"
+        dead.shutdown()
+        dead.server_close()
+        found = [each.result()[0] for each in running]
+    alive.shutdown()
+    alive.server_close()
+    assert found == [200] * 240
