@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import socket
 import subprocess
@@ -136,11 +137,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def proxied(folder: Path, origins: list[Origin], *, spill: bool = False) -> Iterator[int]:
+def proxied(folder: Path, ports: list[int], *, spill: bool = False) -> Iterator[int]:
     """Run HAProxy; without ``spill``, a request that is still ending does not send the next one elsewhere."""
     proxy = Proxy("127.0.0.1", free_port(), None, largest_request=len(BODY))
     file = folder / "haproxy.cfg"
-    text = haproxy_config(proxy, [Replica("127.0.0.1", o.port, None) for o in origins])
+    text = haproxy_config(proxy, [Replica("127.0.0.1", port, None) for port in ports])
     file.write_text(text if spill else text.replace("hash-balance-factor 150", "hash-balance-factor 0"))
     with subprocess.Popen(["haproxy", "-db", "-f", str(file)], stderr=subprocess.PIPE) as process:
         try:
@@ -179,7 +180,7 @@ def origins() -> Iterator[list[Origin]]:
 
 @needs_haproxy
 def test_requests_stay_with_their_replica_and_survive_it(tmp_path: Path, origins: list[Origin]) -> None:
-    with proxied(tmp_path, origins) as port:
+    with proxied(tmp_path, [o.port for o in origins]) as port:
         home = {key: ask(port, key)[1] for key in map(str, range(20))}
         assert set(home.values()) == {o.port for o in origins}  # both serve someone
         assert {key: ask(port, key)[1] for key in home} == home
@@ -202,7 +203,7 @@ def test_requests_stay_with_their_replica_and_survive_it(tmp_path: Path, origins
 
 @needs_haproxy
 def test_a_hot_user_spills_to_the_other_replica(tmp_path: Path, origins: list[Origin]) -> None:
-    with proxied(tmp_path, origins, spill=True) as port, ThreadPoolExecutor(8) as pool:
+    with proxied(tmp_path, [o.port for o in origins], spill=True) as port, ThreadPoolExecutor(8) as pool:
         for origin in origins:
             origin.mood = "slow"
         assert {status for status, _, _ in pool.map(lambda _: ask(port, "hot"), range(8))} == {200}
@@ -245,15 +246,22 @@ def test_bad_options_are_one_line(built_bundle: Path, tmp_path: Path, options: l
 @needs_haproxy
 def test_a_dead_replica_does_not_look_idle(tmp_path: Path) -> None:
     """It has no running requests, so the bounded load would prefer it to the one that does all the work."""
-    alive, dead = Origin(), Origin()
-    with proxied(tmp_path, [alive, dead], spill=True) as port, ThreadPoolExecutor(24) as pool:
-        alive.mood = dead.mood = "slow"
+    alive, port_of_victim = Origin(), free_port()
+    alive.mood = "slow"
+    victim = multiprocessing.get_context("fork").Process(target=serve_slowly, args=(port_of_victim,), daemon=True)
+    victim.start()
+    with proxied(tmp_path, [alive.port, port_of_victim], spill=True) as port, ThreadPoolExecutor(24) as pool:
         running = [pool.submit(ask, port, str(number)) for number in range(240)]
-        time.sleep(0.15)
-        dead.mood = "dying"
-        dead.shutdown()
-        dead.server_close()
-        found = [each.result()[0] for each in running]
+        time.sleep(0.3)
+        victim.kill()
+        found = [each.result() for each in running]
     alive.shutdown()
     alive.server_close()
-    assert found == [200] * 240
+    assert [status for status, _, _ in found] == [200] * 240
+    assert {who for _, who, _ in found} == {alive.port, port_of_victim}
+
+
+def serve_slowly(port: int) -> None:
+    origin = Origin(port)
+    origin.mood = "slow"
+    time.sleep(60)
