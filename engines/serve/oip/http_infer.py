@@ -219,6 +219,9 @@ def _deliver(
         loop.call_soon_threadsafe(_settle, answered, result)
     except RuntimeError:
         return  # the loop has ended, and with it the connection
+    # Give the interpreter's lock to the loop, so that it writes the answer before this thread counts it: the answer
+    # left 0.06 ms earlier in a server that scores for 11 ms in between.
+    time.sleep(0)
 
 
 def _settle(answered: asyncio.Future[Body | Exception], result: Body | Exception) -> None:
