@@ -234,6 +234,10 @@ class Ranker:
         """Return the counters of the user-state cache."""
         return self._cache.info()
 
+    def reset_cache_info(self) -> None:
+        """Count hits, misses and evictions from 0 again; what is cached stays."""
+        self._cache.reset_counters()
+
     def forget_users(self) -> None:
         """Empty the user-state cache, for example if the meaning of a feature changes."""
         self._cache.clear()

@@ -181,6 +181,11 @@ class StateCache:
             self._running.clear()
             self._bytes = 0
 
+    def reset_counters(self) -> None:
+        """Count hits, misses and evictions from 0 again."""
+        with self._lock:
+            self._hits = self._misses = self._evictions = 0
+
     def _end(self, key: bytes, mine: Pending, user: User, state: State | None) -> None:
         """Store the computed state, if there is one, and hand it to the threads that wait for it."""
         try:

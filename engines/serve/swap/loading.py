@@ -54,6 +54,7 @@ def load_bundle(
             notify(warm_from(served.ranker, previous.ranker, warm_seconds))
             if model != served.name:
                 notify(f"model '{model}' is served under the name '{served.name}'")
+        served.ranker.reset_cache_info()  # what follows are callers' requests
     except BaseException:
         served.ranker.close()
         raise

@@ -186,6 +186,8 @@ def test_the_users_of_another_user_engine_are_computed_again(built_bundle: Path,
     with old.ranker, new.ranker:
         before = new.ranker.cache_info()
         assert before.users == bundles.USERS
+        # Neither the fixtures nor the warming are callers' requests.
+        assert (before.hits, before.misses, before.evictions) == (0, 0, 0)
         np.testing.assert_array_equal(bundles.scores(new), bundles.expected(second_bundle))
         assert new.ranker.cache_info().misses == before.misses
         assert [user["user_id"] for user in old.ranker.recent_users(1)] == [
