@@ -20,6 +20,7 @@ from engines.serve.listen.signals import hang_up_noted, received_signals
 from engines.serve.observe.log import Log, make_log
 from engines.serve.oip.grpc_server import GrpcServer, start_grpc
 from engines.serve.oip.http import make_app
+from engines.serve.oip.http_infer import early_refusal
 from engines.serve.oip.signature import Signatures
 from engines.serve.page.routes import page_routes
 from engines.serve.running.assembly import make_context
@@ -123,7 +124,10 @@ def start(settings: ServeSettings, log: Log) -> RunningServer:
         signatures = Signatures()
         app = make_app(context, signatures, page_routes(context))
         http = HttpListener(
-            close_when(lambda: context.lifecycle.state == "draining", app), bound, settings.body_timeout
+            close_when(lambda: context.lifecycle.state == "draining", app),
+            bound,
+            settings.body_timeout,
+            early_refusal(context),
         )
         admin = open_admin(settings, http.port, admin_actions(watcher, lambda: status(context)), log)
         if admin is not None:

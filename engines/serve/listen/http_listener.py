@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from engines.serve.listen.http_protocol import bounded_protocol
+from engines.serve.listen.http_protocol import Refuse, bounded_protocol
 from engines.serve.listen.new_connections import ignore_new_connections
 from graphs.base.errors import UgsepError
 
@@ -58,16 +58,21 @@ def free_port(host: str, port: int) -> None:
 
 
 class HttpListener:
-    """uvicorn on a bound socket; it accepts connections once ``start`` has returned."""
+    """uvicorn on a bound socket; it accepts connections once ``start`` has returned.
 
-    def __init__(self, app: App, bound: socket.socket, patience: float) -> None:
+    ``patience`` and ``refuse`` as in ``bounded_protocol``.
+    """
+
+    def __init__(
+        self, app: App, bound: socket.socket, patience: float, refuse: Refuse = lambda url, headers: None
+    ) -> None:
         self._socket = bound
         self.host, self.port = bound.getsockname()[:2]
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns about every malformed request
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http=bounded_protocol(patience),
+            http=bounded_protocol(patience, refuse),
             ws="none",
             lifespan="off",
             interface="asgi3",

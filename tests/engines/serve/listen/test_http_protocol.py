@@ -200,3 +200,76 @@ def test_threads_of_clients_are_all_answered(port: int) -> None:
     for thread in threads:
         thread.join()
     assert answers == [b"100000"] * 20
+
+
+REFUSED = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 2\r\n\r\nno"
+
+
+@pytest.fixture
+def refusing() -> Iterator[socket.socket]:
+    """A connection to a listener that refuses POST /full by its headers."""
+
+    def refuse(url, headers) -> bytes | None:
+        assert all(name == name.lower() for name, _ in headers)
+        return REFUSED if url == b"/full" else None
+
+    made = HttpListener(app, bind("127.0.0.1", 0), PATIENCE, refuse)
+    made.start()
+    with socket.create_connection(("127.0.0.1", made.port)) as connection:
+        connection.settimeout(SOON)
+        yield connection
+    made.close(5.0)
+
+
+def receive(connection: socket.socket, size: int) -> bytes:
+    got = b""
+    while len(got) < size:
+        chunk = connection.recv(size - len(got))
+        assert chunk, got
+        got += chunk
+    return got
+
+
+def post(path: bytes, body: bytes, more: bytes = b"") -> bytes:
+    return b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n%s\r\n%s" % (path, len(body), more, body)
+
+
+SERVED = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n5"
+
+
+def test_a_request_is_refused_by_its_headers_and_its_body_dropped(refusing: socket.socket) -> None:
+    whole = post(b"/full", b"x" * 200_000)
+    refusing.sendall(whole[:100])
+    assert receive(refusing, len(REFUSED)) == REFUSED  # before the body is there
+    refusing.sendall(whole[100:] + post(b"/", b"hello"))
+    assert receive(refusing, len(SERVED)) == SERVED  # the connection serves the next request
+
+
+def test_refusals_keep_the_order_of_pipelined_requests(refusing: socket.socket) -> None:
+    refusing.sendall(post(b"/", b"hello") + post(b"/full", b"") + post(b"/full", b"abc") + post(b"/", b"hello"))
+    got = receive(refusing, len(SERVED))
+    assert got == SERVED
+    # Behind a request that runs, the application answers: here 200 as well, since it knows no full queue.
+    rest = receive(refusing, 3 * len(SERVED))
+    assert rest.count(b"HTTP/1.1 ") == 3
+    assert rest.endswith(SERVED)
+
+
+def test_a_connection_lives_on_after_a_refusal(refusing: socket.socket) -> None:
+    refusing.sendall(post(b"/full", b"abc"))
+    assert receive(refusing, len(REFUSED)) == REFUSED
+    time.sleep(PATIENCE + GRACE + 0.5)
+    refusing.sendall(post(b"/full", b"abc"))
+    assert receive(refusing, len(REFUSED)) == REFUSED
+
+
+def test_a_refused_request_that_never_ends_is_cut(refusing: socket.socket) -> None:
+    refusing.sendall(post(b"/full", b"x" * 100)[:-10])
+    assert receive(refusing, len(REFUSED)) == REFUSED
+    assert was_cut(refusing)
+
+
+@pytest.mark.parametrize("more", [b"connection: close\r\n", b"expect: 100-continue\r\n"])
+def test_what_ends_a_connection_is_left_to_the_application(refusing: socket.socket, more: bytes) -> None:
+    refusing.sendall(post(b"/full", b"hello", more))
+    assert b"HTTP/1.1 200 " in receive(refusing, len(SERVED))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.serve.oip.http_infer import early_refusal
 from tests import tiny
 from tests.engines.serve.oip.local_server import PATIENCE, LocalServer, json_body, serving
 
@@ -139,6 +140,17 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_retry(built_bundle: Path)
             for thread in waiting:
                 thread.start()
             wait_for(lambda: server.context.scheduler.waiting == 2)
+            refuse = early_refusal(server.context)
+            url, length = b"/v2/models/tiny/infer", (b"content-length", b"100")
+            early = refuse(url, [(b"host", b"x"), length])
+            assert early is not None
+            head, _, body = early.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 429 ")
+            assert head.endswith(b"\r\ncontent-length: %d\r\nretry-after: 1" % len(body))
+            assert json.loads(body)["error"].startswith("2 requests are waiting")
+            # What cannot be refused by its headers on a connection that lives on is left to the application.
+            for other in ((b"/v2", [length]), (url, []), (url, [(b"content-length", b"9" * 12)])):
+                assert refuse(*other) is None
             started = time.monotonic()
             # Refused from the header alone: the body is never sent.
             head = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
@@ -157,7 +169,8 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_retry(built_bundle: Path)
         for thread in waiting:
             thread.join(PATIENCE)
         wait_for(lambda: server.answered(200) == 3)  # counted after they are delivered
-        assert server.answered(429) == 2
+        assert server.answered(429) == 3
+        assert refuse(url, [length]) is None
     assert server.bugs == []
 
 
