@@ -173,11 +173,11 @@ class Watcher:
         return swap
 
     def _note(self, swap: Swap) -> None:
-        self._swaps.add(swap)
         self._metrics.count("swaps", "Changes of the bundle that serves, by outcome.", "outcome", swap.outcome)
         write = self._log.info if swap.outcome == "serving" else self._log.warning
         fields = {"before": swap.before, "after": swap.after, "seconds": round(swap.seconds, 3)}
         write(f"bundle {swap.outcome}", **fields, reason=swap.reason)
+        self._swaps.add(swap)  # last: who sees it finds it counted and logged
 
     def _note_absence(self) -> None:
         if not self._absent:

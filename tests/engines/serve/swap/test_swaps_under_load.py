@@ -68,7 +68,7 @@ def test_swaps_under_load_lose_nothing_and_serve_no_corrupt_bundle(
             if turn % 4 == 3:
                 bundles.put(source, path, _corrupt(turn))
                 refused += 1
-                watched.wait_swaps(turn + 1)
+                watched.wait(lambda: watched.counted("refused") == refused, "the corrupt bundle was not refused")  # noqa: B023  # called at once
                 continue
             folder = path.parent / "next"
             version = bundles.put(source, folder, bundles.renamed(f"turn {turn}"))
