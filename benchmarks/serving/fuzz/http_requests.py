@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,33 +91,30 @@ def read_http(body: bytes, headers: Mapping[str, str]) -> Sent:
     length = headers.get("Inference-Header-Content-Length")
     end = len(body) if length is None else int(length)
     header = json.loads(body[:end])
-    tensors: dict[str, Array] = {}
-    for given in header["inputs"]:
-        dtype = DTYPES[given["datatype"]]
-        if "data" in given:
-            value = np.array(given["data"], dtype)
-        else:
-            size = given["parameters"]["binary_data_size"]
-            value = np.frombuffer(body[end : end + size], dtype)
-            end += size
-        tensors[given["name"]] = value.reshape(given["shape"])
+    tensors = _tensors(header["inputs"], body[end:])
     return Sent(tensors, tuple(output["name"] for output in header.get("outputs") or ()))
 
 
 def read_answer(body: bytes, json_bytes: str | None) -> dict[str, Array]:
     """Return the outputs of an answer."""
     end = len(body) if json_bytes is None else int(json_bytes)
-    outputs: dict[str, Array] = {}
-    for given in json.loads(body[:end])["outputs"]:
+    return _tensors(json.loads(body[:end])["outputs"], body[end:])
+
+
+def _tensors(described: Iterable[Mapping[str, Any]], binary: bytes) -> dict[str, Array]:
+    """Return tensors by name, their values in JSON or next in ``binary``."""
+    found: dict[str, Array] = {}
+    start = 0
+    for given in described:
         dtype = DTYPES[given["datatype"]]
         if "data" in given:
             value = np.array(given["data"], dtype)
         else:
             size = given["parameters"]["binary_data_size"]
-            value = np.frombuffer(body[end : end + size], dtype)
-            end += size
-        outputs[given["name"]] = value.reshape(given["shape"])
-    return outputs
+            value = np.frombuffer(binary[start : start + size], dtype)
+            start += size
+        found[given["name"]] = value.reshape(given["shape"])
+    return found
 
 
 def _pick(values: tuple[Any, ...], rng: np.random.Generator) -> Any:
