@@ -13,7 +13,7 @@ import numpy as np
 
 from engines.backends.built_engine import TensorSpec
 from engines.bundle.manifest import Manifest, engine_for, read_manifest
-from engines.serve.settings import ServeSettings
+from engines.serve.settings import ServeSettings, address
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 
@@ -202,9 +202,10 @@ defaults
 def _listener(proxy: Proxy, replicas: Sequence[Replica], *, grpc: bool) -> str:
     name, protocol = ("grpc", " proto h2") if grpc else ("http", "")
     port = proxy.grpc_port if grpc else proxy.http_port
+    assert port is not None, "a proxy without gRPC has no section for it"
     lines = [
         f"frontend {name}",
-        f"    bind {_address(proxy.host, port)}{protocol}",
+        f"    bind {address(proxy.host, port)}{protocol}",
         f"    default_backend {name}-replicas",
         "",
         f"backend {name}-replicas",
@@ -215,9 +216,5 @@ def _listener(proxy: Proxy, replicas: Sequence[Replica], *, grpc: bool) -> str:
             raise UgsepError(f"replica {number} has no gRPC port, but the proxy has one; give both or neither")
         # Health is asked over HTTP in both cases; the checks of HAProxy 2.6 speak no gRPC.
         check = f"check port {replica.http_port} check-proto h1" if grpc else "check"
-        lines.append(f"    server replica{number} {_address(replica.host, own)}{protocol} {check}")
+        lines.append(f"    server replica{number} {address(replica.host, own)}{protocol} {check}")
     return "\n".join(lines) + "\n"
-
-
-def _address(host: str, port: int | None) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -26,7 +26,7 @@ from engines.serve.page.routes import page_routes
 from engines.serve.running.assembly import make_context
 from engines.serve.running.context import ServerContext
 from engines.serve.running.status import status
-from engines.serve.settings import ServeSettings
+from engines.serve.settings import ServeSettings, address
 from engines.serve.swap.admin import AdminSocket, admin_actions, open_admin
 from engines.serve.swap.loading import load_bundle
 from engines.serve.swap.watcher import Watcher
@@ -56,12 +56,12 @@ class RunningServer:
     @property
     def url(self) -> str:
         """The address of the HTTP side."""
-        return f"http://{_address(self.http.host, self.http.port)}"
+        return f"http://{address(self.http.host, self.http.port)}"
 
     def describe(self) -> dict[str, Any]:
         """Return addresses, model and version, for the line that says that the server is ready."""
         served = self.context.slot.current()
-        grpc = _address(self.context.settings.host, self.grpc.port) if self.grpc is not None else None
+        grpc = address(self.context.settings.host, self.grpc.port) if self.grpc is not None else None
         admin = str(self.admin.path) if self.admin is not None else None
         return {"http": self.url, "grpc": grpc, "admin": admin, "model": served.name, "version": served.version}
 
@@ -214,7 +214,3 @@ def _library_logs(handler: logging.Handler) -> Iterator[None]:
     finally:
         for name in LIBRARIES:
             logging.getLogger(name).removeHandler(handler)
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from graphs.base.errors import UgsepError
 
-__all__ = ["ServeSettings"]
+__all__ = ["ServeSettings", "address"]
 
 MIB = 1 << 20
 
@@ -83,3 +83,8 @@ class ServeSettings:
                 raise UgsepError(f"{name} is {value:g}; it must be from {least:g} to {most:g}")
         if "/" in self.name or self.name in (".", "..") or not self.name.isprintable():
             raise UgsepError(f"name is {self.name!a}; it is a part of URLs: use letters, digits and - . _")
+
+
+def address(host: str, port: int) -> str:
+    """Return host and port as one text, an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -25,6 +25,7 @@ from engines.serve.oip.metadata import EXTENSIONS, SERVER_NAME, model_config, mo
 from engines.serve.oip.refusals import BodyTooSlow, refusal
 from engines.serve.oip.signature import Signature, Signatures
 from engines.serve.running.context import ServerContext
+from engines.serve.settings import address
 from graphs.base.errors import UgsepError
 
 __all__ = ["GrpcServer", "start_grpc"]
@@ -79,13 +80,13 @@ def start_grpc(context: ServerContext, signatures: Signatures, host: str, port: 
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, calls.handlers()),))
     states = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(states, server)
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = address(host, port)
     try:
-        bound = server.add_insecure_port(address)
+        bound = server.add_insecure_port(where)
     except RuntimeError as error:
         threads.shutdown(wait=False)
         raise UgsepError(
-            f"cannot listen on {address} for gRPC; is the port in use? choose another --grpc-port"
+            f"cannot listen on {where} for gRPC; is the port in use? choose another --grpc-port"
         ) from error
     server.start()
     slow.start()
