@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import shutil
 import socket
 import subprocess
@@ -142,7 +143,7 @@ def proxied(folder: Path, ports: list[int], *, spill: bool = False) -> Iterator[
     proxy = Proxy("127.0.0.1", free_port(), None, largest_request=len(BODY))
     file = folder / "haproxy.cfg"
     text = haproxy_config(proxy, [Replica("127.0.0.1", port, None) for port in ports])
-    file.write_text(text if spill else text.replace("hash-balance-factor 150", "hash-balance-factor 0"))
+    file.write_text(text if spill else re.sub(r"hash-balance-factor \d+", "hash-balance-factor 0", text))
     with subprocess.Popen(["haproxy", "-db", "-f", str(file)], stderr=subprocess.PIPE) as process:
         try:
             until = time.monotonic() + 10
@@ -199,6 +200,13 @@ def test_requests_stay_with_their_replica_and_survive_it(tmp_path: Path, origins
         asked = first.asked
         assert {ask(port, key)[1] for key in home} == {second.port}
         assert first.asked == asked  # found out of service by its health, not by asking it
+
+
+@pytest.mark.parametrize(("count", "percent"), [(1, 150), (2, 160), (4, 320), (8, 400)])
+def test_users_stay_where_bursts_are_short(count: int, percent: int) -> None:
+    """At 150 percent, every burst of two requests sent a user away from one of several idle replicas."""
+    proxy = Proxy("127.0.0.1", 8000, 8001, largest_request=len(BODY))
+    assert f"hash-balance-factor {percent}\n" in haproxy_config(proxy, replicas_of(proxy, count))
 
 
 @needs_haproxy
