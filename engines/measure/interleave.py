@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
-import numpy as np
-
 from engines.measure.percentiles import Percentiles
 
 Key = TypeVar("Key")
@@ -38,7 +36,7 @@ def interleaved(
     order = [key for key in order if key not in optional or seconds[key] * rounds <= budget_s]
     primed = [key for key in order if seconds[key] < PRIMED_BELOW_SECONDS]
     samples = samples_in_turn({key: calls[key] for key in order}, rounds, primed=primed, pause_s=PAUSE_SECONDS)
-    return {key: Percentiles(*map(float, np.percentile(s, (50, 90, 99)))) for key, s in samples.items()}
+    return {key: Percentiles.of(s) for key, s in samples.items()}
 
 
 def samples_in_turn(

@@ -6,8 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 from engines.measure.percentiles import Percentiles
 from engines.serve.ranker import Ranker
 from graphs.base.progress import Progress, ProgressCallback, silent
@@ -51,8 +49,4 @@ def measure_replay(
             computed.append((between - started) * 1e3)
             cached.append((time.perf_counter() - between) * 1e3)
         progress(Progress("latency", turn + 1, len(requests)))
-    return {name: ReplayLatency(_percentiles(a), _percentiles(b)) for name, (a, b) in times.items()}
-
-
-def _percentiles(milliseconds: Sequence[float]) -> Percentiles:
-    return Percentiles(*map(float, np.percentile(milliseconds, (50, 90, 99))))
+    return {name: ReplayLatency(Percentiles.of(a), Percentiles.of(b)) for name, (a, b) in times.items()}
