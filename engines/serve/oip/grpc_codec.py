@@ -125,7 +125,8 @@ def _parameters(given: Mapping[str, pb.InferParameter]) -> tuple[float, bool]:
             timeout = seconds_of(value.int64_param or value.uint64_param)
         elif name == "warm_only" and kind == "bool_param":
             warm_only = value.bool_param
-        elif name != "binary_data_output":
+        # Triton's clients send hints to Triton with every request, which a model of its could not refuse either.
+        elif name != "binary_data_output" and not name.startswith("triton_"):
             if name in _PARAMETERS:
                 raise UgsepError(
                     f"parameter '{name}' has a value of the wrong type; see the documentation of serving"

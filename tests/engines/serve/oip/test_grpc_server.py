@@ -55,6 +55,7 @@ def test_scores_with_raw_and_typed_contents(server: LocalServer) -> None:
     expected = server.ranker.score(user, items)["like"]
     both = {**user, **items}
     raw = message(both, id="42")
+    raw.parameters["triton_enable_empty_final_response"].bool_param = False  # as perf_analyzer sends it
     typed = pb.ModelInferRequest(model_name="tiny", model_version=VERSION, outputs=[{"name": "like"}])
     for name, value in both.items():
         tensor = typed.inputs.add(name=name, datatype="FP32", shape=value.shape)
