@@ -119,12 +119,16 @@ class Scheduler:
         for entry in left:
             self._finish(entry, NotReady("the server stopped before the request was scored; send it to another"))
 
+    def retry_seconds(self) -> int:
+        """Return in how many seconds what waits now will have been answered; at least 1."""
+        return max(1, math.ceil(len(self._queue) * self._mean_seconds / self.workers))
+
     def _refusal(self) -> UgsepError | None:
         if not self._accepting:
             return NotReady("the server is shutting down; send the request to another replica")
         waiting = len(self._queue)
         if waiting >= self.limit:
-            wait = max(1, math.ceil(waiting * self._mean_seconds / self.workers))
+            wait = self.retry_seconds()
             return QueueFull(f"{waiting} requests are waiting, as many as the queue holds; retry in {wait} s", wait)
         try:
             self._slot.current()

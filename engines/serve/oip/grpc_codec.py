@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from engines.serve.oip.request import Decoded, Reply, Tensors, check_id, check_r
 from engines.serve.oip.signature import Input, Signature, datatype_of
 from graphs.base.errors import UgsepError, nearest
 
-__all__ = ["decode_message", "encode_message"]
+__all__ = ["MessageCache", "encode_message"]
 
 #: The field of typed contents that holds each kind of number.
 _CONTENTS = {
@@ -32,19 +34,115 @@ _CONTENTS = {
     "FP64": "fp64_contents",
 }
 _PARAMETERS = ("timeout", "warm_only", "binary_data_output")
+_MOST_HEADS, _LONGEST_HEAD = 1024, 8192
+#: The first byte of an element of raw_input_contents: the field's number and the wire type of bytes.
+_RAW_TAG = bytes([pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2])
 
 
-def decode_message(message: bytes, signature: Signature) -> Decoded:
-    """Decode a request.
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """Where the bytes of one tensor are in a message: after ``opening``, their tag and length, at ``start``."""
 
-    Raises:
-        UgsepError: no ModelInferRequest, an unknown model or version, contents that contradict each other, or an
-            unknown, repeated, missing or wrong tensor.
+    rule: Input
+    shape: tuple[int, ...]
+    elements: int
+    opening: bytes
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """All of a message but its raw contents, checked: what remains to be read are numbers at known places."""
+
+    fixed: bytes
+    contents: tuple[_Content, ...]
+    users_only: bool
+    timeout: float
+    reply: Reply
+
+    def decoded(self, message: bytes) -> Decoded | None:
+        """Return the request if ``message``, which has the right length, has this head, else None.
+
+        Raises:
+            UgsepError: a boolean that is neither 0 nor 1.
+        """
+        if not message.startswith(self.fixed):
+            return None
+        user: dict[str, Array] = {}
+        items: dict[str, Array] = {}
+        index = None
+        for content in self.contents:
+            rule, start = content.rule, content.start
+            if not message.startswith(content.opening, start - len(content.opening)):
+                return None
+            value = raw_tensor(rule, message, content.elements, start).reshape(content.shape)
+            if rule.role == "item":
+                items[rule.name] = value
+            elif rule.role == "user":
+                user[rule.name] = value
+            else:
+                index = value
+        return Decoded(self.users_only, user, items, index, self.timeout, self.reply)
+
+
+class MessageCache:
+    """Parsed heads of messages, for one signature.
+
+    A caller repeats all but the tensors' contents for each number of candidates, and protobuf encodes the contents
+    last: a message of known length that begins with a known head has them at known places, so that most requests
+    need no parser at all. Only heads without an id are kept, up to a fixed number.
     """
+
+    def __init__(self) -> None:
+        self._kept: tuple[Signature | None, dict[int, _Head]] = (None, {})
+
+    def decode(self, message: bytes, signature: Signature) -> Decoded:
+        """Decode a request.
+
+        Raises:
+            UgsepError: no ModelInferRequest, an unknown model or version, contents that contradict each other, or an
+                unknown, repeated, missing or wrong tensor.
+        """
+        kept_for, heads = self._kept
+        if kept_for is not signature:  # another bundle serves: its names and shapes may differ
+            heads = {}
+            self._kept = (signature, heads)  # one assignment, so that no thread sees the one without the other
+        head = heads.get(len(message))
+        found = None if head is None else head.decoded(message)
+        if found is None:
+            request = _parse(message)
+            found = _decode(request, signature)
+            fresh = _head(message, request, found, signature)
+            if fresh is not None:
+                if len(heads) >= _MOST_HEADS:
+                    heads.clear()
+                heads[len(message)] = fresh
+        return found
+
+
+def encode_message(answer: Answer, reply: Reply) -> bytes:
+    """Encode the scores, or the user graph's states, with raw contents."""
+    response = pb.ModelInferResponse(model_name=reply.model, model_version=answer.served_by.version, id=reply.id)
+    seconds, parameters = answer.seconds, response.parameters
+    parameters["user_cached"].bool_param = not answer.misses
+    parameters["batch_users"].int64_param = answer.batch_users
+    parameters["queue_us"].int64_param = int(seconds.queue * 1e6)
+    parameters["user_us"].int64_param = int(seconds.user * 1e6)
+    parameters["item_us"].int64_param = int(seconds.item * 1e6)
+    for name, value, _ in reply.wanted(answer.outputs):
+        response.outputs.add(name=name, datatype=datatype_of(value.dtype), shape=value.shape)
+        response.raw_output_contents.append(value.tobytes())
+    return response.SerializeToString()
+
+
+def _parse(message: bytes) -> pb.ModelInferRequest:
     try:
-        request = pb.ModelInferRequest.FromString(message)
+        return pb.ModelInferRequest.FromString(message)
     except (DecodeError, UnicodeDecodeError) as error:
         raise UgsepError("the message is no ModelInferRequest; make it with open_inference.proto") from error
+
+
+def _decode(request: pb.ModelInferRequest, signature: Signature) -> Decoded:
     users_only = signature.is_user_model(request.model_name, request.model_version)
     timeout, warm_only = _parameters(request.parameters)
     outputs = None
@@ -75,19 +173,43 @@ def decode_message(message: bytes, signature: Signature) -> Decoded:
     return tensors.decoded(timeout, reply)
 
 
-def encode_message(answer: Answer, reply: Reply) -> bytes:
-    """Encode the scores, or the user graph's states, with raw contents."""
-    response = pb.ModelInferResponse(model_name=reply.model, model_version=answer.served_by.version, id=reply.id)
-    seconds, parameters = answer.seconds, response.parameters
-    parameters["user_cached"].bool_param = not answer.misses
-    parameters["batch_users"].int64_param = answer.batch_users
-    parameters["queue_us"].int64_param = int(seconds.queue * 1e6)
-    parameters["user_us"].int64_param = int(seconds.user * 1e6)
-    parameters["item_us"].int64_param = int(seconds.item * 1e6)
-    for name, value, _ in reply.wanted(answer.outputs):
-        response.outputs.add(name=name, datatype=datatype_of(value.dtype), shape=value.shape)
-        response.raw_output_contents.append(value.tobytes())
-    return response.SerializeToString()
+def _head(message: bytes, request: pb.ModelInferRequest, decoded: Decoded, signature: Signature) -> _Head | None:
+    """Return the head of a message that was decoded, or None if its raw contents are not all at its end.
+
+    A head that can be parsed ends where a field does. So whatever contents of the same lengths follow it, the message
+    is parsed into the same head and those contents.
+    """
+    if decoded.reply.id or not request.raw_input_contents:  # an id is likely to be another one next time
+        return None
+    sizes = [len(raw) for raw in request.raw_input_contents]
+    openings = [_RAW_TAG + _varint(size) for size in sizes]
+    ends = list(accumulate(len(opening) + size for opening, size in zip(openings, sizes, strict=True)))
+    length = len(message) - ends[-1]
+    fixed = message[:length]
+    tail = b"".join(o + raw for o, raw in zip(openings, request.raw_input_contents, strict=True))
+    if length > _LONGEST_HEAD or message[length:] != tail:
+        return None
+    try:
+        if pb.ModelInferRequest.FromString(fixed).raw_input_contents:
+            return None
+    except (DecodeError, UnicodeDecodeError):
+        return None
+    rules = [signature.input(given.name, decoded.users_only) for given in request.inputs]
+    contents = tuple(
+        _Content(rule, tuple(given.shape), size // rule.dtype.itemsize, opening, length + end - size)
+        for rule, given, size, opening, end in zip(rules, request.inputs, sizes, openings, ends, strict=True)
+    )
+    return _Head(fixed, contents, decoded.users_only, decoded.timeout, decoded.reply)
+
+
+def _varint(number: int) -> bytes:
+    """Return a number as protobuf encodes lengths: seven bits a byte, the lowest first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def _raw(rule: Input, content: bytes, elements: int, shape: tuple[int, ...]) -> Array:

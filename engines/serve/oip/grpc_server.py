@@ -19,7 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from engines.serve.errors import DeadlineExceeded, NotReady, QueueFull
 from engines.serve.oip import open_inference_pb2 as pb
-from engines.serve.oip.grpc_codec import decode_message, encode_message
+from engines.serve.oip.grpc_codec import MessageCache, encode_message
 from engines.serve.oip.infer_job import Call, Codec, InferJob
 from engines.serve.oip.metadata import EXTENSIONS, SERVER_NAME, model_config, model_metadata, server_version
 from engines.serve.oip.refusals import BodyTooSlow, refusal
@@ -34,6 +34,8 @@ SERVICE = "inference.GRPCInferenceService"
 #: Threads beyond those that wait for scores: they refuse, and answer health checks.
 _SPARE = 16
 _MOST_THREADS = 512
+#: Calls that may wait for a spare thread, so that they get a refusal of ours: grpc's own does not say when to retry.
+_BACKLOG = 1024
 _LONGEST_KEY = 512
 _ENVELOPE_BYTES = 64 << 10  # names and shapes beside the tensors that --max-body allows
 
@@ -63,8 +65,8 @@ def start_grpc(context: ServerContext, signatures: Signatures, host: str, port: 
         UgsepError: the port is in use, or the address is not this machine's.
     """
     settings = context.settings
-    count = min(settings.queue + settings.workers, _MOST_THREADS) + _SPARE
-    threads = ThreadPoolExecutor(count, thread_name_prefix="ugsep-grpc")
+    most = min(settings.queue + settings.workers, _MOST_THREADS)
+    threads = ThreadPoolExecutor(most + _SPARE, thread_name_prefix="ugsep-grpc")
     largest = min(settings.max_body + _ENVELOPE_BYTES, (1 << 31) - 1)
     server = grpc.server(
         threads,
@@ -73,10 +75,10 @@ def start_grpc(context: ServerContext, signatures: Signatures, host: str, port: 
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # or a second server would share the port instead of failing
         ],
-        maximum_concurrent_rpcs=count,
+        maximum_concurrent_rpcs=most + _SPARE + _BACKLOG,
     )
     slow = _SlowCallers(settings.body_timeout)
-    calls = _Calls(context, signatures, slow)
+    calls = _Calls(context, signatures, slow, _Places(most))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, calls.handlers()),))
     states = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(states, server)
@@ -143,11 +145,33 @@ class _SlowCallers:
                     rpc.cancel()
 
 
+class _Places:
+    """As many inference calls as there are threads for them may be open, so that the spare ones are never taken."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self._open = most, 0
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        """Return whether there was a place; ``leave`` gives it back."""
+        with self._lock:
+            if self._open >= self.most:
+                return False
+            self._open += 1
+            return True
+
+    def leave(self) -> None:
+        """Give a place back."""
+        with self._lock:
+            self._open -= 1
+
+
 class _Calls:
     """The calls of the service; requests arrive as bytes, so that a refusal costs no parsing."""
 
-    def __init__(self, context: ServerContext, signatures: Signatures, slow: _SlowCallers) -> None:
-        self._context, self._signatures, self._slow = context, signatures, slow
+    def __init__(self, context: ServerContext, signatures: Signatures, slow: _SlowCallers, places: _Places) -> None:
+        self._context, self._signatures, self._slow, self._places = context, signatures, slow, places
+        self._messages = MessageCache()
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """Return the handlers by method."""
@@ -205,6 +229,18 @@ class _Calls:
         return signature, signature.is_user_model(name, version)
 
     def _infer(self, messages: Iterator[bytes], rpc: grpc.ServicerContext) -> bytes:
+        places = self._places
+        if not places.take():
+            wait = self._context.scheduler.retry_seconds()
+            full = QueueFull(f"{places.most} calls are open, as many as have a thread; retry in {wait} s", wait)
+            self._context.refused(full)
+            return self._refuse(full, rpc)
+        try:
+            return self._admitted(messages, rpc)
+        finally:
+            places.leave()
+
+    def _admitted(self, messages: Iterator[bytes], rpc: grpc.ServicerContext) -> bytes:
         try:
             self._context.scheduler.check()
             result = self._scored(self._slow.read(messages, rpc), rpc)
@@ -230,7 +266,7 @@ class _Calls:
         remaining = rpc.time_remaining()
         timeout = 0.0 if remaining is None or math.isinf(remaining) else max(remaining, 1e-9)
         call = Call(time.monotonic(), timeout, key, traceparent)
-        codec = Codec(partial(decode_message, message), encode_message)
+        codec = Codec(partial(self._messages.decode, message), encode_message)
         job = InferJob(call, codec, self._signatures, answered.put, context.settings.request_timeout)
 
         def ended() -> None:

@@ -201,6 +201,36 @@ def test_calls_without_a_message_are_cut(server: LocalServer) -> None:
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_calls_beyond_the_threads_are_told_when_to_retry(built_bundle: Path) -> None:
+    sent = message({n: v for part in tiny.user_and_items(3, seed=9) for n, v in part.items()}).SerializeToString()
+    silent = threading.Event()
+
+    def nothing():
+        silent.wait(PATIENCE)
+        yield sent
+
+    with (
+        serving(built_bundle, queue=2) as server,  # three calls may wait, each with a thread
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        stub = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        calls = [stub.future(nothing(), timeout=PATIENCE) for _ in range(100)]
+        refused: list[grpc.Future] = []
+        until = time.monotonic() + PATIENCE
+        while len(refused) < 97:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+            refused = [call for call in calls if call.done()]
+        assert {call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert {call.details() for call in refused} == {"3 calls are open, as many as have a thread; retry in 1 s"}
+        assert {dict(call.trailing_metadata()).get("retry-after") for call in refused} == {"1"}
+        assert pb.ServerLiveResponse.FromString(server.call("ServerLive", b"")).live
+        silent.set()
+        assert [len(scores(call.result())) for call in calls if call not in refused] == [3] * 3
+        assert len(scores(server.call("ModelInfer", sent))) == 3
+        assert server.answered(429) == 97
+
+
 def test_health_follows_the_state_of_the_server(built_bundle: Path) -> None:
     with (
         serving(built_bundle, ready=False) as server,
