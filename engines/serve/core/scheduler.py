@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from engines.serve.core.batching import BatchPlan, plan_from
+from engines.serve.core.batching import BatchPlan, Sizes, plan_from
 from engines.serve.core.job import Answer, Job, StageSeconds
 from engines.serve.core.model_slot import ModelSlot
 from engines.serve.core.outcome import Outcome, code_of
@@ -116,8 +116,8 @@ class Scheduler:
             self._queue.clear()
             self._running += len(left)
             self._arrived.notify_all()
-        for entry in left:
-            self._finish(entry, NotReady("the server stopped before the request was scored; send it to another"))
+        stopped = NotReady("the server stopped before the request was scored; send it to another")
+        self._settle([(entry, stopped) for entry in left])
 
     def retry_seconds(self) -> int:
         """Return in how many seconds what waits now will have been answered; at least 1."""
@@ -143,9 +143,7 @@ class Scheduler:
                 self._serve(first, batch)
             except Exception as error:  # a bug of ours must cost neither the worker nor the callers' answers
                 self._on_bug(error)
-                for entry in batch:
-                    if not entry.finished:
-                        self._finish(entry, error)
+                self._settle([(entry, error) for entry in batch if not entry.finished])
 
     def _next(self) -> _Entry | None:
         with self._lock:
@@ -168,8 +166,7 @@ class Scheduler:
             try:
                 served = self._slot.current()
             except NotReady as error:
-                for entry in batch:
-                    self._finish(entry, error)
+                self._settle([(entry, error) for entry in batch])
                 return
             ready = [entry for entry in batch if self._prepared(entry, served)]
             if ready and len(batch) == 1 and not first.job.users_only:
@@ -193,42 +190,55 @@ class Scheduler:
             entry.users = _rows(request.user) if request.user_index is not None else 1
             _check_deadline(request.deadline, "in the queue")
         except UgsepError as error:
-            self._finish(entry, error)
+            self._settle([(entry, error)])
             return False
         except Exception as error:
             self._on_bug(error)
-            self._finish(entry, error)
+            self._settle([(entry, error)])
             return False
         return True
 
     def _add_more(self, served: ServedBundle, batch: list[_Entry], ready: list[_Entry]) -> None:
-        """Take further jobs while users and candidates stay within the plan and the engine's limits."""
+        """Take further jobs while users and candidates stay within the plan and the engine's limits.
+
+        What was taken is put back if it turns out to be fewer users than pay.
+        """
         plan, ranker = self._plan_for(served), served.ranker
         first = ready[0]
         users, candidates = first.users, first.candidates
-        most = self._most_users(plan, served, first)
-        until = time.monotonic() + self._delay
-        while users < most:
+        sizes = self._sizes(plan, served, first)
+        if not self._delay and users + len(self._queue) < sizes.least:
+            return
+        until = first.taken + self._delay  # one that was put back has waited already
+        while users < sizes.most:
             entry = self._take_more(until)
             if entry is None:
-                return
+                break
             batch.append(entry)
             if not self._prepared(entry, served):
                 continue
-            limit = min(most, self._most_users(plan, served, entry))
+            own = self._sizes(plan, served, entry)
+            limit = Sizes(max(sizes.least, own.least), min(sizes.most, own.most))
             too_many = ranker.max_candidates and candidates + entry.candidates > ranker.max_candidates
-            if entry.job.users_only or users + entry.users > limit or too_many:
+            if entry.job.users_only or users + entry.users > limit.most or too_many:
                 batch.remove(entry)
-                self._put_back(entry)
-                return
+                self._put_back([entry])
+                break
             ready.append(entry)
-            users, candidates, most = users + entry.users, candidates + entry.candidates, limit
+            users, candidates, sizes = users + entry.users, candidates + entry.candidates, limit
+        if len(ready) > 1 and users < sizes.least:
+            self._put_back(ready[1:])
+            batch[:] = ready[:] = [first]
 
-    def _most_users(self, plan: BatchPlan, served: ServedBundle, entry: _Entry) -> int:
+    def _sizes(self, plan: BatchPlan, served: ServedBundle, entry: _Entry) -> Sizes:
+        """Return how many users may share a call with an entry's; one if the engine takes no more."""
+        most = served.ranker.max_users
         if not served.ranker.takes_index:
-            return 1
-        most = plan.most_users(-(-entry.candidates // max(1, entry.users)))
-        return min(most, served.ranker.max_users) if served.ranker.max_users else most
+            return Sizes()
+        sizes = plan.sizes_for(-(-entry.candidates // max(1, entry.users)))
+        if not most or sizes.most <= most:
+            return sizes
+        return Sizes(sizes.least, most) if sizes.least <= most else Sizes()
 
     def _take_more(self, until: float) -> _Entry | None:
         with self._lock:
@@ -238,15 +248,16 @@ class Scheduler:
                     return None
             return self._take()
 
-    def _put_back(self, entry: _Entry) -> None:
-        """Return an entry to the head of the queue, decoded as it is; another worker may take it at once."""
+    def _put_back(self, entries: Sequence[_Entry]) -> None:
+        """Return entries to the head of the queue, decoded as they are; other workers may take them at once."""
         with self._lock:
             if not self._closed:
-                self._running -= 1
-                self._queue.appendleft(entry)
-                self._arrived.notify()
+                self._running -= len(entries)
+                self._queue.extendleft(reversed(entries))
+                self._arrived.notify(len(entries))
                 return
-        self._finish(entry, NotReady("the server stopped before the request was scored; send it to another"))
+        stopped = NotReady("the server stopped before the request was scored; send it to another")
+        self._settle([(entry, stopped) for entry in entries])
 
     def _plan_for(self, served: ServedBundle) -> BatchPlan:
         known, plan = self._plan
@@ -261,7 +272,7 @@ class Scheduler:
         results = self._call(served, ready)
         spent = (time.monotonic() - started) / len(ready)
         self._mean_seconds += 0.1 * (spent - self._mean_seconds)
-        again = []
+        again, settled = [], list[tuple[_Entry, Result]]()
         for entry, result in zip(ready, results, strict=True):
             if isinstance(result, RankerClosed) and self._replaced(served):
                 again.append(entry)
@@ -269,12 +280,13 @@ class Scheduler:
             if isinstance(result, Exception):
                 if not isinstance(result, UgsepError):
                     self._on_bug(result)
-                self._finish(entry, result)
+                settled.append((entry, result))
                 continue
             queued = max(0.0, started - entry.job.arrived - entry.codec)
             seconds = StageSeconds(queued, result.user_seconds, result.item_seconds)
             users = result.batch_users
-            self._finish(entry, Answer(served, result.scores, result.hits, result.misses, users, seconds))
+            settled.append((entry, Answer(served, result.scores, result.hits, result.misses, users, seconds)))
+        self._settle(settled)
         return again
 
     def _call(self, served: ServedBundle, ready: list[_Entry]) -> Sequence[Scored | Exception]:
@@ -299,8 +311,21 @@ class Scheduler:
         except NotReady:
             return False
 
-    def _finish(self, entry: _Entry, result: Result) -> None:
-        """Deliver a result, exactly once, and tell the hooks."""
+    def _settle(self, results: Sequence[tuple[_Entry, Result]]) -> None:
+        """Deliver results, each exactly once, and tell the hooks when the last is delivered: callers wait for it."""
+        outcomes = [self._deliver(entry, result) for entry, result in results]
+        for outcome in outcomes:
+            for hook in self._on_outcome:
+                try:
+                    hook(outcome)
+                except Exception as error:
+                    self._on_bug(error)
+        with self._lock:
+            self._running -= len(outcomes)
+            if not self._running and not self._queue:
+                self._idle.notify_all()
+
+    def _deliver(self, entry: _Entry, result: Result) -> Outcome:
         entry.finished = True
         job = entry.job
         before = time.monotonic()
@@ -316,7 +341,7 @@ class Scheduler:
         except Exception as error:
             self._on_bug(error)
         ended = time.monotonic()
-        outcome = Outcome(
+        return Outcome(
             job,
             entry.request,
             result,
@@ -327,15 +352,6 @@ class Scheduler:
             entry.codec + ended - before,
             ended,
         )
-        for hook in self._on_outcome:
-            try:
-                hook(outcome)
-            except Exception as error:
-                self._on_bug(error)
-        with self._lock:
-            self._running -= 1
-            if not self._running and not self._queue:
-                self._idle.notify_all()
 
 
 class _Entry:

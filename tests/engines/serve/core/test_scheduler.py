@@ -196,10 +196,10 @@ def test_a_user_is_warmed_without_candidates(slot: ModelSlot, start) -> None:
     assert slot.current().ranker.cache_info().misses == 1
 
 
-def with_plan(served: ServedBundle, users: int, candidates: int) -> ServedBundle:
-    """The bundle as if its build had measured that up to ``users`` users should share a call."""
+def with_plan(served: ServedBundle, users: int, candidates: int, least: int = 2) -> ServedBundle:
+    """The bundle as if its build had measured that ``least`` to ``users`` users should share a call."""
     sizes = [u for u in (2, 4, 8, 16) if u <= users]
-    timings = tuple(BatchTiming(u, candidates, float(u), 1.0) for u in sizes)
+    timings = tuple(BatchTiming(u, candidates, float(u), 1.0 if u >= least else 2.0 * u) for u in sizes)
     return dataclasses.replace(served, manifest=dataclasses.replace(served.manifest, batching=timings))
 
 
@@ -224,6 +224,75 @@ def test_waiting_users_share_a_call_as_far_as_the_measurements_say(
         for task, logits in slot.current().ranker.score(job.request.user, job.request.items).items():
             np.testing.assert_allclose(answer.outputs[task], logits, rtol=1e-4, atol=1e-4)
     assert seen.bugs == []
+
+
+@pytest.mark.parametrize(("waiting", "batches"), [(2, [1, 1, 1]), (3, [4]), (5, [6]), (9, [8, 1, 1])])
+def test_users_who_are_too_few_to_pay_do_not_share_a_call(
+    slot: ModelSlot, start, waiting: int, batches: list[int]
+) -> None:
+    slot.switch(with_plan(slot.current(), 8, 5, least=4))
+    scheduler, seen = start(queue=16)
+    busy = blocked(scheduler)
+    jobs = [SimpleJob(request(5, seed)) for seed in range(1, waiting + 1)]
+    for job in jobs:
+        scheduler.submit(job)
+    busy.released.set()
+    sizes = [answer.batch_users for job in (busy.job, *jobs) if isinstance(answer := job.result(), Answer)]
+    assert sizes == [size for size in batches for _ in range(size)]
+    assert scheduler.drain(PATIENCE)
+    assert [o.job for o in seen.outcomes] == [busy.job, *jobs]
+    assert seen.bugs == []
+
+
+def test_too_few_that_a_larger_request_leaves_are_put_back_in_order_and_decoded_once(slot: ModelSlot, start) -> None:
+    slot.switch(with_plan(slot.current(), 8, 5, least=4))
+    scheduler, seen = start(queue=16)
+    busy, decoded = blocked(scheduler), []
+
+    def counted(seed: int, candidates: int) -> SimpleJob:
+        def decode(served: ServedBundle) -> ScoreRequest:
+            decoded.append(seed)
+            return request(candidates, seed)
+
+        return SimpleJob(request(candidates, seed), make=decode)
+
+    jobs = [counted(1, 5), counted(2, 5), counted(3, 9), counted(4, 5)]  # nine candidates were not measured
+    for job in jobs:
+        scheduler.submit(job)
+    busy.released.set()
+    assert [answer.batch_users for job in jobs if isinstance(answer := job.result(), Answer)] == [1] * 4
+    assert scheduler.drain(PATIENCE)
+    assert [o.job for o in seen.outcomes] == [busy.job, *jobs]
+    assert decoded == [1, 2, 3, 4]
+
+
+def test_one_who_waited_for_others_in_vain_does_not_wait_again(slot: ModelSlot, start) -> None:
+    slot.switch(with_plan(slot.current(), 8, 5, least=4))
+    scheduler, _ = start(delay=0.4)
+    jobs = [SimpleJob(request(5, seed)) for seed in range(3)]
+    for job in jobs:
+        scheduler.submit(job)
+    assert [answer.batch_users for job in jobs if isinstance(answer := job.result(), Answer)] == [1] * 3
+    waits = [answer.seconds.queue for job in jobs if isinstance(answer := job.result(), Answer)]
+    assert 0.35 <= waits[0]
+    assert waits[2] - waits[0] < 0.35, "each waited for itself"
+
+
+def test_callers_have_their_answers_before_the_hooks_are_told(slot: ModelSlot) -> None:
+    slot.switch(with_plan(slot.current(), 8, 5))
+    jobs = [SimpleJob(request(5, seed)) for seed in range(1, 4)]
+    answered: list[int] = []
+    scheduler = Scheduler(
+        slot, workers=1, queue=8, on_outcome=(lambda outcome: answered.append(sum(j.done.is_set() for j in jobs)),)
+    )
+    scheduler.start()
+    busy = blocked(scheduler)
+    for job in jobs:
+        scheduler.submit(job)
+    busy.released.set()
+    assert scheduler.drain(PATIENCE)
+    scheduler.close()
+    assert answered == [3] * 4  # 'busy' shares their call
 
 
 def test_a_batch_keeps_to_the_engine_s_candidates_and_to_the_order(slot: ModelSlot, start) -> None:
