@@ -95,7 +95,9 @@ def _overhead(figures: Mapping[str, Any]) -> list[str]:
         f"One request at a time of {figures['candidates']} candidates, user cached, {figures['rounds']} rounds in "
         "turn. Paired: the median of the differences within a round. Triton and KServe run the same ONNX files in "
         "the same version of ONNX Runtime, with a cache of user states in their model (Triton's ensemble: "
-        "its response cache).",
+        "its response cache). Floor: the least that a Python server adds. It knows the requests by heart and parses, "
+        "checks, counts and refuses nothing: over HTTP a bare asyncio protocol and a worker thread, over gRPC a bare "
+        "handler of grpcio. What is above the floor is ours; the floor is asyncio's, grpcio's and the system's.",
         "",
         *table(("milliseconds", "p50", "p99", "over Ranker.score", "paired"), rows),
         *_left_out(figures),

@@ -7,7 +7,7 @@ from typing import Any
 
 from engines.render.svg import COLOURS, new_axes, to_svg
 
-_OURS, _OTHERS = COLOURS["user"], COLOURS["full"]
+_OURS, _OTHERS, _FLOOR = COLOURS["user"], COLOURS["full"], "#999"
 _NAMED = {"warm cache": COLOURS["user"], "cold cache": COLOURS["item"], "whole model": COLOURS["full"]}
 
 
@@ -16,7 +16,9 @@ def overhead_plot(figures: Mapping[str, Any]) -> str:
     found = {n: one["overhead_p50_ms"] for n, one in figures["contenders"].items() if n != "Ranker.score"}
     figure, axes = new_axes("Added to Ranker.score, p50, milliseconds", 6.4, 0.6 + 0.35 * len(found))
     names = list(reversed(found))
-    colours = [_OURS if name.startswith("ugsep") else _OTHERS for name in names]
+    colours = [
+        _OURS if name.startswith("ugsep") else _FLOOR if name.startswith("floor") else _OTHERS for name in names
+    ]
     axes.barh(names, [found[name] for name in names], color=colours)
     for at, name in enumerate(names):
         axes.annotate(f" {found[name]:.2f}", (max(0.0, found[name]), at), va="center", fontsize=8)

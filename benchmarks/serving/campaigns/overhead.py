@@ -18,6 +18,7 @@ from benchmarks.serving.load.pool import ANY, Entry, Pool, bundle_version, make_
 from benchmarks.serving.load.tally import Tally, percentiles
 from benchmarks.serving.load.wire import grpc_outputs, http_outputs
 from benchmarks.serving.rivals.setup import missing
+from benchmarks.serving.servers.floor import floor_server
 from benchmarks.serving.servers.ours import our_server
 from benchmarks.serving.servers.process import Server, started
 from benchmarks.serving.servers.rivals import kserve_server, triton_server
@@ -26,7 +27,7 @@ from engines.verify.checks import Check
 from graphs.base.errors import UgsepError
 
 CANDIDATES, USERS = 256, 8
-IN_PROCESS = "Ranker.score"
+IN_PROCESS, OURS, FLOOR = "Ranker.score", "ugsep serve", "floor"
 MOST_OVERHEAD_MS = 0.5
 
 
@@ -43,6 +44,8 @@ class Contender:
 def overhead(bench: Bench) -> Result:
     """Time one warm request of 256 candidates through every server and in process, in turn.
 
+    ``floor`` is the least that a Python server can add over the same transport (``servers/floor.py``).
+
     Raises:
         UgsepError: our server does not start or answer; other servers that do not are left out with a reason.
     """
@@ -53,7 +56,9 @@ def overhead(bench: Bench) -> Result:
     with ExitStack() as stack:
         contenders = _in_process(bench, stack)
         ours = stack.enter_context(started(our_server(bench.bundle, bench.work, bench.server_cores)))
-        contenders |= _clients(ours, "ugsep serve", stack)
+        contenders |= _clients(ours, OURS, stack)
+        floor = floor_server(bench.bundle, candidates, USERS, bench.seed, bench.work, bench.server_cores)
+        contenders |= _clients(stack.enter_context(started(floor, ready=None)), FLOOR, stack)
         for name, make in (("triton", triton_server), ("kserve", kserve_server)):
             if bench.short or name in left_out:
                 continue
@@ -89,9 +94,7 @@ def overhead(bench: Bench) -> Result:
     checks = [Check(f"wrong scores, {name}", tally.wrong, 0) for name, tally in tallies.items()]
     if not bench.short:
         checks += [
-            Check(
-                f"overhead over Ranker.score, {kind}, p50 ms", found[f"ugsep serve, {kind}"]["overhead_p50_ms"], bound
-            )
+            Check(f"overhead over Ranker.score, {kind}, p50 ms", found[f"{OURS}, {kind}"]["overhead_p50_ms"], bound)
             for kind, bound in (("HTTP", MOST_OVERHEAD_MS), ("gRPC", MOST_OVERHEAD_MS))
         ]
     return result(bench, "overhead", checks, figures)

@@ -1,3 +1,3 @@
 """Servers and proxies as processes of their own, pinned to a core."""
 
-__all__ = ["ours", "process", "rivals", "whole_model"]
+__all__ = ["floor", "ours", "process", "rivals", "whole_model"]

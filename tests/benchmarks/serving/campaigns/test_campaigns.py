@@ -34,7 +34,8 @@ def kept(found: Result) -> Result:
 
 def test_every_way_to_ask_gives_the_same_scores(bench: Bench) -> None:
     found = kept(overhead(bench))
-    assert set(found.figures["contenders"]) == {"Ranker.score", "ugsep serve, HTTP", "ugsep serve, gRPC"}
+    servers = {f"{server}, {kind}" for server in ("ugsep serve", "floor") for kind in ("HTTP", "gRPC")}
+    assert set(found.figures["contenders"]) == {"Ranker.score", *servers}
     assert all(one["exact"] > 0 for one in found.figures["contenders"].values())
     assert set(found.figures["left_out"]) == {"triton", "kserve"}
 
