@@ -31,6 +31,7 @@ SCENARIOS = {
     "tests/engines/cli/test_bad_input.py": "bad files and options of every command",
     "tests/engines/recipes/test_model_recipes.py": "every shipped recipe as a model",
     "tests/engines/recipes/test_recipes.py": "every shipped recipe as a build",
+    "tests/engines/serve/core/test_shared_calls.py": "the scheduler where users share calls",
     "tests/engines/serve/test_fork.py": "processes forked while threads score",
     "tests/engines/serve/page/test_browser.py": "the page in Chromium",
     "tests/engines/serve/page/test_page_of_a_server.py": "the page of a whole server in Chromium",

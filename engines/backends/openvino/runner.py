@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,30 +44,37 @@ def load(
 
 
 class OpenVinoRunner:
-    """One compiled model and one inference request per thread that calls ``infer``."""
+    """One compiled model, and as many inference requests as calls of ``infer`` ever ran at once.
+
+    Not one per thread: each holds the buffers of a whole run, and a server may call from a hundred threads in turn.
+    """
 
     def __init__(self, compiled: Any, built: BuiltEngine) -> None:
         self._compiled, self._built = compiled, built
-        self._local = threading.local()
+        self._idle: list[Any] = []  # append and pop are atomic
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; raises UgsepError for wrong feeds or after ``close``."""
         if self._compiled is None:
             raise UgsepError("the engine is closed; load it again")
         checked = check_feeds(self._built.inputs, feeds)
-        request = getattr(self._local, "request", None)
-        if request is None:
-            request = self._local.request = self._compiled.create_infer_request()
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
         try:
             results = request.infer(checked, share_inputs=True)
+            # Copies: the request's own output buffers are overwritten by its next run.
+            return {spec.name: np.array(results[i]) for i, spec in enumerate(self._built.outputs)}
         except Exception as error:  # openvino raises RuntimeError or its own classes
             raise UgsepError(f"the {self._built.side} engine refused these inputs ({last_line(error)})") from error
-        # Copies: the request's own output buffers are overwritten by its next run.
-        return {spec.name: np.array(results[i]) for i, spec in enumerate(self._built.outputs)}
+        finally:
+            if self._compiled is not None:
+                self._idle.append(request)
 
     def close(self) -> None:
         """Release the compiled model."""
-        self._compiled, self._local = None, threading.local()
+        self._compiled, self._idle = None, []
 
 
 def ports(listed: tuple[TensorSpec, ...], ports: Any) -> tuple[TensorSpec, ...]:

@@ -9,12 +9,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from engines.serve.core.batching import BatchPlan, Sizes, plan_from
+from engines.serve.core.entry import Entry, check_waiting, rows_of
 from engines.serve.core.job import Answer, Job, StageSeconds
 from engines.serve.core.model_slot import ModelSlot
 from engines.serve.core.outcome import Outcome, code_of
 from engines.serve.core.served_bundle import ServedBundle
-from engines.serve.errors import DeadlineExceeded, NotReady, QueueFull, RankerClosed
-from engines.serve.score_request import Scored, ScoreRequest
+from engines.serve.errors import NotReady, QueueFull, RankerClosed
+from engines.serve.score_request import Scored
 from graphs.base.errors import UgsepError
 
 __all__ = ["Scheduler"]
@@ -23,8 +24,9 @@ Result = Answer | Exception
 
 
 class Scheduler:
-    """Queues jobs, up to ``queue`` of them, and scores them in ``workers`` threads; thread-safe.
+    """Queues jobs, up to ``queue`` of them, and scores them, ``workers`` calls at a time; thread-safe.
 
+    Threads of its own score, or the caller's if that may block and a worker would be idle: two threads fewer to wake.
     A worker takes more waiting jobs into its item call where the bundle's measurements say that this pays, and waits
     up to ``max_batch_delay`` seconds for them. ``on_outcome`` are called in the worker's thread after each answer,
     ``on_refusal`` in the caller's with each error that ``check`` or ``submit`` raise, ``on_bug`` with exceptions that
@@ -47,8 +49,10 @@ class Scheduler:
         self._on_outcome, self._on_refusal, self._on_bug = tuple(on_outcome), on_refusal, on_bug
         self._lock = threading.Lock()
         self._arrived, self._idle = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._queue: deque[_Entry] = deque()
+        self._more = threading.Condition(self._lock)  # for those who wait for users to share their call
+        self._queue: deque[Entry] = deque()
         self._running = 0
+        self._scoring = self._collecting = 0  # threads that score, and those of them that wait for more users
         self._accepting, self._closed = True, False
         self._mean_seconds = 0.0  # of a request in a worker, smoothed
         self._plan: tuple[ServedBundle | None, BatchPlan] = (None, BatchPlan())
@@ -83,20 +87,39 @@ class Scheduler:
             self._on_refusal(error)
             raise error
 
-    def submit(self, job: Job) -> None:
-        """Queue a job; never blocks.
+    def submit(self, job: Job, *, here: bool = False) -> None:
+        """Queue a job; never blocks, unless ``here``: then it is answered in this thread if a worker would be idle.
 
         Raises:
             NotReady, QueueFull: as in ``check``; the job was not taken.
         """
+        mine = None
         with self._lock:
             error = self._refusal()
             if error is None:
-                self._queue.append(_Entry(job))
-                self._arrived.notify()
+                self._queue.append(Entry(job))
+                if here and len(self._queue) == 1 and self._scoring < self.workers and not self._collecting:
+                    self._scoring += 1
+                    mine = self._take()
+                else:
+                    self._wake()
         if error is not None:
             self._on_refusal(error)
             raise error
+        if mine is not None:
+            try:
+                self._run(mine)
+            finally:
+                with self._lock:
+                    self._scoring -= 1
+                    self._wake()
+
+    def _wake(self) -> None:
+        """Wake one who may take what waits, first one whose call waits for more users; the lock is the caller's."""
+        if self._collecting:
+            self._more.notify()
+        elif self._queue and self._scoring < self.workers:
+            self._arrived.notify()
 
     def stop_accepting(self) -> None:
         """Refuse new jobs from now on; what waits and runs goes on."""
@@ -116,6 +139,7 @@ class Scheduler:
             self._queue.clear()
             self._running += len(left)
             self._arrived.notify_all()
+            self._more.notify_all()
         stopped = NotReady("the server stopped before the request was scored; send it to another")
         self._settle([(entry, stopped) for entry in left])
 
@@ -137,30 +161,40 @@ class Scheduler:
         return None
 
     def _work(self) -> None:
-        while (first := self._next()) is not None:
-            batch = [first]
-            try:
-                self._serve(first, batch)
-            except Exception as error:  # a bug of ours must cost neither the worker nor the callers' answers
-                self._on_bug(error)
-                self._settle([(entry, error) for entry in batch if not entry.finished])
+        first = self._next(0)
+        while first is not None:
+            self._run(first)
+            first = self._next(1)
 
-    def _next(self) -> _Entry | None:
+    def _run(self, first: Entry) -> None:
+        batch = [first]
+        try:
+            self._serve(first, batch)
+        except Exception as error:  # a bug of ours must cost neither the thread nor the callers' answers
+            self._on_bug(error)
+            self._settle([(entry, error) for entry in batch if not entry.finished])
+
+    def _next(self, ended: int) -> Entry | None:
+        """Return what to score next, None at the end; ``ended`` is how many calls the thread has just ended."""
         with self._lock:
-            while not self._queue:
+            self._scoring -= ended
+            while not self._queue or self._scoring >= self.workers:
                 if self._closed:
                     return None
                 self._arrived.wait()
-            return self._take()
+            self._scoring += 1
+            entry = self._take()
+            self._wake()
+            return entry
 
-    def _take(self) -> _Entry:
+    def _take(self) -> Entry:
         entry = self._queue.popleft()
         self._running += 1
         if not entry.taken:
             entry.taken = time.monotonic()
         return entry
 
-    def _serve(self, first: _Entry, batch: list[_Entry]) -> None:
+    def _serve(self, first: Entry, batch: list[Entry]) -> None:
         """Score the first entry, and those that may share its call; they are appended to ``batch``."""
         while True:
             try:
@@ -176,19 +210,19 @@ class Scheduler:
                 return
             batch[:] = again  # on the bundle that replaced this one
 
-    def _prepared(self, entry: _Entry, served: ServedBundle) -> bool:
+    def _prepared(self, entry: Entry, served: ServedBundle) -> bool:
         """Decode an entry for a bundle, unless it was; on an error it is finished."""
         if entry.served is served and entry.request is not None:
             return True
         job, entry.served = entry.job, served
         try:
-            _check_deadline(job.deadline, "in the queue")
+            check_waiting(job.deadline)
             before = time.monotonic()
             entry.request = request = job.decode(served)
             entry.codec += time.monotonic() - before
-            entry.candidates = _rows(request.items)
-            entry.users = _rows(request.user) if request.user_index is not None else 1
-            _check_deadline(request.deadline, "in the queue")
+            entry.candidates = rows_of(request.items)
+            entry.users = rows_of(request.user) if request.user_index is not None else 1
+            check_waiting(request.deadline)
         except UgsepError as error:
             self._settle([(entry, error)])
             return False
@@ -198,7 +232,7 @@ class Scheduler:
             return False
         return True
 
-    def _add_more(self, served: ServedBundle, batch: list[_Entry], ready: list[_Entry]) -> None:
+    def _add_more(self, served: ServedBundle, batch: list[Entry], ready: list[Entry]) -> None:
         """Take further jobs while users and candidates stay within the plan and the engine's limits.
 
         What was taken is put back if it turns out to be fewer users than pay.
@@ -230,7 +264,7 @@ class Scheduler:
             self._put_back(ready[1:])
             batch[:] = ready[:] = [first]
 
-    def _sizes(self, plan: BatchPlan, served: ServedBundle, entry: _Entry) -> Sizes:
+    def _sizes(self, plan: BatchPlan, served: ServedBundle, entry: Entry) -> Sizes:
         """Return how many users may share a call with an entry's; one if the engine takes no more."""
         most = served.ranker.max_users
         if not served.ranker.takes_index:
@@ -240,21 +274,26 @@ class Scheduler:
             return sizes
         return Sizes(sizes.least, most) if sizes.least <= most else Sizes()
 
-    def _take_more(self, until: float) -> _Entry | None:
+    def _take_more(self, until: float) -> Entry | None:
         with self._lock:
             while not self._queue:
                 left = until - time.monotonic() if self._delay else 0.0
-                if left <= 0 or self._closed or not self._arrived.wait(left):
+                if left <= 0 or self._closed:
                     return None
-            return self._take()
+                self._collecting += 1
+                self._more.wait(left)
+                self._collecting -= 1
+            entry = self._take()
+            self._wake()  # of several that came at once, this call may have no place for the next
+            return entry
 
-    def _put_back(self, entries: Sequence[_Entry]) -> None:
+    def _put_back(self, entries: Sequence[Entry]) -> None:
         """Return entries to the head of the queue, decoded as they are; other workers may take them at once."""
         with self._lock:
             if not self._closed:
                 self._running -= len(entries)
                 self._queue.extendleft(reversed(entries))
-                self._arrived.notify(len(entries))
+                self._wake()
                 return
         stopped = NotReady("the server stopped before the request was scored; send it to another")
         self._settle([(entry, stopped) for entry in entries])
@@ -266,13 +305,13 @@ class Scheduler:
             self._plan = (served, plan)
         return plan
 
-    def _score(self, served: ServedBundle, ready: list[_Entry]) -> list[_Entry]:
+    def _score(self, served: ServedBundle, ready: list[Entry]) -> list[Entry]:
         """Score entries and finish them; return those whose bundle was closed and replaced in the meantime."""
         started = time.monotonic()
         results = self._call(served, ready)
         spent = (time.monotonic() - started) / len(ready)
         self._mean_seconds += 0.1 * (spent - self._mean_seconds)
-        again, settled = [], list[tuple[_Entry, Result]]()
+        again, settled = [], list[tuple[Entry, Result]]()
         for entry, result in zip(ready, results, strict=True):
             if isinstance(result, RankerClosed) and self._replaced(served):
                 again.append(entry)
@@ -289,7 +328,7 @@ class Scheduler:
         self._settle(settled)
         return again
 
-    def _call(self, served: ServedBundle, ready: list[_Entry]) -> Sequence[Scored | Exception]:
+    def _call(self, served: ServedBundle, ready: list[Entry]) -> Sequence[Scored | Exception]:
         requests = [entry.request for entry in ready if entry.request is not None]
         try:
             if ready[0].job.users_only:
@@ -311,7 +350,7 @@ class Scheduler:
         except NotReady:
             return False
 
-    def _settle(self, results: Sequence[tuple[_Entry, Result]]) -> None:
+    def _settle(self, results: Sequence[tuple[Entry, Result]]) -> None:
         """Deliver results, each exactly once, and tell the hooks when the last is delivered: callers wait for it."""
         outcomes = [self._deliver(entry, result) for entry, result in results]
         for outcome in outcomes:
@@ -325,7 +364,7 @@ class Scheduler:
             if not self._running and not self._queue:
                 self._idle.notify_all()
 
-    def _deliver(self, entry: _Entry, result: Result) -> Outcome:
+    def _deliver(self, entry: Entry, result: Result) -> Outcome:
         entry.finished = True
         job = entry.job
         before = time.monotonic()
@@ -352,32 +391,3 @@ class Scheduler:
             entry.codec + ended - before,
             ended,
         )
-
-
-class _Entry:
-    """A job in the queue or in a worker, with what is known about it so far."""
-
-    __slots__ = ("candidates", "codec", "finished", "job", "request", "served", "taken", "users")
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.request: ScoreRequest | None = None
-        self.served: ServedBundle | None = None  # the bundle it was decoded for
-        self.candidates, self.users = 0, 1
-        self.taken, self.codec = 0.0, 0.0
-        self.finished = False
-
-
-def _rows(features: object) -> int:
-    """Return the rows of the first feature; the ranker checks that all agree."""
-    if isinstance(features, dict):
-        for value in features.values():
-            return int(value.shape[0]) if value.ndim else 0
-    return 0
-
-
-def _check_deadline(deadline: float | None, where: str) -> None:
-    if deadline is not None:
-        late = time.monotonic() - deadline
-        if late > 0:
-            raise DeadlineExceeded(f"the deadline passed {late * 1e3:.1f} ms ago, {where}; the request was not run")

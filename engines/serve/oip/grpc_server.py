@@ -275,7 +275,7 @@ class _Calls:
 
         if not rpc.add_callback(ended):
             raise DeadlineExceeded("the caller cancelled the request before it was queued")
-        context.scheduler.submit(job)
+        context.scheduler.submit(job, here=True)  # this thread has nothing else to do
         return answered.get()
 
     def _refuse(self, error: Exception, rpc: grpc.ServicerContext) -> bytes:

@@ -103,6 +103,26 @@ def test_infer_from_several_threads(tmp_path: Path, rng: np.random.Generator) ->
     assert all(np.array_equal(got[i], want[i]) for i in range(len(work)))
 
 
+def test_threads_that_call_in_turn_share_one_inference_request(tmp_path: Path, rng: np.random.Generator) -> None:
+    source = ffn(tmp_path / "full.onnx", rng, False, "gelu")
+    runner = backend.load(tmp_path / "out", _build(tmp_path, source, "fp32"))
+    made = []
+
+    class Counted:
+        def create_infer_request(self) -> Any:
+            made.append(threading.get_ident())
+            return compiled.create_infer_request()
+
+    compiled, runner._compiled = runner._compiled, Counted()
+    for _ in range(8):
+        thread = threading.Thread(target=runner.infer, args=(_rows(rng, 3),))
+        thread.start()
+        thread.join()
+    feeds = _rows(rng, 5)
+    assert np.abs(runner.infer(feeds)["click"] - reference(source, feeds)["click"]).max() < 2e-5  # as in test_scores
+    assert len(made) == 1
+
+
 def test_an_engine_that_is_not_what_the_manifest_says(tmp_path: Path, rng: np.random.Generator) -> None:
     built = _build(tmp_path, ffn(tmp_path / "full.onnx", rng, False, "gelu"), "fp32")
     other = dataclasses.replace(built, inputs=(dataclasses.replace(built.inputs[0], name="z"),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from pathlib import Path
 from engines import Ranker
 from engines.bundle.manifest import read_manifest
 from engines.serve.core.job import Answer
+from engines.serve.core.outcome import Outcome
 from engines.serve.core.scheduler import Scheduler
 from engines.serve.core.served_bundle import ServedBundle
 from engines.serve.score_request import ScoreRequest
+from graphs.base.errors import UgsepError
 from tests import tiny
 
 PATIENCE = 20.0  # seconds for what takes milliseconds on an idle machine
@@ -51,7 +54,9 @@ class SimpleJob:
 
 
 def load(bundle: Path, version: str = "0" * 12) -> ServedBundle:
-    return ServedBundle("tiny", version, bundle, read_manifest(bundle), Ranker.from_bundle(bundle))
+    """Load a bundle as if its build had found that sharing calls never pays: tests say themselves when it does."""
+    manifest = dataclasses.replace(read_manifest(bundle), batching=())
+    return ServedBundle("tiny", version, bundle, manifest, Ranker.from_bundle(bundle))
 
 
 def request(candidates: int = 5, seed: int = 0, deadline: float | None = None) -> ScoreRequest:
@@ -77,3 +82,10 @@ def blocked(scheduler: Scheduler) -> Blocked:
     scheduler.submit(made.job)
     assert made.entered.wait(PATIENCE)
     return made
+
+
+@dataclass
+class Seen:
+    outcomes: list[Outcome] = field(default_factory=list)
+    refusals: list[UgsepError] = field(default_factory=list)
+    bugs: list[BaseException] = field(default_factory=list)
