@@ -45,7 +45,7 @@ def measure_batching(
     """Time requests of different users in one ``Ranker.score_requests`` call against a ``Ranker.score`` call each.
 
     The user states are cached in both, as for most requests of a server; both take turns, so that other load affects
-    them equally. Few users come first: a server that knows nothing of two users does not join more. A size whose
+    them equally. Few users come first: they wait together more often than many do. A size whose
     rounds would take more than what is left of ``budget_seconds`` is skipped.
 
     Args:
