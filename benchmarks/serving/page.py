@@ -144,7 +144,7 @@ def _capacity(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _batching(figures: Mapping[str, Any]) -> list[str]:
-    inside, rates = figures["in_process_ms"], figures["per_second"]
+    inside, rates, users = figures["in_process_ms"], figures["per_second"], figures["users_per_call"]
     rows = [
         (
             "requests/s through the server",
@@ -152,6 +152,7 @@ def _batching(figures: Mapping[str, Any]) -> list[str]:
             f"{rates['batched']:,.0f}",
             f"{figures['ratio']:.2f}x",
         ),
+        ("users in the item call of a request, mean", f"{users['separate']:.1f}", f"{users['batched']:.1f}", ""),
         (
             f"ms for all {figures['users']} in process",
             f"{inside['separate']:.2f}",

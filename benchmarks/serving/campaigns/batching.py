@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from benchmarks.serving.campaigns.bench import Bench, Result, result
 from benchmarks.serving.campaigns.phases import rate_of, saturated
 from benchmarks.serving.load.pool import Pool, make_pool
 from benchmarks.serving.servers.ours import our_server
-from benchmarks.serving.servers.process import started
+from benchmarks.serving.servers.process import Server, get, started
 from engines.bundle.files import MANIFEST
 from engines.bundle.manifest import read_manifest
 from engines.serve.ranker import Ranker
@@ -50,6 +51,7 @@ def batching(bench: Bench) -> Result:
             for name, server in servers.items():
                 saturated(server.http, pool, bench.long(1, 0.2), USERS)
                 tallies[name].append(saturated(server.http, pool, bench.long(6, 0.5), 2 * USERS, turn))
+        shared = {name: users_per_call(server) for name, server in servers.items()}
     rates = {name: float(np.median([rate_of(tally) for tally in found])) for name, found in tallies.items()}
     inside = in_process(bench.bundle, pool, 10 if bench.short else 200)
     figures: dict[str, Any] = {
@@ -57,6 +59,7 @@ def batching(bench: Bench) -> Result:
         "candidates": CANDIDATES,
         "per_second": {name: round(rate, 1) for name, rate in rates.items()},
         "ratio": rates[BATCHED] / rates[SEPARATE],
+        "users_per_call": shared,
         "in_process_ms": inside,
         "in_process_ratio": inside[SEPARATE] / inside[BATCHED],
         "latency_ms": {name: found[-1].summary()["ms"] for name, found in tallies.items()},
@@ -70,6 +73,22 @@ def batching(bench: Bench) -> Result:
         checks.append(Check("batched over separate, in process", figures["in_process_ratio"], LEAST, ">="))
         checks.append(Check("batched over separate, through the server", figures["ratio"], LEAST, ">="))
     return result(bench, "batching", checks, figures)
+
+
+def users_per_call(server: Server) -> float:
+    """Return the mean of ``ugsep_batch_users``: how many users shared the item call of a request.
+
+    Raises:
+        UgsepError: the server has not answered a request.
+    """
+    text = get(server.http, "/metrics")[1].decode()
+    total, count = (
+        sum(map(float, re.findall(rf"^ugsep_batch_users_{what} (\S+)$", text, re.MULTILINE)))
+        for what in ("sum", "count")
+    )
+    if not count:
+        raise UgsepError("the server has answered no request, so that nobody shared a call; see its log")
+    return round(total / count, 2)
 
 
 def without_batching(bundle: Path, folder: Path) -> Path:

@@ -41,7 +41,9 @@ def test_every_way_to_ask_gives_the_same_scores(bench: Bench) -> None:
 
 
 def test_small_requests_share_calls(bench: Bench) -> None:
-    assert kept(batching(bench)).figures["per_second"]["batched"] > 0
+    figures = kept(batching(bench)).figures
+    assert figures["per_second"]["batched"] > 0
+    assert figures["users_per_call"]["separate"] == 1.0
 
 
 def test_overload_is_refused_and_loses_nothing(bench: Bench) -> None:
