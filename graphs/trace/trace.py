@@ -20,6 +20,7 @@ from graphs.base.errors import UgsepError
 from graphs.base.gc_paused import gc_paused
 from graphs.rows.rules import has_rule
 from graphs.trace.call import call_of, unwrapped
+from graphs.trace.fold import fold_parameters
 from graphs.trace.trace_errors import NO_DATA_IN_CONTROL, check_any_number_of_rows, quiet, readable
 
 Example = Mapping[str, Any] | Sequence[Any]
@@ -82,6 +83,7 @@ def trace(module: nn.Module, example: Example) -> Traced:
         raise UgsepError(f"torch.export cannot trace the model: {readable(error)}; {NO_DATA_IN_CONTROL}") from error
     traced = _flatten(exported, list(names), tuple(tiled))
     check_any_number_of_rows(traced.module.graph)
+    fold_parameters(traced.module)
 
     def original(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # Clones, because a model may write into its inputs.
