@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graphs.base.errors import GateFailed
 from graphs.base.names import USER_INDEX
+from graphs.split.fresh_rows import fresh_rows
 from graphs.split.split import Split, Subgraph
 from graphs.trace.trace import Traced
 
@@ -33,28 +34,6 @@ class SplitProof:
     row_max_abs: float
     rows: int
     shapes: tuple[tuple[int, int], ...]
-
-
-def fresh_rows(example: Mapping[str, Tensor], rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return random tensors [rows, ...] like the example's, of the same dtypes.
-
-    Per input, integers are uniform in the example's range, floats normal with its mean and deviation, booleans fair
-    coins: valid rows for a model about which nothing else is known.
-    """
-    made: dict[str, Tensor] = {}
-    for name, seen in example.items():
-        shape = (rows, *seen.shape[1:])
-        if seen.dtype is torch.bool:
-            made[name] = torch.randint(0, 2, shape, generator=generator).bool()
-        elif seen.is_floating_point():
-            wide = seen.double()
-            deviation = wide.std(unbiased=False) if wide.numel() else wide.new_zeros(())
-            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-            made[name] = (noise * deviation + wide.mean()).to(seen.dtype)
-        else:
-            low, high = int(seen.min()), int(seen.max())
-            made[name] = torch.randint(low, high + 1, shape, generator=generator).to(seen.dtype)
-    return made
 
 
 def prove_split(
@@ -91,6 +70,11 @@ def prove_split(
         bound = tolerance * max(scales[name], 1.0)
         difference, at = max(differences)
         if not difference <= bound:
+            if difference == math.inf:
+                raise GateFailed(
+                    f"split: output '{name}' has a NaN or infinity for {at} where the whole model has a number, or the "
+                    "other way round; look for sums over empty sets"
+                )
             raise GateFailed(
                 f"split: output '{name}' differs by {difference:.3g} from the whole model for {at}, bound {bound:.3g}"
             )
