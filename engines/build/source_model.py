@@ -130,7 +130,7 @@ def random_requests(
     for identity in range(requests):
         user = source_model.rows_like(example, 1, generator)
         item = source_model.rows_like(example, candidates, generator)
-        scores = split_model.full({n: (user[n].expand_as(item[n]) if n in source_model.user else item[n]) for n in item})
+        scores = split_model.full({n: user[n].expand_as(v) if n in source_model.user else v for n, v in item.items()})
         if not all(bool(score.isfinite().all()) for score in scores.values()):
             continue
         made.append(
@@ -142,7 +142,7 @@ def random_requests(
         )
     if not made:
         raise UgsepError(
-            f"the model gives a NaN or infinity for a row of each of {requests} random requests; pass --calibration and "
-            "--requests with real ones, or mend the model, for example for users without a history"
+            f"the model gives a NaN or infinity for a row of each of {requests} random requests; pass --calibration "
+            "and --requests with real ones, or mend the model, for example for users without a history"
         )
     return made

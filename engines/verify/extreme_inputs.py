@@ -70,7 +70,8 @@ def _ranges(dtype: torch.dtype) -> list[tuple[int, int]]:
 
 def _integers(like: Tensor, low: int, high: int, generator: torch.Generator) -> Tensor:
     """Return values in [low, high] shaped like a tensor: edges first, then random ones of every magnitude."""
-    edges = {low, low + 1, high - 1, high, 0, 1, -1, *(s * 2**b + d for b in _BITS for s in (1, -1) for d in (-1, 0, 1))}
+    powers = {sign * 2**bits + step for bits in _BITS for sign in (1, -1) for step in (-1, 0, 1)}
+    edges = {low, low + 1, high - 1, high, 0, 1, -1, *powers}
     known = torch.tensor(sorted(e for e in edges if low <= e <= high), dtype=torch.int64)
     draws = np.random.default_rng(int(torch.randint(0, 2**31, (1,), generator=generator)))
     values = torch.from_numpy(draws.integers(low, high, like.numel(), dtype=np.int64, endpoint=True))

@@ -48,7 +48,9 @@ class PyTorchReference:
         }
         for done, (side, runner) in enumerate(engines.items(), start=1):
             check_export(side, graphs[side], runner, self.feeds)
-            progress(Progress("check", done, len(engines), f"{side}.onnx against PyTorch at 1, 2, 257 rows and extreme inputs"))
+            progress(
+                Progress("check", done, len(engines), f"{side}.onnx against PyTorch at 1, 2, 257 and extreme rows")
+            )
 
     def scores(self, full: Runner, progress: ProgressCallback = silent) -> Scores:
         """Return the scores of the PyTorch model."""

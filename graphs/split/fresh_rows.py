@@ -16,9 +16,9 @@ _HIDDEN = -1000
 def fresh_rows(example: Mapping[str, Tensor], rows: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Return random tensors [rows, ...] like the example's, of the same dtypes.
 
-    Per input, integers are uniform in the example's range, floats normal with its mean and deviation: valid rows for a
-    model about which nothing else is known. Booleans, and numbers of which the example holds 0 and 1 only, or the 0 and
-    -inf of an additive mask, are masks: a quarter of their rows is all of one value, a quarter all of the other.
+    Per input, integers are uniform in the example's range, floats normal with its mean and deviation: valid rows for
+    a model about which nothing else is known. Booleans, and numbers of which the example holds 0 and 1 only, or the 0
+    and -inf of an additive mask, are masks: a quarter of their rows is all of one value, a quarter all of the other.
     Sequences of integers with 0 as their smallest value may be padded: an eighth of their rows is all 0.
     """
     return {name: _column(seen, rows, generator) for name, seen in example.items()}

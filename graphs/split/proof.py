@@ -72,8 +72,8 @@ def prove_split(
         if not difference <= bound:
             if difference == math.inf:
                 raise GateFailed(
-                    f"split: output '{name}' has a NaN or infinity for {at} where the whole model has a number, or the "
-                    "other way round; look for sums over empty sets"
+                    f"split: output '{name}' has a NaN or infinity for {at} where the whole model has a number, or "
+                    "the other way round; look for sums over empty sets"
                 )
             raise GateFailed(
                 f"split: output '{name}' differs by {difference:.3g} from the whole model for {at}, bound {bound:.3g}"

@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 from graphs.base.errors import UgsepError
 from graphs.base.gc_paused import gc_paused
 from graphs.rows.rules import has_rule
-from graphs.trace.call import call_of, unwrapped
+from graphs.trace.call import call_of, scripted_part, unwrapped, without_dataclasses
 from graphs.trace.fold import fold_parameters
 from graphs.trace.trace_errors import NO_DATA_IN_CONTROL, check_any_number_of_rows, quiet, readable
 
@@ -80,6 +80,10 @@ def trace(module: nn.Module, example: Example) -> Traced:
                 exported = exported.run_decompositions(_unfamiliar(exported.graph))
     except Exception as error:  # torch.export raises many types
         _run(module, *call.with_tensors(tiled))  # the model's own error is clearer
+        if scripted := scripted_part(module):
+            raise UgsepError(
+                f"submodule '{scripted}' is TorchScript; build the model with the original module"
+            ) from error
         raise UgsepError(f"torch.export cannot trace the model: {readable(error)}; {NO_DATA_IN_CONTROL}") from error
     traced = _flatten(exported, list(names), tuple(tiled))
     check_any_number_of_rows(traced.module.graph)
@@ -97,7 +101,7 @@ def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     """Call the model itself; any error it raises is its own."""
     try:
         with torch.no_grad():
-            return module(*args, **kwargs)
+            return without_dataclasses(module(*args, **kwargs))
     except Exception as error:
         raise UgsepError(
             f"the model fails on rows like its example inputs: {readable(error)}; call it by itself for a traceback"
@@ -143,7 +147,7 @@ def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: 
             copied[node] = new
         elif node.op == "output":
             if any(not isinstance(n, fx.Node) for n in pytree.tree_leaves(node.args[0])):
-                raise UgsepError("the model returns a value that is not a tensor; return tensors only")
+                raise UgsepError(f"the model returns {_other(node)}, which is not a tensor; return tensors only")
             structured = pytree.tree_unflatten(pytree.tree_leaves(node.args[0]), exported.call_spec.out_spec)
             outputs = _output_names(structured)
             graph.output(tuple(copied[n] for n in pytree.tree_leaves(node.args[0])))
@@ -155,6 +159,12 @@ def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: 
             _fix_squeeze(copied[node])
     graph.eliminate_dead_code()
     return Traced(fx.GraphModule(whole, graph), tuple(names), tuple(outputs), example, tuple(writes))
+
+
+def _other(node: fx.Node) -> str:
+    """Return the kind of the first output that is no tensor."""
+    value = next(n for n in pytree.tree_leaves(node.args[0]) if not isinstance(n, fx.Node))
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _fix_squeeze(node: fx.Node) -> None:

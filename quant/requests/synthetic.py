@@ -24,7 +24,7 @@ def table_rows(user_onnx: Path, item_onnx: Path) -> int:
 def synthetic_requests(
     spec: RequestSpec, requests: int, candidates: int, vocabulary: int, seed: int
 ) -> Iterator[Request]:
-    """Yield random requests: floats normal, integers uniform in [0, vocabulary), masks of every pattern; for trials."""
+    """Yield random requests: floats normal, integers uniform in [0, vocabulary), masks of every pattern."""
     generator = np.random.default_rng(seed)
 
     def column(wanted: InputSpec, rows: int) -> Array:

@@ -118,7 +118,7 @@ def test_hashed_ids_pass(part: Callable[[Tensor], Tensor], tmp_path: Path) -> No
     ],
     ids=["log", "phase", "exp", "softmax"],
 )
-def test_what_no_float32_can_compute_is_no_fault_of_the_file(part: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+def test_what_no_float32_can_compute_is_no_fault(part: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
     check(Numeric(part), torch.arange(1, 99), tmp_path)
 
 
