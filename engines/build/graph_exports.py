@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from engines.build.kernels import check_kernels
 from engines.build.source_model import SourceModel, fresh_feeds
+from engines.verify.exported.kernels import check_kernels
 from export.metadata import Stamp
 from export.onnx_file import export_subgraph
 from graphs.base.names import GraphSide

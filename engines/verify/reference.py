@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engines.backends.contract import Runner
-from engines.verify.export_check import Feeds, check_export
+from engines.verify.exported.check import Feeds, check_export
 from engines.verify.scores import Scores, full_engine_scores
 from graphs.base.names import GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from engines.backends.contract import Array
-from engines.verify.export_check import Feeds, check_export
-from engines.verify.extreme_inputs import extreme_columns
+from engines.verify.exported.check import Feeds, check_export
+from engines.verify.exported.extreme_inputs import extreme_columns
 from export.metadata import Stamp
 from export.onnx_file import export_subgraph
 from graphs.base.errors import GateFailed, UgsepError

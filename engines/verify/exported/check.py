@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from engines.backends.contract import Array, Runner
-from engines.verify.extreme_inputs import exact_outputs, extreme_columns
+from engines.verify.exported.extreme_inputs import exact_outputs, extreme_columns
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.names import USER_INDEX, GraphSide
 from graphs.split.split import Subgraph
