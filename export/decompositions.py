@@ -88,7 +88,7 @@ def _bag(
         padding: an index to leave out.
     """
     ids = indices.view(offsets.shape[0], -1)  # [N, width]
-    rows = aten.embedding(table, ids)  # [N, width, D]
+    rows: Tensor = aten.embedding(table, ids)  # [N, width, D]
     kept = torch.ones_like(ids, dtype=torch.bool) if padding is None or padding < 0 else ids != padding
     count = kept.to(table.dtype).sum(1, keepdim=True)  # [N, 1]
     if mode == 2:

@@ -28,7 +28,7 @@ def _column(seen: Tensor, rows: int, generator: torch.Generator) -> Tensor:
     shape = (rows, *seen.shape[1:])
     if seen.dtype is torch.bool:
         return _mask(torch.tensor([False, True]), shape, generator)
-    values = seen.unique()  # sorted
+    values = torch.unique(seen)  # sorted
     if values.tolist() == [0, 1] or (len(values) == 2 and values[0] <= _HIDDEN and values[1] == 0):
         return _mask(values, shape, generator)
     if seen.is_floating_point():

@@ -34,7 +34,6 @@ _Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 #: 115 days, 18 hours, 47 minutes and 41.7 seconds: another second, minute, hour, weekday and month.
 _LATER = 10_003_661.7
 _CLOCKS = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "localtime", "gmtime")
-_Datetime, _Date = datetime.datetime, datetime.date  # this module's own, whatever _another_day puts in their place
 _ENTROPY: tuple[Any, ...] = (os.urandom, uuid.uuid1, uuid.uuid4)
 #: A branch taken at random is the same in two runs half of the time.
 _RUNS = 8
@@ -164,24 +163,24 @@ def _later(clock: Callable[..., Any]) -> Callable[..., Any]:
     return lambda: clock() + shift
 
 
-class _LaterDatetime(_Datetime):
+class _LaterDatetime(datetime.datetime):
     @classmethod
-    def now(cls, tz: datetime.tzinfo | None = None) -> _Datetime:  # type: ignore[override]
-        return _Datetime.now(tz) + datetime.timedelta(seconds=_LATER)
+    def now(cls, tz: datetime.tzinfo | None = None) -> _LaterDatetime:
+        return super().now(tz) + datetime.timedelta(seconds=_LATER)
 
     @classmethod
-    def today(cls) -> _Datetime:  # type: ignore[override]
+    def today(cls) -> _LaterDatetime:
         return cls.now()
 
 
-class _LaterDate(_Date):
+class _LaterDate(datetime.date):
     @classmethod
-    def today(cls) -> _Date:  # type: ignore[override]
-        return _Date.today() + datetime.timedelta(seconds=_LATER)
+    def today(cls) -> _LaterDate:
+        return super().today() + datetime.timedelta(seconds=_LATER)
 
 
 _LATER_CLOCKS: tuple[tuple[Any, Any], ...] = (
     *((getattr(time, name), _later(getattr(time, name))) for name in _CLOCKS),
-    (_Datetime, _LaterDatetime),
-    (_Date, _LaterDate),
+    (datetime.datetime, _LaterDatetime),
+    (datetime.date, _LaterDate),
 )
