@@ -128,6 +128,10 @@ def _check_widened(traced: Traced, original: Callable[[Mapping[str, Tensor]], di
 
 def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Call the model itself; any error it raises is its own."""
+    # The fast path of TransformerEncoder puts zeros at padded positions, which training and a trace do not, and fails
+    # if all are padded.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
             return without_dataclasses(module(*args, **kwargs))
@@ -135,6 +139,8 @@ def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         raise UgsepError(
             f"the model fails on rows like its example inputs: {readable(error)}; call it by itself for a traceback"
         ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def identifier(name: str, taken: Container[str] = ()) -> str:

@@ -154,7 +154,7 @@ def _times(calls: Sequence[Callable[[], Any]], seconds: float) -> tuple[float, f
 
 
 def _random_feeds(inputs: tuple[TensorSpec, ...], axis: str, rows: int) -> dict[str, Array]:
-    """Return ids of row 0, which every table has, normal numbers, mixed masks; ``rows`` on one axis, one on others."""
+    """Return ids of row 0, which every table has, normal numbers, mixed masks; ``rows`` on one axis, 1 on others."""
     rng = np.random.default_rng(0)
     feeds: dict[str, Array] = {}
     for spec in inputs:
