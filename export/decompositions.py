@@ -1,7 +1,8 @@
 """Decompositions of ops that the ONNX exporter or ONNX Runtime compute otherwise than PyTorch does.
 
 Integers: hashed ids use all 64 bits, of which float32 holds 24 and float64 53; through floats a quotient-remainder
-embedding looks up other rows. Attention: PyTorch gives a query without keys the value 0, a plain softmax NaN.
+embedding looks up other rows. Attention: PyTorch gives a query without keys the value 0, a plain softmax NaN. Others
+have no ONNX form that is valid.
 """
 
 from __future__ import annotations
@@ -21,11 +22,82 @@ Number = Tensor | int
 
 def decomposition(node: fx.Node) -> Callable[..., Any] | None:
     """Return a function that computes a node as PyTorch does, or None if its op can be exported as it is."""
-    if node.target is aten.scaled_dot_product_attention.default:
-        return _attention
+    if node.target in _ALWAYS:
+        return _ALWAYS[node.target]
+    if node.target is aten.index.Tensor and _looks_up_rows(node):
+        return _rows_of
     result = node.meta.get("val")
     whole = isinstance(result, Tensor) and not result.dtype.is_floating_point and result.dtype != torch.bool
     return _INTEGER.get(node.target) if whole else None
+
+
+def _looks_up_rows(node: fx.Node) -> bool:
+    """Return whether an index picks rows of a matrix by a tensor of integers with two or more axes.
+
+    The exporter takes an axis of the result for one of the matrix if the index is computed.
+    """
+    matrix, indices = node.args
+    if not isinstance(matrix, fx.Node) or not isinstance(indices, (list, tuple)) or len(indices) != 1:
+        return False
+    values = indices[0].meta["val"] if isinstance(indices[0], fx.Node) else None
+    whole = isinstance(values, Tensor) and values.dtype == torch.int64 and values.dim() > 1
+    return whole and matrix.meta["val"].dim() == 2
+
+
+def _rows_of(matrix: Tensor, indices: Sequence[Tensor]) -> Tensor:
+    rows: Tensor = aten.embedding(matrix, indices[0])
+    return rows
+
+
+def _is_in(elements: Tensor, known: Tensor, *, assume_unique: bool = False, invert: bool = False) -> Tensor:
+    """Return whether each element [...] is one of ``known``; the exporter's form sorts, which ONNX cannot."""
+    found = (elements.unsqueeze(-1) == known.reshape(-1)).any(-1)
+    return ~found if invert else found
+
+
+def _randomized_relu(
+    values: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
+) -> Tensor:
+    """Return what RReLU computes outside of training: a leaky ReLU with the mean of its slopes."""
+    activated: Tensor = aten.leaky_relu(values, (lower + upper) / 2)
+    return activated
+
+
+def _bag(
+    table: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding: int | None = None,
+) -> Tensor:
+    """Reduce bags of one width as ``embedding_bag`` does; the exporter writes a loop that is not valid ONNX.
+
+    Args:
+        table: [V, D].
+        indices: int64 [N * width].
+        offsets: int64 [N]; the row rules have checked that they are multiples of the width.
+        scale_grad_by_freq: of gradients only.
+        mode: 0 sum, 1 mean, 2 maximum.
+        sparse: of gradients only.
+        weights: [N * width], of a sum.
+        include_last_offset: never with bags of one width per row.
+        padding: an index to leave out.
+    """
+    ids = indices.view(offsets.shape[0], -1)  # [N, width]
+    rows: Tensor = aten.embedding(table, ids)  # [N, width, D]
+    kept = torch.ones_like(ids, dtype=torch.bool) if padding is None or padding < 0 else ids != padding
+    count = kept.to(table.dtype).sum(1, keepdim=True)  # [N, 1]
+    if mode == 2:
+        best = rows.masked_fill(~kept.unsqueeze(-1), -math.inf).amax(1)
+        return best.masked_fill(count == 0, 0.0)
+    if weights is not None:
+        rows = rows * weights.view(offsets.shape[0], -1).unsqueeze(-1)
+    total = rows.masked_fill(~kept.unsqueeze(-1), 0.0).sum(1)
+    return total / count.clamp(min=1) if mode == 1 else total
 
 
 def _attention(
@@ -92,11 +164,89 @@ def _sum(values: Tensor, dims: Sequence[int] | None = None, keepdim: bool = Fals
     return total
 
 
+def _product(values: Tensor, dim: int, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """Multiply along an axis; ONNX Runtime's ReduceProd of int64 uses floats."""
+    columns = values.to(dtype or torch.int64).unbind(dim)
+    total = columns[0]
+    for column in columns[1:]:
+        total = total * column
+    return total.unsqueeze(dim) if keepdim else total
+
+
+def _cumulative_product(values: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
+    """Multiply up to each position of an axis; ONNX has no such op."""
+    columns = list(values.to(dtype or torch.int64).unbind(dim))
+    for position in range(1, len(columns)):
+        columns[position] = columns[position - 1] * columns[position]
+    return torch.stack(columns, dim)
+
+
+def _sign(values: Tensor) -> Tensor:
+    """Return the sign; ONNX Runtime's Sign of int64 gives -1 for 2^31."""
+    return (values > 0).to(values.dtype) - (values < 0).to(values.dtype)
+
+
+def _maximum(a: Tensor, b: Tensor) -> Tensor:
+    """Return the larger value; ONNX Runtime's Max of int64 is wrong for 2^31 beside a constant."""
+    return torch.where(a > b, a, b)
+
+
+def _minimum(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(a < b, a, b)
+
+
+def _clamp(values: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    values = values if low is None else _maximum(values, low)
+    return values if high is None else _minimum(values, high)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """Return 2 to an exponent of 0 to 63, modulo 2^64, from the bits of the exponent."""
+    power = torch.ones_like(exponent)
+    for bit in range(6):
+        power = torch.where((exponent & (1 << bit)) != 0, power * (1 << (1 << bit)), power)
+    return power
+
+
+def _shift_left(values: Tensor, by: Tensor) -> Tensor:
+    """Shift by a tensor, which the exporter cannot write; by less than 0 or more than 63 gives 0."""
+    by = by.to(values.dtype)
+    return (values * _power_of_two(by & 63)).masked_fill((by < 0) | (by > 63), 0)
+
+
+def _shift_right(values: Tensor, by: Tensor) -> Tensor:
+    """Shift by a tensor, keeping the sign; by less than 0 or more than 62 leaves only the sign."""
+    by = by.to(values.dtype)
+    far = (by < 0) | (by > 62)
+    shifted = aten.floor_divide(values, _power_of_two(by.masked_fill(far, 0)))
+    return torch.where(far, -(values < 0).to(values.dtype), shifted)
+
+
 _INTEGER: dict[Any, Callable[..., Any]] = {
+    aten.prod.dim_int: _product,
+    aten.cumprod.default: _cumulative_product,
+    aten.sign.default: _sign,
+    aten.maximum.default: _maximum,
+    aten.minimum.default: _minimum,
+    aten.clamp.Tensor: _clamp,
+    aten.clamp_min.Tensor: _maximum,
+    aten.clamp_max.Tensor: _minimum,
+    aten.bitwise_left_shift.Tensor: _shift_left,
+    aten.__lshift__.Tensor: _shift_left,
+    aten.bitwise_right_shift.Tensor: _shift_right,
+    aten.__rshift__.Tensor: _shift_right,
     aten.div.Tensor_mode: _divide,
     aten.div.Scalar_mode: _divide,
     aten.fmod.Tensor: _fmod,
     aten.fmod.Scalar: _fmod,
     aten.sum.default: _sum,
     aten.sum.dim_IntList: _sum,
+}
+
+_ALWAYS: dict[Any, Callable[..., Any]] = {
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.isin.Tensor_Tensor: _is_in,
+    aten.rrelu.default: _randomized_relu,
+    aten.embedding_bag.default: _bag,
+    aten.embedding_bag.padding_idx: _bag,
 }

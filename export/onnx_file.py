@@ -17,10 +17,11 @@ from torch.onnx import ONNXProgram
 
 from export import names
 from export.canonical import canonicalize
+from export.exporter_errors import refusal
 from export.io import check_file, write_model
 from export.metadata import IR_VERSION, OPSET, Stamp
 from export.program import program_of
-from graphs.base.errors import UgsepError, first_line
+from graphs.base.errors import UgsepError
 from graphs.base.gc_paused import gc_paused
 from graphs.split.split import Subgraph
 
@@ -82,16 +83,19 @@ def to_onnx(subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, 
     """
     # The exporter logs and warns about torch internals; its errors, which matter, are raised.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), torch.no_grad(), gc_paused():
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings(), torch.no_grad(), gc_paused():
+        warnings.simplefilter("ignore")
+        graph = subgraph.module.graph
+        try:
+            made = program_of(subgraph, feeds, rows)
+            graph = made.graph
+            program = _written(made, subgraph, feeds, rows)
+        except Exception as error:  # the exporter raises many types; it then traces the module itself
+            _log.info("tracing the graph again (%s)", error)
             try:
-                program = _written(program_of(subgraph, feeds, rows), subgraph, feeds, rows)
-            except Exception as error:  # the exporter then traces the module itself; its errors are raised
-                _log.info("tracing the graph again (%s)", error)
                 program = _written(subgraph.module, subgraph, feeds, rows)
-    except Exception as error:  # the exporter raises many types; all mean an op it cannot write
-        raise UgsepError(f"the ONNX exporter refuses the graph: {first_line(error)}") from error
+            except Exception as again:
+                raise refusal([(error, graph), (again, subgraph.module.graph)]) from again
     return program.model
 
 

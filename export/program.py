@@ -31,6 +31,7 @@ from torch.utils import _pytree as pytree
 from export.decompositions import decomposition
 from graphs.base.errors import UgsepError
 from graphs.split.split import Subgraph
+from graphs.trace.node_location import location_of
 
 aten = torch.ops.aten
 
@@ -51,7 +52,8 @@ class Program(ExportedProgram):
             exact = decomposition(node)
             if exact is not None or node.target in table or _is_composite_view(node.target):
                 parts = exact or table.get(node.target, node.target)
-                self.graph_signature.replace_all_uses(node.name, _decompose(self.graph, node, parts, table).name)
+                value = _only_value(node)
+                self.graph_signature.replace_all_uses(value.name, _decompose(self.graph, node, parts, table).name)
         return self
 
 
@@ -76,13 +78,27 @@ def _decompose(
     with enable_python_dispatcher(), torch.no_grad():
         # Some decompositions write into a tensor they allocate.
         parts = make_fx(dispatch_functionalize(whole), dict(table))(*[n.meta["val"] for n in inputs])
+    for part in parts.graph.nodes:  # for messages about what the exporter refuses
+        part.meta |= {k: node.meta[k] for k in ("stack_trace", "nn_module_stack") if k in node.meta}
     with graph.inserting_before(node):
         copied = dict(zip(parts.graph.find_nodes(op="placeholder"), inputs, strict=True))
         result = graph.graph_copy(parts.graph, copied)
     assert isinstance(result, fx.Node)
-    node.replace_all_uses_with(result)
-    graph.erase_node(node)
+    value = _only_value(node)
+    value.replace_all_uses_with(result)
+    for unused in [*(u for u in node.users if not u.users), node]:
+        graph.erase_node(unused)
     return result
+
+
+def _only_value(node: fx.Node) -> fx.Node:
+    """Return the node whose value the graph reads: the node itself, or the first of the values it returns."""
+    if not isinstance(node.meta["val"], (tuple, list)):
+        return node
+    read = [user for user in node.users if user.users]
+    if [user.args[1] for user in read] != [0]:
+        raise UgsepError(f"{location_of(node)} returns several values")
+    return read[0]
 
 
 def program_of(subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> Program:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from engines.build.source_model import SourceModel, fresh_feeds
+from engines.verify.exported.kernels import check_kernels
 from export.metadata import Stamp
 from export.onnx_file import export_subgraph
 from graphs.base.names import GraphSide
@@ -52,13 +53,15 @@ def export_graphs(
     """Export the full, user and item graph in FP32; return the files by side.
 
     Raises:
-        UgsepError: see ``export.onnx_file.export_subgraph``.
+        UgsepError: see ``export.onnx_file.export_subgraph``, or an op without a kernel for its type.
     """
     feeds = fresh_feeds(source, split, TRACE_USERS, TRACE_CANDIDATES, seed=1)
 
     def export(graph: GraphExport) -> Path:
         file = folder / f"{graph.side}.onnx"
-        return export_subgraph(graph.subgraph, feeds[graph.side], graph.rows, file, graph.stamp).path
+        written = export_subgraph(graph.subgraph, feeds[graph.side], graph.rows, file, graph.stamp).path
+        check_kernels(written, graph.subgraph)
+        return written
 
     return dict(export_each(graph_exports(name, split, source.keep_float), export, progress))
 

@@ -28,6 +28,7 @@ from engines.verify.failing_rows import save_worst_rows
 from engines.verify.validate import how_to_reproduce
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
+from graphs.trace.widen import WIDENED
 from quant.requests.spec import Request
 
 
@@ -69,7 +70,7 @@ def run_stages(job: stages.BuildJob, source: SourceModel) -> Build:
         proof=dataclasses.replace(proof, checks=[*proof.checks, replayed]),
         calibration_sha256=samples.calibration.samples_sha256,
         synthetic=job.sources.synthetic,
-        notes=[*compiled.notes, *batching.notes],
+        notes=[*([WIDENED] if model.split.traced.widened else []), *compiled.notes, *batching.notes],
         batching=batching.timings,
         tried=selection.tried,
         schemes=compared,

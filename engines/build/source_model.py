@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from engines.build.sources import Sources, load_model
 from engines.recipes.recipe import Recipe
+from graphs.base.errors import UgsepError
 from graphs.base.features import of_side, random_rows
 from graphs.base.names import USER_INDEX, GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.models.ranking_model import RankingModel
-from graphs.split.proof import RowSource, fresh_rows
+from graphs.split.fresh_rows import fresh_rows
+from graphs.split.proof import RowSource
 from graphs.split.split import Split, split
 from graphs.trace.factory import load_factory
 from graphs.trace.trace import Example
@@ -52,7 +54,7 @@ def of_model(model: RankingModel) -> SourceModel:
 
 
 def of_module(module: nn.Module, example: Example, user: tuple[str, ...], item: tuple[str, ...]) -> SourceModel:
-    """Return any module as a SourceModel; ``graphs.split.proof.fresh_rows`` generates its rows."""
+    """Return any module as a SourceModel; ``graphs.split.fresh_rows`` generates its rows."""
     return SourceModel(module, example, user, item, KEEP_FLOAT, fresh_rows)
 
 
@@ -114,7 +116,13 @@ def fresh_feeds(
 def random_requests(
     source_model: SourceModel, split_model: Split, requests: int, candidates: int, seed: int
 ) -> list[Request]:
-    """Return random requests without labels, with the rows of ``source_model``; for trials, not for calibration."""
+    """Return random requests without labels, with the rows of ``source_model``; for trials, not for calibration.
+
+    Requests that the model itself cannot score, such as a mean over an empty history, are left out.
+
+    Raises:
+        UgsepError: the model can score none.
+    """
     generator = torch.Generator().manual_seed(seed)
     example = dict(zip(split_model.traced.inputs, split_model.traced.example, strict=True))
     engine_only = {*split_model.user.outputs, USER_INDEX}
@@ -122,11 +130,19 @@ def random_requests(
     for identity in range(requests):
         user = source_model.rows_like(example, 1, generator)
         item = source_model.rows_like(example, candidates, generator)
+        scores = split_model.full({n: user[n].expand_as(v) if n in source_model.user else v for n, v in item.items()})
+        if not all(bool(score.isfinite().all()) for score in scores.values()):
+            continue
         made.append(
             Request(
                 identity,
                 {n: np.ascontiguousarray(user[n]) for n in split_model.user.inputs},
                 {n: np.ascontiguousarray(item[n]) for n in split_model.item.inputs if n not in engine_only},
             )
+        )
+    if not made:
+        raise UgsepError(
+            f"the model gives a NaN or infinity for a row of each of {requests} random requests; pass --calibration "
+            "and --requests with real ones, or mend the model, for example for users without a history"
         )
     return made

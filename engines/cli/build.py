@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +124,8 @@ def build_command(out: Path | None, force: bool, cache: bool, as_json: bool, **s
     recipe, sources = options.recipe(), options.sources()
     target, root = out or Path("build") / options.name, default_root(os.environ) if cache else None
     again = as_typed(click.get_current_context())
-    with show_progress() as progress:
+    # What the user's code prints is no part of the report.
+    with redirect_stdout(sys.stderr), show_progress() as progress:
         outcome = pipeline.build(
             options.name, recipe, sources, target, force=force, cache=root, rebuild=again, progress=progress
         )

@@ -58,6 +58,7 @@ def split_command(
     from graphs.split.proof import prove_split
     from graphs.split.split import split
     from graphs.trace.factory import load_factory
+    from graphs.trace.widen import WIDENED
 
     with redirect_stdout(sys.stderr):  # keep prints of the user's code out of our output
         model, example = load_factory(factory)
@@ -74,6 +75,8 @@ def split_command(
     console = Console(soft_wrap=True) if not explained else Console()
     console.print(render(explanation) if explained else summary(explanation), highlight=False)
     console.print(_proof_line(proof), highlight=False)
+    if split_model.traced.widened:
+        console.print(WIDENED, highlight=False)
     if graph is not None:
         console.print(f"wrote diagram to {graph}", highlight=False)
 

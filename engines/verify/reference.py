@@ -6,19 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import torch
-
 from engines.backends.contract import Runner
+from engines.verify.exported.check import Feeds, check_export
 from engines.verify.scores import Scores, full_engine_scores
-from graphs.base.errors import GateFailed
 from graphs.base.names import GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
 from graphs.split.split import Split, Subgraph
 from quant.requests.spec import Request
-
-CHECKED_SIZES = ((1, 1), (2, 1), (257, 3))  # candidates, users
-Feeds = Mapping[GraphSide, Mapping[str, torch.Tensor]]
 
 
 class Reference(Protocol):
@@ -46,7 +40,7 @@ class PyTorchReference:
     feeds: Callable[[int, int], Feeds]
 
     def check_graphs(self, engines: Mapping[GraphSide, Runner], progress: ProgressCallback = silent) -> None:
-        """Run every FP32 engine on fresh random rows against the PyTorch graph it was exported from."""
+        """Run every FP32 engine on fresh and on extreme rows against the PyTorch graph it was exported from."""
         graphs: dict[GraphSide, Subgraph] = {
             "full": self.split.full,
             "user": self.split.user,
@@ -54,7 +48,9 @@ class PyTorchReference:
         }
         for done, (side, runner) in enumerate(engines.items(), start=1):
             check_export(side, graphs[side], runner, self.feeds)
-            progress(Progress("check", done, len(engines), f"{side}.onnx against PyTorch at 1, 2, 257 rows"))
+            progress(
+                Progress("check", done, len(engines), f"{side}.onnx against PyTorch at 1, 2, 257 and extreme rows")
+            )
 
     def scores(self, full: Runner, progress: ProgressCallback = silent) -> Scores:
         """Return the scores of the PyTorch model."""
@@ -73,29 +69,3 @@ class OnnxReference:
     def scores(self, full: Runner, progress: ProgressCallback = silent) -> Scores:
         """Return the scores of the FP32 engine of the whole model."""
         return full_engine_scores(full, self.requests, progress)
-
-
-def check_export(side: GraphSide, subgraph: Subgraph, runner: Runner, feeds: Callable[[int, int], Feeds]) -> None:
-    """Run one exported FP32 graph at 1, 2 and 257 rows against PyTorch on fresh random rows.
-
-    Args:
-        side: which graph, for the message.
-        subgraph: the PyTorch graph it was exported from.
-        runner: the engine built from the file.
-        feeds: returns fresh inputs of the three graphs for (candidates, users).
-
-    Raises:
-        GateFailed: an output differs by more than FP32 rounding allows.
-    """
-    for candidates, users in CHECKED_SIZES:
-        given = dict(feeds(candidates, users)[side])
-        got = runner.infer({k: v.numpy() for k, v in given.items()})
-        for output, value in subgraph(given).items():
-            expected = value.numpy()
-            # FP32 sums of a few thousand terms in another order: 1e-5 of the tensor's own scale.
-            bound = 1e-5 * max(1.0, float(np.abs(expected).max()))
-            worst = float(np.abs(got[output] - expected).max())
-            if not worst <= bound:
-                raise GateFailed(
-                    f"onnx/{side}.onnx '{output}' at {candidates} rows: |difference| {worst:.3g} > {bound:.3g}"
-                )

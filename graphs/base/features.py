@@ -69,7 +69,10 @@ def of_side(features: Iterable[Feature], side: Side) -> tuple[Feature, ...]:
 
 
 def random_rows(features: Iterable[Feature], rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return random inputs [rows, ...]: ids uniform over the vocabulary, dense values normal."""
+    """Return random inputs [rows, ...]: ids uniform over the vocabulary, dense values normal.
+
+    An eighth of the sequences is all padding: users without a history.
+    """
     out: dict[str, Tensor] = {}
     for f in features:
         shape = (rows, *f.row_shape)
@@ -77,4 +80,6 @@ def random_rows(features: Iterable[Feature], rows: int, generator: torch.Generat
             out[f.name] = torch.randn(shape, generator=generator)
         else:
             out[f.name] = torch.randint(0, f.vocab, shape, generator=generator)
+        if f.kind == "sequence":
+            out[f.name][torch.randint(0, 8, (rows,), generator=generator) == 0] = 0
     return out

@@ -32,7 +32,8 @@ def layout_of_call(call: Call) -> Layout:
     """
     if call.target.namespace != "aten":
         raise MixesRows("is a custom op that cannot be checked; write it with torch functions")
-    if call.name in _RANDOM or call.name.startswith("rand"):
+    is_random = call.name in _RANDOM or call.name.startswith("rand")
+    if is_random or (call.name.startswith("rrelu") and call.arguments.get("training")):
         raise MixesRows("draws random numbers, so scores differ between calls; call .eval() or remove it")
     if call.name in _UNIFORM:
         if isinstance(call.arguments.get("fill_value"), fx.Node):

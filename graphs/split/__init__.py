@@ -1,3 +1,3 @@
 """The splitter: from one traced model to a user graph and an item graph."""
 
-__all__ = ["hoist", "proof", "split"]
+__all__ = ["fresh_rows", "hoist", "proof", "split"]

@@ -17,6 +17,7 @@ from graphs.split.cut import Cut, choose_state
 from graphs.split.hoist import Hoisted, hoist
 from graphs.split.independence import check_rows_independent
 from graphs.split.subgraphs import ancestors, build_item_subgraph, build_user_subgraph, state_row_shape
+from graphs.trace.frozen import check_same_scores_later
 from graphs.trace.trace import Example, Traced, trace
 
 
@@ -108,11 +109,15 @@ def split(
 
     Raises:
         UgsepError: an input on both sides or on none, an unknown input, nothing to compute on one side, rows that
-            depend on each other, or a model that torch.export cannot trace.
+            depend on each other, a model that torch.export cannot trace, or scores that change with the time or with
+            random numbers.
     """
     traced = trace(module, example)
     by_side = _sides_of_inputs(traced.inputs, tuple(user), tuple(item))
-    return split_traced(traced, by_side["user"], by_side["item"], hoisting)
+    made = split_traced(traced, by_side["user"], by_side["item"], hoisting)
+    if traced.original is not None:
+        check_same_scores_later(traced.original, dict(zip(traced.inputs, traced.example, strict=True)))
+    return made
 
 
 def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str], hoisting: bool = True) -> Split:

@@ -1,3 +1,3 @@
 """From a PyTorch module to a traced graph with one symbolic batch dimension."""
 
-__all__ = ["factory", "node_location", "trace"]
+__all__ = ["factory", "frozen", "node_location", "trace", "widen"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from graphs.base.errors import UgsepError
 
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 _CONSTANTS = (type(None), bool, int, float, str)
 
 
@@ -44,21 +46,57 @@ class Call:
         It shares parameters and submodules with ``module``, under the same names.
         """
         original = module.forward
-        flat = copy.copy(module)
+        if isinstance(module, fx.GraphModule):  # torch.export runs the graph of one, and not its forward
+            flat = nn.Module()
+            flat.__dict__.update(module.__dict__)
+        else:
+            flat = copy.copy(module)
 
         def forward(tensors: list[Tensor]) -> Any:
             args, kwargs = self.with_tensors(tensors)
-            return original(*args, **kwargs)
+            return without_dataclasses(original(*args, **kwargs))
 
         flat.forward = forward
         return flat
+
+
+def without_dataclasses(value: Any) -> Any:
+    """Return what a model returned, with dataclasses as dicts of their fields that are not None."""
+    if dataclasses.is_dataclass(value) and type(value) not in pytree.SUPPORTED_NODES:
+        found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {name: without_dataclasses(v) for name, v in found.items() if v is not None}
+    if type(value) is dict:
+        return {name: without_dataclasses(v) for name, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(without_dataclasses(v) for v in value)
+    return value
+
+
+def scripted_part(module: nn.Module) -> str:
+    """Return the name of a TorchScript submodule, '' if there is none."""
+    return next((name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)), "")
+
+
+def _check_parts(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if type(part).__module__.startswith(_QUANTIZED):
+            raise UgsepError(
+                f"submodule '{name}' is quantized by PyTorch ({type(part).__name__}); pass the float model, which is "
+                "quantized later"
+            )
+    for name, parameter in module.named_parameters():
+        if torch.nn.parameter.is_lazy(parameter):
+            raise UgsepError(
+                f"parameter '{name}' of a lazy module has no shape yet; call the model once on the example inputs in "
+                "the factory"
+            )
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return the module inside wrappers that only change how it runs.
 
     Raises:
-        UgsepError: a TorchScript module, which has no Python forward to trace.
+        UgsepError: a TorchScript module, which has no Python forward to trace, or one with quantized or lazy parts.
     """
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
     while True:
@@ -71,6 +109,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
         elif isinstance(module, wrappers):
             module = module.module
         else:
+            _check_parts(module)
             return module
 
 

@@ -19,8 +19,10 @@ from torch._ops import OpOverload
 from graphs.base.errors import UgsepError
 from graphs.base.gc_paused import gc_paused
 from graphs.rows.rules import has_rule
-from graphs.trace.call import call_of, unwrapped
+from graphs.trace.call import call_of, scripted_part, unwrapped, without_dataclasses
+from graphs.trace.fold import fold_parameters
 from graphs.trace.trace_errors import NO_DATA_IN_CONTROL, check_any_number_of_rows, quiet, readable
+from graphs.trace.widen import LOW_PRECISION, widen
 
 Example = Mapping[str, Any] | Sequence[Any]
 
@@ -39,7 +41,8 @@ class Traced:
     ``module`` takes the ``inputs`` as positional tensors (batch first) and returns a tuple, named by ``outputs``.
     Its graph is functional (no in-place op) and refers to the parameters of the traced model, not copies.
     ``example`` holds the flat example tensors, TRACE_ROWS rows each. ``buffer_writes`` lists the buffers that
-    forward updates, with the nodes of the dropped values. ``original`` calls the model as given.
+    forward updates, with the nodes of the dropped values. ``original`` calls the model as given. ``widened`` says
+    that the graph computes in float32 what the model computes in bfloat16 or float16.
     """
 
     module: fx.GraphModule
@@ -48,6 +51,7 @@ class Traced:
     example: tuple[Tensor, ...]
     buffer_writes: tuple[tuple[str, fx.Node], ...] = ()
     original: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+    widened: bool = False
 
 
 def trace(module: nn.Module, example: Example) -> Traced:
@@ -79,27 +83,64 @@ def trace(module: nn.Module, example: Example) -> Traced:
                 exported = exported.run_decompositions(_unfamiliar(exported.graph))
     except Exception as error:  # torch.export raises many types
         _run(module, *call.with_tensors(tiled))  # the model's own error is clearer
+        if scripted := scripted_part(module):
+            raise UgsepError(
+                f"submodule '{scripted}' is TorchScript; build the model with the original module"
+            ) from error
         raise UgsepError(f"torch.export cannot trace the model: {readable(error)}; {NO_DATA_IN_CONTROL}") from error
     traced = _flatten(exported, list(names), tuple(tiled))
     check_any_number_of_rows(traced.module.graph)
+    fold_parameters(traced.module)
 
     def original(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # Clones, because a model may write into its inputs.
-        values = pytree.tree_leaves(_run(module, *call.with_tensors([feeds[name].clone() for name in names])))
+        given = [feeds[name].to(leaf.dtype, copy=True) for name, leaf in zip(names, leaves, strict=True)]
+        values = pytree.tree_leaves(_run(module, *call.with_tensors(given)))
         return dict(zip(traced.outputs, values, strict=True))
 
-    return replace(traced, original=original)
+    traced = replace(traced, original=original)
+    if not widen(traced.module):
+        return traced
+    wide = tuple(t.float() if t.dtype in LOW_PRECISION else t for t in traced.example)
+    traced = replace(traced, example=wide, widened=True)
+    _check_widened(traced, original)
+    return traced
+
+
+def _check_widened(traced: Traced, original: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Check that float32 only moved the scores by roundings of shorter floats."""
+    if any(t.device.type == "meta" for t in traced.example):
+        return
+    before = original(dict(zip(traced.inputs, traced.example, strict=True)))
+    with torch.no_grad():
+        after = traced.module(*traced.example)
+    for (name, low), high in zip(before.items(), after, strict=True):
+        if not low.is_floating_point() or not low.numel():
+            continue
+        difference, size = (low.double() - high.double()).nan_to_num(), low.double().nan_to_num(0.0, 0.0, 0.0)
+        # bfloat16 keeps 8 bits: 0.4 % per op, a few percent after tens of ops.
+        if difference.square().mean() > 0.1**2 * max(1e-12, float(size.square().mean())):
+            raise UgsepError(
+                f"'{name}' in float32 is {float(difference.abs().max()):.3g} off its value in 16-bit floats, more "
+                "than their roundings; call .float() on the model to accept the float32 scores"
+            )
 
 
 def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Call the model itself; any error it raises is its own."""
+    # The fast path of TransformerEncoder puts zeros at padded positions, which training and a trace do not, and fails
+    # if all are padded.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
-            return module(*args, **kwargs)
+            return without_dataclasses(module(*args, **kwargs))
     except Exception as error:
         raise UgsepError(
             f"the model fails on rows like its example inputs: {readable(error)}; call it by itself for a traceback"
         ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def identifier(name: str, taken: Container[str] = ()) -> str:
@@ -141,7 +182,7 @@ def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: 
             copied[node] = new
         elif node.op == "output":
             if any(not isinstance(n, fx.Node) for n in pytree.tree_leaves(node.args[0])):
-                raise UgsepError("the model returns a value that is not a tensor; return tensors only")
+                raise UgsepError(f"the model returns {_other(node)}, which is not a tensor; return tensors only")
             structured = pytree.tree_unflatten(pytree.tree_leaves(node.args[0]), exported.call_spec.out_spec)
             outputs = _output_names(structured)
             graph.output(tuple(copied[n] for n in pytree.tree_leaves(node.args[0])))
@@ -153,6 +194,12 @@ def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: 
             _fix_squeeze(copied[node])
     graph.eliminate_dead_code()
     return Traced(fx.GraphModule(whole, graph), tuple(names), tuple(outputs), example, tuple(writes))
+
+
+def _other(node: fx.Node) -> str:
+    """Return the kind of the first output that is no tensor."""
+    value = next(n for n in pytree.tree_leaves(node.args[0]) if not isinstance(n, fx.Node))
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _fix_squeeze(node: fx.Node) -> None:

@@ -24,7 +24,7 @@ def table_rows(user_onnx: Path, item_onnx: Path) -> int:
 def synthetic_requests(
     spec: RequestSpec, requests: int, candidates: int, vocabulary: int, seed: int
 ) -> Iterator[Request]:
-    """Yield random requests: floats normal, integers uniform in [0, vocabulary). For trials, not for calibration."""
+    """Yield random requests: floats normal, integers uniform in [0, vocabulary), masks of every pattern."""
     generator = np.random.default_rng(seed)
 
     def column(wanted: InputSpec, rows: int) -> Array:
@@ -32,7 +32,12 @@ def synthetic_requests(
         dtype = np.dtype(wanted.dtype)
         if dtype.kind == "f":
             return generator.standard_normal(shape).astype(dtype)
-        return generator.integers(0, 2 if dtype.kind == "b" else vocabulary, shape).astype(dtype)
+        if dtype.kind == "b":
+            values = generator.integers(0, 2, shape).astype(dtype)
+            kind = (np.arange(rows) + generator.integers(4)) % 4  # four rows in a row hold all patterns
+            values[kind == 0], values[kind == 2] = False, True
+            return values
+        return generator.integers(0, vocabulary, shape).astype(dtype)
 
     for identity in range(requests):
         yield Request(

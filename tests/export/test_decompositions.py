@@ -1,4 +1,4 @@
-"""Ops whose exported form must give PyTorch's values: integers of 64 bits, and attention without keys."""
+"""Ops whose exported form must give PyTorch's values: integers of 64 bits, lookups, attention without keys."""
 
 from __future__ import annotations
 
@@ -14,10 +14,23 @@ from torch import Tensor, nn
 
 from export.metadata import Stamp
 from export.onnx_file import export_subgraph
+from graphs.base.errors import UgsepError
 from graphs.split.split import split
 
 EDGES = torch.tensor(
-    [0, 1, -1, 6, -6, 7, -7, 2**24 + 1, -(2**24) - 1, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63) + 1]
+    [
+        0,
+        1,
+        -1,
+        6,
+        -6,
+        7,
+        -7,
+        *(s * n for n in (2**24 + 1, 2**31 - 1, 2**31, 2**32 + 5, 2**53 + 1, 2**63 - 1) for s in (1, -1)),
+        2**53,
+        2**62 + 1,
+        -(2**63),
+    ]
 )
 
 
@@ -47,6 +60,33 @@ PARTS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum of all axes but the rows": lambda k: torch.stack([k // 3, k // 5], 1)[:, None].sum((1, -1), keepdim=True)[
         :, 0, 0
     ],
+    "remainder by a tensor": lambda k: k % (k.abs() % 5 + 1),
+    "remainder of a number": lambda k: 1000003 % (k.abs() % 97 + 1),
+    "sum of products": lambda k: torch.stack([k, k + 9], 1) @ torch.tensor([3, 5]),
+    "product": lambda k: torch.stack([k, k + 1], 1).prod(1),
+    "product, axis kept": lambda k: torch.stack([k, k + 1], 1).prod(1, keepdim=True)[:, 0],
+    "cumulative product": lambda k: torch.stack([k, k + 1, k], 1).cumprod(1)[:, 2],
+    "cumulative sum": lambda k: torch.stack([k, k // 3], 1).cumsum(1)[:, 1],
+    "sign": torch.sign,
+    "absolute value": torch.abs,
+    "minimum": lambda k: torch.minimum(k, k * 3),
+    "maximum": lambda k: torch.maximum(k, torch.tensor(2**53 + 1)),
+    "clamp": lambda k: k.clamp(-(2**60), 2**53 + 1),
+    "clamp by tensors": lambda k: torch.clamp(k, torch.tensor(0), torch.tensor(2**53 + 1)),
+    "largest of an axis": lambda k: torch.stack([k, k - 1], 1).amax(1),
+    "position of the largest": lambda k: torch.stack([k, k + 1, k - 1], 1).argmax(1),
+    "sorted": lambda k: torch.stack([k, k - 1, k + 1], 1).sort(1).values[:, 1],
+    "gathered": lambda k: torch.stack([k, k + 1, k + 2], 1).gather(1, (k % 3)[:, None])[:, 0],
+    "where": lambda k: torch.where(k > 2**53, k, -k),
+    "compared": lambda k: (k == 2**53 + 1).long() + 2 * (k > 2**53).long() + 4 * (k <= -(2**53) - 1).long(),
+    "one of a list": lambda k: torch.isin(k, torch.tensor([2**53, 2**53 + 1])).long(),
+    "none of a list": lambda k: torch.isin(k, torch.tensor([0, 2**53 + 1]), invert=True).long(),
+    "bits": lambda k: ((k[:, None] >> torch.arange(-1, 66)) & 1).cumsum(1)[:, 40],
+    "shifted left by a tensor": lambda k: k << (k % 70 - 2),
+    "shifted right by a tensor": lambda k: k >> (k % 70 - 2),
+    "to 32 bits": lambda k: k.to(torch.int32).long(),
+    "to 8 bits": lambda k: k.to(torch.uint8).long() + k.to(torch.int8).long(),
+    "or and not": lambda k: ~(k | 5),
     "multiply, xor and shift": lambda k: ((k * 2654435761) ^ (k >> 15)) & 0xFFFFFFFF,
 }
 
@@ -65,6 +105,72 @@ def test_an_integer_op_is_exact_over_the_whole_range(name: str, tmp_path: Path) 
     (wanted,) = made.full(feeds).values()
     # A wrong row of the table changes a score by tenths; FP32 sums of 5 terms differ by 1e-6.
     np.testing.assert_allclose(got, wanted.numpy(), atol=1e-5)
+
+
+class Looked(nn.Module):
+    """Embeddings of an item's padded tags, reduced by the function under test, beside a user feature."""
+
+    def __init__(self, part: Callable[[Looked, Tensor], Tensor], bag: nn.EmbeddingBag) -> None:
+        super().__init__()
+        self.part = part
+        self.user = nn.Linear(3, 5)
+        self.positions = nn.Parameter(torch.randn(9, 5))
+        self.bag = bag
+
+    def forward(self, user: Tensor, tags: Tensor) -> Tensor:
+        return (self.user(user) * self.part(self, tags)).sum(1)
+
+
+LOOKUPS: dict[str, tuple[Callable[[Looked, Tensor], Tensor], dict[str, object]]] = {
+    "positions counted among the tags": (lambda m, t: m.positions[torch.cumsum(t != 0, 1)].sum(1), {}),
+    "positions from the end": (lambda m, t: m.positions[-torch.cumsum(t != 0, 1)].sum(1), {}),
+    "sum of a bag": (lambda m, t: m.bag(t), {"mode": "sum"}),
+    "mean of a bag": (lambda m, t: m.bag(t), {"mode": "mean"}),
+    "maximum of a bag": (lambda m, t: m.bag(t), {"mode": "max"}),
+    "sum of a padded bag": (lambda m, t: m.bag(t), {"mode": "sum", "padding_idx": 0}),
+    "mean of a padded bag": (lambda m, t: m.bag(t), {"mode": "mean", "padding_idx": 0}),
+    "maximum of a padded bag": (lambda m, t: m.bag(t), {"mode": "max", "padding_idx": 0}),
+    "weighted bag": (lambda m, t: m.bag(t, per_sample_weights=(t % 3).float()), {"mode": "sum"}),
+}
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_lookups_of_padded_tags(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    part, settings = LOOKUPS[name]
+    bag = nn.EmbeddingBag(50, 5, **settings)  # type: ignore[arg-type]  # by name
+    module = Looked(part, bag).eval()
+    made = split(module, (torch.randn(7, 3), torch.randint(0, 50, (7, 6))), user=("user",), item=("tags",))
+    patterns = torch.tensor([[int(b) for b in f"{n:06b}"] for n in range(64)])  # every padding, none kept included
+    feeds = {"user": torch.randn(64, 3), "tags": torch.randint(1, 50, (64, 6)) * patterns}
+    stamp = Stamp("tags", "full", "fp32", ())
+    file = export_subgraph(made.full, feeds, {n: "candidates" for n in feeds}, tmp_path / "full.onnx", stamp)
+    got = ort.InferenceSession(str(file.path)).run(None, {n: v.numpy() for n, v in feeds.items()})[0]
+    with torch.no_grad():
+        wanted = module(feeds["user"], feeds["tags"]).numpy()
+    # FP32 sums of 30 terms in another order, on values up to a few tens.
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_rrelu_is_a_leaky_relu_in_eval_mode_and_refused_in_training(tmp_path: Path) -> None:
+    class Activated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.user, self.item, self.activation = nn.Linear(3, 5), nn.Linear(4, 5), nn.RReLU(0.1, 0.4)
+
+        def forward(self, user: Tensor, item: Tensor) -> Tensor:
+            return (self.activation(self.user(user)) * self.activation(self.item(item))).sum(1)
+
+    feeds = {"user": torch.randn(9, 3), "item": torch.randn(9, 4)}
+    module = Activated().eval()
+    made = split(module, feeds, user=("user",), item=("item",))
+    stamp = Stamp("activated", "full", "fp32", ())
+    file = export_subgraph(made.full, feeds, {n: "candidates" for n in feeds}, tmp_path / "full.onnx", stamp)
+    got = ort.InferenceSession(str(file.path)).run(None, {n: v.numpy() for n, v in feeds.items()})[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(got, module(**feeds).numpy(), rtol=1e-5, atol=1e-6)  # FP32 sums of 5 terms
+    with pytest.raises(UgsepError, match=r"rrelu\.default in activation .* draws random numbers"):
+        split(module.train(), feeds, user=("user",), item=("item",))
 
 
 class Attention(nn.Module):

@@ -28,7 +28,8 @@ from graphs.base.errors import UgsepError
 from graphs.base.features import random_rows
 from graphs.base.names import USER_INDEX
 from graphs.models.table import model_class
-from graphs.split.proof import fresh_rows, prove_split
+from graphs.split.fresh_rows import fresh_rows
+from graphs.split.proof import prove_split
 from graphs.split.split import Split, Subgraph, split
 from tests.graphs.model_laws import FEATURES
 from tests.graphs.third_party_models import THIRD_PARTY, ThirdPartyModel, make

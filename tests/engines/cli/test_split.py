@@ -11,6 +11,9 @@ from engines.cli.group import CommandGroup
 from engines.cli.split import split_command
 
 FILE = """
+import random
+import time
+
 import torch
 from torch import nn
 
@@ -62,6 +65,39 @@ def misshapen():
 def mistyped():
     model, rows = factory()
     return model, {**rows, "profile": rows["profile"].double()}
+
+def parallel():
+    return nn.DataParallel(factory()[0]), inputs()
+
+def compiled():
+    return torch.compile(factory()[0]), inputs()
+
+def averaged():
+    return torch.optim.swa_utils.AveragedModel(factory()[0]), inputs()
+
+def bfloat16():
+    return factory()[0].bfloat16(), {k: v.bfloat16() for k, v in inputs().items()}
+
+def jit_traced():
+    rows = inputs()
+    return torch.jit.trace(factory()[0], tuple(rows.values()), strict=False), rows
+
+def jit_part():
+    model, rows = factory()
+    model.tower = torch.jit.script(model.tower)
+    return model, rows
+
+def clock():
+    return wrong(lambda u: u * (time.time() % 7))
+
+def drawing():
+    return wrong(lambda u: u * random.random())
+
+def dropping():
+    return wrong(lambda u: nn.functional.dropout(u, 0.3))
+
+def noisy():
+    return wrong(lambda u: u + torch.rand(4))
 
 def misnamed():
     model, rows = factory()
@@ -123,6 +159,13 @@ def test_what_the_model_prints_is_no_part_of_the_answer(file: Path) -> None:
     assert "forward ran" in result.stderr
 
 
+@pytest.mark.parametrize("factory", ["parallel", "compiled", "averaged", "bfloat16"])
+def test_wrapped_and_16_bit_models_split(file: Path, factory: str) -> None:
+    result = run(file, factory=factory)
+    assert result.exit_code == 0, result.output
+    assert ("are computed in float32" in result.stdout) == (factory == "bfloat16")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -132,7 +175,16 @@ def test_what_the_model_prints_is_no_part_of_the_answer(file: Path) -> None:
         ({"factory": "misshapen"}, "the model fails on rows like its example inputs: mat1 and mat2 shapes"),
         ({"factory": "mistyped"}, "the model fails on rows like its example inputs: "),
         ({"factory": "misnamed", "sides": ("profil,history", "item")}, "do not match the model's forward: missing a"),
-        ({"factory": "training"}, "norm (model.py:12) normalises with the statistics of the batch; call .eval()"),
+        ({"factory": "training"}, "norm (model.py:15) normalises with the statistics of the batch; call .eval()"),
+        (
+            {"factory": "jit_traced"},
+            "the model is a TorchScript module, which cannot be traced again; pass the original",
+        ),
+        ({"factory": "jit_part"}, "submodule 'tower' is TorchScript; build the model with the original module"),
+        ({"factory": "clock"}, "the model's 'score' changes with time() at model.py:"),
+        ({"factory": "drawing"}, "the model's 'score' changes with random numbers at model.py:"),
+        ({"factory": "dropping"}, "drops values at random; call .eval() on the model"),
+        ({"factory": "noisy"}, "draws random numbers, so scores differ between calls"),
         ({"sides": ("profile", "item")}, "input 'history' is on neither side"),
         ({"sides": ("profile,history,item", "item")}, "input 'item' is on both sides"),
         ({"sides": ("profile,histroy", "item")}, "no input 'histroy', did you mean 'history'?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -95,3 +96,79 @@ def test_splitting_leaves_the_module_as_it_was() -> None:
     split(module, ROWS | {"bias": None}, user=["user"], item=["item"])
     assert "forward" not in vars(module)
     assert {n: p.data_ptr() for n, p in module.named_parameters()} == before
+
+
+@dataclasses.dataclass
+class Scores:
+    click: Tensor
+    buy: Tensor
+    loss: Tensor | None = None
+
+
+class Returns(Dot):
+    def forward(self, user: Tensor, item: Tensor) -> Any:  # type: ignore[override]
+        score = super().forward(user, item)
+        return {"scores": Scores(score, 2 * score), "more": [score]}
+
+
+def test_dataclasses_in_the_result_name_their_outputs() -> None:
+    made = split(Returns().eval(), ROWS, user=["user"], item=["item"])
+    prove_split(made)
+    assert set(made.full.outputs) == {"output.scores.click", "output.scores.buy", "output.more.0"}
+
+
+def test_a_graph_module_splits() -> None:
+    prove_split(split(torch.fx.symbolic_trace(Dot().eval()), ROWS, user=["user"], item=["item"]))
+
+
+class Inner(Dot):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.i = part  # type: ignore[assignment]
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "scripted": (lambda: torch.jit.script(Dot()), "TorchScript module, .* pass the original nn.Module"),
+    "traced": (lambda: torch.jit.trace(Dot(), tuple(ROWS.values())), "TorchScript module, .* pass the original"),
+    "scripted part": (lambda: Inner(torch.jit.script(nn.Linear(5, 4))), "submodule 'i' is TorchScript"),
+    "quantized": (
+        lambda: torch.ao.quantization.quantize_dynamic(Dot(), {nn.Linear}),
+        "submodule 'u' is quantized by PyTorch .*; pass the float model",
+    ),
+    "lazy": (
+        lambda: Inner(nn.LazyLinear(4)),
+        "parameter 'i.weight' of a lazy module has no shape yet; call the model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_modules_that_cannot_be_traced_are_refused_in_one_line(name: str) -> None:
+    factory, message = REFUSED[name]
+    with pytest.raises(UgsepError, match=message) as caught:
+        split(factory().eval(), ROWS, user=["user"], item=["item"])
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("result", "kind"),
+    [(lambda s: (s, None), "None"), (lambda s: (s, 1.5), "a float"), (lambda s: (s, "x"), "a str")],
+)
+def test_outputs_that_are_no_tensors_are_named(result: Callable[[Tensor], Any], kind: str) -> None:
+    class Pair(Dot):
+        def forward(self, user: Tensor, item: Tensor) -> Any:  # type: ignore[override]
+            return result(super().forward(user, item))
+
+    with pytest.raises(UgsepError, match=f"returns {kind}, which is not a tensor"):
+        split(Pair().eval(), ROWS, user=["user"], item=["item"])
+
+
+def test_a_long_or_coloured_message_of_a_model_stays_one_line() -> None:
+    class Raises(Dot):
+        def forward(self, user: Tensor, item: Tensor) -> Tensor:
+            raise ValueError("\x1b[31mred\x1b[0m " + "words " * 500 + "\nand more")
+
+    with pytest.raises(UgsepError, match="red words") as caught:
+        split(Raises().eval(), ROWS, user=["user"], item=["item"])
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500

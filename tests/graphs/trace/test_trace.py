@@ -75,3 +75,24 @@ def test_identifiers_shadow_nothing() -> None:
         assert identifier(name) != name
         assert identifier(identifier(name)) == identifier(name)
     assert identifier("user_id") == "user_id"
+
+
+class Encoded(nn.Module):
+    """A history encoded by a TransformerEncoder with a padding mask, whose fast path of inference differs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.history, self.item = nn.Embedding(50, 8), nn.Embedding(40, 8)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+
+    def forward(self, history: Tensor, mask: Tensor, item: Tensor) -> Tensor:
+        encoded = self.encoder(self.history(history), src_key_padding_mask=~mask)
+        return (encoded.mean(1) * self.item(item)).sum(1)
+
+
+def test_a_transformer_encoder_computes_what_it_was_trained_with_for_every_mask() -> None:
+    rows = {"history": torch.randint(0, 50, (7, 6)), "mask": torch.rand(7, 6) > 0.3, "item": torch.arange(7)}
+    made = split(Encoded().eval(), rows, user=["history", "mask"], item=["item"])
+    assert prove_split(made).max_rel < 1e-5
+    assert torch.backends.mha.get_fastpath_enabled()
