@@ -2,6 +2,7 @@
 
 __all__ = [
     "bundle",
+    "digest",
     "document",
     "files",
     "fixture_file",

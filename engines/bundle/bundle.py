@@ -30,13 +30,14 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, digest: str | None = None) -> Self:
         """Read a bundle's manifest and check every file against it; no engine is loaded.
 
         Raises:
-            UgsepError: not a bundle, an invalid manifest, or a file that does not match it.
+            UgsepError: not a bundle, another one than ``digest`` pins, an invalid manifest, or a file that does not
+                match it.
         """
-        manifest = read_manifest(path)
+        manifest = read_manifest(path, digest)
         verify_files(path, manifest.files, manifest.rebuild)
         return cls(path, manifest)
 

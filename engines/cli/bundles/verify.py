@@ -13,12 +13,17 @@ from graphs.base.errors import UgsepError
 
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
-def verify_command(bundle: Path) -> None:
-    """Check every file of BUNDLE against its manifest; unlisted files are errors too."""
-    manifest = Bundle.open(bundle).manifest
+@click.option("--digest", metavar="HEX", help="Refuse any bundle but the one with this digest.")
+@click.option("--print-digest", is_flag=True, help="Print only the digest of BUNDLE, to pin it by.")
+def verify_command(bundle: Path, digest: str | None, print_digest: bool) -> None:
+    """Check every file of BUNDLE against its manifest, and that against its digest; unlisted files are errors too."""
+    manifest = Bundle.open(bundle, digest).manifest
     if strange := unlisted_files(bundle, manifest.files):
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         raise UgsepError(
             f"{bundle}: {ascii(strange[0])[1:-1]}{more} not in the manifest; remove it or rebuild the bundle"
         )
+    if print_digest:
+        click.echo(manifest.digest)
+        return
     click.echo(f"{bundle}: {len(manifest.files)} files of '{manifest.model}' match the manifest")
