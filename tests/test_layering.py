@@ -28,6 +28,7 @@ SCENARIOS = {
     "tests/engines/build/test_streaming_resume.py": "streamed builds killed at any moment",
     "tests/benchmarks/serving/campaigns/test_campaigns.py": "the short form of every campaign",
     "tests/engines/bundle/test_bad_bundles.py": "bundles damaged on disk, from the files to the command",
+    "tests/engines/bundle/test_hostile_manifests.py": "manifests from an untrusted author, through every reader",
     "tests/engines/cli/test_bad_input.py": "bad files and options of every command",
     "tests/engines/recipes/test_model_recipes.py": "every shipped recipe as a model",
     "tests/engines/recipes/test_recipes.py": "every shipped recipe as a build",

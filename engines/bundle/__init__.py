@@ -12,5 +12,6 @@ __all__ = [
     "manifest",
     "provenance",
     "publish",
+    "report_file",
     "weight_statuses",
 ]

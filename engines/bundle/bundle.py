@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from engines.bundle.files import verify_files
 from engines.bundle.manifest import Manifest, read_manifest
-from graphs.base.errors import UgsepError
-from graphs.base.json_text import read_json
+from engines.bundle.report_file import read_report
 
 if TYPE_CHECKING:  # a server must not import these
     from engines.recipes.recipe import Recipe
     from quant.requests.spec import Request, RequestSpec
 
-__all__ = ["RECIPE", "REPORT", "Bundle", "onnx_file", "read_report"]
+__all__ = ["RECIPE", "Bundle", "onnx_file"]
 
-RECIPE, REPORT = "recipe.yaml", "report.json"
+RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -112,20 +111,3 @@ class Bundle:
 def onnx_file(folder: Path, side: str) -> Path:
     """Return the path of one side's FP32 ONNX file in a bundle or in a build's working folder."""
     return folder / "onnx" / f"{side}.onnx"
-
-
-def read_report(bundle: Path) -> dict[str, Any]:
-    """Return a bundle's ``report.json``.
-
-    Raises:
-        UgsepError: the report is missing or not a JSON object.
-    """
-    path = bundle / REPORT
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UgsepError(f"{path}: cannot read the report ({error}); build the bundle again") from error
-    document = read_json(text, str(path), "build the bundle again")
-    if not isinstance(document, dict):
-        raise UgsepError(f"{path}: not a JSON object; build the bundle again")
-    return document

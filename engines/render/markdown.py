@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from graphs.base.errors import printable_line
+
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> list[str]:
     """Return the lines of a table; ``align`` is ``l`` or ``r`` per column, by default ``l`` for the first only."""
@@ -34,4 +36,10 @@ def write_section(path: Path, name: str, section: str, header: str) -> None:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(text: str) -> str:
+    """Return a text that stays in its cell and starts no HTML element; other Markdown is left alone."""
+    line = printable_line(text) if text else ""
+    return line.replace("<", "&lt;").replace("|", "\\|")

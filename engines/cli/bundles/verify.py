@@ -8,6 +8,7 @@ import click
 
 from engines.bundle.bundle import Bundle
 from engines.bundle.files import unlisted_files
+from engines.cli.group import echo_text
 from graphs.base.errors import UgsepError
 
 
@@ -26,4 +27,4 @@ def verify_command(bundle: Path, digest: str | None, print_digest: bool) -> None
     if print_digest:
         click.echo(manifest.digest)
         return
-    click.echo(f"{bundle}: {len(manifest.files)} files of '{manifest.model}' match the manifest")
+    echo_text(f"{bundle}: {len(manifest.files)} files of '{manifest.model}' match the manifest")

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engines.backends.contract import Array, LazyRunner, Notify
-from engines.bundle.bundle import RECIPE, REPORT, read_report
+from engines.bundle.bundle import RECIPE
 from engines.bundle.files import verify_files
 from engines.bundle.fixtures import FIXTURES, read_fixtures
 from engines.bundle.manifest import Engine, Manifest, engine_for, read_manifest
+from engines.bundle.report_file import REPORT, read_report
 from engines.serve.core.replay import replay
 from engines.serve.core.served_bundle import ServedBundle
 from engines.serve.ranker import Ranker
