@@ -30,6 +30,7 @@ SCENARIOS = {
     "tests/engines/bundle/test_bad_bundles.py": "bundles damaged on disk, from the files to the command",
     "tests/engines/bundle/test_hostile_manifests.py": "manifests from an untrusted author, through every reader",
     "tests/engines/cli/test_bad_input.py": "bad files and options of every command",
+    "tests/engines/render/test_hostile_names.py": "names with markup and escape sequences in every page and table",
     "tests/engines/recipes/test_model_recipes.py": "every shipped recipe as a model",
     "tests/engines/recipes/test_recipes.py": "every shipped recipe as a build",
     "tests/engines/serve/test_fork.py": "processes forked while threads score",

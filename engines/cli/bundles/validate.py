@@ -41,7 +41,7 @@ def validate_command(
 
     The graphs run in a process of their own: BUNDLE may come from anywhere.
     """
-    from engines.verify.isolated import Limits, validate_isolated
+    from engines.verify.isolated.run import Limits, validate_isolated
     from engines.verify.validate import how_to_reproduce, junit_xml
 
     if bool(requests) == synthetic:

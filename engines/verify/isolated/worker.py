@@ -1,4 +1,4 @@
-"""The process of ``engines.verify.isolated``: a job on standard input, its outcome as lines on standard output."""
+"""The process of ``run.py``: a job on standard input, its outcome as lines on standard output."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engines import Ranker
 from engines.bundle.manifest import read_manifest, write_manifest
 from engines.cli.main import main
-from engines.verify.isolated import Limits, validate_isolated
+from engines.verify.isolated.run import Limits, validate_isolated
 from graphs.base.errors import UgsepError
 from tests import tiny
 from tests.engines.bundle.onnx_mutations import mutate

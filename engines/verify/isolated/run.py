@@ -73,7 +73,7 @@ def validate_isolated(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     # -P: do not import from a folder named 'engines' in the user's working directory.
     with subprocess.Popen(
-        [sys.executable, "-P", "-m", "engines.verify.worker"],
+        [sys.executable, "-P", "-m", "engines.verify.isolated.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # libraries log there what their errors say again
