@@ -72,6 +72,19 @@ class Bundle:
         """Return the FP32 ONNX file of one side; its quantized variants are in the same folder."""
         return onnx_file(self.path, side)
 
+    def check_graphs(self) -> None:
+        """Check what every ONNX file says of its tensors against the bytes that are there, those of engines too.
+
+        Raises:
+            UgsepError: a shape, type, size or place that cannot be.
+            ModuleNotFoundError: the ONNX tooling is not installed, as on a server.
+        """
+        from export.io import read_graph
+
+        for name in self.manifest.files:
+            if name.endswith(".onnx"):
+                read_graph(self.path / name)
+
     def request_spec(self) -> RequestSpec:
         """Return the columns that a request needs, read from the graphs.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from graphs.base.errors import printable_text
@@ -44,16 +45,20 @@ def to_svg(figure: Figure) -> str:
 
 
 def _print_verbatim(figure: Figure) -> None:
-    """Show the names in a figure as they are: a $ starts no formula, and no character turns the text around."""
+    """Show the names in a figure as they are: a $ starts no formula, and what no font can draw is escaped."""
     from matplotlib.text import Text
-    from matplotlib.ticker import FixedFormatter
+    from matplotlib.ticker import FuncFormatter
 
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             formatter = axis.get_major_formatter()
-            if isinstance(formatter, FixedFormatter):  # labels that are names; they are set again when drawn
-                formatter.seq = [printable_text(label) for label in formatter.seq]
+            if isinstance(formatter, FuncFormatter):  # labels that were given as texts
+                formatter.func = _printable_labels(formatter.func)
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_parse_math(False)
         text.set_text(printable_text(text.get_text()))
+
+
+def _printable_labels(label: Callable[..., str]) -> Callable[..., str]:
+    return lambda *at: printable_text(label(*at))

@@ -40,6 +40,7 @@ def validate(
         GateFailed: a check fails and ``worst`` cannot be written.
     """
     opened = Bundle.open(bundle)
+    opened.check_graphs()
     recipe = opened.recipe
     rows = list(opened.read_requests(requests) if requests else opened.synthetic_requests(seed=seed))
 

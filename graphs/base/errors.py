@@ -37,14 +37,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def printable_line(text: str) -> str:
     """Return a message as one line that cannot control a terminal: white space collapsed, the rest escaped."""
     line = " ".join(text.split())
-    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if line.isprintable() else _escaped(line)
 
 
 def printable_text(text: str) -> str:
     """Return a text that cannot control a terminal or turn a line around: all but its line breaks escaped."""
-    return (
-        text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-    )
+    return "\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+
+
+def _escaped(line: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def first_line(error: object) -> str:

@@ -31,7 +31,7 @@ from engines.cli.quant.tables import show_rows
 from engines.measure.percentiles import Percentiles
 from engines.render.console import print_table, stdout_console
 from engines.render.html import render
-from engines.render.markdown import table
+from engines.render.markdown import table, write_section
 from engines.verify.checks import Check
 from engines.verify.validate import junit_xml
 from graphs.base.errors import GateFailed, UgsepError
@@ -115,15 +115,14 @@ def models(bundle: Path, name: str) -> str:
 
 def bench_result(name: str) -> BenchResult:
     ms = Percentiles(1.0, 2.0, 3.0)
-    ours, other = f"{name} ours", f"{name} other"
+    ours, other = f"ugsep {name}", f"onnxruntime {name}"
     quality = Quality(90.0, 1.0, 80.0)
     standings = (
         Standing(ours, True, True, "fp32", name, quality, 5),
         Standing(other, False, False, "fp32", name, quality),
     )
-    timings = [
-        Timing(ours, variant, 1, n, ms, 1.0, 1.0, 1.0) for n in (1, 9) for variant in ("cold", "cached", "user")
-    ]
+    kinds = ("cold", "cached", "user", "item")
+    timings = [Timing(ours, kind, 1, n, ms, 1.0, 1.0, 1.0) for n in (1, 9) for kind in kinds]
     timings += [Timing(other, "whole", 1, n, ms, 1.0, 1.0, 1.0) for n in (1, 9)]
     measured = Measured(standings, tuple(timings), (MachinePeak(1, 100.0, name, 10.0),), {name: name})
     costs = Costs(10, 20, 40, 80)
@@ -159,16 +158,25 @@ def test_a_page_has_the_same_elements_whatever_the_names_are(built_bundle: Path,
         assert tags(made) == expected, ascii(name)
 
 
-def test_markdown_and_junit_keep_names_in_their_place() -> None:
+def test_markdown_and_junit_keep_names_in_their_place(tmp_path: Path) -> None:
     figures = RecipeFigures(9, 1.5, 2.0, 0.5, 100, 30, 0.7, 0.0)
     for name in NAMES:
         lines = table(("a", "b"), [(name, name)])
         assert len(lines) == 3
         assert lines[2].replace("\\|", "").count("|") == 3
-        assert "<" not in lines[2]
+        assert "<s" not in lines[2]
+        assert "<!" not in lines[2]
         assert lines[2].isprintable()
         rows = [(ModelRow(name, name, 1, 2, 3, name, 0.5, 2.0), figures)]
-        assert printable(markdown(rows, PLAIN) + bench_markdown(bench_result(name)))
+        path = tmp_path / "page.md"
+        for section in (markdown(rows, name), bench_markdown(bench_result(name)), "second\n"):
+            write_section(path, "one", section, "# Page\n")  # replaces the section before
+        write_section(path, name, bench_markdown(bench_result(name)), "")
+        written = path.read_text(encoding="utf-8")
+        assert printable(written)
+        assert tags(written) == [("comment", ())] * 4, "only the markers"
+        assert written.startswith("# Page\n\n<!-- begin one -->\nsecond\n<!-- end one -->\n")
+        path.unlink()
         read = ElementTree.fromstring(junit_xml(name, [Check(name, 2.0, 1.0)], name))
         assert [element.tag for element in read.iter()] == ["testsuite", "testcase", "failure"]
 
