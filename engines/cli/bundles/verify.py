@@ -18,7 +18,7 @@ from graphs.base.errors import UgsepError
 @click.option("--digest", metavar="HEX", help="Refuse any bundle but the one with this digest.")
 @click.option("--print-digest", is_flag=True, help="Print only the digest of BUNDLE, to pin it by.")
 def verify_command(bundle: Path, digest: str | None, print_digest: bool) -> None:
-    """Check every file of BUNDLE against its manifest, and that against its digest; unlisted files are errors too."""
+    """Check every file of BUNDLE against its manifest, and that against its digest; unlisted ones are errors."""
     opened = Bundle.open(bundle, digest)
     manifest = opened.manifest
     if strange := unlisted_files(bundle, manifest.files):
