@@ -10,19 +10,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from engines.measure.process_memory import resident_bytes
 from engines.verify.checks import Check
 from graphs.base.errors import GateFailed, UgsepError, printable_line
+from graphs.base.json_text import read_json
 from graphs.base.progress import Progress, ProgressCallback, silent
 
 __all__ = ["Limits", "validate_isolated"]
 
+_FIX = "do not use this bundle, or build it again"
 _LOOK_SECONDS = 0.1
 _MAX_ANSWER = 16 << 20  # bytes that the process may write
 
@@ -86,13 +88,11 @@ def validate_isolated(
                     progress(Progress(*message["progress"]))
                 else:
                     return _outcome(message)
-            process.wait(10)
+            with suppress(subprocess.TimeoutExpired):  # it let go of its output and hangs: ended below
+                process.wait(10)
         finally:
             process.kill()
     raise UgsepError(f"{bundle}: its graphs {_ended(process.returncode)}; {_FIX}")
-
-
-_FIX = "do not use this bundle, or build it again"
 
 
 def _send(process: subprocess.Popen[bytes], job: dict[str, Any]) -> None:
@@ -123,21 +123,25 @@ def _messages(process: subprocess.Popen[bytes], bundle: Path, limits: Limits) ->
                 if not chunk:
                     return
                 *lines, held = (held + chunk).split(b"\n")
-                yield from map(_parsed, lines)
+                yield from (read_json(line, f"{bundle}: the outcome of its checks", _FIX) for line in lines)
             if time.monotonic() > deadline:
                 raise UgsepError(
                     f"{bundle}: its checks took more than {limits.seconds:g} s; raise --time-limit, or {_FIX}"
                 )
-            if resident_bytes(process.pid) > memory:
+            if _own_bytes(process.pid) > memory:
                 took = f"its checks took more than {memory >> 20} MiB of memory"
                 raise UgsepError(f"{bundle}: {took}; raise --memory-limit, or {_FIX}")
             if total > _MAX_ANSWER:
                 raise UgsepError(f"{bundle}: its checks wrote more than {_MAX_ANSWER} bytes; {_FIX}")
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
-    message: dict[str, Any] = json.loads(line)
-    return message
+def _own_bytes(pid: int) -> int:
+    """Return the resident memory of a process without the pages of mapped files, which the system can take back."""
+    try:
+        found = psutil.Process(pid).memory_info()
+    except psutil.NoSuchProcess:
+        return 0
+    return int(found.rss - getattr(found, "shared", 0))
 
 
 def _outcome(message: dict[str, Any]) -> list[Check]:
