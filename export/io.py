@@ -14,7 +14,8 @@ import onnx
 import onnx_ir as ir
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from graphs.base.errors import UgsepError, first_line
+from export.graph_limits import check_graph
+from graphs.base.errors import UgsepError, first_line, printable_line
 
 __all__ = [
     "check_file",
@@ -36,27 +37,32 @@ class _Digest(Protocol):
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file as protobuf; external data stays on disk.
+    """Read an ONNX file as protobuf; external data stays on disk. What it says of its tensors is checked.
 
     Raises:
-        UgsepError: the file is missing or not ONNX.
+        UgsepError: the file is missing or not ONNX, or a tensor has a shape, size or place that cannot be.
     """
     try:
-        return onnx.load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf raises its own classes for a broken file
         raise _unreadable(path, error) from error
+    check_graph(model, path)
+    return model
 
 
 def read_model(path: Path) -> ir.Model:
-    """Read an ONNX file as onnx_ir; external data stays on disk.
+    """Read an ONNX file as onnx_ir; external data stays on disk. What it says of its tensors is checked.
 
     Raises:
-        UgsepError: the file is missing or not ONNX.
+        UgsepError: as ``read_graph``.
     """
+    proto = read_graph(path)
     try:
-        return ir.load(path)
-    except Exception as error:  # protobuf and onnx_ir raise many classes for a broken file
+        model = ir.from_proto(proto)
+    except Exception as error:  # onnx_ir raises many classes for a broken graph
         raise _unreadable(path, error) from error
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
 
 
 def write_model(model: ir.Model, path: Path, data: str | None, external_bytes: int) -> None:
@@ -75,7 +81,9 @@ def check_file(path: Path, *, infer_shapes: bool = True) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=infer_shapes)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise UgsepError(f"'{path}' is not valid ONNX ({first_line(error)}); export the model again") from error
+        raise UgsepError(
+            f"'{path}' is not valid ONNX ({printable_line(first_line(error))}); export the model again"
+        ) from error
 
 
 def file_sha256(path: Path) -> str:
@@ -160,4 +168,6 @@ def _open_data(path: Path, location: str) -> IO[bytes]:
 def _unreadable(path: Path, error: Exception) -> UgsepError:
     if isinstance(error, FileNotFoundError | IsADirectoryError):
         return UgsepError(f"'{path}' does not exist; export the model first")
-    return UgsepError(f"'{path}' is not a readable ONNX file ({first_line(error)}); export the model again")
+    return UgsepError(
+        f"'{path}' is not a readable ONNX file ({printable_line(first_line(error))}); export the model again"
+    )

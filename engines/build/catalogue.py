@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.bundle.bundle import RECIPE, REPORT, read_report
+from engines.bundle.bundle import RECIPE
+from engines.bundle.report_file import REPORT, read_report
 from engines.recipes.recipe import Recipe, load_recipe
 from engines.render.html import render
 from engines.render.markdown import table, write_section
@@ -58,7 +59,7 @@ def from_report(report: dict[str, Any]) -> RecipeFigures:
     """Extract the figures of the table from a ``report.json``."""
     latency, weights, auc = report["latency"], report["weights"], report["auc"]
     task = next(iter(auc["fp32"]), None)
-    before, after = (None, None) if task is None else (auc["fp32"][task], auc["quantized"][task])
+    before, after = (None, None) if task is None else (auc["fp32"][task], auc["quantized"].get(task))
     return RecipeFigures(
         candidates=latency["candidates"],
         speedup=latency["speedup"],

@@ -19,9 +19,10 @@ from engines.build.source_model import (
     module_sha256,
 )
 from engines.build.sources import Sources, content_key
-from engines.bundle.bundle import RECIPE, Bundle, read_report
+from engines.bundle.bundle import RECIPE, Bundle
 from engines.bundle.manifest import Manifest, read_manifest, write_manifest
 from engines.bundle.publish import publish
+from engines.bundle.report_file import read_report
 from engines.compile.compile import serving_plans
 from engines.recipes.recipe import AUTO, Recipe, dump_recipe
 from engines.verify.failing_rows import save_worst_rows

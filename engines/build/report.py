@@ -11,8 +11,8 @@ from typing import Any
 from engines.build import report_plots
 from engines.build.autoselect import Trial
 from engines.build.schemes import SchemeTable
-from engines.bundle.bundle import REPORT
 from engines.bundle.manifest import BatchTiming, Engine
+from engines.bundle.report_file import REPORT
 from engines.recipes.recipe import Recipe
 from engines.render.html import render
 from engines.render.json_text import json_text

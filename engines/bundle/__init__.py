@@ -2,6 +2,7 @@
 
 __all__ = [
     "bundle",
+    "digest",
     "document",
     "files",
     "fixture_file",
@@ -11,5 +12,6 @@ __all__ = [
     "manifest",
     "provenance",
     "publish",
+    "report_file",
     "weight_statuses",
 ]

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from engines.bundle.files import verify_files
 from engines.bundle.manifest import Manifest, read_manifest
-from graphs.base.errors import UgsepError
-from graphs.base.json_text import read_json
+from engines.bundle.report_file import read_report
 
 if TYPE_CHECKING:  # a server must not import these
     from engines.recipes.recipe import Recipe
     from quant.requests.spec import Request, RequestSpec
 
-__all__ = ["RECIPE", "REPORT", "Bundle", "onnx_file", "read_report"]
+__all__ = ["RECIPE", "Bundle", "onnx_file"]
 
-RECIPE, REPORT = "recipe.yaml", "report.json"
+RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,14 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, digest: str | None = None) -> Self:
         """Read a bundle's manifest and check every file against it; no engine is loaded.
 
         Raises:
-            UgsepError: not a bundle, an invalid manifest, or a file that does not match it.
+            UgsepError: not a bundle, another one than ``digest`` pins, an invalid manifest, or a file that does not
+                match it.
         """
-        manifest = read_manifest(path)
+        manifest = read_manifest(path, digest)
         verify_files(path, manifest.files, manifest.rebuild)
         return cls(path, manifest)
 
@@ -71,6 +71,19 @@ class Bundle:
     def onnx(self, side: str) -> Path:
         """Return the FP32 ONNX file of one side; its quantized variants are in the same folder."""
         return onnx_file(self.path, side)
+
+    def check_graphs(self) -> None:
+        """Check what every ONNX file says of its tensors against the bytes that are there, those of engines too.
+
+        Raises:
+            UgsepError: a shape, type, size or place that cannot be.
+            ModuleNotFoundError: the ONNX tooling is not installed, as on a server.
+        """
+        from export.io import read_graph
+
+        for name in self.manifest.files:
+            if name.endswith(".onnx"):
+                read_graph(self.path / name)
 
     def request_spec(self) -> RequestSpec:
         """Return the columns that a request needs, read from the graphs.
@@ -111,20 +124,3 @@ class Bundle:
 def onnx_file(folder: Path, side: str) -> Path:
     """Return the path of one side's FP32 ONNX file in a bundle or in a build's working folder."""
     return folder / "onnx" / f"{side}.onnx"
-
-
-def read_report(bundle: Path) -> dict[str, Any]:
-    """Return a bundle's ``report.json``.
-
-    Raises:
-        UgsepError: the report is missing or not a JSON object.
-    """
-    path = bundle / REPORT
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UgsepError(f"{path}: cannot read the report ({error}); build the bundle again") from error
-    document = read_json(text, str(path), "build the bundle again")
-    if not isinstance(document, dict):
-        raise UgsepError(f"{path}: not a JSON object; build the bundle again")
-    return document

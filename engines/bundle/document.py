@@ -10,7 +10,7 @@ from engines.bundle.files import reason
 from graphs.base.errors import UgsepError
 from graphs.base.json_text import read_json
 
-__all__ = ["read_document", "read_file"]
+__all__ = ["parse_document", "read_document", "read_file"]
 
 _MAX_BYTES = 64 << 20
 
@@ -23,8 +23,16 @@ def read_document(directory: Path, name: str, absent: str, fix: str) -> dict[str
     Raises:
         UgsepError: as in ``read_file``, or not a JSON object, or a name is repeated.
     """
-    path = directory / name
-    raw = read_json(read_file(directory, name, absent, fix), str(path), fix)
+    return parse_document(read_file(directory, name, absent, fix), directory / name, fix)
+
+
+def parse_document(content: bytes, path: Path, fix: str) -> dict[str, Any]:
+    """Return the JSON object in the content of the file ``path``, its fields unchecked; ``fix`` ends an error.
+
+    Raises:
+        UgsepError: not a JSON object, nested too deeply, or a name is repeated.
+    """
+    raw = read_json(content, str(path), fix)
     if not isinstance(raw, dict):
         raise UgsepError(f"{path}: not a JSON object; {fix}")
     return raw

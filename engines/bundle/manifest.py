@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends.built_engine import BuiltEngine
-from engines.bundle.document import read_document
+from engines.bundle.digest import UNSEALED, check_digest, seal, short_digest
+from engines.bundle.document import parse_document, read_file
 from engines.bundle.files import MANIFEST, FileEntry, hash_files
 from engines.bundle.limits import check_batching, check_built, check_files, check_path, check_rows
 from graphs.base.config import check_plain, parse
@@ -18,7 +19,7 @@ from graphs.base.errors import UgsepError
 
 __all__ = ["FORMAT_VERSION", "BatchTiming", "Engine", "Manifest", "engine_for", "read_manifest", "write_manifest"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _FIX = "build the bundle again"
 
 
@@ -57,7 +58,8 @@ class Manifest:
     true if weights or samples are random. ``vocabularies``: rows of each id input's embedding table; larger ids are
     rejected. ``content_key`` is the sha256 of everything the bundle was built from: a build with the same key
     is skipped. ``passed``: whether every gate held. ``batching``: what sharing item calls gained on the
-    build's machine, by users, then candidates; empty if the item engine serves one user per call.
+    build's machine, by users, then candidates; empty if the item engine serves one user per call. ``digest`` names
+    the whole bundle (see ``engines.bundle.digest``); it is set when the manifest is written.
     """
 
     model: str
@@ -76,6 +78,12 @@ class Manifest:
     passed: bool = False
     batching: tuple[BatchTiming, ...] = ()
     version: int = FORMAT_VERSION
+    digest: str = UNSEALED
+
+    @property
+    def short_digest(self) -> str:
+        """The first 12 digits of the digest, the version of the model that a server names."""
+        return short_digest(self.digest)
 
 
 def engine_for(manifest: Manifest, side: str, backend: str | None = None, precision: str | None = None) -> Engine:
@@ -103,23 +111,29 @@ def engine_for(manifest: Manifest, side: str, backend: str | None = None, precis
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
-    """Hash every file under ``directory`` into the manifest, write it, and return it complete."""
-    complete = dataclasses.replace(manifest, files=hash_files(directory))
-    text = json.dumps(dataclasses.asdict(complete), indent=1, sort_keys=True)
-    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    return complete
+    """Hash every file under ``directory`` into the manifest, write it with its digest, and return it complete."""
+    complete = dataclasses.replace(manifest, files=hash_files(directory), digest=UNSEALED)
+    content = seal(json.dumps(dataclasses.asdict(complete), indent=1, sort_keys=True) + "\n").encode()
+    (directory / MANIFEST).write_bytes(content)
+    return dataclasses.replace(complete, digest=check_digest(directory / MANIFEST, content))
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path, digest: str | None = None) -> Manifest:
     """Parse a bundle's manifest; no other file of the bundle is touched.
 
+    Its own digest is checked first, and the one that the caller pinned, if any.
+
     Raises:
-        UgsepError: no manifest, not JSON, unsupported version, an unknown or missing field, a wrong type, a path out
-            of the bundle, or a shape or size out of range.
+        UgsepError: no manifest, another digest, not JSON, unsupported version, an unknown or missing field, a wrong
+            type, a path out of the bundle, or a shape or size out of range.
     """
     path = directory / MANIFEST
-    raw = read_document(directory, MANIFEST, ", so not a bundle; build one with 'ugsep build'", _FIX)
+    content = read_file(directory, MANIFEST, ", so not a bundle; build one with 'ugsep build'", _FIX)
+    held = check_digest(path, content, digest)
+    raw = parse_document(content, path, _FIX)
     _check_version(path, raw)
+    if not held or raw.get("digest") != held:  # a field of the same name may lie deeper
+        raise UgsepError(f"{path}: has no digest of its own; {_FIX}")
     try:
         check_plain(raw, "manifest")
         manifest = parse(Manifest, raw, "manifest", complete=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.group import SEED, as_typed
+from engines.cli.group import SEED, as_typed, echo_text
 from engines.compile.cache import default_root
 from engines.recipes.recipe import Recipe, load_recipe
 from engines.render.json_text import json_text
@@ -133,16 +133,20 @@ def build_command(out: Path | None, force: bool, cache: bool, as_json: bool, **s
         click.echo(json_text(outcome.report))
         return
     if outcome.unchanged:
-        click.echo(f"{outcome.bundle}: up to date, nothing changed")
+        echo_text(f"{outcome.bundle}: up to date, nothing changed")
     _show(outcome.bundle, outcome.report)
 
 
 def _show(bundle: Path, report: Mapping[str, Any]) -> None:
     for check in report["targets"]:
         verdict = "ok" if check["passed"] else "FAILED"
-        click.echo(f"  {verdict:6} {check['name']}: {check['value']:.4g} (bound {check['bound']:.4g})")
+        echo_text(f"  {verdict:6} {check['name']}: {_figure(check['value'])} (bound {_figure(check['bound'])})")
     latency = report["latency"]
-    click.echo(
+    echo_text(
         f"{bundle}: {latency['speedup']:.2f}x over full FP32 at N = {latency['candidates']} "
         f"(limit {latency['limit']:.2f}x), request p50 {latency['request']['p50']:.2f} ms; see report.html"
     )
+
+
+def _figure(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.4g}"

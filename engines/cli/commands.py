@@ -38,7 +38,7 @@ COMMANDS: Mapping[str, CommandEntry] = {
     ),
     "verify": CommandEntry(
         "engines.cli.bundles.verify",
-        "Check every file of BUNDLE against its manifest; unlisted files are errors too.",
+        "Check every file of BUNDLE against its manifest, and that against its digest; unlisted ones are errors.",
     ),
     "validate": CommandEntry(
         "engines.cli.bundles.validate", "Check every gate of BUNDLE again: hashes, parity, AUC, invariance, latency."

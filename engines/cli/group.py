@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from engines.cli.command_entry import CommandEntry, missing_package
-from graphs.base.errors import GateFailed, UgsepError, nearest, printable_line
+from graphs.base.errors import GateFailed, UgsepError, nearest, printable_line, printable_text
 
 #: Seeds that both NumPy and PyTorch accept.
 SEED = click.IntRange(0, 2**63 - 1)
@@ -124,6 +124,11 @@ class LazyGroup(CommandGroup):
         rows = [(name, click.Command(name, help=entry.help).get_short_help_str(width)) for name, entry in entries]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+def echo_text(text: str) -> None:
+    """Print lines in which names come from a file: what could control the terminal is escaped."""
+    click.echo(printable_text(text))
 
 
 def as_typed(ctx: click.Context, without: Collection[str] = ("as_json", "force")) -> str:

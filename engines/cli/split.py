@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
+from engines.render.console import stdout_console
 from graphs.base.errors import UgsepError
 
 if TYPE_CHECKING:
@@ -72,13 +72,13 @@ def split_command(
             json.dumps({"proof": dataclasses.asdict(proof), "split": to_json(explanation)}, indent=2, sort_keys=True)
         )
         return
-    console = Console(soft_wrap=True) if not explained else Console()
-    console.print(render(explanation) if explained else summary(explanation), highlight=False)
-    console.print(_proof_line(proof), highlight=False)
+    console = stdout_console(soft_wrap=not explained)
+    console.print(render(explanation) if explained else summary(explanation))
+    console.print(_proof_line(proof))
     if split_model.traced.widened:
-        console.print(WIDENED, highlight=False)
+        console.print(WIDENED)
     if graph is not None:
-        console.print(f"wrote diagram to {graph}", highlight=False)
+        console.print(f"wrote diagram to {graph}")
 
 
 def to_json(explanation: Explanation) -> dict[str, Any]:

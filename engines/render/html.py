@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.render.byte_sizes import readable_bytes
+from graphs.base.errors import printable_text
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -21,7 +22,16 @@ def render(
     import jinja2  # most commands render no page
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        finalize=_shown,
     )
     environment.filters.update({"bytes": readable_bytes, **(filters or {})})
     return environment.get_template(template).render(values)
+
+
+def _shown(value: Any) -> Any:
+    """Return a value as a page shows it: no character may turn the text around; markup of ours is left alone."""
+    return printable_text(value) if type(value) is str else value

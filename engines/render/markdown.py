@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from graphs.base.errors import printable_line, printable_text
+
+_HTML = re.compile(r"<(?=[A-Za-z/!?])")  # what could start an element, a comment or a marker
+
+_NO_MARKER = re.compile(r"[<>]|-(?=-)")  # what a comment cannot hold
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> list[str]:
@@ -19,12 +26,13 @@ def write_section(path: Path, name: str, section: str, header: str) -> None:
     Args:
         path: the file; it and its folder are created if missing.
         name: of the section, in its markers ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
-        section: text that ends with a newline.
+        section: text that ends with a newline; it holds Markdown and no HTML.
         header: what a new file starts with.
     """
-    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    label = _NO_MARKER.sub("_", printable_line(name))
+    begin, end = f"<!-- begin {label} -->", f"<!-- end {label} -->"
     text = path.read_text(encoding="utf-8") if path.exists() else header
-    marked = f"{begin}\n{section}{end}"
+    marked = f"{begin}\n{_HTML.sub('&lt;', printable_text(section))}{end}"
     if begin in text and end in text:
         text = text.split(begin, 1)[0] + marked + text.split(end, 1)[1]
     else:
@@ -34,4 +42,10 @@ def write_section(path: Path, name: str, section: str, header: str) -> None:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(text: str) -> str:
+    """Return a text that stays in its cell and starts no HTML element; other Markdown is left alone."""
+    line = printable_line(text) if text else ""
+    return _HTML.sub("&lt;", line).replace("|", "\\|")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from graphs.base.errors import printable_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,9 +35,30 @@ def to_svg(figure: Figure) -> str:
     """Return the figure as an ``<svg>`` element with text as text."""
     import matplotlib  # a slow import that most commands do not need
 
+    _print_verbatim(figure)
     stream = io.StringIO()
     # A fixed salt and no date make the bytes of a page reproducible.
     with matplotlib.rc_context({"svg.hashsalt": "ugsep", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True, bbox_inches="tight")
     text = stream.getvalue()
     return text[text.index("<svg") :]
+
+
+def _print_verbatim(figure: Figure) -> None:
+    """Show the names in a figure as they are: a $ starts no formula, and what no font can draw is escaped."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FuncFormatter
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FuncFormatter):  # labels that were given as texts
+                formatter.func = _printable_labels(formatter.func)
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(printable_text(text.get_text()))
+
+
+def _printable_labels(label: Callable[..., str]) -> Callable[..., str]:
+    return lambda *at: printable_text(label(*at))

@@ -70,7 +70,7 @@ def write_haproxy(settings: ServeSettings, command: str, file: Path, count: int)
     """
     if settings.http_port == 0 or settings.grpc_port == 0:
         raise UgsepError("--haproxy needs ports that are known: give --http-port and --grpc-port, or --no-grpc")
-    largest = min(largest_request(read_manifest(settings.bundle)), settings.max_body + _HEADERS)
+    largest = min(largest_request(read_manifest(settings.bundle, settings.digest)), settings.max_body + _HEADERS)
     # As long as a drain may take, or longer if requests may: callers may also send timeouts above the default.
     seconds = max(_ANSWER_SECONDS, math.ceil(settings.request_timeout) + 1)
     proxy = Proxy(settings.host, settings.http_port, settings.grpc_port, largest, seconds)

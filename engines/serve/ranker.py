@@ -66,22 +66,24 @@ class Ranker:
         threads: int | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         runtime_cache: str | Path | None = None,
+        digest: str | None = None,
     ) -> Self:
         """Load the bundle's chosen engines, or those of one backend and precision, after checking their hashes.
 
         Only the files that are loaded are hashed; ``ugsep verify`` checks the whole bundle. ``threads`` overrides the
         pinned intra-op thread count. ``runtime_cache`` is a folder outside the bundle where a backend that compiles
-        kernels while serving (tensorrt-rtx) stores them for the next process.
+        kernels while serving (tensorrt-rtx) stores them for the next process. ``digest`` pins the bundle: the 64 hex
+        digits that ``ugsep verify --print-digest`` prints of it; another bundle is refused.
 
         Raises:
-            UgsepError: not a bundle, a modified or truncated file, an invalid setting, or an engine that this machine
-                cannot run.
+            UgsepError: not a bundle, not the pinned one, a modified or truncated file, an invalid setting, or an
+                engine that this machine cannot run.
         """
         for name, value, least in (("threads", threads, 1), ("cache_bytes", cache_bytes, 0)):
             if value is not None and (type(value) is not int or value < least):
                 raise UgsepError(f"{name} is {value!r}; must be an integer >= {least}")
         root = Path(directory)
-        manifest = read_manifest(root)
+        manifest = read_manifest(root, digest)
         pair = [engine_for(manifest, side, backend, precision) for side in ("user", "item")]
         needed = {f"{e.directory}/{name}" for e in pair for name in e.built.files}
         verify_files(root, {k: manifest.files[k] for k in sorted(needed)}, manifest.rebuild)

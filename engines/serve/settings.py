@@ -24,7 +24,8 @@ class ServeSettings:
     ``watch_seconds`` is how often the bundle's path is looked at, 0 for only on SIGHUP. ``slow_ms`` logs requests
     above it, 0 logs none. ``record_limit`` is the most bytes that the files in ``record`` may take. ``admin_socket``
     is the Unix socket for 'ugsep rollback' and 'ugsep reload'; without it, one named by the HTTP port in
-    ``runtime_folder``, the user's folder for sockets; without both, there is none.
+    ``runtime_folder``, the user's folder for sockets; without both, there is none. ``digest`` pins the bundle: any
+    other at the path is refused, also later.
 
     Raises:
         UgsepError: a value out of range, or a name that no URL could hold.
@@ -58,6 +59,7 @@ class ServeSettings:
     runtime_cache: Path | None = None
     admin_socket: Path | None = None
     runtime_folder: Path | None = None
+    digest: str | None = None
 
     def __post_init__(self) -> None:
         ranges: tuple[tuple[str, float, float, float], ...] = (

@@ -7,6 +7,7 @@ __all__ = [
     "checks",
     "failing_rows",
     "fixtures",
+    "isolated",
     "latency",
     "prove",
     "reference",

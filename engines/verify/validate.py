@@ -9,15 +9,16 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from engines.bundle.bundle import REPORT, Bundle
+from engines.bundle.bundle import Bundle
 from engines.bundle.fixtures import read_fixtures
 from engines.serve.core.replay import replay, score_alone
 from engines.serve.ranker import Ranker
 from engines.verify import prove
+from engines.verify.checks import Check
 from engines.verify.failing_rows import save_worst_rows
 from engines.verify.fixtures import fixture_check
 from engines.verify.reference import OnnxReference
-from graphs.base.errors import GateFailed, UgsepError
+from graphs.base.errors import GateFailed, printable_line
 from graphs.base.progress import ProgressCallback, silent
 
 
@@ -39,6 +40,7 @@ def validate(
         GateFailed: a check fails and ``worst`` cannot be written.
     """
     opened = Bundle.open(bundle)
+    opened.check_graphs()
     recipe = opened.recipe
     rows = list(opened.read_requests(requests) if requests else opened.synthetic_requests(seed=seed))
 
@@ -70,24 +72,20 @@ def speedup_limits(bundle: Bundle, candidates: Sequence[int]) -> dict[int, float
     """Return the FLOP limit of the speed-up by request size, from the costs a bundle's report holds.
 
     Raises:
-        UgsepError: the report lacks them.
+        UgsepError: the report cannot be read.
     """
-    report = bundle.report
-    try:
-        user, item, full = (int(report["split"][side]["flops"]) for side in ("user", "item", "full"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UgsepError(f"{bundle.path / REPORT}: no FLOPs per side ({error}); build the bundle again") from error
-    return {n: n * full / (user + n * item) for n in candidates}
+    user, item, full = (bundle.report["split"][side]["flops"] for side in ("user", "item", "full"))
+    return {n: n * full / max(1, user + n * item) for n in candidates}
 
 
-def junit_xml(name: str, found: prove.Proof, reproduce: str = "") -> str:
+def junit_xml(name: str, checks: Sequence[Check], reproduce: str = "") -> str:
     """Return the checks as a JUnit test suite, one case each, for CI servers; failures say how to ``reproduce``."""
-    failures = sum(not t.passed for t in found.checks)
-    suite = ElementTree.Element(
-        "testsuite", name=f"ugsep.{name}", tests=str(len(found.checks)), failures=str(failures)
-    )
-    for check in found.checks:
-        case = ElementTree.SubElement(suite, "testcase", classname=f"ugsep.{name}", name=check.name)
+    failures = str(sum(not t.passed for t in checks))
+    group = printable_line(f"ugsep.{name}")  # XML has no control characters, not even escaped
+    suite = ElementTree.Element("testsuite", name=group, tests=str(len(checks)), failures=failures)
+    for check in checks:
+        case = ElementTree.SubElement(suite, "testcase", classname=group, name=printable_line(check.name))
         if not check.passed:
-            ElementTree.SubElement(case, "failure", message=str(check)).text = reproduce
+            message = printable_line(str(check))
+            ElementTree.SubElement(case, "failure", message=message).text = printable_line(reproduce)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)

@@ -6,11 +6,19 @@ import difflib
 from collections.abc import Iterable
 
 
-class UgsepError(Exception):
+class _OneLine(Exception):
+    """An error whose message is one printable line, whatever names it quotes."""
+
+    def __str__(self) -> str:
+        """Return the message; a name in it can neither break the line nor control a terminal."""
+        return printable_line(super().__str__())
+
+
+class UgsepError(_OneLine):
     """Bad input or usage: one line that says what is wrong, where, and how to fix it; exit status 2."""
 
 
-class GateFailed(Exception):
+class GateFailed(_OneLine):
     """A parity, quality or latency gate failed; the message gives value and bound; exit status 1."""
 
 
@@ -29,7 +37,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def printable_line(text: str) -> str:
     """Return a message as one line that cannot control a terminal: white space collapsed, the rest escaped."""
     line = " ".join(text.split())
-    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if line.isprintable() else _escaped(line)
+
+
+def printable_text(text: str) -> str:
+    """Return a text that cannot control a terminal or turn a line around: all but its line breaks escaped."""
+    return "\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+
+
+def _escaped(line: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def first_line(error: object) -> str:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from graphs.base.errors import printable_line
+
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -56,11 +58,11 @@ def show_progress(stream: IO[str] | None = None) -> Iterator[ProgressCallback]:
 def _bars(console: Console) -> Iterator[ProgressCallback]:
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with RichProgress(*columns, console=console) as bars:
         tasks = {}
@@ -68,7 +70,8 @@ def _bars(console: Console) -> Iterator[ProgressCallback]:
         def callback(event: Progress) -> None:
             if event.step not in tasks:
                 tasks[event.step] = bars.add_task(event.step, total=event.total, note="")
-            bars.update(tasks[event.step], completed=event.done, total=event.total, note=event.note)
+            note = printable_line(event.note)  # weights and files are named by others
+            bars.update(tasks[event.step], completed=event.done, total=event.total, note=note)
 
         yield callback
 
@@ -83,7 +86,7 @@ def _lines(out: IO[str]) -> ProgressCallback:
             return
         written[event.step] = now
         count = f"{event.done}" if event.total is None else f"{event.done}/{event.total}"
-        out.write(f"{event.step} {count}{' ' + event.note if event.note else ''}\n")
+        out.write(printable_line(f"{event.step} {count} {event.note}") + "\n")
         out.flush()
 
     return callback

@@ -10,6 +10,7 @@ import jinja2
 from torch import fx
 
 from graphs.base.cost import flops, gemm_flops
+from graphs.base.errors import printable_text
 from graphs.explain.explain import CANDIDATES, Kind, computed_nodes, explain, kind_of
 from graphs.explain.text import amount, count, summary
 from graphs.split.split import Split
@@ -59,6 +60,7 @@ def draw(split: Split, title: str, candidates: int = CANDIDATES) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: printable_text(value) if type(value) is str else value,
     )
     return environment.get_template("picture.html").render(
         title=title,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from graphs.explain.explain import Explanation
 
@@ -56,7 +57,7 @@ def _modules(e: Explanation) -> Table:
     for name in ("once per request", "per candidate", "weights"):
         table.add_column(name, justify="right")
     for m in e.modules:
-        sides = " + ".join(f"[{_SIDES[s]}]{s}[/]" for s in m.sides)
+        sides = Text(" + ").join(Text(s, _SIDES[s]) for s in m.sides)
         table.add_row(
             m.path,
             sides,

@@ -379,8 +379,8 @@ def test_damaged_graphs_are_refused(make_graphs, tmp_path, damage) -> None:
         model.opset_import[0].version = 20
         item.write_bytes(model.SerializeToString())
     message = {
-        "truncated": "missing or truncated",
-        "missing": "missing or truncated",
+        "truncated": "its data, 1680 bytes|which is missing",
+        "missing": "its data, 1680 bytes|which is missing",
         "not onnx": "is not a readable ONNX file",
         "opset": "has opset 20; int8 weights need opset 21",
     }[damage]

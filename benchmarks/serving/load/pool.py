@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ from benchmarks.serving.load.wire import Inputs, grpc_request, http_request
 from engines.backends.contract import Array
 from engines.bundle.bundle import Bundle
 from engines.bundle.fixtures import read_fixtures
+from engines.bundle.manifest import read_manifest
 from engines.serve.ranker import Ranker
 
 #: Any version: the references of a server that names its versions its own way.
@@ -76,8 +76,8 @@ class Pool:
 
 
 def bundle_version(bundle: Path) -> str:
-    """Return the version under which a server answers for a bundle: 12 hex digits of its manifest's sha256."""
-    return hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()[:12]
+    """Return the version under which a server answers for a bundle: the first 12 hex digits of its digest."""
+    return read_manifest(bundle).short_digest
 
 
 def make_pool(

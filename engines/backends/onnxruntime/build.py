@@ -80,8 +80,8 @@ def _write(variants: Sequence[Variant], side: GraphSide, out_dir: Path) -> list[
     """Move the planned graphs to their final names, their weights with them; returns the names of all files."""
     data = {f"{v.graph.name}.data": f"{variant_file(side, v.name)}.data" for v in variants}
     files: list[str] = []
-    for variant in variants:
-        model = read_graph(variant.graph)
+    models = [read_graph(variant.graph) for variant in variants]  # variants share weights: before any are moved
+    for variant, model in zip(variants, models, strict=True):
         for entry in (entry for tensor in model.graph.initializer for entry in tensor.external_data):
             if entry.key == "location":
                 entry.value = data[entry.value]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from engines.cli.group import SEED, Command
+from engines.cli.group import SEED, Command, echo_text
 from graphs.base.errors import UgsepError
 from graphs.base.progress import show_progress
 
@@ -93,10 +93,10 @@ def bench_command(
         click.echo(json_text(document(result)))
         return
     for sentence in result.sentences:
-        click.echo(sentence)
+        echo_text(sentence)
     for name, reason in result.measured.left_out.items():
-        click.echo(f"left out: {name}: {reason}")
-    click.echo(f"see {folder / HTML}")
+        echo_text(f"left out: {name}: {reason}")
+    echo_text(f"see {folder / HTML}")
 
 
 def _counts(option: str, text: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from engines.cli.group import SEED
+from engines.cli.group import SEED, echo_text
 from engines.render.json_text import json_text
 from graphs.base.errors import GateFailed
 from graphs.base.progress import show_progress
@@ -41,11 +41,11 @@ def bisect_command(
         click.echo(json_text([asdict(side) for side in found]))
     else:
         for side in found:
-            click.echo(f"{side.side} ({side.engine}): {len(side.steps)} tensors compared, bound {side.bound:.3g}")
-            click.echo(f"  worst: {side.worst}")
+            echo_text(f"{side.side} ({side.engine}): {len(side.steps)} tensors compared, bound {side.bound:.3g}")
+            echo_text(f"  worst: {side.worst}")
             if side.first is not None:
-                click.echo(f"  first above the bound: {side.first}")
-                click.echo(f"  computed from: {side.before if side.before is not None else 'the inputs'}")
+                echo_text(f"  first above the bound: {side.first}")
+                echo_text(f"  computed from: {side.before if side.before is not None else 'the inputs'}")
     broken = [f"{side.side}: {side.first}, bound {side.bound:.3g}" for side in found if side.first is not None]
     if broken:
         raise GateFailed(f"{bundle}: {'; '.join(broken)}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from engines.cli.group import echo_text
 from engines.render.json_text import json_text
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import show_progress
@@ -74,9 +75,9 @@ def _show(found: Replay) -> None:
 
     from engines.render.console import print_table
 
-    click.echo(f"{found.actual} against {found.reference}: {found.requests:,} requests, {found.rows:,} candidates")
+    echo_text(f"{found.actual} against {found.reference}: {found.requests:,} requests, {found.rows:,} candidates")
     if found.only_in_one:
-        click.echo(f"not compared, because only one has it: {', '.join(found.only_in_one)}")
+        echo_text(f"not compared, because only one has it: {', '.join(found.only_in_one)}")
     scores = Table("task", "mean |d|", "p99 |d|", "max |d|", "SQNR dB", "Kendall tau", "lowest", "top-k overlap")
     for task, drift in found.tasks.items():
         agreed = drift.agreement
@@ -90,4 +91,4 @@ def _show(found: Replay) -> None:
             times.add_row(name, kind, f"{ms.p50:.3f}", f"{ms.p90:.3f}", f"{ms.p99:.3f}")
     print_table(times)
     for check in found.checks:
-        click.echo(f"  {check}")
+        echo_text(f"  {check}")

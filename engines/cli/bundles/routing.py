@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from engines.cli.group import echo_text
 from graphs.base.progress import show_progress
 
 
@@ -18,4 +19,4 @@ def routing_command(bundle: Path, requests: Path) -> None:
 
     with show_progress() as progress:
         found = compare_routing(bundle, requests, progress)
-    click.echo(str(found))
+    echo_text(str(found))

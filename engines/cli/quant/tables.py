@@ -1,19 +1,13 @@
-"""Tables on stdout, as wide as the terminal, or 200 columns if redirected."""
+"""The table of the weights of a graph on stdout."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
-from rich.console import Console
 from rich.table import Table
 
+from engines.render.console import print_table
 from quant.weight_table import QuantRow
-
-
-def print_table(table: Table) -> None:
-    """Print a table."""
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def show_rows(rows: Iterable[QuantRow]) -> None:

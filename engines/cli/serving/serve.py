@@ -52,6 +52,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--slow-ms", type=float, default=0.0, show_default=True, help="Log requests that take longer; 0: none.")
 @click.option("--log-json", is_flag=True, help="Write the log, and the line that says 'ready', as JSON.")
 @click.option("--traces", is_flag=True, help="Export OpenTelemetry spans; OTEL_* variables say where to.")
+@click.option("--digest", metavar="HEX",
+              help="Serve no bundle but the one with this digest ('ugsep verify --print-digest').")  # fmt: skip
 @click.option("--runtime-cache", type=PATH, help="Folder for kernels that a backend compiles while serving.")
 @click.option("--admin-socket", type=PATH,
               help="Unix socket for 'ugsep rollback'.  [default: by port, in the user's runtime folder]")  # fmt: skip

@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engines.backends.contract import Array, LazyRunner, Notify
-from engines.bundle.bundle import RECIPE, REPORT, read_report
+from engines.bundle.bundle import RECIPE
 from engines.bundle.files import verify_files
 from engines.bundle.fixtures import FIXTURES, read_fixtures
 from engines.bundle.manifest import Engine, Manifest, engine_for, read_manifest
+from engines.bundle.report_file import REPORT, read_report
 from engines.serve.core.replay import replay
 from engines.serve.core.served_bundle import ServedBundle
 from engines.serve.ranker import Ranker
 from engines.serve.score_request import ScoreRequest
 from engines.serve.settings import ServeSettings
-from engines.serve.swap.snapshot import manifest_version, resolve_bundle, take_snapshot
+from engines.serve.swap.snapshot import resolve_bundle, take_snapshot
 from engines.serve.swap.warming import WARM_SECONDS, warm_from
 from graphs.base.errors import UgsepError
 
@@ -79,7 +80,7 @@ def _load_unchanged(settings: ServeSettings) -> ServedBundle:
 
 
 def _load(settings: ServeSettings, root: Path) -> ServedBundle:
-    manifest = read_manifest(root)
+    manifest = read_manifest(root, settings.digest)
     user, item = (engine_for(manifest, side, settings.backend, settings.precision) for side in ("user", "item"))
     _check_files(root, manifest, (user, item))
     report, fixtures = read_report(root), read_fixtures(root)
@@ -90,12 +91,11 @@ def _load(settings: ServeSettings, root: Path) -> ServedBundle:
         for runner in (ranker.user_runner, ranker.item_runner):
             if isinstance(runner, LazyRunner):
                 runner.preload()
-        version = manifest_version(root)
     except BaseException:
         ranker.close()
         raise
     name = settings.name or manifest.model
-    return ServedBundle(name, version, root, manifest, ranker, report, fixtures=fixtures)
+    return ServedBundle(name, manifest.short_digest, root, manifest, ranker, report, fixtures=fixtures)
 
 
 def _check_files(root: Path, manifest: Manifest, pair: tuple[Engine, Engine]) -> None:

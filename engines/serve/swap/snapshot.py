@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.bundle.digest import digest_of, short_digest
 from engines.bundle.files import MANIFEST
 from engines.bundle.manifest import read_manifest
 from graphs.base.errors import UgsepError
@@ -67,14 +68,13 @@ def take_snapshot(path: Path) -> Snapshot:
 
 
 def manifest_version(root: Path) -> str:
-    """Return the version of a bundle: the first 12 hex digits of the sha256 of its manifest.
+    """Return the version of a bundle: the first 12 hex digits of its digest; a damaged manifest has one of its own.
 
     Raises:
         UgsepError: the manifest cannot be read.
     """
     try:
-        with (root / MANIFEST).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+        return short_digest(digest_of((root / MANIFEST).read_bytes()))
     except OSError as error:
         raise UgsepError(f"{root / MANIFEST}: cannot be read ({error.strerror}); build the bundle again") from error
 

@@ -30,13 +30,8 @@ def replay_page(found: Replay) -> str:
     return render("replay.html", {"r": found, "drawings": drawings}, {"short": lambda value: f"{value:.3g}"})
 
 
-def _plain(text: str) -> str:
-    """Return text that matplotlib draws as it is, instead of reading dollar signs as formulas."""
-    return text.replace("$", r"\$")
-
-
 def _drift(task: str, differences: Array, bound: float | None) -> str:
-    figure, axes = new_axes(_plain(f"Score drift, {task} (logits, all candidates)"), 5.6, 3.0)
+    figure, axes = new_axes(f"Score drift, {task} (logits, all candidates)", 5.6, 3.0)
     sizes = np.maximum(np.abs(differences[np.isfinite(differences)]), _FLOOR)
     top = max(1.0, float(sizes.max(initial=_FLOOR)), bound or 0.0)
     axes.hist(sizes, bins=np.geomspace(_FLOOR, top * 1.01, 91), color=COLOURS["user"])
@@ -51,7 +46,7 @@ def _drift(task: str, differences: Array, bound: float | None) -> str:
 
 
 def _taus(task: str, drift: TaskDrift, bound: float) -> str:
-    figure, axes = new_axes(_plain(f"Rank agreement, {task} (requests)"), 5.6, 3.0)
+    figure, axes = new_axes(f"Rank agreement, {task} (requests)", 5.6, 3.0)
     # Of two candidates that change places tau is -1: a few such requests must not squeeze all others.
     least = min(float(np.quantile(drift.taus, 0.01)) if drift.taus.size else 1.0, bound, 0.95)
     below = int((drift.taus < least).sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 import tempfile
@@ -13,7 +12,6 @@ from pathlib import Path
 
 from engines.backends.contract import Array
 from engines.bundle.bundle import Bundle
-from engines.bundle.files import MANIFEST
 from engines.bundle.manifest import engine_for
 from engines.compile.compile import EnginePlan, compile_engine, load_built
 from engines.serve.ranker import Ranker
@@ -186,9 +184,8 @@ def _score_all(
 
 
 def _names(bundles: Sequence[Bundle]) -> list[str]:
-    """Return a name of each bundle that tells it from the other: its path and the start of its manifest's hash."""
-    digests = [hashlib.sha256((b.path / MANIFEST).read_bytes()).hexdigest()[:12] for b in bundles]
-    names = [f"{bundle.path} ({digest})" for bundle, digest in zip(bundles, digests, strict=True)]
+    """Return a name of each bundle that tells it from the other: its path and the start of its digest."""
+    names = [f"{bundle.path} ({bundle.manifest.short_digest})" for bundle in bundles]
     return names if len(set(names)) == len(names) else [names[0], f"{names[1]} again"]
 
 

@@ -15,8 +15,19 @@ from engines.cli.main import main
 from engines.recipes.recipe import dump_recipe, load_recipe, recipe_names
 
 NAME = "rankmixer-100m"  # declares its own features, so nothing is downloaded
+COST = {"flops": 10, "weight_bytes": 40}
 REPORT: dict[str, Any] = {
-    "latency": {"candidates": 256, "speedup": 1.8, "limit": 2.25, "request": {"p50": 12.34}},
+    "model": NAME,
+    "backend": "onnxruntime",
+    "passed": True,
+    "targets": [],
+    "split": {"user": COST, "item": COST, "full": COST, "state_bytes_per_user": 8},
+    "latency": {
+        "candidates": 256,
+        "speedup": 1.8,
+        "limit": 2.25,
+        "request": {"p50": 12.34, "p90": 12.5, "p99": 13.0},
+    },
     "weights": {"fp32_bytes": 400_000_000, "quantized_bytes": 101_000_000},
     "auc": {"fp32": {"like": 0.75}, "quantized": {"like": 0.7499}},
 }

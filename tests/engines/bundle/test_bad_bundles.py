@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,13 +19,7 @@ from engines.bundle.manifest import read_manifest, write_manifest
 from engines.cli.main import main
 from graphs.base.errors import UgsepError
 from tests import tiny
-
-
-def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    path = bundle / MANIFEST
-    raw = json.loads(path.read_text())
-    change(raw)
-    path.write_text(json.dumps(raw))
+from tests.manifests import edit_raw
 
 
 def item_engine(raw: dict[str, Any]) -> dict[str, Any]:
@@ -62,14 +55,14 @@ def swap_engines(bundle: Path) -> None:
 
 
 def of_item(**changes: Any) -> Callable[[Path], None]:
-    return lambda bundle: edit(bundle, lambda raw: item_engine(raw).update(changes))
+    return lambda bundle: edit_raw(bundle, lambda raw: item_engine(raw).update(changes))
 
 
 def tensor(kind: str, named: str, **changes: Any) -> Callable[[Path], None]:
     def change(raw: dict[str, Any]) -> None:
         next(t for t in item_engine(raw)[kind] if t["name"] == named).update(changes)
 
-    return lambda bundle: edit(bundle, change)
+    return lambda bundle: edit_raw(bundle, change)
 
 
 def lead_out(bundle: Path) -> None:
@@ -85,7 +78,7 @@ def manifest_elsewhere(bundle: Path) -> None:
 
 GPU = of_item(backend="tensorrt-rtx", precision="w8a16", requires={"compute_capability": "8.9"})
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
-    "newer manifest": (lambda b: edit(b, lambda raw: raw.update(version=4)), "version 4 is newer than 3.*upgrade"),
+    "newer manifest": (lambda b: edit_raw(b, lambda raw: raw.update(version=5)), "version 5 is newer.*upgrade"),
     "truncated engine": (truncate, "bytes but the manifest says .* rebuild: make engines MODEL=tiny"),
     "truncated engine with matching hashes": (truncate_and_hash, "cannot load it .*rebuild: make engines MODEL=tiny"),
     "engine of the other side": (swap_engines, "inputs are user_id.* but the manifest says item_id.*rebuild: make"),

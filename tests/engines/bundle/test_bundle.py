@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from click.testing import CliRunner
 
+from engines import Ranker
 from engines.build.sources import Sources
-from engines.bundle.bundle import REPORT, Bundle
-from engines.bundle.manifest import read_manifest
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import read_manifest, write_manifest
+from engines.bundle.report_file import REPORT
+from engines.cli.main import main
 from graphs.base.errors import UgsepError
 from tests import tiny
 
@@ -45,7 +50,7 @@ def test_a_bundle_without_a_report_is_refused_in_one_line(bundle: Path) -> None:
     with pytest.raises(UgsepError, match=r"report.json: missing from the bundle; rebuild: make engines"):
         Bundle.open(bundle)
     opened = Bundle(bundle, read_manifest(bundle))
-    with pytest.raises(UgsepError, match=r"report.json: cannot read the report .*; build the bundle again") as caught:
+    with pytest.raises(UgsepError, match=r"no report.json; build the bundle again") as caught:
         _ = opened.report
     assert "\n" not in str(caught.value)
 
@@ -60,3 +65,17 @@ def test_opening_a_bundle_imports_nothing_heavy(built_bundle: Path) -> None:
         [sys.executable, "-c", code, str(built_bundle)], cwd=Path(__file__).parents[3], capture_output=True, text=True
     )
     assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_a_graph_that_does_not_fit_its_data_is_refused_though_its_hash_fits(bundle: Path) -> None:
+    path = bundle / "onnx" / "item.w8a16.onnx"  # no engine of this bundle is made from it
+    model = onnx.load(path, load_external_data=False)
+    (weight,) = [t for t in model.graph.initializer if t.name == "heads.like.hidden.weight"]
+    weight.dims[0] += 1
+    path.write_bytes(model.SerializeToString())
+    write_manifest(bundle, read_manifest(bundle))
+    for command in (["verify"], ["validate", "--synthetic"]):
+        result = CliRunner().invoke(main, [*command, str(bundle)])
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+        assert "item.w8a16.onnx': the tensor 'heads.like.hidden.weight' of shape" in result.stderr
+    Ranker.from_bundle(bundle).close()  # a server needs no ONNX tooling, and this file is not its

@@ -17,6 +17,7 @@ from engines.bundle.fixture_file import Fixture, Fixtures, save_fixtures
 from engines.bundle.fixtures import read_examples, read_fixtures
 from engines.bundle.manifest import read_manifest
 from graphs.base.errors import UgsepError
+from tests.manifests import write_raw
 
 NAMES = ("fixtures.json", "fixtures.safetensors")
 
@@ -33,7 +34,7 @@ def hash_again(bundle: Path) -> None:
     """Make the manifest vouch for the fixtures as they are."""
     raw = json.loads((bundle / "manifest.json").read_text())
     raw["files"] |= {name: dataclasses.asdict(hash_file(bundle / name)) for name in NAMES}
-    (bundle / "manifest.json").write_text(json.dumps(raw))
+    write_raw(bundle, raw)
 
 
 def changed(fixtures: Fixtures, which: str, /, **changes: object) -> Fixtures:
@@ -69,7 +70,7 @@ def test_they_are_hashed(shell: Path) -> None:
 def test_a_bundle_without_fixtures_is_refused(shell: Path) -> None:
     raw = json.loads((shell / "manifest.json").read_text())
     del raw["files"]["fixtures.json"]
-    (shell / "manifest.json").write_text(json.dumps(raw))
+    write_raw(shell, raw)
     with pytest.raises(UgsepError, match=r"no fixtures.json among the hashed files; rebuild: make engines"):
         read_fixtures(shell)
 
@@ -155,7 +156,7 @@ def test_an_engine_for_single_users_has_no_fixture_of_several(shell: Path) -> No
     raw = json.loads((shell / "manifest.json").read_text())
     for engine in raw["engines"]:
         engine["built"]["inputs"] = [i for i in engine["built"]["inputs"] if i["name"] != "user_index"]
-    (shell / "manifest.json").write_text(json.dumps(raw))
+    write_raw(shell, raw)
     with pytest.raises(UgsepError, match="has a user_index, but the item engine serves one user per call"):
         read_fixtures(shell)
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from engines.bundle.digest import UNSEALED
 from engines.bundle.files import FileEntry, hash_file, unlisted_files, verify_files
 from engines.bundle.manifest import BatchTiming, Manifest, engine_for, read_manifest, write_manifest
 from graphs.base.errors import UgsepError
 from tests.engines.engine_records import tiny_engine
+from tests.manifests import write_raw
 
 
 @pytest.fixture
@@ -39,8 +41,7 @@ def _manifest() -> Manifest:
 
 
 def _edit(bundle: Path, *keys: Any, value: Any) -> None:
-    path = bundle / "manifest.json"
-    raw = json.loads(path.read_text())
+    raw = json.loads((bundle / "manifest.json").read_text())
     inner = raw
     for key in keys[:-1]:
         inner = inner[key]
@@ -48,14 +49,14 @@ def _edit(bundle: Path, *keys: Any, value: Any) -> None:
         del inner[keys[-1]]
     else:
         inner[keys[-1]] = value
-    path.write_text(json.dumps(raw))
+    write_raw(bundle, raw)
 
 
 def test_what_is_written_is_read_back(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     assert manifest.files == {"engines/a.bin": hash_file(bundle / "engines" / "a.bin")}
     assert manifest.engines == _manifest().engines
-    assert dataclasses.replace(manifest, files={}) == _manifest()
+    assert dataclasses.replace(manifest, files={}, digest=UNSEALED) == _manifest()
 
 
 def test_the_same_bundle_has_the_same_manifest_elsewhere(bundle: Path, tmp_path: Path) -> None:
@@ -72,8 +73,8 @@ ENTRY = {"bytes": 7, "sha256": "0" * 64}
 @pytest.mark.parametrize(
     ("keys", "value", "says"),
     [
-        (("version",), 4, "version 4 is newer than 3.*upgrade"),
-        (("version",), 2, "manifest version is 2; this ugsep reads 3; build the bundle again"),
+        (("version",), 5, "version 5 is newer than 4.*upgrade"),
+        (("version",), 3, "manifest version is 3; this ugsep reads 4; build the bundle again"),
         (("version",), 0, "manifest version is 0"),
         (("version",), "1", "manifest version is '1'"),
         (("version",), None, "manifest version is None"),
@@ -143,10 +144,10 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(bundle: Path, keys: Any, v
     assert "\n" not in str(error.value)
 
 
-TWICE = '{"version": 3, "model": "a", "model": "b"}'
+TWICE = '{"version": 4, "model": "a", "model": "b"}'
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"version": 3}', TWICE])
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"version": 4}', TWICE])
 def test_no_manifest_at_all(bundle: Path, text: str) -> None:
     (bundle / "manifest.json").write_text(text)
     with pytest.raises(UgsepError, match="build the bundle again"):

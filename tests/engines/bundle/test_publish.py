@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from engines.bundle.manifest import Manifest, read_manifest, write_manifest
 from engines.bundle.publish import publish
 from graphs.base.errors import UgsepError
 from tests.engines.engine_records import tiny_engine
+from tests.manifests import edit_raw
 
 
 def _write(directory: Path, text: str) -> None:
@@ -202,10 +202,7 @@ def test_a_link_out_of_the_bundle_is_refused(tmp_path: Path) -> None:
 
 def test_an_engine_of_an_unknown_backend(tmp_path: Path) -> None:
     _write(tmp_path / "tiny", "weights")
-    path = tmp_path / "tiny" / "manifest.json"
-    raw = json.loads(path.read_text())
-    raw["engines"][0]["built"]["backend"] = "onnxrantime"
-    path.write_text(json.dumps(raw))
+    edit_raw(tmp_path / "tiny", lambda raw: raw["engines"][0]["built"].update(backend="onnxrantime"))
     manifest = read_manifest(tmp_path / "tiny")
     with pytest.raises(UgsepError, match="did you mean 'onnxruntime'"):
         load_engine(tmp_path / "tiny", manifest, manifest.engines[0])

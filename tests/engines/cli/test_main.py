@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from engines.backends.table import find_backend
 from engines.build.sources import Sources
+from engines.bundle.manifest import read_manifest, write_manifest
 from engines.cli.main import main
 from engines.cli.telemetry import TELEMETRY_OFF
 
@@ -100,14 +101,9 @@ def test_validate_fails_with_status_1_and_names_value_and_bound(
     bundle: Path, tiny_sources: Sources, tmp_path: Path
 ) -> None:
     # A recipe is hashed like every file, so the bound is tightened as a build would, through the manifest.
-    import hashlib
-
     recipe = bundle / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("sqnr_db: 25.0", "sqnr_db: 150.0"))
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    content = recipe.read_bytes()
-    manifest["files"]["recipe.yaml"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(bundle, read_manifest(bundle))
     junit = tmp_path / "gates.xml"
     result = run("validate", bundle, "--requests", tiny_sources.requests[0], "--junit", junit)
     assert result.exit_code == 1

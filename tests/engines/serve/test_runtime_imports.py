@@ -24,6 +24,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from engines import Ranker
+from engines.bundle.digest import seal
 from graphs.base.errors import UgsepError
 bundle, inputs, damaged, *backends = sys.argv[1:]
 given = np.load(inputs)
@@ -51,7 +52,7 @@ whole = manifest.read_text()
 for sound in Path(bundle, "engines").rglob("item.onnx"):
     Path(damaged, sound.relative_to(bundle)).write_bytes(sound.read_bytes())
 for backend in backends:
-    manifest.write_text(whole.replace('"backend": "onnxruntime"', f'"backend": "{backend}"'))
+    manifest.write_text(seal(whole.replace('"backend": "onnxruntime"', f'"backend": "{backend}"')))
     try:
         Ranker.from_bundle(damaged).close()
     except UgsepError as error:

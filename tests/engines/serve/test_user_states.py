@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from engines.bundle.manifest import engine_for, read_manifest
 from graphs.base.errors import UgsepError
 from tests import tiny
 from tests.engines.serve import exact_engines as exact
+from tests.manifests import edit_raw
 
 
 def test_users_are_warmed_in_as_few_calls_as_fit_and_found_later() -> None:
@@ -98,10 +98,8 @@ def test_the_digest_is_that_of_the_user_engine_alone(built_bundle: Path, bundle:
         other = dataclasses.replace(user, built=threads)
         with Ranker.from_engines(built_bundle, manifest, other, item) as different:
             assert different.user_engine_digest not in ("", here.user_engine_digest)
-    document = json.loads((bundle / "manifest.json").read_text())
     path = f"{user.directory}/{user.built.files[0]}"
-    document["files"][path]["sha256"] = "0" * 64
-    (bundle / "manifest.json").write_text(json.dumps(document))
+    edit_raw(bundle, lambda raw: raw["files"][path].update(sha256="0" * 64))
     with Ranker.from_engines(bundle, read_manifest(bundle), user, item) as changed:
         assert changed.user_engine_digest != here.user_engine_digest
     with Ranker.from_engines(bundle, dataclasses.replace(manifest, files={}), user, item) as unknown:

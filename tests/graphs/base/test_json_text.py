@@ -10,3 +10,14 @@ from graphs.base.json_text import read_json
 def test_bad_json_is_one_line(text: str | bytes) -> None:
     with pytest.raises(UgsepError, match=r"^here: not valid JSON \([^\n]*\); fix it$"):
         read_json(text, "here", "fix it")
+
+
+def test_deep_nesting_is_refused_before_anything_recurses_over_it() -> None:
+    deepest = "[" * 64 + "]" * 64
+    assert read_json(deepest, "here", "fix it") is not None
+    for nested in (f"[{deepest}]", '{"a":' * 65 + "1" + "}" * 65, "[" * 70 + "1", '{"a": [' * 500):
+        with pytest.raises(UgsepError, match=r"nested more than 64 levels deep\); fix it"):
+            read_json(nested, "here", "fix it")
+    flat = ['["' + "[" * 500 + '"]', r'["\"' + "[{" * 500 + r'\\"]', "[" + "[]," * 5000 + "{}]", '"' + "[" * 99 + '"']
+    for text in flat:  # brackets inside strings and beside each other nest nothing
+        assert read_json(text, "here", "fix it")

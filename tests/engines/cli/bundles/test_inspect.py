@@ -14,6 +14,7 @@ from engines.cli.bundles.inspect import describe
 from engines.cli.main import main
 from graphs.base.errors import UgsepError
 from tests import tiny
+from tests.manifests import edit_raw
 
 
 def test_everything_the_manifest_holds_is_told(built_bundle: Path) -> None:
@@ -64,10 +65,7 @@ def test_the_command_prints_tables_or_json(built_bundle: Path) -> None:
 
 
 def test_an_engine_of_an_unknown_backend_is_shown_with_the_reason(bundle: Path) -> None:
-    path = bundle / "manifest.json"
-    raw = json.loads(path.read_text())
-    raw["engines"][0]["built"]["backend"] = "onnxruntime-next[beta]"
-    path.write_text(json.dumps(raw))
+    edit_raw(bundle, lambda raw: raw["engines"][0]["built"].update(backend="onnxruntime-next[beta]"))
     found = describe(bundle)["engines"][0]
     assert (found["runs_here"], "unknown backend" in found["reason"]) == (False, True)
     # Square brackets are text, not markup.
@@ -91,11 +89,8 @@ def test_no_bundle(tmp_path: Path) -> None:
 
 
 def test_the_reason_of_a_choice_and_other_versions_are_shown(bundle: Path) -> None:
-    path = bundle / "manifest.json"
-    raw = json.loads(path.read_text())
-    raw["reasons"]["item"] = "onnxruntime w8a32 takes 0.5 ms"
-    raw["tools"]["onnx"] = "0.1"
-    path.write_text(json.dumps(raw))
+    edit_raw(bundle, lambda raw: raw["reasons"].update(item="onnxruntime w8a32 takes 0.5 ms"))
+    edit_raw(bundle, lambda raw: raw["tools"].update(onnx="0.1"))
     found = describe(bundle)
     assert found["why"] == {"item": "onnxruntime w8a32 takes 0.5 ms"}
     (other,) = found["tools_differ"]

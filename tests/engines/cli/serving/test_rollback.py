@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from engines.serve.swap.admin import AdminSocket, admin_actions, open_admin
 from engines.serve.swap.loading import load_bundle
 from engines.serve.swap.swap_log import SwapLog
 from engines.serve.swap.watcher import Watcher
+from tests.manifests import write_raw
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Served:
 
     def change(self, key: str) -> None:
         manifest = dataclasses.replace(read_manifest(self.bundle), content_key=key)
-        (self.bundle / "manifest.json").write_text(json.dumps(dataclasses.asdict(manifest)))
+        write_raw(self.bundle, dataclasses.asdict(manifest))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import threading
 import time
@@ -103,9 +102,9 @@ class Running:
 
 
 def served(bundle: Path, name: str) -> ServedBundle:
-    version = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()[:12]
+    manifest = read_manifest(bundle)
     return ServedBundle(
-        name, version, bundle, read_manifest(bundle), Ranker.from_bundle(bundle), fixtures=read_fixtures(bundle)
+        name, manifest.short_digest, bundle, manifest, Ranker.from_bundle(bundle), fixtures=read_fixtures(bundle)
     )
 
 

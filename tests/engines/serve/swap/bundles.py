@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from engines.serve.core.served_bundle import ServedBundle
 from engines.serve.ranker import Ranker
 from engines.serve.swap.snapshot import manifest_version
 from tests import tiny
+from tests.manifests import write_raw
 
 Scores = Mapping[str, NDArray[np.generic]]
 USERS = 4
@@ -58,8 +58,7 @@ def renamed(version: str) -> Callable[[Path], object]:
 
 def edit_manifest(bundle: Path, change: Callable[[Manifest], Manifest]) -> None:
     """Write a changed manifest, without hashing the files again."""
-    text = json.dumps(dataclasses.asdict(change(read_manifest(bundle))), indent=1, sort_keys=True)
-    (bundle / "manifest.json").write_text(text)
+    write_raw(bundle, dataclasses.asdict(change(read_manifest(bundle))))
 
 
 def engine_file(bundle: Path, side: str) -> Path:

@@ -93,7 +93,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing report": (lambda b: (b / "report.json").unlink(), "missing"),
     "changed recipe": (lambda b: bundles.flip_a_byte(b / "recipe.yaml"), "sha256"),
     "no manifest": (lambda b: (b / "manifest.json").unlink(), "no manifest.json"),
-    "broken manifest": (lambda b: bundles.cut(b / "manifest.json"), "not valid JSON"),
+    "broken manifest": (lambda b: bundles.cut(b / "manifest.json"), "was changed after it was written"),
     "manifest is no object": (lambda b: (b / "manifest.json").write_text("[]"), "not a JSON object"),
     "garbage engine, hashed": (
         bundles.hashed_again(lambda b: bundles.engine_file(b, "item").write_bytes(b"x" * 1000)),
@@ -131,9 +131,7 @@ def test_a_refused_bundle_leaves_nothing_loaded(bundle: Path, monkeypatch: pytes
     assert len(closed) == 1
 
 
-@pytest.mark.parametrize(
-    "moment", ["read_manifest", "verify_files", "read_report", "read_fixtures", "manifest_version"]
-)
+@pytest.mark.parametrize("moment", ["read_manifest", "verify_files", "read_report", "read_fixtures"])
 def test_a_directory_replaced_while_it_is_loaded_is_loaded_again_whole(
     built_bundle: Path, second_bundle: Path, path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:

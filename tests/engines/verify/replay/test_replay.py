@@ -79,6 +79,8 @@ def rename_input(bundle: Path, side: str, name: str, new: str) -> None:
     model = onnx.load(file)
     (given,) = [i for i in model.graph.input if i.name == name]
     given.name = new
+    for node in model.graph.node:
+        node.input[:] = [new if value == name else value for value in node.input]
     onnx.save(model, file)
     write_manifest(bundle, read_manifest(bundle))
 
