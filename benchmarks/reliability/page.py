@@ -82,11 +82,11 @@ def _kinds(kinds: dict[str, int]) -> str:
 
 def _measures(one: Summary) -> list[str]:
     rows = [
-        (_cell(target), name, *(f"{values[key]:,.4g}" for key in ("least", "median", "most")))
+        (_cell(target), name, *(f"{values[key]:,.4g}" for key in ("least", "median", "most", "total")))
         for target, measures in one.measures.items()
         for name, values in measures.items()
     ]
-    return table(("target", "measure", "least", "median", "most"), rows, "llrrr")
+    return table(("target", "measure", "least", "median", "most", "total"), rows, "llrrrr")
 
 
 def _defects(one: Summary) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ class Summary:
         tries: how many were made.
         targets: counts of ``ok``, ``refused`` and ``defect`` by target.
         kinds: how many tries had each kind, by target.
-        measures: least, median and most of each measure, by target.
+        measures: least, median, most and total of each measure, by target.
         defects: index, target, kind and detail of the first defects.
     """
 
@@ -71,6 +72,11 @@ def _measures(found: Sequence[Any]) -> dict[str, dict[str, float]]:
             if value is not None:
                 by_name.setdefault(name, []).append(value)
     return {
-        name: {"least": min(values), "median": statistics.median(values), "most": max(values)}
+        name: {
+            "least": min(values),
+            "median": statistics.median(values),
+            "most": max(values),
+            "total": math.fsum(values),
+        }
         for name, values in sorted(by_name.items())
     }

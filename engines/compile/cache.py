@@ -241,6 +241,9 @@ def _copy(entry: Path, record: Record, out_dir: Path) -> None:
 
 @contextmanager
 def _scratch(root: Path, key: str) -> Iterator[Path]:
+    """Yield a folder to build the engine of a key in, whose lock is held: what killed builds of it left is removed."""
+    for stale in root.glob(f".{key[:16]}.building-*"):
+        shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{key[:16]}.building-", dir=root))
     try:
         yield work

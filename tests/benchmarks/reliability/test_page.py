@@ -23,7 +23,7 @@ def test_the_figures_count_by_target() -> None:
     found = summarize(KILL, 4, TRIES)
     assert found.targets == {"build": {"ok": 2, "defect": 1}, "cache": {"refused": 1}}
     assert found.kinds == {"build": {"open": 2, "lost|file": 1}, "cache": {}}
-    assert found.measures == {"build": {"s": {"least": 3.0, "median": 4.0, "most": 5.0}}}
+    assert found.measures == {"build": {"s": {"least": 3.0, "median": 4.0, "most": 5.0, "total": 8.0}}}
     assert (found.tries, found.defect_count, found.defects[0]["index"]) == (4, 1, 1)
 
 
@@ -43,6 +43,6 @@ def test_the_page_shows_counts_and_escapes_what_a_try_brought(tmp_path: Path) ->
     text = out.read_text()
     assert "| kill | nothing is lost | 4 | **1** |" in text
     assert "| build | 2 | 0 | **1** | open 2, lost\\|file 1 |" in text
-    assert "| build | s | 3 | 4 | 5 |" in text
+    assert "| build | s | 3 | 4 | 5 | 8 |" in text
     assert "&lt;script> \\x1b[1m" in text
     assert text.isascii()
