@@ -46,7 +46,7 @@ def measured_swap(children: Children, old: Path, new: Path, folder: Path) -> Swa
     """
     swap = Swap(old, new, make_pool([old, new], 2, 5))
     _laid_out(swap, folder, as_link=False)
-    with_trap = _Running(children, folder, 0)
+    with_trap = _Running(children, folder, free_ports(1)[0])
     try:
         with_trap.wait_ready()
         first, began = counted(with_trap.counter), time.monotonic()
@@ -65,7 +65,8 @@ def killed_swap(children: Children, swap: Swap, folder: Path, name: str, rng: ra
     operation = rng.randint(swap.operations[0] + 1, swap.operations[1] + 1) if by_operation else 0
     delay = rng.random() * 1.2 * swap.seconds
     how = "at a file operation" if by_operation else "at a moment"
-    running = _Running(children, folder, operation)
+    port = free_ports(1)[0]  # the same after the restart, whose socket for the administrator is then in the way
+    running = _Running(children, folder, port, operation)
     try:
         running.wait_ready()
         _replace(swap, folder)
@@ -76,7 +77,7 @@ def killed_swap(children: Children, swap: Swap, folder: Path, name: str, rng: ra
         measures = {"kills": float(status == -signal.SIGKILL)}
         if problem and problem != _GONE:
             return Outcome(name, "defect", "a wrong answer", problem, measures)
-        running = _Running(children, folder, 0)
+        running = _Running(children, folder, port)
         running.wait_ready()
         if problem := running.answers_until(swap, bundle_version(swap.new)):
             return Outcome(name, "defect", "a wrong answer after the restart", problem, measures)
@@ -121,14 +122,14 @@ def _replace(swap: Swap, folder: Path) -> None:
 class _Running:
     """A server in a fork."""
 
-    def __init__(self, children: Children, folder: Path, operation: int) -> None:
+    def __init__(self, children: Children, folder: Path, port: int, operation: int = 0) -> None:
         self._children = children
         self.output = folder.with_name(f"{folder.name}.out")
         self.output.mkdir(exist_ok=True)
         self.counter = self.output / "serve.count"
-        self.address = Address(HOST, free_ports(1)[0])
-        port = ("--http-port", str(self.address.port), "--no-grpc")
-        argv = ("ugsep", "serve", "current", *port, "--watch-seconds", "0.05", "--drain-seconds", "0")
+        self.address = Address(HOST, port)
+        listen = ("--http-port", str(self.address.port), "--no-grpc")
+        argv = ("ugsep", "serve", "current", *listen, "--watch-seconds", "0.05", "--drain-seconds", "0")
         environ = {"TMPDIR": str(folder / "tmp"), "XDG_RUNTIME_DIR": str(folder / "run")}
         trap = Trap(folder, self.counter, operation)
         self.pid = children.start(Order(argv, folder, self.output / "serve", environ, trap=trap))

@@ -63,7 +63,7 @@ def targets(old: Path, new: Path, recipe: Path, features: Path, checkpoint: Path
         Target("publishing over a bundle", bundles, publish, _whole("bundle")),
         Target("two builders in one folder, publishing", bundles, publish_both, _whole("bundle", old, new),
                refusals=("another process is building here",)),
-        Target("engine cache", _nothing, engines, _sound_cache),
+        Target("engine cache", _nothing, engines, _sound_cache, volatile=("engine.json",)),
         Target("quant calibrate", calibrations, calibrate, _calibration),
         Target("quant weights", copied((old / "onnx", "weights")), weights, _graphs("weights")),
         Target("ugsep stream", _nothing, stream, _graphs("onnx")),
