@@ -12,7 +12,7 @@ OPTIONS = ("--user", "user_id", "--item", "genres")
 RECIPE = """model: small
 quantization: {scheme: absmax}
 serving: {candidates: [1, 9], max_candidates: 64, max_users: 1, compile_for: [],
-  precision: {user: w8a32, item: w8a32}}  # nothing that is chosen by timing: two builds are equal
+  precision: {user: w8a32, item: w8a32}}  # int8 products would be chosen by timing
 gates: {auc_change: 1.0, fraction_of_limit: 0.0, sqnr_db: 10.0, kendall_tau: 0.5, max_probability: 0.5}
 """
 

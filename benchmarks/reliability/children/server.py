@@ -90,6 +90,9 @@ def _become(order: Order) -> int:
         _program(order.argv[0]).main(list(order.argv[1:]), prog_name=order.argv[0])
     except SystemExit as ending:
         return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    except KeyboardInterrupt:  # as engines.cli.entry
+        print("aborted", file=sys.stderr)
+        return 130
     except BaseException:
         sys.excepthook(*sys.exc_info())  # the traceback that an interpreter would print
         return 1
@@ -105,6 +108,7 @@ def _program(name: str) -> click.Command:
 
 def _end(status: int) -> NoReturn:
     """End as an interpreter does, without a second of taking apart every module that is imported."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -79,8 +79,13 @@ class Bench:
             folder = self.lay_out(self.folder / "expected")
             ended = self.children.run(self.order(case, folder), SECONDS)
             assert ended.status == 0, f"{case.name}: {ended.status}: {ended.stderr[-500:]}"
-            self.expected[case.name] = tree(folder)
+            self.expected[case.name] = files(folder)
         return self.expected[case.name]
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Return what is in a folder, without what PyTorch itself keeps among temporary files."""
+    return {path: content for path, content in tree(folder).items() if not path.startswith("tmp/torchinductor_")}
 
 
 def verdict(target: str, kind: str, ended: Ended, statuses: tuple[int, ...] = (0, 2)) -> Outcome:
@@ -98,7 +103,7 @@ def verdict(target: str, kind: str, ended: Ended, statuses: tuple[int, ...] = (0
             return defect("a traceback", ended.stderr[-2000:])
     if ended.status not in statuses:
         return defect("another status", f"{ended.status}: {ended.last_line}")
-    if ended.status == 0:
+    if ended.status == 0 or (ended.status == 130 and ended.stderr.endswith("aborted\n")):
         return Outcome(target, "ok", kind)
     last = ended.stderr.rstrip("\n").split("\n")[-1]
     if not last.isprintable() or not last.startswith(("error: ", "aborted")):
@@ -108,7 +113,7 @@ def verdict(target: str, kind: str, ended: Ended, statuses: tuple[int, ...] = (0
 
 def state_problem(bench: Bench, case: Case, folder: Path, ended: Ended, before: Mapping[str, str]) -> str:
     """Return what is wrong with the files after a command: a whole result, or what was there before."""
-    found, whole = tree(folder), bench.whole(case)
+    found, whole = files(folder), bench.whole(case)
     if ended.status == 0:
         return difference(found, whole, case.volatile)
     if case.resumes:
@@ -125,14 +130,14 @@ def again(bench: Bench, case: Case, folder: Path) -> str:
     ended = bench.children.run(bench.order(case, folder), SECONDS)
     if ended.status:
         return f"the next run failed: {ended.status}: {ended.last_line}"
-    problem = difference(tree(folder), bench.whole(case), case.volatile)
+    problem = difference(files(folder), bench.whole(case), case.volatile)
     return f"the next run: {problem}" if problem else ""
 
 
 def tried(bench: Bench, case: Case, target: str, kind: str, **changes: Any) -> Outcome:
     """Run a case under conditions, judge it, and run it again without them."""
     folder = bench.lay_out(bench.folder / "try")
-    before = tree(folder)
+    before = files(folder)
     ended = bench.children.run(bench.order(case, folder, **changes), SECONDS)
     return judged(bench, case, folder, before, ended, target, kind)
 

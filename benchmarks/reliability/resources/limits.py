@@ -13,8 +13,7 @@ from pathlib import Path
 
 from benchmarks.reliability.children.order import Trap
 from benchmarks.reliability.contract import Outcome
-from benchmarks.reliability.kill.trees import tree
-from benchmarks.reliability.resources.bench import SECONDS, Bench, judged, tried
+from benchmarks.reliability.resources.bench import SECONDS, Bench, files, judged, tried
 from benchmarks.reliability.resources.cases import CHEAP, COSTLY, WRITERS
 
 
@@ -26,7 +25,8 @@ def pick(rng: random.Random, cheap: tuple[str, ...], costly: tuple[str, ...] = C
 def file_size(bench: Bench, rng: random.Random) -> Outcome:
     """Let no file grow beyond a few kilobytes, as a quota does."""
     case = bench.cases[pick(rng, WRITERS)]
-    return tried(bench, case, "RLIMIT_FSIZE", case.name, limits={"FSIZE": int(10 ** rng.uniform(0, 5.2))})
+    limit = int(10 ** rng.uniform(3.5, 5.2))  # what the command says goes to files too
+    return tried(bench, case, "RLIMIT_FSIZE", case.name, limits={"FSIZE": limit})
 
 
 def memory(bench: Bench, rng: random.Random) -> Outcome:
@@ -51,7 +51,7 @@ def full_disk(bench: Bench, rng: random.Random) -> Outcome:
         if reason:
             return Outcome("a full disk", "ok", f"skipped: {reason}")
         bench.lay_out(folder / "try")
-        before = tree(folder / "try")
+        before = files(folder / "try")
         room = shutil.disk_usage(folder).free - int(10 ** rng.uniform(0, 5.2))
         (folder / "filler").write_bytes(b"\0" * max(room, 0))
         ended = bench.children.run(bench.order(case, folder / "try"), SECONDS)
@@ -90,7 +90,7 @@ def ctrl_c(bench: Bench, rng: random.Random) -> Outcome:
     case = bench.cases[pick(rng, CHEAP)]
     bench.whole(case)
     folder = bench.lay_out(bench.folder / "try")
-    before = tree(folder)
+    before = files(folder)
     operation = rng.randint(1, 60) if rng.random() < 0.6 else 0
     trap = Trap(folder, bench.folder / "count", operation, signal.SIGINT)
     pid = bench.children.start(bench.order(case, folder, trap=trap))

@@ -9,8 +9,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.reliability.contract import Outcome
-from benchmarks.reliability.kill.trees import tree
-from benchmarks.reliability.resources.bench import SECONDS, Bench, judged, tried, verdict
+from benchmarks.reliability.resources.bench import SECONDS, Bench, files, judged, tried, verdict
 from benchmarks.reliability.resources.cases import CHEAP, COSTLY, WRITERS
 from benchmarks.reliability.resources.limits import pick
 
@@ -31,14 +30,14 @@ def read_only(bench: Bench, rng: random.Random) -> Outcome:
         folder = bench.lay_out(Path(place) / "try")
         (folder / "tmp").chmod(0o755)
         output = Path(place) / "output"
-        before = tree(folder)
+        before = files(folder)
         ended = bench.children.run(bench.order(case, folder, uid=_STRANGER, output=output), SECONDS)
         found = verdict("another user, nothing writable", case.name, ended)
         if found.result == "ok" and case.writes:
             return Outcome(found.target, "defect", f"{case.name}: wrote", "as a user who may not")
         if found.result == "refused" and not case.writes:
             return Outcome(found.target, "defect", f"{case.name}: cannot read", found.detail)
-        return found if tree(folder) == before else Outcome(found.target, "defect", f"{case.name}: files", "changed")
+        return found if files(folder) == before else Outcome(found.target, "defect", f"{case.name}: files", "changed")
 
 
 def own_folder(bench: Bench, rng: random.Random) -> Outcome:
@@ -63,7 +62,7 @@ def private_umask(bench: Bench, rng: random.Random) -> Outcome:
     """Run with umask 077: the result is the same, and nobody else may read it."""
     case = bench.cases[pick(rng, WRITERS)]
     folder = bench.lay_out(bench.folder / "try")
-    before = tree(folder)
+    before = files(folder)
     ended = bench.children.run(bench.order(case, folder, umask=0o077), SECONDS)
     found = judged(bench, case, folder, before, ended, "umask 077", case.name, (0,))
     return found
@@ -82,7 +81,7 @@ def odd_names(bench: Bench, rng: random.Random) -> Outcome:
     case = bench.cases[pick(rng, CHEAP)]
     name = rng.choice(_NAMES)
     folder = bench.lay_out(bench.folder / "odd" / name)
-    before = tree(folder)
+    before = files(folder)
     try:
         ended = bench.children.run(bench.order(case, folder), SECONDS)
         found = judged(bench, case, folder, before, ended, "odd paths", f"{case.name} in {name[:20]!a}")

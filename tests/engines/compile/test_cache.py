@@ -318,3 +318,13 @@ def test_a_record_is_read_as_strictly_as_a_manifest(
 def test_default_root() -> None:
     assert default_root({"XDG_CACHE_HOME": "/somewhere"}) == Path("/somewhere/ugsep/engines")
     assert default_root({}).parts[-3:] == (".cache", "ugsep", "engines")
+
+
+def test_without_a_home_the_cache_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")  # what pathlib raises for a user not in /etc/passwd
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(UgsepError, match=r"no home directory for the engine cache; set XDG_CACHE_HOME .* --no-cache"):
+        default_root({})
+    assert default_root({"XDG_CACHE_HOME": "/caches"}) == Path("/caches/ugsep/engines")
