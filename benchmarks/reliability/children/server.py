@@ -15,35 +15,28 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-import click
-
 from benchmarks.reliability.children.order import Order
 from benchmarks.reliability.children.traps import no_network, set_trap
+from engines.cli import entry
 from engines.cli.commands import COMMANDS
-from engines.cli.main import main as ugsep
-from engines.cli.quant.main import main as quant
 
 _USED_LATER = (
-    *("torch", "torch.export", "torch.onnx", "onnxruntime", "onnx", "onnx_ir", "onnxscript", "pyarrow.parquet"),
-    *("safetensors.torch", "scipy.stats", "jinja2", "matplotlib.pyplot", "engines.build.pipeline", "sympy"),
-    *(
-        "benchmarks.reliability.kill.steps",
-        "engines.build.streaming",
-        "engines.serve.server",
-        "engines.verify.validate",
-        "torch.onnx._internal.exporter",
-    ),
-)
+    "torch torch.export torch.onnx torch.onnx._internal.exporter onnxruntime onnx onnx_ir onnxscript pyarrow.parquet "
+    "safetensors.torch scipy.stats sympy jinja2 matplotlib.pyplot engines.cli.main engines.cli.quant.main "
+    "engines.build.pipeline engines.build.streaming engines.serve.server engines.verify.validate "
+    "benchmarks.reliability.kill.steps"
+).split()
 
 
 def main() -> None:
     """Import, then fork what is asked for until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.set_inheritable(answers.fileno(), False)
-    for module in (*(entry.module for entry in COMMANDS.values()), *_USED_LATER):
+    for module in (*(command.module for command in COMMANDS.values()), *_USED_LATER):
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page
@@ -57,12 +50,13 @@ def main() -> None:
         if pid == 0:
             answers.close()
             _end(_become(Order.from_line(line)))
+        os.setpgid(pid, pid)  # here too: whoever reads the answer may send its group a signal
         print(pid, file=answers)
 
 
 def _become(order: Order) -> int:
     """Set up this process as ordered, run the command in it, and return its exit status."""
-    os.setsid()
+    os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _redirect(order.output)
     os.chdir(order.cwd)
@@ -86,24 +80,21 @@ def _become(order: Order) -> int:
     for name, limit in order.limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
     sys.argv = list(order.argv)
+    sys.modules["__main__"].__package__ = ""  # what click makes the name of the program of
     try:
-        _program(order.argv[0]).main(list(order.argv[1:]), prog_name=order.argv[0])
+        _program(order.argv[0])()
     except SystemExit as ending:
         return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
-    except KeyboardInterrupt:  # as engines.cli.entry
-        print("aborted", file=sys.stderr)
-        return 130
     except BaseException:
         sys.excepthook(*sys.exc_info())  # the traceback that an interpreter would print
         return 1
     return 0
 
 
-def _program(name: str) -> click.Command:
-    """Return the command of a console script, or ``main`` of a module."""
-    known = {"ugsep": ugsep, "quant": quant}
-    found: click.Command = known[name] if name in known else importlib.import_module(name).main
-    return found
+def _program(name: str) -> Callable[[], object]:
+    """Return a console script, or ``main`` of a module."""
+    scripts = {"ugsep": entry.ugsep, "quant": entry.quant}
+    return scripts[name] if name in scripts else importlib.import_module(name).main
 
 
 def _end(status: int) -> NoReturn:

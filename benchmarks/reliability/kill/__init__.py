@@ -1,3 +1,3 @@
 """Commands killed at any moment: what was there before stays valid, and the next run ends as if nothing had been."""
 
-__all__ = ["steps"]
+__all__ = ["campaign", "trees"]

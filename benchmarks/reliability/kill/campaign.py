@@ -119,5 +119,5 @@ CAMPAIGN = Campaign(
     attempt=attempt,
     close=close,
     short_tries=32,
-    long_tries=400,
+    long_tries=480,
 )
