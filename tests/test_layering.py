@@ -26,6 +26,7 @@ SCENARIOS = {
     "tests/test_readme.py": "the commands of README.md",
     "tests/test_wheel.py": "the wheel in a clean environment",
     "tests/engines/build/test_streaming_resume.py": "streamed builds killed at any moment",
+    "tests/benchmarks/reliability/test_campaigns.py": "the short form of every campaign",
     "tests/benchmarks/serving/campaigns/test_campaigns.py": "the short form of every campaign",
     "tests/engines/bundle/test_bad_bundles.py": "bundles damaged on disk, from the files to the command",
     "tests/engines/bundle/test_hostile_manifests.py": "manifests from an untrusted author, through every reader",

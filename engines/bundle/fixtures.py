@@ -60,7 +60,7 @@ def _check(found: Fixtures, manifest: Manifest, path: Path, fix: str) -> None:
     """Check requests against the chosen engines; ``path`` is the JSON file and ``fix`` the end of an error."""
     user, item = engine_for(manifest, "user").built, engine_for(manifest, "item").built
     inner = {o.name for o in user.outputs} | {USER_INDEX}
-    tasks = tuple(TensorSpec(o.name, "float32", ("candidates",)) for o in item.outputs)
+    tasks = tuple(TensorSpec(o.name, "float32", ("candidates", *o.shape[1:])) for o in item.outputs)
     items = tuple(i for i in item.inputs if i.name not in inner)
     takes_index = any(i.name == USER_INDEX for i in item.inputs)
     count = len(found.requests)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from engines.cli.command_entry import missing_package
@@ -23,12 +24,24 @@ def quant() -> None:
 
 
 def _run(module: str, extra: str) -> None:
+    _open_closed_streams()
     try:
-        command = importlib.import_module(module).main
-    except ModuleNotFoundError as error:
-        print(f"error: {missing_package(error, extra)}", file=sys.stderr)
-        sys.exit(2)
-    command()
+        try:
+            command = importlib.import_module(module).main
+        except ModuleNotFoundError as error:
+            print(f"error: {missing_package(error, extra)}", file=sys.stderr)
+            sys.exit(2)
+        command()
+    except KeyboardInterrupt:  # during the imports, which take a second: click answers later ones
+        print("aborted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _open_closed_streams() -> None:
+    """Point the standard streams that the caller closed to /dev/null; Python has None for them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # takes the number of the closed one, which is the lowest
 
 
 if __name__ == "__main__":

@@ -43,6 +43,18 @@ class Command(click.Command):
             click.echo(f"error: {_one_line(error)}", err=True)
             ctx.exit(1 if isinstance(error, GateFailed) else 2)
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse the command line; ``--help`` that cannot be written is one line too."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            click.echo(f"error: {_one_line(error)}", err=True)
+            raise click.exceptions.Exit(2) from error
+
     def main(
         self,
         args: Sequence[str] | None = None,

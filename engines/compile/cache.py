@@ -55,9 +55,16 @@ class Entry:
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
-    """Return the cache directory: ``$XDG_CACHE_HOME/ugsep/engines``, else ``~/.cache/ugsep/engines``."""
+    """Return the cache directory: ``$XDG_CACHE_HOME/ugsep/engines``, else ``~/.cache/ugsep/engines``.
+
+    Raises:
+        UgsepError: neither that variable nor HOME is set, and the user has no home directory.
+    """
     base = environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "ugsep" / "engines"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "ugsep" / "engines"
+    except RuntimeError as error:
+        raise UgsepError(f"no home directory for the engine cache; {_OTHER_CACHE}") from error
 
 
 def engine_key(backend: str, spec: BuildSpec, tools: Mapping[str, str], target: str) -> str:
@@ -241,6 +248,9 @@ def _copy(entry: Path, record: Record, out_dir: Path) -> None:
 
 @contextmanager
 def _scratch(root: Path, key: str) -> Iterator[Path]:
+    """Yield a folder to build the engine of a key in, whose lock is held; what killed builds left is removed."""
+    for stale in root.glob(f".{key[:16]}.building-*"):
+        shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{key[:16]}.building-", dir=root))
     try:
         yield work

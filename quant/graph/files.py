@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from quant.arrays import Array
 from quant.graph.gemms import read_tensor, tensor_of
 
 EXTERNAL_BYTES = 64 * 1024  # larger tensors go to the data file, so that the graph stays far below 2 GB
+_PARTIAL = ".partial-"
 _ALIGNMENT = 4096  # lets a runtime map the file
 _COPY_ROWS_BYTES = 1 << 26
 
@@ -28,7 +30,7 @@ def staged(folder: Path) -> Iterator[Path]:
     """Yield a folder to write into; on success its files replace those of ``folder``, after an error none do.
 
     Graphs (``*.onnx``) are removed before and moved in after the data files they point into, so a kill in between
-    leaves no graph with another graph's data.
+    leaves no graph with another graph's data. What killed runs left in the folder is removed first.
 
     Raises:
         UgsepError: the folder cannot be written.
@@ -36,7 +38,7 @@ def staged(folder: Path) -> Iterator[Path]:
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        stage, lock = _new_stage(folder)
     except OSError as error:
         raise UgsepError(f"cannot write to '{folder}' ({error.strerror}); give another output folder") from error
     try:
@@ -48,9 +50,43 @@ def staged(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        os.close(lock)
         for path in created:
             with suppress(OSError):  # not empty: the run succeeded, or others write there too
                 path.rmdir()
+
+
+def _new_stage(folder: Path) -> tuple[Path, int]:
+    """Remove the stages of killed runs and make a new one; return it with its lock, an open descriptor.
+
+    The kernel drops a lock with its process, so a stage that can be locked belongs to nobody. Without locks (some
+    network file systems) all stages stay.
+    """
+    door = os.open(folder, os.O_RDONLY)
+    try:
+        locks = _lock(door, fcntl.LOCK_EX)  # nobody else is between making a stage and locking it
+        for stale in folder.glob(f"{_PARTIAL}*") if locks else ():
+            with suppress(OSError):
+                handle = os.open(stale, os.O_RDONLY)
+                try:
+                    if _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                        shutil.rmtree(stale, ignore_errors=True)
+                finally:
+                    os.close(handle)
+        stage = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
+        lock = os.open(stage, os.O_RDONLY)
+        _lock(lock, fcntl.LOCK_EX)
+        return stage, lock
+    finally:
+        os.close(door)
+
+
+def _lock(handle: int, how: int) -> bool:
+    try:
+        fcntl.flock(handle, how)
+    except OSError:
+        return False
+    return True
 
 
 def publish(files: Iterable[Path], folder: Path) -> None:

@@ -21,6 +21,7 @@ from graphs.base.errors import UgsepError
 from graphs.base.progress import show_progress
 from quant.calibration import calibrate as calibration_run
 from quant.calibration.files import load_calibration, save_calibration
+from quant.calibration.statistics import Calibration
 from quant.calibration.statistics import merge as merge_calibrations
 from quant.inspect import inspect_graph
 from quant.policy import Policy, read_policy
@@ -72,7 +73,7 @@ def calibrate(
     interrupted = folder / ".calibrating"
     if restart:
         shutil.rmtree(interrupted, ignore_errors=True)
-    resume = load_calibration(interrupted) if (interrupted / "calibration.json").is_file() else None
+    resume = _resumable(interrupted)
     with show_progress() as progress:
         found = calibration_run.calibrate(
             user,
@@ -101,6 +102,15 @@ def calibrate(
     else:
         kind = "random" if found.synthetic else "real"
         click.echo(f"{text}: {summary['requests']} {kind} requests, {found.rows} rows")
+
+
+def _resumable(folder: Path) -> Calibration | None:
+    """Return what an interrupted run collected; if that run was killed while it wrote or removed it, start anew."""
+    try:
+        return load_calibration(folder)
+    except UgsepError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
 
 
 @main.command()

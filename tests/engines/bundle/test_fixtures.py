@@ -174,3 +174,23 @@ def test_examples_need_no_expected_logits_and_have_names(built_bundle: Path, tmp
     save_fixtures(tmp_path, "examples", Fixtures((dataclasses.replace(shown, items={"item_id": np.arange(4)}),)))
     with pytest.raises(UgsepError, match=r"examples.json: request 'u1': item feature 'genres' is missing; write"):
         read_examples(tmp_path, manifest)
+
+
+def test_logits_in_a_column_fit_an_engine_that_gives_a_column(shell: Path) -> None:
+    """A third-party module often ends in Linear(n, 1) and gives [N, 1]."""
+    found = read_fixtures(shell)
+    columns = tuple(
+        dataclasses.replace(f, expected={t: v[:, None] for t, v in f.expected.items()},
+                            reference={t: v[:, None] for t, v in f.reference.items()})
+        for f in found.requests
+    )  # fmt: skip
+    save_fixtures(shell, "fixtures", dataclasses.replace(found, requests=columns))
+    hash_again(shell)
+    with pytest.raises(UgsepError, match=r"the engine has float32 rows of shape \[\]"):
+        read_fixtures(shell)
+    raw = json.loads((shell / "manifest.json").read_text())
+    for engine in raw["engines"]:
+        if engine["built"]["side"] == "item":
+            engine["built"]["outputs"][0]["shape"] = ["candidates", 1]
+    (shell / "manifest.json").write_text(json.dumps(raw))
+    assert read_fixtures(shell).requests[0].expected["like"].shape == (1, 1)

@@ -239,8 +239,12 @@ def test_a_process_killed_while_building_leaves_the_key_to_the_next(tmp_path: Pa
         assert process.stdout is not None
         assert process.stdout.readline() == "building\n"
         process.kill()
-    assert not cached_build(tmp_path / "cache", "k" * 64, tmp_path / "second", _builder())[1]
-    assert cached_build(tmp_path / "cache", "k" * 64, tmp_path / "third", _builder())[1]
+    cache, other = tmp_path / "cache", tmp_path / "cache" / ".oooooooooooooooo.building-x"
+    other.mkdir()  # of another key, which a living process may be building
+    assert len(list(cache.glob(".k*.building-*"))) == 1
+    assert not cached_build(cache, "k" * 64, tmp_path / "second", _builder())[1]
+    assert list(cache.glob(".*.building-*")) == [other]
+    assert cached_build(cache, "k" * 64, tmp_path / "third", _builder())[1]
 
 
 def test_collect_keeps_the_recently_used_and_drops_the_damaged(tmp_path: Path) -> None:
@@ -314,3 +318,13 @@ def test_a_record_is_read_as_strictly_as_a_manifest(
 def test_default_root() -> None:
     assert default_root({"XDG_CACHE_HOME": "/somewhere"}) == Path("/somewhere/ugsep/engines")
     assert default_root({}).parts[-3:] == (".cache", "ugsep", "engines")
+
+
+def test_without_a_home_the_cache_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")  # what pathlib raises for a user not in /etc/passwd
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(UgsepError, match=r"no home directory for the engine cache; set XDG_CACHE_HOME .* --no-cache"):
+        default_root({})
+    assert default_root({"XDG_CACHE_HOME": "/caches"}) == Path("/caches/ugsep/engines")

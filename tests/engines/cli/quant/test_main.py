@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,19 @@ def test_calibration_goes_on_after_an_interruption(bundle, monkeypatch) -> None:
     resumed = load_calibration(bundle)
     run("calibrate", bundle, "--data", bundle / "data", "--out", bundle / "whole")
     assert resumed.samples == load_calibration(bundle / "whole").samples
+
+
+@pytest.mark.parametrize("lost", ["calibration.safetensors", "calibration.json"])
+def test_a_run_killed_while_it_removed_its_state_starts_anew(bundle, make_columns, make_shards, lost: str) -> None:
+    folder = bundle / "shards"
+    make_shards(folder, make_columns(40), [180])
+    run("calibrate", bundle, "--data", folder)
+    state = bundle / ".calibrating"
+    state.mkdir()
+    for name in {"calibration.safetensors", "calibration.json"} - {lost}:
+        shutil.copy(bundle / name, state / name)
+    run("calibrate", bundle, "--data", folder, "--out", bundle)
+    assert not state.exists()
 
 
 def test_a_broken_shard_in_the_middle_loses_nothing_of_what_was_done(bundle, make_columns, make_shards) -> None:

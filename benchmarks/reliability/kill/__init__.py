@@ -1,0 +1,3 @@
+"""Commands killed at any moment: what was there before stays valid, and the next run ends as if nothing had been."""
+
+__all__ = ["campaign", "trees"]
