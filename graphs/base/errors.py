@@ -5,12 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MAX_LINE = 4_000
 
-class UgsepError(Exception):
+
+class _OneLine(Exception):
+    """An error whose message is one printable line, whatever names and texts from files went into it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable_line(message))
+
+
+class UgsepError(_OneLine):
     """Bad input or usage: one line that says what is wrong, where, and how to fix it; exit status 2."""
 
 
-class GateFailed(Exception):
+class GateFailed(_OneLine):
     """A parity, quality or latency gate failed; the message gives value and bound; exit status 1."""
 
 
@@ -27,9 +36,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def printable_line(text: str) -> str:
-    """Return a message as one line that cannot control a terminal: white space collapsed, the rest escaped."""
-    line = " ".join(text.split())
-    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    """Return a message as one line that cannot control a terminal: line breaks collapsed, the rest escaped.
+
+    Very long messages lose their middle: they begin with the place and end with the remedy.
+    """
+    line = text if text.isprintable() else " ".join(text.split())
+    line = line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= _MAX_LINE else f"{line[: _MAX_LINE // 2]} ... {line[-_MAX_LINE // 3 :]}"
 
 
 def first_line(error: object) -> str:

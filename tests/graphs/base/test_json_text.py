@@ -10,3 +10,20 @@ from graphs.base.json_text import read_json
 def test_bad_json_is_one_line(text: str | bytes) -> None:
     with pytest.raises(UgsepError, match=r"^here: not valid JSON \([^\n]*\); fix it$"):
         read_json(text, "here", "fix it")
+
+
+def test_brackets_in_strings_are_no_nesting() -> None:
+    text = '{"a": "' + "[" * 100 + '", "b\\"[": "{", "c": [[]]}'
+    assert read_json(text, "here", "fix it") == {"a": "[" * 100, 'b"[': "{", "c": [[]]}
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 65 + "]" * 65, '{"a":' * 65 + "1" + "}" * 65, '["' + "[" * 100 + '\\""' + ",[" * 70]
+)
+def test_nesting_is_bounded_before_parsing(text: str) -> None:
+    with pytest.raises(UgsepError, match="nested more than 64 levels deep"):
+        read_json(text, "here", "fix it")
+
+
+def test_nesting_up_to_the_bound_is_read() -> None:
+    assert read_json("[" * 64 + "]" * 64, "here", "fix it")
