@@ -80,7 +80,7 @@ def _out_of_range(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     """Return a value as it is shown in errors; Python refuses to print integers of more than 4,300 digits."""
-    if type(value) is int and _out_of_range(value):
+    if type(value) is int and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
     return f"{value!a:.60}"
 
