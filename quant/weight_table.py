@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from quant.graph.gemms import Weight, load_graph
 from quant.policy import BITS, Precision
 
 TABLE_KEY = "quant"  # metadata property ugsep.quant: the table of the graph, as JSON
+_KINDS = ("matmul", "table")
+_FIX = "quantize the graph again"
 _DERIVED = ("files", "fp32_bytes", "quantized_bytes")  # written for readers of the JSON
 
 
@@ -100,25 +103,44 @@ def table_of(path: Path) -> QuantTable | None:
     """Return the table stamped in a quantized graph, None for a float graph.
 
     Raises:
-        UgsepError: the stamp is malformed.
+        UgsepError: the stamp is malformed, or a number in it is out of range; names the path of the field.
     """
     text = load_graph(path).metadata_props.get(f"ugsep.{TABLE_KEY}")
     if text is None:
         return None
     location = f"'{path}': ugsep.{TABLE_KEY}"
-    document = read_json(text, location, "quantize the graph again")
+    document = read_json(text, location, _FIX)
     check_plain(document, location)
+    infinite: set[int] = set()
     if isinstance(document, dict):
         document = {key: value for key, value in document.items() if key not in _DERIVED}
         if isinstance(document.get("rows"), list):
-            document["rows"] = [_with_infinity(row) for row in document["rows"]]
+            infinite = {i for i, row in enumerate(document["rows"]) if _is_infinite(row)}
+            document["rows"] = [
+                {**row, "sqnr_db": 0.0} if i in infinite else row for i, row in enumerate(document["rows"])
+            ]
     table = parse(QuantTable, document, location)
     for i, row in enumerate(table.rows):
-        if row.bits not in BITS.values():
-            raise UgsepError(f"{location}: rows[{i}].bits is {row.bits}, not 8, 16 or 32; quantize the graph again")
-    return table
+        for field, problem in _problems(row):
+            raise UgsepError(f"{location}: rows[{i}].{field} is {problem}; {_FIX}")
+    rows = (replace(row, sqnr_db=math.inf) if i in infinite else row for i, row in enumerate(table.rows))
+    return replace(table, rows=tuple(rows))
 
 
-def _with_infinity(row: Any) -> Any:
-    """Undo what ``to_json`` did to an infinite SQNR."""
-    return {**row, "sqnr_db": math.inf} if isinstance(row, dict) and row.get("sqnr_db", 0) is None else row
+def _is_infinite(row: Any) -> bool:
+    """Whether ``to_json`` replaced an infinite SQNR of a row."""
+    return isinstance(row, dict) and row.get("sqnr_db", 0) is None
+
+
+def _problems(row: QuantRow) -> Iterator[tuple[str, str]]:
+    """Yield the fields of a row whose numbers or words no quantization writes, and their problems."""
+    if row.bits not in BITS.values():
+        yield "bits", f"{row.bits}, not 8, 16 or 32"
+    if row.kind not in _KINDS:
+        yield "kind", f"{row.kind!a:.60}, not {' or '.join(_KINDS)}"
+    for name in ("block", "fp32_bytes", "quantized_bytes"):
+        if getattr(row, name) < 0:
+            yield name, f"{getattr(row, name)}, which is out of range"
+    for axis, size in enumerate(row.shape):
+        if size < 0:
+            yield f"shape[{axis}]", f"{size}, which is out of range"

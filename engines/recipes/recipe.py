@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from graphs.base import config as config_file
 from graphs.base.errors import UgsepError, nearest
-from graphs.base.yaml_text import read_yaml
+from graphs.base.yaml_text import read_yaml, write_yaml
 
 RECIPES = Path(__file__).parent
 AUTO = "auto"  # choose the backend by measuring
@@ -141,5 +139,4 @@ def _change(values: Any, change: str) -> None:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe with every default filled in, as YAML that ``load_recipe`` reads back."""
-    mapping: Mapping[str, Any] = config_file.to_mapping(recipe)
-    return yaml.safe_dump(dict(mapping), sort_keys=False)
+    return write_yaml(config_file.to_mapping(recipe))

@@ -8,6 +8,7 @@ __all__ = [
     "finite",
     "gc_paused",
     "json_text",
+    "limits",
     "names",
     "progress",
     "yaml_text",

@@ -18,7 +18,9 @@ from graphs.base.errors import UgsepError, nearest
 __all__ = ["check_plain", "parse", "to_mapping", "unique_names"]
 
 T = TypeVar("T")
+Path = tuple[str | int, ...]
 _MAX_NUMBER = 1e300  # above any size, count or time, and safe from overflow
+_MAX_INTEGER = 2**63 - 1  # what tensors, columns and counters hold
 _STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 
 
@@ -29,27 +31,32 @@ def parse(cls: type[T], values: Any, location: str, *, complete: bool = False) -
     that have a default must be given too.
 
     Raises:
-        UgsepError: an unknown field (with the nearest name), a missing field, or a value of the wrong type; names
-            the path of the field.
+        UgsepError: an unknown field (with the nearest name), a missing field, a value of the wrong type, a number
+            beyond int64 or 1e300, NaN, a lone surrogate, or what the dataclass itself refuses; names the path of the
+            field.
     """
     if not isinstance(values, Mapping):
         raise UgsepError(f"{location}: expected a mapping of settings, got {type(values).__name__}")
     for path, problem in _wrong_names(cls, values, (), complete):
         raise UgsepError(f"{_named(location, path)}{problem}")
+    for path, problem in _unusable(values, ()):
+        raise UgsepError(f"{_named(location, path)} {problem}; correct the value")
     try:
         return msgspec.convert(values, cls, strict=True)
     except msgspec.ValidationError as error:
         path = _path_of(error, cls, values)
+    except UgsepError as error:  # of a __post_init__
+        raise UgsepError(f"{location}: {error}") from error
     found, kind = _value_at(values, path), _type_at(cls, path)
-    raise UgsepError(f"{_named(location, path)} is {found!a:.60}, not {_wanted(kind)}; correct the value")
+    raise UgsepError(f"{_named(location, path)} is {_shown(found)}, not {_wanted(kind)}; correct the value")
 
 
 def check_plain(value: Any, location: str) -> None:
     """Reject numbers and strings that none of our documents contain, at any depth.
 
     Raises:
-        UgsepError: a number beyond 1e300, or a string or key with a control character, which could control the
-            reader's terminal, or a lone surrogate.
+        UgsepError: a number beyond int64 or 1e300, or a string or key with a control character, which could control
+            the reader's terminal, or a lone surrogate.
     """
     if isinstance(value, Mapping):
         for key, item in value.items():
@@ -58,11 +65,40 @@ def check_plain(value: Any, location: str) -> None:
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
             check_plain(item, f"{location}[{i}]")
-    elif type(value) in (int, float) and not abs(value) < _MAX_NUMBER:
-        raise UgsepError(f"{location} is {value!r:.60}, which is out of range")
+    elif _out_of_range(value):
+        raise UgsepError(f"{location} is {_shown(value)}, which is out of range")
     elif isinstance(value, str) and not value.isprintable():
         if any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
             raise UgsepError(f"{location} is {value!a:.60}, which holds characters that cannot be printed")
+
+
+def _out_of_range(value: Any) -> bool:
+    if type(value) is int:
+        return not -_MAX_INTEGER - 1 <= value <= _MAX_INTEGER
+    return type(value) is float and not abs(value) < _MAX_NUMBER
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it is shown in errors; Python refuses to print integers of more than 4,300 digits."""
+    if type(value) is int and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    return f"{value!a:.60}"
+
+
+def _unusable(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the path of every number and string that no file of ours can hold, and the problem."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if isinstance(key, str):
+                yield from _unusable(key, (*path, key))
+            yield from _unusable(item, (*path, str(key)))
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _unusable(item, (*path, i))
+    elif _out_of_range(value):
+        yield path, f"is {_shown(value)}, which is out of range"
+    elif isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        yield path, f"is {value!a:.60}, which is not a valid text"
 
 
 def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -83,9 +119,6 @@ def to_mapping(config: Any) -> dict[str, Any]:
     """Return a dataclass as plain JSON types, the inverse of ``parse``."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
-
-
-Path = tuple[str | int, ...]
 
 
 def _fields(cls: Any) -> Mapping[str, tuple[Any, bool]]:

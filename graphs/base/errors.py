@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MAX_LINE = 4_000
+
 
 class _OneLine(Exception):
-    """An error whose message is one printable line, whatever names it quotes."""
+    """An error whose message is one printable line, whatever names and texts from files went into it."""
 
     def __str__(self) -> str:
         """Return the message; a name in it can neither break the line nor control a terminal."""
@@ -35,9 +37,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def printable_line(text: str) -> str:
-    """Return a message as one line that cannot control a terminal: white space collapsed, the rest escaped."""
-    line = " ".join(text.split())
-    return line if line.isprintable() else _escaped(line)
+    """Return a message as one line that cannot control a terminal: line breaks collapsed, the rest escaped.
+
+    Very long messages lose their middle: they begin with the place and end with the remedy.
+    """
+    line = text if text.isprintable() else " ".join(text.split())
+    line = line if line.isprintable() else _escaped(line)
+    return line if len(line) <= _MAX_LINE else f"{line[: _MAX_LINE // 2]} ... {line[-_MAX_LINE // 3 :]}"
 
 
 def printable_text(text: str) -> str:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from graphs.base.errors import UgsepError
+from graphs.base.limits import MAX_SIZE, MAX_VOCAB, check_module_name, check_name
 from graphs.base.names import Side
 
 Kind = Literal["id", "dense", "sequence"]
+MAX_GROUP = 128
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Feature:
     second id) use another feature's embedding table.
 
     Raises:
-        UgsepError: an unknown side or kind, or a vocabulary or width below 1.
+        UgsepError: an unknown side or kind, a vocabulary or width out of range, or a name that cannot be one of an
+            input, a column or an embedding table.
     """
 
     name: str
@@ -36,14 +39,25 @@ class Feature:
     table: str = ""
 
     def __post_init__(self) -> None:
+        check_name(self.name, "feature")
+        if self.group and not (self.group.isprintable() and len(self.group) <= MAX_GROUP):
+            raise UgsepError(f"feature '{self.name}': group {self.group!a:.60} is not a valid name; correct it")
         if self.side not in ("user", "item"):
             raise UgsepError(f"feature '{self.name}': side is '{self.side}'; use 'user' or 'item'")
         if self.kind not in ("id", "dense", "sequence"):
             raise UgsepError(f"feature '{self.name}': kind is '{self.kind}'; use 'id', 'dense' or 'sequence'")
         if self.kind != "dense" and self.vocab < 1:
             raise UgsepError(f"feature '{self.name}': vocab is {self.vocab}; an {self.kind} feature needs vocab >= 1")
-        if self.width < 1:
-            raise UgsepError(f"feature '{self.name}': width is {self.width}; it must be at least 1")
+        if self.kind != "dense" and self.vocab > MAX_VOCAB:
+            raise UgsepError(
+                f"feature '{self.name}': vocab is {self.vocab}; it must be at most {MAX_VOCAB}, hash the ids"
+            )
+        if self.kind != "dense":
+            what = f"feature '{self.name}': the embedding table"
+            check_module_name(self.table_name, what, "give 'table' another name")
+        if not 1 <= self.width <= MAX_SIZE:
+            bound = "at least 1" if self.width < 1 else f"at most {MAX_SIZE}"
+            raise UgsepError(f"feature '{self.name}': width is {self.width}; it must be {bound}")
         if self.kind == "id" and self.width != 1:
             raise UgsepError(f"feature '{self.name}': an id has width 1, not {self.width}; use kind 'sequence'")
 

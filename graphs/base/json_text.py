@@ -9,42 +9,37 @@ from typing import Any
 from graphs.base.config import unique_names
 from graphs.base.errors import UgsepError
 
-__all__ = ["read_json"]
+__all__ = ["MAX_DEPTH", "read_json"]
 
-_MAX_DEPTH = 64
-_ESCAPE = re.compile(r"\\.", re.DOTALL)
-_NO_BRACKET = bytes(set(range(256)) - set(b'"[]{}'))
-_STRING = re.compile(rb'"[^"]*"?')  # or the rest of the text, if it does not end
-_INNERMOST = re.compile(rb"\[\]|\{\}")
+#: Levels of lists and mappings in a document: all of ours have fewer than 10, and Python's own limit is far above.
+MAX_DEPTH = 64
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)  # strings, to skip them, and brackets
 
 
 def read_json(text: str | bytes, location: str, fix: str) -> Any:
     """Return the value of a JSON text; ``location`` names it in errors, and ``fix`` ends them.
 
     Raises:
-        UgsepError: not JSON, NaN or infinity, nested more than 64 levels deep, or a name that is given twice.
+        UgsepError: not JSON, nested too deeply, NaN or infinity, or a name that is given twice.
     """
     try:
         decoded = text.decode() if isinstance(text, bytes) else text
         _check_depth(decoded)
         return json.loads(decoded, object_pairs_hook=unique_names, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UgsepError(f"{location}: not valid JSON ({error}); {fix}") from error
-
-
-def _check_depth(text: str) -> None:
-    """Refuse deep nesting before anything recurses over it: escapes and strings go, then inner brackets 64 times."""
-    plain = _ESCAPE.sub("", text) if "\\" in text else text
-    left = _STRING.sub(b"", plain.encode(errors="replace").translate(None, _NO_BRACKET))
-    for _ in range(_MAX_DEPTH):
-        inner = _INNERMOST.sub(b"", left)
-        if len(inner) == len(left):
-            break
-        left = inner
-    # Brackets that do not match are the parser's to refuse, but it recurses into those that are open.
-    if left.count(b"[") + left.count(b"{") > _MAX_DEPTH or (left and _INNERMOST.search(left)):
-        raise ValueError(f"nested more than {_MAX_DEPTH} levels deep")
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _check_depth(text: str) -> None:
+    """Refuse deep nesting before it is parsed: the parser and all later walks are recursive."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for found in _BRACKETS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")

@@ -17,12 +17,14 @@ import safetensors
 import torch
 from torch import Tensor
 
+from graphs.base.config import check_plain
 from graphs.base.errors import UgsepError, nearest
 from graphs.base.json_text import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+_MAX_FILE_NAME = 255  # bytes; beyond, a look at the file is an error of the system
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
     "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
@@ -87,10 +89,10 @@ def stored_weights(folder: Path) -> dict[str, Stored]:
 
 
 def check_weights(expected: Mapping[str, Tensor], stored: Mapping[str, Stored], location: Path) -> None:
-    """Reject a checkpoint whose weights differ from a model's in name or shape.
+    """Reject a checkpoint whose weights differ from a model's in name, shape or sort of number.
 
     Raises:
-        UgsepError: a missing or unknown weight, or a wrong shape.
+        UgsepError: a missing or unknown weight, a wrong shape, or integers for floats or the other way round.
     """
     for name in expected:
         if name not in stored:
@@ -108,6 +110,15 @@ def check_weights(expected: Mapping[str, Tensor], stored: Mapping[str, Stored], 
                 f"{location}: weight '{name}' has shape {value.shape}, config.json requires {want}; "
                 "use a matching pair"
             )
+        if value.dtype.is_floating_point != expected[name].dtype.is_floating_point:
+            raise UgsepError(
+                f"{location}: weight '{name}' is {_words(value.dtype)}, the model requires "
+                f"{_words(expected[name].dtype)}; save the checkpoint in floating point, not quantized"
+            )
+
+
+def _words(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def check_finite(name: str, value: Tensor, location: Path) -> None:
@@ -125,12 +136,15 @@ def check_finite(name: str, value: Tensor, location: Path) -> None:
 
 def _weight_map(index: Path) -> dict[str, str]:
     document = read_json(index.read_bytes(), str(index), "save the checkpoint again")
+    check_plain(document, str(index))
     found = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise UgsepError(f"{index} has no 'weight_map' from weights to shards; save the checkpoint again")
-    outside = [s for s in found.values() if Path(s).name != s]
-    if outside:
-        raise UgsepError(f"{index}: shard '{outside[0]}' is outside its folder; save the checkpoint again")
+    for shard in found.values():
+        if Path(shard).name != shard:
+            raise UgsepError(f"{index}: shard '{shard:.60}' is outside its folder; save the checkpoint again")
+        if not shard.endswith(".safetensors") or len(shard.encode()) > _MAX_FILE_NAME:
+            raise UgsepError(f"{index}: shard '{shard:.60}' is not a .safetensors file; save the checkpoint again")
     return found
 
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from graphs.base import config as config_file
 from graphs.base.errors import UgsepError
 from graphs.base.features import Feature
+from graphs.base.limits import MAX_LAYERS, MAX_SIZE, MAX_TOKENS, check_module_name, check_range
 from graphs.layers.parameter_counts import Counts
+from graphs.models.memory import check_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class ModelConfig:
     (UG-Sep, information compensation).
 
     Raises:
-        UgsepError: a size below 1, no task, a repeated name, or a side without features.
+        UgsepError: a size out of range, no task, a repeated or invalid name, or a side without features.
     """
 
     features: tuple[Feature, ...]
@@ -44,9 +46,13 @@ class ModelConfig:
     tower: int = 64
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "width", "layers", "user_tokens", "item_tokens", "tower")
+        check_range(1, MAX_SIZE, self, "width", "tower")
+        check_range(1, MAX_LAYERS, self, "layers")
+        check_range(1, MAX_TOKENS, self, "user_tokens", "item_tokens")
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise UgsepError(f"tasks are {list(self.tasks)}; give one or more distinct names")
+        for task in self.tasks:
+            check_module_name(task, "task", "rename it")
         names = [f.name for f in self.features]
         if len(set(names)) != len(names):
             raise UgsepError(
@@ -61,6 +67,11 @@ class ModelConfig:
         """Number of tokens T = n + m before the first layer."""
         return self.user_tokens + self.item_tokens
 
+    @property
+    def table_width(self) -> int:
+        """Width of the embedding tables: ``embedding_width`` of the architectures that have one, else ``width``."""
+        return int(getattr(self, "embedding_width", self.width))
+
     def sides(self) -> tuple[int, int]:
         """Return (user, item) token counts before the first layer; user is 0 when unmasked."""
         return (self.user_tokens, self.item_tokens) if self.ug_sep else (0, self.tokens)
@@ -68,17 +79,6 @@ class ModelConfig:
     def counts(self) -> Counts:
         """Return parameters and FLOPs of both sides by formula, without embedding tables."""
         raise NotImplementedError(f"{type(self).__name__} must define counts")
-
-
-def check_at_least(least: int, config: object, *names: str) -> None:
-    """Reject settings below ``least``, and NaN.
-
-    Raises:
-        UgsepError: names the field and its value.
-    """
-    for name in names:
-        if not getattr(config, name) >= least:
-            raise UgsepError(f"{name} is {getattr(config, name)}; it must be at least {least}")
 
 
 def check_divides(field: str, value: int, divisor_field: str, divisor: int) -> None:
@@ -118,6 +118,7 @@ class RankingModel(nn.Module, ModelHubMixin):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        check_parameters(config)
         self.config = config
 
     @classmethod

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from graphs.base.limits import MAX_SIZE, MAX_TOKENS, check_range
 from graphs.base.names import SIDES
 from graphs.layers.moe import ReLUSparseFFN, check_experts
 from graphs.layers.parameter_counts import (
@@ -23,7 +24,7 @@ from graphs.layers.parameter_counts import (
 from graphs.layers.tokenize import ChunkTokenizer, FeatureEmbedding, chunk_counts, chunk_width, in_semantic_order
 from graphs.layers.tokenwise import Head, TokenwiseFFN
 from graphs.layers.ugsep import Compensation, SeparatedResidual, Tokens, each_side, masked_mix, separate
-from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least, check_divides
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_divides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,9 @@ class RankMixerConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, self, "hidden", "embedding_width")
-        check_at_least(0, self, "mixed_user_tokens", "mixed_item_tokens", "l1_weight")
+        check_range(1, MAX_SIZE, self, "hidden", "embedding_width")
+        check_range(0, MAX_TOKENS, self, "mixed_user_tokens", "mixed_item_tokens", "experts")
+        check_range(0, MAX_SIZE, self, "l1_weight")
         check_experts(self.experts, self.experts, ("experts", "experts"))
         self.chunks()
         user, item = self.token_counts()[1]

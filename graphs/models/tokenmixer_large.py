@@ -11,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from graphs.base.errors import UgsepError
 from graphs.base.features import Feature, of_side
+from graphs.base.limits import MAX_LAYERS, MAX_SIZE, MAX_TOKENS, check_range
 from graphs.base.names import SIDES
 from graphs.layers.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts
 from graphs.layers.parameter_counts import Count, Counts, compensation, heads, norm, swiglu_experts, tokenwise_swiglu
@@ -25,7 +26,7 @@ from graphs.layers.tokenize import (
 )
 from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseSwiGLU
 from graphs.layers.ugsep import Compensation, Tokens, each_side, masked_mix, separate
-from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least, check_divides
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_divides
 
 DOWN_GAIN = 0.01  # 2602.06563: the last projection starts small, so a block starts near the identity
 
@@ -62,8 +63,10 @@ class TokenMixerLargeConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, self, "hidden", "embedding_width")
-        check_at_least(0, self, "mixed_user_rows", "mixed_item_rows", "residual_every", "auxiliary_weight")
+        check_range(1, MAX_SIZE, self, "hidden", "embedding_width")
+        check_range(0, MAX_TOKENS, self, "mixed_user_rows", "mixed_item_rows", "experts", "active_experts")
+        check_range(0, MAX_LAYERS, self, "residual_every")
+        check_range(0, MAX_SIZE, self, "auxiliary_weight")
         for name, known in (("global_token", ("item", "split")), ("read_out", ("mean", "global"))):
             if getattr(self, name) not in known:
                 raise UgsepError(f"{name} is '{getattr(self, name)}'; give '{known[0]}' or '{known[1]}'")

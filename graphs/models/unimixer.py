@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from graphs.base.errors import UgsepError
+from graphs.base.limits import MAX_SIZE, check_range
 from graphs.base.names import SIDES
 from graphs.layers.block_mixing import BlockMixing
 from graphs.layers.parameter_counts import Count, Counts, compensation, heads, norm, product, tokenwise_swiglu
 from graphs.layers.tokenize import ChunkTokenizer, FeatureEmbedding, chunk_counts, chunk_width, in_semantic_order
 from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseSwiGLU
 from graphs.layers.ugsep import Compensation, Tokens, each_side, separate
-from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least
+from graphs.models.ranking_model import ModelConfig, RankingModel
+
+MAX_SINKHORN_STEPS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +45,11 @@ class UniMixerConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, self, "hidden", "embedding_width", "block", "bases", "rank", "sinkhorn_steps")
+        check_range(1, MAX_SIZE, self, "hidden", "embedding_width", "block", "bases", "rank")
+        check_range(1, MAX_SINKHORN_STEPS, self, "sinkhorn_steps")
         for name in ("first_temperature", "last_temperature"):
-            if not getattr(self, name) > 0:
-                raise UgsepError(f"{name} is {getattr(self, name)}; it must be above 0")
+            if not 0 < getattr(self, name) <= MAX_SIZE:
+                raise UgsepError(f"{name} is {getattr(self, name)}; it must be above 0 and at most {MAX_SIZE}")
         if self.width % self.block:
             works = next(b for b in range(min(self.block, self.width), 0, -1) if self.width % b == 0)
             raise UgsepError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from graphs.base.errors import UgsepError
+from graphs.base.limits import MAX_SIZE, MAX_TOKENS, check_range
 from graphs.layers.parameter_counts import Count, Counts, compensation, heads, linear, norm, product, tokenwise_swiglu
 from graphs.layers.tokenize import (
     FeatureEmbedding,
@@ -19,7 +20,7 @@ from graphs.layers.tokenize import (
 )
 from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseSwiGLU
 from graphs.layers.ugsep import Compensation, Tokens, each_side, separate
-from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least
+from graphs.models.ranking_model import ModelConfig, RankingModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,8 @@ class ZenithConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, self, "hidden")
+        check_range(1, MAX_SIZE, self, "hidden")
+        check_range(0, MAX_SIZE, self, "fusion_width")
         self.plans()
         self.token_counts()
 
@@ -89,6 +91,11 @@ class ZenithConfig(ModelConfig):
                 raise UgsepError(
                     f"layer {layer}: {user + item} tokens * fusion_width {self.k} = {total} is not divisible by "
                     f"width {self.width}; fusion_width = {self.width} works"
+                )
+            if total // self.width > MAX_TOKENS:
+                raise UgsepError(
+                    f"layer {layer}: fusion_width {self.k} makes {total // self.width} tokens, above {MAX_TOKENS}; "
+                    f"fusion_width = {self.width} works"
                 )
             after = user * self.k // self.width
             user, item = after, total // self.width - after

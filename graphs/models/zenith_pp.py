@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from graphs.base.limits import MAX_SIZE, MAX_TOKENS, check_range
 from graphs.layers.moe import SoftmaxRouter, SparseSwiGLU, SwiGLUExperts, check_experts
 from graphs.layers.parameter_counts import (
     Count,
@@ -27,7 +28,7 @@ from graphs.layers.tokenize import (
 )
 from graphs.layers.tokenwise import Head, RMSNorm, TokenwiseLinear, TokenwiseSwiGLU
 from graphs.layers.ugsep import Compensation, Tokens, each_side, separate, ug_attention
-from graphs.models.ranking_model import ModelConfig, RankingModel, check_at_least, check_divides
+from graphs.models.ranking_model import ModelConfig, RankingModel, check_divides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +51,11 @@ class ZenithPPConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, self, "attention_heads", "hidden")
+        check_range(1, MAX_SIZE, self, "attention_heads", "hidden")
+        check_range(0, MAX_TOKENS, self, "experts", "active_experts")
         check_divides("width", self.width, "attention_heads", self.attention_heads)
         check_experts(self.experts, self.active_experts, ("experts", "active_experts"))
-        check_at_least(0, self, "balance_weight", "z_weight")
+        check_range(0, MAX_SIZE, self, "balance_weight", "z_weight")
         self.plans()
 
     def plans(self) -> tuple[tuple[TokenPlan, ...], tuple[TokenPlan, ...]]:

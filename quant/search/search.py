@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.finite import finite
 from graphs.base.progress import Progress, ProgressCallback, silent
+from graphs.base.yaml_text import write_yaml
 from quant.arrays import Array
 from quant.calibration.statistics import Calibration
 from quant.graph.gemms import Weight
@@ -247,4 +247,4 @@ def policy_yaml(result: SearchResult) -> str:
     auc = "" if effect.auc_change is None else f", AUC change {effect.auc_change:+.2g}"
     head = f"# {effect.sqnr_db:.1f} dB, Kendall tau {effect.kendall_tau:.4f}{auc} with all rules together\n"
     document: dict[str, Any] = {"policy": policy_document(result.policy)}
-    return head + yaml.safe_dump(document, sort_keys=False, width=160)
+    return head + write_yaml(document, width=160)

@@ -44,7 +44,9 @@ def test_a_bad_features_file(command: tuple[str, ...], content: bytes | None, me
     [
         ("threads=0", "serving.threads is 0; it must be from 1 to"),
         ("threads=-3", "serving.threads is -3; it must be from 1 to"),
-        ("threads=99999999999999999999", "it must be from 1 to 4096"),
+        ("threads=99999", "it must be from 1 to 4096"),
+        ("threads=99999999999999999999", "serving.threads is 99999999999999999999, which is out of range"),
+        (f"threads={10**400}", "serving.threads is an integer of 1329 bits, which is out of range"),
         ("candidates=[]", "serving.candidates is empty"),
         ("candidates=[1, 0]", "serving.candidates[1] is 0"),
         ("max_candidates=0", "serving.max_candidates is 0"),

@@ -66,7 +66,7 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"fusion_width": 10}, "8 tokens .* fusion_width 10 .* width 24; fusion_width = 24 works"),
         ({"user_tokens": 1}, "user_tokens is 1, .* give at least 2"),
         ({"hidden": 0}, "hidden is 0; it must be at least 1"),
-        ({"fusion_width": -24}, "fusion_width = 24 works"),
+        ({"fusion_width": -24}, "fusion_width is -24; it must be at least 0"),
         ({"fusion_width": 3}, "leaves 0 user and 1 item tokens; fusion_width = 24 works"),
     ],
     "rankmixer": [

@@ -21,3 +21,20 @@ def test_deep_nesting_is_refused_before_anything_recurses_over_it() -> None:
     flat = ['["' + "[" * 500 + '"]', r'["\"' + "[{" * 500 + r'\\"]', "[" + "[]," * 5000 + "{}]", '"' + "[" * 99 + '"']
     for text in flat:  # brackets inside strings and beside each other nest nothing
         assert read_json(text, "here", "fix it")
+
+
+def test_brackets_in_strings_are_no_nesting() -> None:
+    text = '{"a": "' + "[" * 100 + '", "b\\"[": "{", "c": [[]]}'
+    assert read_json(text, "here", "fix it") == {"a": "[" * 100, 'b"[': "{", "c": [[]]}
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 65 + "]" * 65, '{"a":' * 65 + "1" + "}" * 65, '["' + "[" * 100 + '\\""' + ",[" * 70]
+)
+def test_nesting_is_bounded_before_parsing(text: str) -> None:
+    with pytest.raises(UgsepError, match="nested more than 64 levels deep"):
+        read_json(text, "here", "fix it")
+
+
+def test_nesting_up_to_the_bound_is_read() -> None:
+    assert read_json("[" * 64 + "]" * 64, "here", "fix it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from graphs.base.errors import UgsepError
 from graphs.checkpoint.files import INDEX, SINGLE, stored_weights, weight_files
 from graphs.models.pretrained import load_checkpoint, meta_model
 from tests.graphs.model_laws import make_config, make_model, make_rows
+from tests.mutations import mutated_json, refusal
 
 SPREAD = "layers.1.compensation.spread"
 
@@ -151,3 +153,15 @@ def test_offsets_point_at_the_weights_bytes(sharded: Path) -> None:
     for name, stored in stored_weights(sharded).items():
         raw = stored.file.read_bytes()[stored.offset : stored.offset + exact[name].nbytes]
         assert raw == exact[name].contiguous().numpy().tobytes()
+
+
+def test_a_mutated_index_is_read_or_refused_in_one_line(sharded: Path, tmp_path: Path) -> None:
+    rng = random.Random(7)
+    folder = tmp_path / "mutated"
+    shutil.copytree(sharded, folder)
+    whole = json.loads((folder / INDEX).read_text())
+    refused = 0
+    for _ in range(300):
+        (folder / INDEX).write_text(mutated_json(whole, rng), errors="surrogatepass")
+        refused += bool(refusal(stored_weights, folder))
+    assert refused > 200

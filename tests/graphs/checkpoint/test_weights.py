@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ import safetensors.torch
 import torch
 
 from graphs.base.errors import UgsepError
-from graphs.models.pretrained import load_checkpoint
+from graphs.models.pretrained import load_checkpoint, meta_model
 from tests.graphs.model_laws import VARIANTS, make_config, make_model, make_rows
+from tests.mutations import mutated_bytes, mutated_json, refusal
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -59,6 +61,21 @@ def _config(**changes: object) -> Callable[[Path], object]:
     return apply
 
 
+def _feature(number: int, **changes: object) -> Callable[[Path], object]:
+    def apply(directory: Path) -> None:
+        features = json.loads((directory / "config.json").read_text())["features"]
+        features[number] |= changes
+        _config(features=features)(directory)
+
+    return apply
+
+
+def _wide_tables(directory: Path) -> None:
+    for number in (0, 3, 4):  # of three tables
+        _feature(number, vocab=2**31 - 1)(directory)
+    _config(width=96)(directory)
+
+
 def _truncate(directory: Path) -> None:
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -87,6 +104,37 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "NaN": (_weights(lambda w: w[SPREAD].view(-1)[:2].fill_(torch.nan)), f"'{SPREAD}' has 2 NaN or infinite"),
     "missing weight": (_weights(lambda w: w.pop(SPREAD)), f"weight '{SPREAD}' is missing"),
     "surplus weight": (_weights(lambda w: w.update(odd=torch.zeros(1))), "unknown weight 'odd'"),
+    "integers for floats": (
+        _weights(lambda w: w.update({SPREAD: w[SPREAD].view(torch.int32)})),
+        f"weight '{SPREAD}' is int32, the model requires float32; save the checkpoint in floating point",
+    ),
+    "beyond float32": (
+        _weights(lambda w: w.update({SPREAD: torch.full(w[SPREAD].shape, 1e300, dtype=torch.float64)})),
+        f"'{SPREAD}' has 16 NaN or infinite",
+    ),
+    "vocab of 2^31": (
+        _feature(0, vocab=2**31),
+        "config.json: feature 'uid': vocab is 2147483648; it must be at most",
+    ),
+    "vocab of 2^70": (
+        _feature(0, vocab=2**70),
+        r"config.json: features\[0\].vocab is 1180591620717411303424, which is out of range",
+    ),
+    "tokens of 2^31": (_config(user_tokens=2**31), "user_tokens is 2147483648; it must be at most 4096"),
+    "name that leads out": (_feature(0, name="a/../../b"), "feature 'a/../../b' is not a valid name; use up to"),
+    "name with dots": (_feature(0, name="a.b"), "feature 'a.b' is not a valid name"),
+    "name of PyTorch": (_feature(0, table="keys"), "table 'keys' is a name that PyTorch uses.*give 'table' another"),
+    "task of PyTorch": (_config(tasks=["items"]), "task 'items' is a name that PyTorch uses itself; rename it"),
+    "task without a name": (_config(tasks=[""]), "task '' is not a valid name"),
+    "nested lists": (
+        lambda d: (d / "config.json").write_text('{"tasks": ' + "[" * 9_000 + "]" * 9_000 + "}"),
+        "nested more than 64 levels deep",
+    ),
+    "more than this machine has": (
+        _wide_tables,
+        "the config describes 6.18e.11 parameters, 2473.9 GB in FP32 .*, but this machine has .* 'ugsep stream'",
+    ),
+    "more than any machine has": (_config(width=2**20, hidden=2**20), "GB in FP32.* out of range .*correct"),
     "wrong shape": (_config(hidden=11), r"has shape \(4, 10, 24\), config.json requires \(4, 11, 24\)"),
 }
 
@@ -124,3 +172,32 @@ def test_a_failed_save_leaves_the_old_weights(saved: Path, tmp_path: Path, monke
     with pytest.raises(OSError, match="No space left"):
         make_model(make_config("zenith", "1:1"), seed=5).save_pretrained(directory)
     assert contents(directory) == contents(saved)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_mutated_checkpoints_load_or_are_refused_in_one_line(number: int, saved: Path, tmp_path: Path) -> None:
+    rng = random.Random(number)
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(saved, directory)
+    config, weights = directory / "config.json", directory / "model.safetensors"
+    settings, whole = config.read_text(), weights.read_bytes()
+    header = whole[8 : 8 + int.from_bytes(whole[:8], "little")]
+    refused = 0
+    for _ in range(150):
+        config.write_text(settings)
+        weights.write_bytes(whole)
+        sort = rng.randrange(3)
+        if sort == 0:
+            config.write_text(mutated_json(json.loads(settings), rng), errors="surrogatepass")
+        elif sort == 1:
+            text = mutated_json(json.loads(header), rng).encode(errors="surrogatepass")
+            if rng.random() < 0.5:  # of the old length, so that the tensors stay where they were
+                text = text[: len(header)].ljust(len(header))
+            weights.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + len(header) :])
+        else:
+            weights.write_bytes(mutated_bytes(whole, rng, rng.choice([8, len(header), None])))
+        message = refusal(load_checkpoint, directory)
+        if refusal(meta_model, directory) != message:  # made without memory, and without a look at values
+            assert "this machine has" in message or "NaN or infinite" in message
+        refused += bool(message)
+    assert refused > 100
