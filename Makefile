@@ -21,13 +21,14 @@ DATA       := build/data/movielens
 SIZE       ?= 20m
 # ONNX Runtime sends usage events; set to 0 to allow them.
 export ORT_DISABLE_TELEMETRY ?= 1
+MINUTES    ?= 30
 EXTRAS     ?= build,cpu,serve,record,otel,tensorrt-rtx,openvino,triton,third-party,dev
 
 BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),--backend $(BACKEND)) $(FLAGS)
 REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data checkpoint engines parity serve bench bench-streaming bench-serving soak quality test test-slow proto lint clean
+.PHONY: help setup data checkpoint engines parity serve bench bench-streaming bench-serving soak campaign quality test test-slow proto lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -89,6 +90,9 @@ bench-serving: $(if $(wildcard $(OUT)/manifest.json),$(READY),engines) ## measur
 
 soak: $(if $(wildcard $(OUT)/manifest.json),$(READY),engines) ## the long campaigns that must not lose a request: kills, restarts, 100 hot swaps, half an hour of load
 	@$(BIN)/python -m benchmarks.serving run overload kill rolling affinity swaps soak --bundle $(OUT)
+
+campaign: $(READY) ## try to break ugsep: NAME=kill|fuzz|score|threads|resources, MINUTES=30; resumes
+	@$(BIN)/python -m benchmarks.reliability run $(NAME) --minutes $(MINUTES)
 
 bench-streaming: $(READY) ## quantize a model larger than memory; SIZE=7b|500m|20m (7b needs 25 GB of disk)
 	@$(BIN)/python -m benchmarks.streaming --size $(SIZE)

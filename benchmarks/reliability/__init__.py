@@ -1,0 +1,3 @@
+"""Campaigns that try to break ugsep; run them with ``python -m benchmarks.reliability``."""
+
+__all__ = ["contract"]
