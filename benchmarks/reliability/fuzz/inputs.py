@@ -1,0 +1,164 @@
+"""The sound files that are mutated: a small model as every kind of file that a command reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.reliability.fuzz.mutate.request_files import npz_bytes
+from benchmarks.reliability.fuzz.worker import Ended, Worker
+from engines.bundle.bundle import Bundle
+from engines.bundle.files import MANIFEST
+from graphs.base.errors import UgsepError
+
+__all__ = ["Inputs", "copy_bundle", "make_inputs", "replace", "reseal"]
+
+RECIPE = """\
+model: zenith
+config: {width: 16, layers: 1, user_tokens: 2, item_tokens: 2, hidden: 16, tower: 8}
+training: {epochs: 1}
+quantization:
+  scheme: absmax
+  policy:
+    weights:
+      - {glob: "item_tokenizer.*", precision: fp32, reason: "mixed"}
+serving: {candidates: [1, 9], max_candidates: 64, max_users: 4, compile_for: []}
+gates: {auc_change: 1.0, sqnr_db: 20.0, kendall_tau: 0.8, max_probability: 0.02}
+"""
+POLICY = """\
+default: int8
+block: 0
+weights:
+  - {glob: "item_tokenizer.*", precision: fp32, reason: "raw features"}
+  - {glob: "user:heads.*", precision: fp16}
+"""
+FEATURES = {
+    "tasks": ["like"],
+    "features": [
+        {"name": "user_id", "side": "user", "kind": "id", "vocab": 50},
+        {"name": "age", "side": "user", "kind": "dense", "width": 3, "group": "profile"},
+        {"name": "recent", "side": "user", "kind": "sequence", "vocab": 61, "width": 5, "table": "item_id"},
+        {"name": "item_id", "side": "item", "kind": "id", "vocab": 61},
+        {"name": "genres", "side": "item", "kind": "dense", "width": 7},
+        {"name": "affinity", "side": "item", "kind": "dense", "width": 4},
+    ],
+}
+REQUESTS, CANDIDATES = 5, 6
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Sound files in one folder, and the requests as columns, one row per candidate; ``scores`` are theirs."""
+
+    folder: Path
+    arrays: dict[str, np.ndarray]
+    table: pa.Table
+    scores: dict[str, np.ndarray]
+
+    @property
+    def bundle(self) -> Path:
+        """A bundle that no try may change."""
+        return self.folder / "bundle"
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe of the bundle."""
+        return self.folder / "small.yaml"
+
+    @property
+    def features(self) -> Path:
+        """Its features.json."""
+        return self.folder / "features.json"
+
+    @property
+    def policy(self) -> Path:
+        """A policy of precisions."""
+        return self.folder / "policy.yaml"
+
+    @property
+    def checkpoint(self) -> Path:
+        """A checkpoint of the same model."""
+        return self.folder / "checkpoint"
+
+    @property
+    def calibration(self) -> Path:
+        """Statistics of the bundle's graphs."""
+        return self.folder / "calibration"
+
+    @property
+    def requests(self) -> Path:
+        """Sound requests."""
+        return self.folder / "requests.npz"
+
+
+def make_inputs(folder: Path, worker: Worker) -> Inputs:
+    """Write all files with the real commands.
+
+    Raises:
+        UgsepError: a command failed.
+    """
+    (folder / "small.yaml").write_text(RECIPE)
+    (folder / "policy.yaml").write_text(POLICY)
+    (folder / "features.json").write_text(json.dumps(FEATURES))
+    recipe, features = str(folder / "small.yaml"), str(folder / "features.json")
+    bundle, checkpoint = str(folder / "bundle"), str(folder / "checkpoint")
+    random_model = [recipe, "--features", features]
+    _sound(worker, "ugsep", ["build", *random_model, "--init", "random", "--out", bundle, "--no-cache"])
+    _sound(worker, "ugsep", ["random-checkpoint", *random_model, "--out", checkpoint, "--dtype", "fp32"])
+    _sound(worker, "quant", ["calibrate", bundle, "--synthetic", "3", "--out", str(folder / "calibration")])
+    requests = list(Bundle.open(Path(bundle)).synthetic_requests(REQUESTS, CANDIDATES, seed=3))
+    rows = [request.candidates for request in requests]
+    arrays = {"request_id": np.repeat([request.request_id for request in requests], rows).astype(np.int64)}
+    for name in requests[0].user:
+        arrays[name] = np.concatenate([np.repeat(r.user[name], r.candidates, axis=0) for r in requests])
+    for name in requests[0].items:
+        arrays[name] = np.concatenate([r.items[name] for r in requests])
+    arrays["like"] = (np.arange(sum(rows)) % 3 == 0).astype(np.float32)
+    (folder / "requests.npz").write_bytes(npz_bytes(arrays, random.Random(0)))
+    out = folder / "scores.npz"
+    _sound(worker, "scores", [bundle, str(folder / "requests.npz"), str(out)])
+    with np.load(out) as scores:
+        return Inputs(folder, arrays, _table(arrays), dict(scores))
+
+
+def copy_bundle(inputs: Inputs, folder: Path) -> Path:
+    """Return a copy whose files are links to the sound ones: ``replace`` them, never write into them."""
+    return Path(shutil.copytree(inputs.bundle, folder / "bundle", copy_function=os.link))
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Give a path another content without touching the file that was there."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
+def reseal(bundle: Path, name: str) -> None:
+    """Write the size and the hash of a changed file into the manifest, as somebody would who sends bad bundles."""
+    data = (bundle / name).read_bytes()
+    manifest = json.loads((bundle / MANIFEST).read_bytes())
+    manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    replace(bundle / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _sound(worker: Worker, program: str, arguments: list[str]) -> Ended:
+    ended = worker.run(program, arguments)
+    if ended.status != 0:
+        said = ended.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise UgsepError(f"cannot prepare the campaign: {program} {arguments[0]} ended with {ended.status}: {said}")
+    return ended
+
+
+def _table(arrays: dict[str, np.ndarray]) -> pa.Table:
+    columns = {}
+    for name, value in arrays.items():
+        flat = pa.array(value.reshape(-1))
+        columns[name] = flat if value.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, value.shape[1])
+    return pa.table(columns)
