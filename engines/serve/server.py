@@ -19,8 +19,8 @@ from engines.serve.listen.http_listener import HttpListener, bind, close_when, f
 from engines.serve.listen.signals import hang_up_noted, received_signals
 from engines.serve.observe.log import Log, make_log
 from engines.serve.oip.grpc_server import GrpcServer, start_grpc
-from engines.serve.oip.http import make_app
-from engines.serve.oip.http_infer import early_refusal
+from engines.serve.oip.http.app import make_app
+from engines.serve.oip.http.infer import early_refusal
 from engines.serve.oip.signature import Signatures
 from engines.serve.page.routes import page_routes
 from engines.serve.running.assembly import make_context

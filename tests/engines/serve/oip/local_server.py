@@ -32,7 +32,7 @@ from engines.serve.observe.log import make_log
 from engines.serve.observe.metrics import Metrics
 from engines.serve.oip import open_inference_pb2 as pb
 from engines.serve.oip.grpc_server import start_grpc
-from engines.serve.oip.http import make_app
+from engines.serve.oip.http.app import make_app
 from engines.serve.oip.signature import Signatures, datatype_of
 from engines.serve.running.context import ServerContext
 from engines.serve.settings import ServeSettings

@@ -8,8 +8,8 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from engines.serve.core.job import Answer
+from engines.serve.oip.http.request_json import InferJson, InputJson, numbers, parse_request
 from engines.serve.oip.request import Decoded, Reply, Tensors, check_id, check_reply, raw_tensor, seconds_of
-from engines.serve.oip.request_json import InferJson, InputJson, numbers, parse_request
 from engines.serve.oip.signature import Input, Signature, datatype_of
 from graphs.base.errors import UgsepError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.serve.oip.http_infer import early_refusal
+from engines.serve.oip.http.infer import early_refusal
 from tests import tiny
 from tests.engines.serve.oip.local_server import PATIENCE, LocalServer, json_body, serving
 

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engines.serve.errors import NotReady
-from engines.serve.oip.http_infer import HttpInfer, send_error
+from engines.serve.oip.http.infer import HttpInfer, send_error
 from engines.serve.oip.metadata import EXTENSIONS, SERVER_NAME, model_config, model_metadata, server_version
 from engines.serve.oip.refusals import refusal
 from engines.serve.oip.signature import Signature, Signatures

@@ -11,7 +11,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from engines.serve.errors import NotReady, QueueFull
-from engines.serve.oip.http_codec import Body, HeaderCache, decode_body, encode_answer
+from engines.serve.oip.http.codec import Body, HeaderCache, decode_body, encode_answer
 from engines.serve.oip.infer_job import Call, Codec, InferJob
 from engines.serve.oip.refusals import BodyTooLarge, BodyTooSlow, refusal
 from engines.serve.oip.request import Decoded, seconds_of

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from engines.serve.core.job import Answer, StageSeconds
-from engines.serve.oip.http_codec import HeaderCache, decode_body, encode_answer
+from engines.serve.oip.http.codec import HeaderCache, decode_body, encode_answer
 from engines.serve.oip.request import Reply
 from engines.serve.oip.signature import Signature
 from graphs.base.errors import UgsepError

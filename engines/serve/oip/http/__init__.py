@@ -1,0 +1,3 @@
+"""The Open Inference Protocol over HTTP."""
+
+__all__ = ["app", "infer"]
