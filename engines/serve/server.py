@@ -20,7 +20,7 @@ from engines.serve.listen.signals import hang_up_noted, received_signals
 from engines.serve.observe.log import Log, make_log
 from engines.serve.oip.grpc_server import GrpcServer, start_grpc
 from engines.serve.oip.http.app import make_app
-from engines.serve.oip.http.infer import early_refusal
+from engines.serve.oip.http.direct import DirectInfer
 from engines.serve.oip.signature import Signatures
 from engines.serve.page.routes import page_routes
 from engines.serve.running.assembly import make_context
@@ -127,7 +127,7 @@ def start(settings: ServeSettings, log: Log) -> RunningServer:
             close_when(lambda: context.lifecycle.state == "draining", app),
             bound,
             settings.body_timeout,
-            early_refusal(context),
+            DirectInfer(context, signatures),
         )
         admin = open_admin(settings, http.port, admin_actions(watcher, lambda: status(context)), log)
         if admin is not None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import uvicorn
 
-from engines.serve.listen.http_protocol import Refuse, bounded_protocol
+from engines.serve.listen.direct_response import Admit
+from engines.serve.listen.http_protocol import bounded_protocol
 from engines.serve.listen.new_connections import ignore_new_connections
 from graphs.base.errors import UgsepError
 
@@ -60,11 +61,11 @@ def free_port(host: str, port: int) -> None:
 class HttpListener:
     """uvicorn on a bound socket; it accepts connections once ``start`` has returned.
 
-    ``patience`` and ``refuse`` as in ``bounded_protocol``.
+    ``patience`` and ``admit`` as in ``bounded_protocol``.
     """
 
     def __init__(
-        self, app: App, bound: socket.socket, patience: float, refuse: Refuse = lambda url, headers: None
+        self, app: App, bound: socket.socket, patience: float, admit: Admit = lambda url, headers: None
     ) -> None:
         self._socket = bound
         self.host, self.port = bound.getsockname()[:2]
@@ -72,7 +73,7 @@ class HttpListener:
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http=bounded_protocol(patience, refuse),
+            http=bounded_protocol(patience, admit),
             ws="none",
             lifespan="off",
             interface="asgi3",

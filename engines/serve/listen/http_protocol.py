@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from engines.serve.listen.direct_response import Admit, DirectResponse
 
 __all__ = ["bounded_protocol"]
 
 MOST_HEADER_BYTES = 64 << 10  # of a request's line, headers and trailers
 FRESH = 0.25  # seconds for a new connection's first request when the server stops
-GRACE = 1.0  # seconds after which the connection is cut although the application should have answered
+GRACE = 1.0  # seconds after which the connection is cut although it should have been answered
 
 
-Refuse = Callable[[bytes, Sequence[tuple[bytes, bytes]]], bytes | None]
-
-
-def bounded_protocol(patience: float, refuse: Refuse = lambda url, headers: None) -> type[asyncio.Protocol]:
+def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) -> type[asyncio.Protocol]:
     """Return a protocol class for uvicorn that cuts a connection it waits for longer than ``patience`` seconds.
 
-    ``refuse`` sees the URL and the headers of each POST request, in lower case; what it returns is sent as the whole
-    response, and the body is dropped as it arrives. That costs a third of a refusal by the application.
+    ``admit`` sees the POST requests that can be answered without the application: HTTP/1.1, on a connection that
+    lives on, with no unanswered request before them, and no 'Expect: 100-continue'.
 
     Bounded are the time until a request is there whole, from its first byte or, for the first one, from the
     connection; the time that a response waits for its reader; and the bytes of line, headers and trailers. uvicorn
@@ -30,37 +29,47 @@ def bounded_protocol(patience: float, refuse: Refuse = lambda url, headers: None
     """
 
     class Bounded(HttpToolsProtocol):
+        cycle: Any  # uvicorn's, of the last request, or its DirectResponse
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._cut: asyncio.TimerHandle | None = None
+            self._late: asyncio.TimerHandle | None = None  # until the body of a direct request is there
             self._whole = True  # no request is partly received
             self._header_bytes = 0
             self._refused = False  # the request whose body arrives
-            self._answered_early = False  # in this call of data_received
+            self._ends = False  # the connection does, with this request
+            self._handled = False  # a request, in this call of data_received, without the application
             self._idle_bytes = 0  # received since the parser last got on: httptools keeps a header until it is whole
+            self._direct: DirectResponse | None = None  # the last one of this connection
+            self._body: list[bytes] | None = None  # of a direct request, while it arrives
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self._descriptor = int(transport.get_extra_info("socket").fileno())
             self._arm()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
+            self._lose_direct()
             super().connection_lost(exc)
+            self._unset_keepalive_if_required()
 
         def data_received(self, data: bytes) -> None:
             self._idle_bytes += len(data)
-            self._answered_early = False
+            self._handled = False
             super().data_received(data)
             if self.parser is None or self.transport.is_closing():
                 return
             if self._idle_bytes > MOST_HEADER_BYTES:
                 self.send_400_response("Header too large.")
                 return
-            answered = self.cycle is None or self.cycle.response_complete
-            if self._whole and (self._answered_early or not answered):
-                self._disarm()  # the application has all of it, the client is not to blame for what follows
+            if self._whole and (self._handled or not self._answered()):
+                self._disarm()  # all of it was handed on, the client is not to blame for what follows
             elif self._cut is None:
                 self._arm()
+            if self._body is not None and self._late is None:
+                self._late = self.loop.call_later(patience, self._too_slow)
 
         def on_message_begin(self) -> None:
             self._whole, self._header_bytes = False, 0
@@ -76,22 +85,41 @@ def bounded_protocol(patience: float, refuse: Refuse = lambda url, headers: None
 
         def on_headers_complete(self) -> None:
             self._idle_bytes = 0
-            if self._is_next() and (response := refuse(self.url, self.headers)) is not None:
+            admitted = admit(self.url, self.headers) if self._is_next() else None
+            if admitted is None:
+                with self._response_lock():
+                    super().on_headers_complete()
+                    if self.pipeline and self._direct is not None:
+                        self._direct.leave_to_loop()
+            elif isinstance(admitted, bytes):
                 self._refused = True
-                self.transport.write(response)
-                return
-            super().on_headers_complete()
+                self.transport.write(admitted)
+            else:
+                self._body = []
+                self._direct = DirectResponse(admitted, self.loop, self.transport, self.on_response_complete)
+                self.cycle = self._direct
 
         def on_body(self, body: bytes) -> None:
             self._idle_bytes = 0
-            if not self._refused:
+            if self._body is not None:
+                self._body.append(body)
+            elif not self._refused:
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
             self._whole, self._idle_bytes = True, 0
-            if self._refused:
-                self._refused, self._answered_early = False, True
-                self.on_response_complete()
+            if self._body is not None and self._direct is not None:
+                parts, self._body = self._body, None
+                self._cancel_late()
+                self._handled = True
+                self._await_next()
+                self._direct.start(parts[0] if len(parts) == 1 else b"".join(parts), self._descriptor)
+            elif self._refused:
+                self._refused, self._handled = False, True
+                if self._ends:
+                    self.transport.close()
+                else:
+                    self.on_response_complete()
             else:
                 super().on_message_complete()
 
@@ -101,6 +129,10 @@ def bounded_protocol(patience: float, refuse: Refuse = lambda url, headers: None
                 self._disarm()  # uvicorn's limit for idle connections takes over
             if self.flow.write_paused and not self.transport.is_closing():
                 self._arm()  # until the client has read most of it
+
+        def send_400_response(self, msg: str) -> None:
+            self._lose_direct()
+            super().send_400_response(msg)
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -113,6 +145,9 @@ def bounded_protocol(patience: float, refuse: Refuse = lambda url, headers: None
                 self._disarm()
 
         def timeout_keep_alive_handler(self) -> None:
+            if not self._answered():  # a direct request, which has had this timer from its start
+                self._await_next()
+                return
             super().timeout_keep_alive_handler()  # closes after the rest is written, which a client may never read
             self._arm()
 
@@ -122,7 +157,8 @@ def bounded_protocol(patience: float, refuse: Refuse = lambda url, headers: None
                 self._disarm()
                 self._cut = self.loop.call_later(FRESH, self._close_unless_asked)
             else:
-                super().shutdown()
+                with self._response_lock():
+                    super().shutdown()
 
         def _close_unless_asked(self) -> None:
             self._cut = None
@@ -131,9 +167,53 @@ def bounded_protocol(patience: float, refuse: Refuse = lambda url, headers: None
 
         def _is_next(self) -> bool:
             """Return whether a POST request could be answered now, on a connection that lives on."""
-            unanswered = self.cycle is not None and not self.cycle.response_complete  # pipelined before it
-            plain = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
-            return plain and not unanswered and not self.expect_100_continue and self.parser.get_method() == b"POST"
+            parser = self.parser
+            plain = (
+                parser.get_method() == b"POST" and parser.get_http_version() == "1.1" and parser.should_keep_alive()
+            )
+            special = self.expect_100_continue or parser.should_upgrade()
+            return plain and not special and not self.pipeline and self._answered()
+
+        def _answered(self) -> bool:
+            """Return whether every request that was received whole has its response written."""
+            cycle = self.cycle
+            if isinstance(cycle, DirectResponse):
+                return cycle.complete()
+            return cycle is None or bool(cycle.response_complete)
+
+        def _response_lock(self) -> AbstractContextManager[Any]:
+            """Keep other threads from writing to this connection."""
+            return self._direct.lock if self._direct is not None else nullcontext()
+
+        def _lose_direct(self) -> None:
+            self._cancel_late()
+            self._body = None
+            if self._direct is not None:
+                self._direct.lose()
+                if self.cycle is self._direct:
+                    self.cycle = None
+                self._direct = None
+
+        def _too_slow(self) -> None:
+            """Answer without the body; the rest of it is dropped as it arrives, until the connection is cut."""
+            direct = self._direct
+            self._late = None
+            if direct is not None and self._body is not None:
+                self._refused = self._ends = True
+                self.transport.write(direct.too_slow())
+                self._lose_direct()
+
+        def _cancel_late(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+
+        def _await_next(self) -> None:
+            """Close the connection if nothing arrives for long."""
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
         def _count(self, size: int) -> None:
             self._header_bytes += size

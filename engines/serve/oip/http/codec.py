@@ -13,7 +13,7 @@ from engines.serve.oip.request import Decoded, Reply, Tensors, check_id, check_r
 from engines.serve.oip.signature import Input, Signature, datatype_of
 from graphs.base.errors import UgsepError
 
-__all__ = ["Body", "HeaderCache", "decode_body", "encode_answer"]
+__all__ = ["Body", "HeaderCache", "decode_body", "decode_for", "encode_answer"]
 
 _MOST_HEADERS, _LONGEST_HEADER = 256, 8192
 
@@ -111,6 +111,18 @@ def decode_body(
         else:
             tensors.add(rule, numbers(rule, tensor.elements, tensor.shape, tensor.data))
     return tensors.decoded(header.timeout, header.reply)
+
+
+def decode_for(
+    model: str, version: str, body: bytes, json_bytes: int | None, headers: HeaderCache, signature: Signature
+) -> Decoded:
+    """Decode a request whose URL names a model and version, '' for any.
+
+    Raises:
+        UgsepError: as in ``decode_body``, or another model or version serves: it may have been replaced while the
+            request waited.
+    """
+    return decode_body(body, json_bytes, signature, signature.is_user_model(model, version), headers)
 
 
 def encode_answer(answer: Answer, reply: Reply) -> Body:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from engines.serve.errors import NotReady, QueueFull
-from engines.serve.oip.http.codec import Body, HeaderCache, decode_body, encode_answer
+from engines.serve.oip.http.codec import Body, HeaderCache, decode_for, encode_answer
+from engines.serve.oip.http.envelope import Envelope, too_large, too_slow
 from engines.serve.oip.infer_job import Call, Codec, InferJob
-from engines.serve.oip.refusals import BodyTooLarge, BodyTooSlow, refusal
-from engines.serve.oip.request import Decoded, seconds_of
-from engines.serve.oip.signature import Signature, Signatures
+from engines.serve.oip.refusals import refusal
+from engines.serve.oip.signature import Signatures
 from engines.serve.running.context import ServerContext
 from graphs.base.errors import UgsepError
 
-__all__ = ["HttpInfer", "early_refusal", "send_error"]
+__all__ = ["HttpInfer", "send_error"]
 
 #: After a refusal the rest of the body is read and dropped for so long and so far: a caller that still sends would
 #: otherwise meet a reset connection instead of the answer.
 _LINGER_SECONDS, _LINGER_BYTES = 2.0, 64 << 20
 _JSON, _BINARY = (b"content-type", b"application/json"), (b"content-type", b"application/octet-stream")
-_MOST_DIGITS, _LONGEST_KEY = 15, 512
 
 
 class HttpInfer:
@@ -38,7 +36,7 @@ class HttpInfer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, model: str, version: str) -> None:
         """Answer one request."""
-        envelope = _Envelope()
+        envelope = Envelope()
         try:
             envelope.read(scope["headers"], self._max_body)
             answered = await self._submit(envelope, receive, model, version)
@@ -56,7 +54,7 @@ class HttpInfer:
             await send_error(result, send)
 
     async def _submit(
-        self, envelope: _Envelope, receive: Receive, model: str, version: str
+        self, envelope: Envelope, receive: Receive, model: str, version: str
     ) -> asyncio.Future[Body | Exception] | None:
         """Read the body and queue the job, unless it would be refused anyway."""
         context = self._context
@@ -68,12 +66,12 @@ class HttpInfer:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Body | Exception] = loop.create_future()
         call = Call(time.monotonic(), envelope.timeout, envelope.routing_key, envelope.traceparent)
-        codec = Codec(partial(_decode, model, version, body, envelope.json_bytes, self._headers), encode_answer)
+        codec = Codec(partial(decode_for, model, version, body, envelope.json_bytes, self._headers), encode_answer)
         deliver = partial(_deliver, loop, answered)
         context.scheduler.submit(InferJob(call, codec, self._signatures, deliver, context.settings.request_timeout))
         return answered
 
-    async def _body(self, receive: Receive, envelope: _Envelope) -> bytes | None:
+    async def _body(self, receive: Receive, envelope: Envelope) -> bytes | None:
         """Return the whole body, or None if the caller hung up.
 
         Raises:
@@ -95,92 +93,13 @@ class HttpInfer:
                     chunks += message.get("body", b"")
         except TimeoutError as error:
             envelope.ends = False
-            raise BodyTooSlow(
-                f"the body was not complete after {self._body_timeout:g} s; send it faster, or raise --body-timeout"
-            ) from error
+            raise too_slow(self._body_timeout) from error
         if message["type"] != "http.request":
             return None
         if len(chunks) > self._max_body:
             raise too_large(self._max_body)
         envelope.ends = True
         return bytes(chunks)
-
-
-def early_refusal(context: ServerContext) -> Callable[[bytes, Sequence[tuple[bytes, bytes]]], bytes | None]:
-    """Return what refuses an inference request by its URL and headers while the queue is full, as a whole response.
-
-    It only saves time: what it lets pass meets the same check in ``HttpInfer``.
-    """
-    scheduler, max_body = context.scheduler, context.settings.max_body
-
-    def refuse(url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
-        if scheduler.waiting < scheduler.limit or not context.lifecycle.ready:
-            return None
-        length = next((value for name, value in headers if name == b"content-length"), b"")
-        known = length.isdigit() and len(length) <= _MOST_DIGITS and int(length) <= max_body
-        if not known or not url.endswith(b"/infer"):
-            return None
-        try:
-            scheduler.check()
-        except QueueFull as error:
-            refused = refusal(error)
-            line = msgspec.json.encode({"error": refused.line})
-            head = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-            return (head + b"retry-after: %d\r\n\r\n") % (len(line), refused.retry_after) + line
-        return None
-
-    return refuse
-
-
-class _Envelope:
-    """What the headers of a request say.
-
-    ``ends`` is whether the connection can serve another request without the body being read: it has been, or is
-    small and of known length, so that the HTTP parser drops it.
-    """
-
-    __slots__ = ("ends", "json_bytes", "routing_key", "timeout", "traceparent")
-
-    def __init__(self) -> None:
-        self.ends = False
-        self.json_bytes: int | None = None
-        self.routing_key = self.traceparent = ""
-        self.timeout = 0.0
-
-    def read(self, headers: Iterable[tuple[bytes, bytes]], max_body: int) -> None:
-        """Read the headers that matter.
-
-        Raises:
-            UgsepError: a malformed or repeated header, or a compressed body.
-            BodyTooLarge: Content-Length is over ``max_body``.
-        """
-        length = -1
-        seen: list[bytes] = []
-        for name, value in headers:
-            if name == b"content-length":
-                length = _digits(name, value)
-                self.ends = length <= max_body
-            elif name == b"inference-header-content-length":
-                self.json_bytes = _digits(name, value)
-                seen.append(name)
-            elif name == b"x-request-timeout-ms":
-                self.timeout = seconds_of(_digits(name, value) * 1000)
-                seen.append(name)
-            elif name == b"x-user-key":
-                self.routing_key = value[:_LONGEST_KEY].decode("latin-1")
-            elif name == b"traceparent":
-                self.traceparent = value[:_LONGEST_KEY].decode("latin-1")
-            elif name == b"content-encoding" and value.lower() not in (b"", b"identity"):
-                raise UgsepError("the body is compressed (Content-Encoding); send it as it is")
-        if len(seen) > 1 and len(set(seen)) != len(seen):
-            raise UgsepError(f"header {max(seen, key=seen.count).decode()} is given twice; send it once")
-        if length > max_body:
-            raise too_large(max_body)
-
-
-def too_large(max_body: int) -> BodyTooLarge:
-    """Return the error of a body over the limit."""
-    return BodyTooLarge(f"the body is larger than {max_body} bytes; send fewer candidates, or raise --max-body")
 
 
 async def send_error(error: Exception, send: Send, unread: Receive | None = None) -> None:
@@ -230,13 +149,6 @@ async def _send_body(body: Body, send: Send) -> None:
     await send({"type": "http.response.body", "body": body.content})
 
 
-def _decode(
-    model: str, version: str, body: bytes, json_bytes: int | None, headers: HeaderCache, signature: Signature
-) -> Decoded:
-    # Checked again, because the bundle may have been replaced while the request waited.
-    return decode_body(body, json_bytes, signature, signature.is_user_model(model, version), headers)
-
-
 def _deliver(
     loop: asyncio.AbstractEventLoop, answered: asyncio.Future[Body | Exception], result: Body | Exception
 ) -> None:
@@ -253,9 +165,3 @@ def _deliver(
 def _settle(answered: asyncio.Future[Body | Exception], result: Body | Exception) -> None:
     if not answered.done():  # cancelled if the server gave up on the connection
         answered.set_result(result)
-
-
-def _digits(name: bytes, value: bytes) -> int:
-    if not (value.isdigit() and len(value) <= _MOST_DIGITS):
-        raise UgsepError(f"header {name.decode()} is not a whole number of at most {_MOST_DIGITS} digits; correct it")
-    return int(value)

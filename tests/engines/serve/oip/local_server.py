@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import io
 import json
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +13,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-import uvicorn
 from numpy.typing import NDArray
 
 from engines import Ranker
@@ -27,12 +22,14 @@ from engines.serve.core.model_slot import ModelSlot
 from engines.serve.core.outcome import code_of
 from engines.serve.core.scheduler import Scheduler
 from engines.serve.core.served_bundle import ServedBundle
+from engines.serve.listen.http_listener import HttpListener, bind
 from engines.serve.observe.latency_window import LatencyWindow
 from engines.serve.observe.log import make_log
 from engines.serve.observe.metrics import Metrics
 from engines.serve.oip import open_inference_pb2 as pb
 from engines.serve.oip.grpc_server import start_grpc
 from engines.serve.oip.http.app import make_app
+from engines.serve.oip.http.direct import DirectInfer
 from engines.serve.oip.signature import Signatures, datatype_of
 from engines.serve.running.context import ServerContext
 from engines.serve.settings import ServeSettings
@@ -49,6 +46,7 @@ def load(bundle: Path, version: str = VERSION, name: str = "tiny") -> ServedBund
 @dataclass
 class LocalServer:
     context: ServerContext
+    signatures: Signatures
     http_port: int
     grpc_port: int
     bugs: list[BaseException]
@@ -168,23 +166,14 @@ def serving(bundle: Path, ready: bool = True, **settings: Any) -> Iterator[Local
         context.lifecycle.change("ready")
     scheduler.start()
     signatures = Signatures()
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        make_app(context, signatures), http="httptools", lifespan="off", access_log=False, log_level="critical"
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
-    thread.start()
+    app = make_app(context, signatures)
+    over_http = HttpListener(app, bind("127.0.0.1", 0), made.body_timeout, DirectInfer(context, signatures))
+    over_http.start()
     over_grpc = start_grpc(context, signatures, "127.0.0.1", 0)
-    until = time.monotonic() + PATIENCE
-    while not server.started:
-        assert time.monotonic() < until
-        time.sleep(0.01)
     try:
-        yield LocalServer(context, listener.getsockname()[1], over_grpc.port, bugs)
+        yield LocalServer(context, signatures, over_http.port, over_grpc.port, bugs)
     finally:
         over_grpc.stop(0.0)
         scheduler.close()
-        server.should_exit = server.force_exit = True
-        thread.join(PATIENCE)
+        over_http.close(1.0)
         slot.close(PATIENCE)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.serve.oip.http.infer import early_refusal
+from engines.serve.oip.http.direct import DirectInfer
 from tests import tiny
 from tests.engines.serve.oip.local_server import PATIENCE, LocalServer, json_body, serving
 
@@ -140,10 +140,10 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_retry(built_bundle: Path)
             for thread in waiting:
                 thread.start()
             wait_for(lambda: server.context.scheduler.waiting == 2)
-            refuse = early_refusal(server.context)
+            refuse = DirectInfer(server.context, server.signatures)
             url, length = b"/v2/models/tiny/infer", (b"content-length", b"100")
             early = refuse(url, [(b"host", b"x"), length])
-            assert early is not None
+            assert isinstance(early, bytes)
             head, _, body = early.partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 429 ")
             assert head.endswith(b"\r\ncontent-length: %d\r\nretry-after: 1" % len(body))
@@ -170,7 +170,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_retry(built_bundle: Path)
             thread.join(PATIENCE)
         wait_for(lambda: server.answered(200) == 3)  # counted after they are delivered
         assert server.answered(429) == 3
-        assert refuse(url, [length]) is None
+        assert not isinstance(refuse(url, [length]), bytes)
     assert server.bugs == []
 
 
