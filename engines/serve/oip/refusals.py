@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from engines.serve.errors import DeadlineExceeded, NotReady, QueueFull, RankerClosed, UnknownModel
-from graphs.base.errors import UgsepError, first_line
+from graphs.base.errors import UgsepError
 
-__all__ = ["BodyTooLarge", "BodyTooSlow", "Refusal", "printable", "refusal"]
+__all__ = ["BodyTooLarge", "BodyTooSlow", "Refusal", "refusal"]
 
 _MOST_CHARACTERS = 500
 
@@ -35,7 +35,8 @@ def refusal(error: Exception) -> Refusal:
     """Return how an error is answered; anything but a UgsepError is 'internal error', so that no detail leaks."""
     if not isinstance(error, UgsepError):
         return Refusal(500, "INTERNAL", "internal error")
-    line = printable(first_line(error))
+    line = str(error)  # printable, as every UgsepError's
+    line = line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}..."
     if isinstance(error, QueueFull):
         return Refusal(429, "RESOURCE_EXHAUSTED", line, max(1, math.ceil(error.retry_after)))
     if isinstance(error, (NotReady, RankerClosed)):
@@ -49,10 +50,3 @@ def refusal(error: Exception) -> Refusal:
     if isinstance(error, BodyTooSlow):
         return Refusal(408, "DEADLINE_EXCEEDED", line)
     return Refusal(400, "INVALID_ARGUMENT", line)
-
-
-def printable(text: str) -> str:
-    """Return one line without control characters, as terminals and logs show what callers send."""
-    if len(text) > _MOST_CHARACTERS:
-        text = text[:_MOST_CHARACTERS] + "..."
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
