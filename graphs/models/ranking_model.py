@@ -118,7 +118,7 @@ class RankingModel(nn.Module, ModelHubMixin):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        check_parameters(config)
+        check_parameters(_table_parameters(config), config.counts().parameters)
         self.config = config
 
     @classmethod
@@ -218,3 +218,11 @@ def initialise(model: nn.Module, seed: int) -> None:
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()
+
+
+def _table_parameters(config: ModelConfig) -> int:
+    rows: dict[str, int] = {}
+    for feature in config.features:
+        if feature.kind != "dense":
+            rows[feature.table_name] = max(rows.get(feature.table_name, 0), feature.vocab)
+    return sum(rows.values()) * config.table_width

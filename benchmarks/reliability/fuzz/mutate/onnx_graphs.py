@@ -100,7 +100,8 @@ def _name(model: onnx.ModelProto, rng: random.Random) -> None:
     graph = model.graph
     parts: Any = rng.choice((graph.initializer, graph.input, graph.output, graph.node, graph.value_info))
     part: Any = rng.choice(parts)
-    others = [one.name for one in (*graph.input, *graph.output, *graph.initializer)]
+    named: tuple[Any, ...] = (*graph.input, *graph.output, *graph.initializer)
+    others = [one.name for one in named]
     part.name = rng.choice((*_printable(), *others))
 
 

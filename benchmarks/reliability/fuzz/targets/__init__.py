@@ -1,3 +1,3 @@
 """What is mutated and which commands then read it."""
 
-__all__ = ["bundles", "flips", "sources", "table"]
+__all__ = ["table"]
