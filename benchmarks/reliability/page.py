@@ -70,19 +70,19 @@ def _targets(one: Summary) -> list[str]:
     rows = []
     for target, counts in one.targets.items():
         cells = [f"{counts.get(result, 0):,}" for result in ("ok", "refused")]
-        rows.append((_cell(target), *cells, _count(counts.get("defect", 0)), _kinds(one.kinds.get(target, {}))))
+        rows.append((target, *cells, _count(counts.get("defect", 0)), _kinds(one.kinds.get(target, {}))))
     return table(("target", "ok", "refused", "defects", "of these"), rows, "lrrrl")
 
 
 def _kinds(kinds: dict[str, int]) -> str:
     most = list(kinds.items())[:8]
     rest = len(kinds) - len(most)
-    return _cell(", ".join(f"{kind} {count:,}" for kind, count in most) + (f", {rest} more" if rest > 0 else ""))
+    return ", ".join(f"{kind} {count:,}" for kind, count in most) + (f", {rest} more" if rest > 0 else "")
 
 
 def _measures(one: Summary) -> list[str]:
     rows = [
-        (_cell(target), name, *(f"{values[key]:,.4g}" for key in ("least", "median", "most", "total")))
+        (target, name, *(f"{values[key]:,.4g}" for key in ("least", "median", "most", "total")))
         for target, measures in one.measures.items()
         for name, values in measures.items()
     ]
@@ -90,15 +90,9 @@ def _measures(one: Summary) -> list[str]:
 
 
 def _defects(one: Summary) -> list[str]:
-    rows = [(str(d["index"]), _cell(d["target"]), _cell(d["kind"]), _cell(d["detail"])) for d in one.defects]
+    rows = [(str(d["index"]), d["target"], d["kind"], d["detail"]) for d in one.defects]
     return table(("try", "target", "defect", "detail"), rows, "rlll")
 
 
 def _count(defects: int) -> str:
     return f"**{defects:,}**" if defects else "0"
-
-
-def _cell(text: str) -> str:
-    """Return text that cannot break a table."""
-    line = text if text.isprintable() else ascii(text)[1:-1]
-    return line.replace("|", "\\|").replace("<", "&lt;")

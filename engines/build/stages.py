@@ -163,7 +163,7 @@ def select_engines(job: BuildJob, graphs: Graphs, samples: Samples) -> Selection
     """
     if job.recipe.serving.backend != AUTO:
         return Selection(serving_plans(job.recipe))
-    with tempfile.TemporaryDirectory(prefix="ugsep-choose-") as scratch:
+    with tempfile.TemporaryDirectory(dir=job.work, prefix=".choose-") as scratch:
         choice = choose_engines(
             job.recipe, graphs, Path(scratch), job.cache, samples.requests, samples.reference, job.progress
         )
@@ -223,7 +223,7 @@ def compare(job: BuildJob, graphs: Graphs, samples: Samples, selection: Selectio
     schemes = job.recipe.quantization.compare
     if not schemes or job.sources.synthetic:
         return None
-    with tempfile.TemporaryDirectory(prefix="ugsep-schemes-") as scratch:
+    with tempfile.TemporaryDirectory(dir=job.work, prefix=".schemes-") as scratch:
         setup = Comparison(
             recipe=job.recipe,
             onnx=graphs,
@@ -251,7 +251,14 @@ def verify(job: BuildJob, model: SplitModel, samples: Samples, manifest: Manifes
         lambda candidates, users: fresh_feeds(model.source, model.split, users, candidates, seed=candidates),
     )
     return prove.prove_bundle(
-        job.recipe, manifest, job.work, samples.requests, reference, limits, progress=job.progress
+        job.recipe,
+        manifest,
+        job.work,
+        samples.requests,
+        reference,
+        limits,
+        scratch=job.work,  # which the next build removes if this one is killed
+        progress=job.progress,
     )
 
 

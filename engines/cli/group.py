@@ -42,6 +42,13 @@ class Command(click.Command):
                 raise
             click.echo(f"error: {_one_line(error)}", err=True)
             ctx.exit(1 if isinstance(error, GateFailed) else 2)
+        except MemoryError as error:
+            if ctx.meta.get(_DEBUG):
+                raise
+            click.echo(
+                printable_line(f"error: not enough memory ({str(error) or 'MemoryError'}); free some"), err=True
+            )
+            ctx.exit(2)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any

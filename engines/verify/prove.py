@@ -56,6 +56,7 @@ def prove_bundle(
     reference: Reference,
     limits: Mapping[int, float],
     *,
+    scratch: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> Proof:
     """Prove the engines a bundle chose against the FP32 model.
@@ -67,6 +68,7 @@ def prove_bundle(
         requests: held-out requests; if they carry labels, AUC is a gate too.
         reference: the FP32 scores of the requests.
         limits: FLOP limit of the speed-up for every request size to measure.
+        scratch: an existing folder for the FP32 engines; by default the system's for temporary files.
         progress: called for every step.
 
     Raises:
@@ -77,7 +79,7 @@ def prove_bundle(
         ranker = loaded.enter_context(
             Ranker.from_engines(bundle, manifest, engine_for(manifest, "user"), engine_for(manifest, "item"))
         )
-        engines, runners = _fp32_engines(recipe, bundle, loaded, progress)
+        engines, runners = _fp32_engines(recipe, bundle, loaded, scratch, progress)
         reference.check_graphs(runners, progress)
         plain = Ranker(runners["user"], runners["item"], engines["user"], engines["item"])
         expected = reference.scores(runners["full"], progress)
@@ -105,7 +107,7 @@ def prove_bundle(
 
 
 def _fp32_engines(
-    recipe: Recipe, bundle: Path, loaded: ExitStack, progress: ProgressCallback
+    recipe: Recipe, bundle: Path, loaded: ExitStack, scratch: Path | None, progress: ProgressCallback
 ) -> tuple[dict[GraphSide, BuiltEngine], dict[GraphSide, Runner]]:
     """Build and load the FP32 engines of the three graphs; ``loaded`` closes them.
 
@@ -114,7 +116,7 @@ def _fp32_engines(
     engines: dict[GraphSide, BuiltEngine] = {}
     runners: dict[GraphSide, Runner] = {}
     # Deleted after the runners are closed: variants of an engine are read when a request first needs them.
-    folder = Path(loaded.enter_context(tempfile.TemporaryDirectory(prefix="ugsep-reference-")))
+    folder = Path(loaded.enter_context(tempfile.TemporaryDirectory(dir=scratch, prefix=".ugsep-reference-")))
     for side in GRAPHS:
         plan = EnginePlan(side, "onnxruntime", "fp32")
         engines[side] = compile_engine(recipe, plan, onnx_file(bundle, side), folder, None, progress)

@@ -86,7 +86,7 @@ def _lines(out: IO[str]) -> ProgressCallback:
             return
         written[event.step] = now
         count = f"{event.done}" if event.total is None else f"{event.done}/{event.total}"
-        out.write(printable_line(f"{event.step} {count} {event.note}") + "\n")
+        out.write(printable_line(f"{event.step} {count} {event.note}".rstrip()) + "\n")
         out.flush()
 
     return callback

@@ -78,6 +78,7 @@ def stream_graphs(
         made = list(made)
         _check_rules(policy, made)
         if (done := _finished(out, run_key(made, policy))) is not None:
+            shutil.rmtree(out / STAGE, ignore_errors=True)  # of a run killed after its last file was in place
             return done
     stage = out / STAGE
     jobs: list[StreamJob] = []

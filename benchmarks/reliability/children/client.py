@@ -135,5 +135,13 @@ def started() -> Iterator[Children]:
                     stream.close()
 
 
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that ended but was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="backslashreplace") if path.exists() else ""

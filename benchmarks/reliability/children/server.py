@@ -25,10 +25,10 @@ from engines.cli import entry
 from engines.cli.commands import COMMANDS
 
 _USED_LATER = (
-    "torch torch.export torch.onnx torch.onnx._internal.exporter onnxruntime onnx onnx_ir onnxscript pyarrow.parquet "
-    "safetensors.torch scipy.stats sympy jinja2 matplotlib.pyplot engines.cli.main engines.cli.quant.main "
-    "engines.build.pipeline engines.build.streaming engines.serve.server engines.verify.validate "
-    "benchmarks.reliability.kill.steps"
+    "torch torch._dynamo torch.export torch.onnx torch.onnx._internal.exporter onnxruntime onnx onnx_ir onnxscript "
+    "pyarrow.parquet safetensors.torch scipy.stats sympy jinja2 matplotlib.pyplot engines.cli.main "
+    "engines.cli.quant.main engines.build.pipeline engines.build.streaming engines.serve.server "
+    "engines.verify.validate benchmarks.reliability.kill.steps"
 ).split()
 
 
@@ -46,6 +46,7 @@ def main() -> None:
             _, status = os.waitpid(order["wait"], 0)
             print(os.waitstatus_to_exitcode(status), file=answers)
             continue
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the child, until its command starts
         pid = os.fork()
         if pid == 0:
             answers.close()
@@ -81,10 +82,15 @@ def _become(order: Order) -> int:
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
     sys.argv = list(order.argv)
     sys.modules["__main__"].__package__ = ""  # what click makes the name of the program of
+    program = _program(order.argv[0])
     try:
-        _program(order.argv[0])()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        program()
     except SystemExit as ending:
         return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    except KeyboardInterrupt:  # between two lines here: a console script answers later ones itself
+        print("aborted", file=sys.stderr)
+        return 130
     except BaseException:
         sys.excepthook(*sys.exc_info())  # the traceback that an interpreter would print
         return 1

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.reliability.children.client import Children
+from benchmarks.reliability.children.client import Children, is_alive
 from benchmarks.reliability.children.order import Order, Trap
 from benchmarks.reliability.children.traps import counted
 from benchmarks.reliability.contract import Outcome
@@ -144,7 +144,7 @@ class _Running:
         """
         until = time.monotonic() + _SECONDS
         while not is_ready(self.address):
-            if time.monotonic() > until or not self._alive():
+            if time.monotonic() > until or not is_alive(self.pid):
                 self.end(signal.SIGKILL)
                 raise UgsepError(f"the server is not ready: {self.last_line}")
             time.sleep(0.02)
@@ -177,10 +177,3 @@ class _Running:
             ended = self._children.wait(self.pid, _SECONDS)
             self._status, self.last_line = ended.status, ended.last_line
         return self._status
-
-    def _alive(self) -> bool:
-        try:
-            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return False
-        return state != "Z"

@@ -167,6 +167,7 @@ def test_a_finished_run_is_not_repeated(whole: tuple[Path, Recipe, Path], monkey
     checkpoint, recipe, want = whole
     before = contents(want)
     monkeypatch.setattr(quant_stream, "encode_side", None)  # would fail if called
+    (want / quant_stream.STAGE).mkdir()  # of a run that was killed when all was in place but this was not yet gone
     found = stream("tiny", recipe, checkpoint, want)
     assert found.unchanged
     assert all(found.tables[side].rows for side in ("user", "item"))

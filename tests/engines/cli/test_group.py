@@ -28,6 +28,8 @@ def fail(what: str, rows: int) -> None:
         raise GateFailed("sqnr 20 dB is below 35 dB")
     if what == "disk":
         raise OSError(28, "No space left on device", "out/x")
+    if what == "memory":
+        raise MemoryError("std::bad_alloc")
     click.echo(f"fine {rows}")
 
 
@@ -38,6 +40,7 @@ def fail(what: str, rows: int) -> None:
         (["fail", "escape"], 2, "error: 'a\\x1b[31m\\x00\\u202eb.parquet': no such file\n"),
         (["fail", "gate"], 1, "error: sqnr 20 dB is below 35 dB\n"),
         (["fail", "disk"], 2, "error: No space left on device: 'out/x'; check the path"),
+        (["fail", "memory"], 2, "error: not enough memory (std::bad_alloc); free some\n"),
         (["fale", "x"], 2, "error: unknown command 'fale', did you mean 'fail'?"),
         (["fail", "x", "--rows", "many"], 2, "error: Invalid value for '--rows'"),
         (["fail"], 2, "error: Missing argument 'WHAT'."),

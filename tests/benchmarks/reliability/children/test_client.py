@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reliability.children.client import Children, started
+from benchmarks.reliability.children.client import Children, is_alive, started
 from benchmarks.reliability.children.order import Order, Trap
 from benchmarks.reliability.children.traps import counted
+from benchmarks.serving.servers.process import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +69,7 @@ def test_a_command_that_hangs_is_killed(children: Children, folder: Path) -> Non
 def test_what_still_runs_ends_with_the_server(folder: Path) -> None:
     with started() as children:
         pid = children.start(order(folder, "tests.benchmarks.reliability.children.sleeper", "60"))
-    status = Path(f"/proc/{pid}/stat")
-    assert not status.exists() or " Z " in status.read_text()
+    wait_until(lambda: not is_alive(pid), 30, "the end of a killed process")
 
 
 def test_an_order_is_read_as_it_was_written(folder: Path) -> None:
