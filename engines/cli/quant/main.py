@@ -14,8 +14,9 @@ from engines.bundle.weight_statuses import engine_statuses
 from engines.cli.group import CommandGroup
 from engines.cli.quant.scored import search, sensitivity
 from engines.cli.quant.sources import calibration_of, graph_pair, onnx_folder, requests_of
-from engines.cli.quant.tables import print_table, show_rows
+from engines.cli.quant.tables import show_rows
 from engines.cli.telemetry import disable_telemetry
+from engines.render.console import print_table
 from graphs.base.errors import UgsepError
 from graphs.base.progress import show_progress
 from quant.calibration import calibrate as calibration_run

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from engines.bench.gemm_latency import gemm_timer
 from engines.cli.quant.sources import calibration_of, graph_pair, requests_of
-from engines.cli.quant.tables import print_table
+from engines.render.console import print_table
 from graphs.base.errors import UgsepError
 from graphs.base.progress import show_progress
 from quant.graph.files import write_whole

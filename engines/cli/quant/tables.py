@@ -1,19 +1,14 @@
-"""Tables on stdout, as wide as the terminal, or 200 columns if redirected."""
+"""The table of quantized weights on stdout."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
-from rich.console import Console
 from rich.table import Table
 
+from engines.render.console import print_table
+from graphs.base.errors import printable_line
 from quant.weight_table import QuantRow
-
-
-def print_table(table: Table) -> None:
-    """Print a table."""
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def show_rows(rows: Iterable[QuantRow]) -> None:
@@ -24,5 +19,6 @@ def show_rows(rows: Iterable[QuantRow]) -> None:
         shape = "x".join(map(str, row.shape))
         scheme = f"{row.scheme}/{row.block}" if row.block else row.scheme
         cells = (row.precision, scheme, f"{row.quantized_bytes:,}", sqnr, row.reason_if_skipped)
-        table.add_row(row.graph, row.weight, shape, *cells)
+        # Names and reasons come from the file: they must not control the terminal.
+        table.add_row(*map(printable_line, (row.graph, row.weight, shape, *cells)))
     print_table(table)
