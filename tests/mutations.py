@@ -26,9 +26,8 @@ PIECES = (
 
 def mutated(document: Any, rng: random.Random) -> Any:
     """Return a copy of a JSON document with one place changed: removed, renamed, repeated, nested or made odd."""
-    document = copy.deepcopy(document)
-    places = list(_places(document))
-    parent, key = rng.choice(places)
+    root = [copy.deepcopy(document)]
+    parent, key = rng.choice(_places(root))
     change = rng.randrange(6)
     if change == 0:
         del parent[key]
@@ -43,7 +42,7 @@ def mutated(document: Any, rng: random.Random) -> Any:
         parent[key] = parent[key] * rng.choice([-1, 0, 2, 1_000, 2**40])
     else:
         parent[key] = copy.deepcopy(rng.choice(ODD))
-    return document
+    return root[0] if root else None
 
 
 def mutated_json(document: Any, rng: random.Random) -> str:
