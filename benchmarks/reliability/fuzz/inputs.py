@@ -19,7 +19,7 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.files import MANIFEST
 from graphs.base.errors import UgsepError
 
-__all__ = ["Inputs", "copy_bundle", "make_inputs", "replace", "reseal"]
+__all__ = ["Inputs", "copy_bundle", "make_bundle", "make_inputs", "replace", "reseal"]
 
 RECIPE = """\
 model: zenith
@@ -105,13 +105,9 @@ def make_inputs(folder: Path, worker: Worker) -> Inputs:
     Raises:
         UgsepError: a command failed.
     """
-    (folder / "small.yaml").write_text(RECIPE)
+    random_model, bundle = make_bundle(folder, worker)
     (folder / "policy.yaml").write_text(POLICY)
-    (folder / "features.json").write_text(json.dumps(FEATURES))
-    recipe, features = str(folder / "small.yaml"), str(folder / "features.json")
-    bundle, checkpoint = str(folder / "bundle"), str(folder / "checkpoint")
-    random_model = [recipe, "--features", features]
-    _sound(worker, "ugsep", ["build", *random_model, "--init", "random", "--out", bundle, "--no-cache"])
+    checkpoint = str(folder / "checkpoint")
     _sound(worker, "ugsep", ["random-checkpoint", *random_model, "--out", checkpoint, "--dtype", "fp32"])
     _sound(worker, "quant", ["calibrate", bundle, "--synthetic", "3", "--out", str(folder / "calibration")])
     requests = list(Bundle.open(Path(bundle)).synthetic_requests(REQUESTS, CANDIDATES, seed=3))
@@ -127,6 +123,20 @@ def make_inputs(folder: Path, worker: Worker) -> Inputs:
     _sound(worker, "scores", [bundle, str(folder / "requests.npz"), str(out)])
     with np.load(out) as scores:
         return Inputs(folder, arrays, _table(arrays), dict(scores))
+
+
+def make_bundle(folder: Path, worker: Worker) -> tuple[list[str], str]:
+    """Build a bundle of a small random model; return the arguments that name the model, and the bundle's path.
+
+    Raises:
+        UgsepError: the build failed.
+    """
+    (folder / "small.yaml").write_text(RECIPE)
+    (folder / "features.json").write_text(json.dumps(FEATURES))
+    random_model = [str(folder / "small.yaml"), "--features", str(folder / "features.json")]
+    bundle = str(folder / "bundle")
+    _sound(worker, "ugsep", ["build", *random_model, "--init", "random", "--out", bundle, "--no-cache"])
+    return random_model, bundle
 
 
 def copy_bundle(inputs: Inputs, folder: Path) -> Path:
