@@ -16,6 +16,7 @@ from graphs.base.errors import GateFailed, UgsepError, nearest, printable_line, 
 #: Seeds that both NumPy and PyTorch accept.
 SEED = click.IntRange(0, 2**63 - 1)
 
+_NO_THREAD = "can't start new thread"  # a RuntimeError of its own in CPython
 _DEBUG, _DEBUG_FLAG = "ugsep.debug", "--debug"
 
 
@@ -42,12 +43,11 @@ class Command(click.Command):
                 raise
             click.echo(f"error: {_one_line(error)}", err=True)
             ctx.exit(1 if isinstance(error, GateFailed) else 2)
-        except MemoryError as error:
-            if ctx.meta.get(_DEBUG):
+        except (MemoryError, RuntimeError) as error:
+            if ctx.meta.get(_DEBUG) or not (isinstance(error, MemoryError) or str(error) == _NO_THREAD):
                 raise
-            click.echo(
-                printable_line(f"error: not enough memory ({str(error) or 'MemoryError'}); free some"), err=True
-            )
+            reason = printable_line(str(error)) or "MemoryError"
+            click.echo(f"error: not enough memory ({reason}); free some or raise the limit of the process", err=True)
             ctx.exit(2)
 
     def make_context(

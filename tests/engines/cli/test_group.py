@@ -30,6 +30,10 @@ def fail(what: str, rows: int) -> None:
         raise OSError(28, "No space left on device", "out/x")
     if what == "memory":
         raise MemoryError("std::bad_alloc")
+    if what == "thread":
+        raise RuntimeError("can't start new thread")
+    if what == "bug":
+        raise RuntimeError("a bug")
     click.echo(f"fine {rows}")
 
 
@@ -40,7 +44,8 @@ def fail(what: str, rows: int) -> None:
         (["fail", "escape"], 2, "error: 'a\\x1b[31m\\x00\\u202eb.parquet': no such file\n"),
         (["fail", "gate"], 1, "error: sqnr 20 dB is below 35 dB\n"),
         (["fail", "disk"], 2, "error: No space left on device: 'out/x'; check the path"),
-        (["fail", "memory"], 2, "error: not enough memory (std::bad_alloc); free some\n"),
+        (["fail", "memory"], 2, "error: not enough memory (std::bad_alloc); free some"),
+        (["fail", "thread"], 2, "error: not enough memory (can't start new thread); free some"),
         (["fale", "x"], 2, "error: unknown command 'fale', did you mean 'fail'?"),
         (["fail", "x", "--rows", "many"], 2, "error: Invalid value for '--rows'"),
         (["fail"], 2, "error: Missing argument 'WHAT'."),
@@ -57,6 +62,10 @@ def test_errors_are_one_line_with_a_status(args: list[str], status: int, text: s
 @pytest.mark.parametrize("args", [["--debug", "fail", "input"], ["fail", "input", "--debug"]])
 def test_debug_lets_the_error_through(args: list[str]) -> None:
     assert isinstance(CliRunner().invoke(cli, args).exception, UgsepError)
+
+
+def test_a_bug_is_no_lack_of_memory() -> None:
+    assert isinstance(CliRunner().invoke(cli, ["fail", "bug"]).exception, RuntimeError)
 
 
 def test_success_and_help_end_with_zero() -> None:
