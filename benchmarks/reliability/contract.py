@@ -47,6 +47,7 @@ class Campaign(Generic[Workspace]):
         short_tries: how many tries CI makes.
         long_tries: how many the long form makes unless ``--tries`` or ``--minutes`` stop it earlier.
         close: ends what ``prepare`` started, also after Ctrl-C.
+        history: how the committed figures came about and what the tries found first, a paragraph for the report.
     """
 
     name: str
@@ -56,3 +57,4 @@ class Campaign(Generic[Workspace]):
     short_tries: int
     long_tries: int
     close: Callable[[Workspace], None] = _nothing
+    history: str = ""

@@ -58,6 +58,8 @@ def write_page(found: Sequence[Summary], out: Path) -> None:
     lines = [_HEADER, *table(("campaign", "promise", "tries", "defects"), rows, "llrr"), ""]
     for one in found:
         lines += [f"## {one.name}", "", *_targets(one), ""]
+        if one.history:
+            lines += [one.history, ""]
         if one.measures:
             lines += [*_measures(one), ""]
         if one.defects:

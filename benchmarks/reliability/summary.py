@@ -24,6 +24,7 @@ class Summary:
         goal: its promise.
         seed: of its tries.
         tries: how many were made.
+        history: how the figures came about, in words.
         targets: counts of ``ok``, ``refused`` and ``defect`` by target.
         kinds: how many tries had each kind, by target.
         measures: least, median, most and total of each measure, by target.
@@ -34,6 +35,7 @@ class Summary:
     goal: str
     seed: int
     tries: int
+    history: str = ""
     targets: dict[str, dict[str, int]] = field(default_factory=dict)
     kinds: dict[str, dict[str, int]] = field(default_factory=dict)
     measures: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
@@ -54,6 +56,7 @@ def summarize(campaign: Campaign[Any], seed: int, tries: Sequence[Try]) -> Summa
         goal=campaign.goal,
         seed=seed,
         tries=len(tries),
+        history=campaign.history,
         targets={t: dict(Counter(o.result for o in outcomes if o.target == t)) for t in targets},
         kinds={t: dict(Counter(o.kind for o in outcomes if o.target == t and o.kind).most_common()) for t in targets},
         measures={t: found for t in targets if (found := _measures([o.measures for o in outcomes if o.target == t]))},

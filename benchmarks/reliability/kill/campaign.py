@@ -120,4 +120,10 @@ CAMPAIGN = Campaign(
     close=close,
     short_tries=32,
     long_tries=480,
+    history="These are not the tries of one version. The first runs found leftovers of `quant weights`, of builds "
+    "among temporary files and in the engine cache, of `ugsep stream` beside a finished result, and a "
+    "calibration that no later run could resume. Each was mended and the tries that had ended in these defects "
+    "were made again with the mended code; the others were kept. Nearly all kills hit steps of a build run "
+    "alone (publishing, the cache), `quant` and the server: whole builds and streams take seconds and had 15 "
+    "tries each. A kill of the server may come after the switch.",
 )
