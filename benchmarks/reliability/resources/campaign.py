@@ -76,8 +76,8 @@ CAMPAIGN = Campaign(
     close=close,
     short_tries=len(SCARCITIES),
     long_tries=40 * len(SCARCITIES),
-    history="408 of 680 tries, not of one version. First runs found tracebacks with a closed or full stdout, without a "
-    "home directory, and with too little memory; the tries that had ended in a defect were made again with the "
-    "mended code, or with the mended campaign where that was wrong, and the others were kept. Most limits on "
-    "memory and file sizes were wide enough for the command.",
+    history="408 of 680 tries, not of one version. First runs found tracebacks with a closed or full stdout, "
+    "without a home directory, and with too little memory; the tries that had ended in a defect were "
+    "made again with the mended code, or with the mended campaign where that was wrong, and the others "
+    "were kept. Most limits on memory and file sizes were wide enough for the command.",
 )
