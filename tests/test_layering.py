@@ -30,6 +30,7 @@ SCENARIOS = {
     "tests/benchmarks/serving/campaigns/test_campaigns.py": "the short form of every campaign",
     "tests/engines/bundle/test_bad_bundles.py": "bundles damaged on disk, from the files to the command",
     "tests/engines/bundle/test_hostile_manifests.py": "manifests from an untrusted author, through every reader",
+    "tests/engines/cli/quant/test_mutated_graphs.py": "graphs with mutated stamps, through every command",
     "tests/engines/cli/test_bad_input.py": "bad files and options of every command",
     "tests/engines/render/test_hostile_names.py": "names with markup and escape sequences in every page and table",
     "tests/engines/recipes/test_model_recipes.py": "every shipped recipe as a model",

@@ -101,7 +101,7 @@ def check_array(side: str, name: str, value: object) -> None:
     Raises:
         UgsepError: with the feature and its type or dtype.
     """
-    if not isinstance(value, np.ndarray):
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
         raise UgsepError(f"{side} feature '{name}' is a {type(value).__name__}; give a NumPy array")
     if value.dtype.kind not in "fiub" or not value.dtype.isnative:
         raise UgsepError(f"{side} feature '{name}' has dtype {value.dtype}; give numbers in native byte order")
@@ -120,7 +120,8 @@ def check_ids(side: str, given: Mapping[str, Array], table_rows: Mapping[str, in
         # Viewed as unsigned, a negative id is huge, so one pass finds both errors; a single id needs no pass.
         sound = 0 <= ids.item() < rows if ids.size == 1 else ids.view(np.uint64).max() < rows
         if not sound:
-            wrong = int(ids[(ids < 0) | (ids >= rows)].flat[0])
+            flat = np.asarray(ids).ravel()  # a subclass may index otherwise
+            wrong = int(flat[(flat < 0) | (flat >= rows)][0])
             raise UgsepError(
                 f"{side} feature '{name}' has id {wrong}; its table has {rows} rows, valid ids are 0 to {rows - 1}"
             )

@@ -55,18 +55,28 @@ def keyed_users(pair: EnginePair, users: Mapping[str, Array], one_call: bool) ->
     (count,) = counts
     if one_call:
         pair.check_count(count)
+    names = pair.user_checks.names
     if count == 1:
-        return [(_key(arrays), users)]
-    rows = [[value[row : row + 1] for value in arrays] for row in range(count)]
-    return [(_key(row), dict(zip(pair.user_checks.names, row, strict=True))) for row in rows]
+        return [_own(names, arrays)]
+    return [_own(names, [value[row : row + 1] for value in arrays]) for row in range(count)]
 
 
-def _key(arrays: Iterable[Array]) -> bytes:
-    """Return a digest of one user's features: their dtypes, shapes and bytes."""
+def _own(names: Sequence[str], arrays: Sequence[Array]) -> tuple[bytes, User]:
+    """Return a digest of one user's features (dtypes, shapes and bytes) and a copy of just these bytes.
+
+    The state is computed from the copy: a caller that changes its arrays meanwhile would file another user's state
+    under this key.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for value in arrays:
-        digest.update(f"{value.dtype.str}{value.shape}".encode() + value.tobytes())
-    return digest.digest()
+    own: dict[str, Array] = {}
+    for name, value in zip(names, arrays, strict=True):
+        try:
+            data = value.tobytes()
+        except MemoryError as error:  # a broadcast view may claim any size
+            raise UgsepError(f"user feature '{name}' has shape {list(value.shape)}; it fits no memory") from error
+        digest.update(f"{value.dtype.str}{value.shape}".encode() + data)
+        own[name] = np.ndarray(value.shape, value.dtype, data)
+    return digest.digest(), own
 
 
 def find_state(pair: EnginePair, cache: StateCache, user: User, deadline: float | None) -> tuple[State, bool]:
@@ -76,8 +86,8 @@ def find_state(pair: EnginePair, cache: StateCache, user: User, deadline: float 
         UgsepError: features that the user engine refuses, or several users.
         DeadlineExceeded: before the user graph, or while another thread computes the same user.
     """
-    key = _key(pair.user_checks.in_order(user))
-    return cache.get(key, user, lambda: _compute_one(pair, user, deadline), deadline)
+    key, own = _own(pair.user_checks.names, pair.user_checks.in_order(user))
+    return cache.get(key, own, lambda: _compute_one(pair, own, deadline), deadline)
 
 
 def find_states(

@@ -20,7 +20,7 @@ from engines.backends.contract import Array
 __all__ = ["OTHER_VALUES", "SAME_VALUES", "WRONG", "random_rows"]
 
 
-class _Tagged(np.ndarray):  # type: ignore[type-arg]
+class _Tagged(np.ndarray):
     """A subclass as libraries have them: it changes what an operation on it returns."""
 
     def __array_wrap__(self, value: Any, context: Any = None, return_scalar: bool = False) -> Any:
@@ -154,7 +154,7 @@ WRONG: dict[str, Callable[[Array, random.Random], Any]] = {
     "deque": lambda value, rng: deque(value.ravel()),
     "torch tensor": lambda value, rng: torch.from_numpy(value),
     "Arrow array": lambda value, rng: pa.array(value.ravel()),
-    "memoryview": lambda value, rng: memoryview(value),
+    "memoryview": lambda value, rng: value.data,
     "bytes": lambda value, rng: value.tobytes(),
     "array.array": lambda value, rng: plain_array("d", value.ravel().tolist()),
     "scalar": lambda value, rng: value.ravel()[0],

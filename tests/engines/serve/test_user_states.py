@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,41 @@ def test_the_digest_is_that_of_the_user_engine_alone(built_bundle: Path, bundle:
         assert changed.user_engine_digest != here.user_engine_digest
     with Ranker.from_engines(bundle, dataclasses.replace(manifest, files={}), user, item) as unknown:
         assert unknown.user_engine_digest == ""
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_caller_that_reuses_its_arrays_changes_no_state(batched: bool) -> None:
+    """A state of other features under a user's key is a wrong score for all later requests of that user."""
+    ranker, user_engine, _ = exact.exact_ranker()
+    given = exact.users(3)
+
+    def reused(feeds: Mapping[str, np.ndarray]) -> None:
+        for name, value in exact.users(4).items():
+            given[name][:] = value  # as a caller that fills its buffers for the next request
+
+    user_engine.before = reused
+    ranker.warm(given) if batched else ranker.user_state(given)
+    got = ranker.score(exact.users(3), exact.items(3))["click"]
+    np.testing.assert_array_equal(got, exact.expected(exact.users(3), exact.items(3)))
+    (kept,) = ranker.recent_users(5)
+    np.testing.assert_array_equal(kept["user_id"], exact.users(3)["user_id"])
+
+
+def test_a_view_that_claims_a_huge_size_is_one_line() -> None:
+    ranker, _, _ = exact.exact_ranker()
+    given = exact.users(3)
+    given["profile"] = np.broadcast_to(given["profile"][:, :1], (1, 1 << 46))
+    with pytest.raises(UgsepError, match="'profile' has shape"):
+        ranker.user_state(given)
+
+
+def test_masked_arrays_and_ids_in_a_subclass_are_one_line(built_bundle: Path) -> None:
+    user, items = tiny.user_and_items(3, seed=5)
+    name = next(name for name, value in items.items() if value.dtype == np.int64)
+    with Ranker.from_bundle(built_bundle) as ranker:
+        with pytest.raises(UgsepError, match="is a MaskedArray; give a NumPy array"):
+            ranker.score(user, {**items, name: np.ma.masked_array(items[name])})
+        wrong = items[name].reshape(len(items[name]), -1).view(np.matrix).copy()
+        wrong[0, 0] = 1 << 40
+        with pytest.raises(UgsepError, match=f"has id {1 << 40}"):
+            ranker.score(user, {**items, name: wrong})
