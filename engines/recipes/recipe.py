@@ -97,6 +97,9 @@ class Recipe:
     gates: Gates = field(default_factory=Gates)
 
 
+_DEEPEST = 8  # sections around a setting; no recipe has more than 3
+
+
 def recipe_names() -> tuple[str, ...]:
     """Return the names of the shipped recipes, sorted."""
     return tuple(sorted(p.stem for p in RECIPES.glob("*/*.yaml")))
@@ -126,7 +129,7 @@ def _change(values: Any, change: str) -> None:
     """Replace one setting of a recipe's mapping in place."""
     key, equals, text = change.partition("=")
     *sections, last = key.split(".")
-    if not equals or not last:
+    if not equals or not last or len(sections) > _DEEPEST:
         raise UgsepError(f"'{change}' is not a valid setting; write section.name=value, as in config.user_tokens=12")
     for section in sections:
         if not isinstance(values, dict):

@@ -17,7 +17,7 @@ from engines.backends.onnxruntime.session import import_onnxruntime, plain_setti
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import Engine, engine_for
 from export.io import read_graph
-from graphs.base.errors import UgsepError
+from graphs.base.errors import UgsepError, first_line
 from graphs.base.names import USER_INDEX
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.requests.spec import Request
@@ -247,7 +247,11 @@ def read_onnxruntime(
     )
     outputs = [o.name for o in runtime.get_outputs()]
     given = {i.name: feeds[i.name] for i in runtime.get_inputs()}
-    return dict(zip(outputs, runtime.run(outputs, given), strict=True))
+    try:
+        values = runtime.run(outputs, given)
+    except Exception as error:  # the runtime's own kinds, for example an id outside its table
+        raise UgsepError(f"{file.name}: {first_line(error)}; check the requests") from error
+    return dict(zip(outputs, values, strict=True))
 
 
 def _read_openvino(

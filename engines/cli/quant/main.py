@@ -26,7 +26,7 @@ from quant.calibration.statistics import merge as merge_calibrations
 from quant.inspect import inspect_graph
 from quant.policy import Policy, read_policy
 from quant.schemes.schemes import CONFIGS, scheme_from
-from quant.weights import quantize_side
+from quant.weights import quantize_pair
 
 CHECKPOINT_REQUESTS = 256  # an interrupted calibration loses at most this many
 
@@ -155,10 +155,9 @@ def weights(
         chosen = replace(chosen, tables=tables)
     found = calibration_of(source, calibration, scheme)
     with show_progress() as progress:
-        results = [
-            quantize_side(p, folder, scheme=config, calibration=found, policy=chosen, progress=progress)
-            for p in (user, item)
-        ]
+        results = quantize_pair(
+            user, item, folder, scheme=config, calibration=found, policy=chosen, progress=progress
+        )
     if as_json:
         click.echo(json.dumps([r.to_json() for r in results], indent=1))
         return

@@ -90,7 +90,7 @@ def _plain(parent: Any, key: Any, rng: random.Random) -> None:
 
 def _nest(parent: Any, key: Any, rng: random.Random) -> None:
     value = parent[key]
-    for _ in range(rng.choice((1, 2, 30, 150, 400))):
+    for _ in range(rng.choice((1, 2, 30, 70, 100))):
         value = [value] if rng.random() < 0.5 else {"a": value}
     parent[key] = value
 
