@@ -13,6 +13,7 @@ CAMPAIGNS = {
     "kill": "benchmarks.reliability.kill.campaign",
     "fuzz": "benchmarks.reliability.fuzz.campaign",
     "score": "benchmarks.reliability.score.campaign",
+    "threads": "benchmarks.reliability.threads.campaign",
     "resources": "benchmarks.reliability.resources.campaign",
 }
 

@@ -118,7 +118,7 @@ CAMPAIGN = Campaign(
     prepare=prepare,
     attempt=attempt,
     close=close,
-    short_tries=32,
+    short_tries=22,
     long_tries=480,
     history="These are not the tries of one version. The first runs found leftovers of `quant weights`, of builds "
     "among temporary files and in the engine cache, of `ugsep stream` beside a finished result, and a "

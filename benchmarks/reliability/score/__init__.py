@@ -1,3 +1,3 @@
 """Calls of the ranker with every kind of array: each answer right, or refused in a line, and none shares memory."""
 
-__all__ = ["campaign"]
+__all__ = ["calls", "campaign", "features"]
