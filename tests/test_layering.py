@@ -28,6 +28,7 @@ SCENARIOS = {
     "tests/engines/build/test_streaming_resume.py": "streamed builds killed at any moment",
     "tests/benchmarks/reliability/test_campaigns.py": "the short form of every campaign",
     "tests/benchmarks/serving/campaigns/test_campaigns.py": "the short form of every campaign",
+    "tests/quant/test_weights_pair.py": "both graphs of a model quantized together",
     "tests/engines/bundle/test_bad_bundles.py": "bundles damaged on disk, from the files to the command",
     "tests/engines/bundle/test_hostile_manifests.py": "manifests from an untrusted author, through every reader",
     "tests/engines/cli/quant/test_mutated_graphs.py": "graphs with mutated stamps, through every command",

@@ -157,7 +157,10 @@ class Ranker:
         """
         if not self.takes_index:
             raise UgsepError("the item engine serves one user per call; build it for several users")
-        (result,) = self.score_requests([ScoreRequest(users, items, user_index)])
+        index: Array | None = user_index
+        if index is None:  # a caller without type checks, which a request for one user would let pass
+            raise UgsepError("user_index is None; give each candidate's row of the users, int64 [N]")
+        (result,) = self.score_requests([ScoreRequest(users, items, index)])
         if isinstance(result, UgsepError):
             raise result
         return result.scores

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from quant.requests.spec import request_spec
 from quant.schemes import numerics
 from quant.schemes.schemes import Absmax, Awq, Gptq, Mse, scheme_from
 from quant.weight_table import table_of
-from quant.weights import quantize_pair, quantize_side
+from quant.weights import quantize_side
 from tests.quant.graph_fixtures import constants
 
 
@@ -395,20 +394,3 @@ def test_unknown_schemes_and_options_name_the_nearest() -> None:
         scheme_from("gtpq")
     with pytest.raises(UgsepError, match="has no option 'dampin', did you mean 'damping'"):
         scheme_from("gptq", {"dampin": 1})
-
-
-def test_a_pair_is_written_whole_or_not_at_all(graphs, calibration, tmp_path):
-    """A calibration that fits the user graph only used to leave the user's files without the item's."""
-    user, item = graphs
-    out = tmp_path / "pair"
-    tables = quantize_pair(user, item, out, scheme=Absmax())
-    assert sorted(p.name for p in out.iterdir()) == sorted(name for table in tables for name in table.files)
-    before = {p.name: p.read_bytes() for p in out.iterdir()}
-    alone = tmp_path / "alone"
-    for side in graphs:
-        quantize_side(side, alone, scheme=Absmax())
-    assert {p.name: p.read_bytes() for p in alone.iterdir()} == before
-    half = dataclasses.replace(calibration, item=calibration.user)
-    with pytest.raises(UgsepError):
-        quantize_pair(user, item, out, scheme=Awq(), calibration=half)
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == before

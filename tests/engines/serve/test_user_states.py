@@ -133,6 +133,12 @@ def test_a_view_that_claims_a_huge_size_is_one_line() -> None:
         ranker.user_state(given)
 
 
+def test_score_users_takes_no_missing_index() -> None:
+    ranker, _, _ = exact.exact_ranker()
+    with pytest.raises(UgsepError, match="user_index is None"):
+        ranker.score_users(exact.users(3), exact.items(3), None)
+
+
 def test_masked_arrays_and_ids_in_a_subclass_are_one_line(built_bundle: Path) -> None:
     user, items = tiny.user_and_items(3, seed=5)
     name = next(name for name, value in items.items() if value.dtype == np.int64)
