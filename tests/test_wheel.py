@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -66,6 +67,24 @@ def test_the_wheel_holds_recipes_and_templates_and_no_benchmarks(wheel: Path) ->
     shipped |= {str(p.relative_to(ROOT)) for folder in ("graphs", "engines") for p in (ROOT / folder).rglob("*.html")}
     assert shipped <= set(names)
     assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"graphs", "export", "quant", "engines"}
+
+
+@pytest.mark.slow
+def test_the_sdist_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Who builds from the source distribution gets every recipe, template and page that the wheel has."""
+    build = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
+    name = run(sys.executable, "-c", build, tmp_path, cwd=ROOT).stdout.splitlines()[-1]
+    with tarfile.open(tmp_path / name) as sdist:
+        sdist.extractall(tmp_path, filter="data")
+        sources = {n.split("/")[1] for n in sdist.getnames() if n.count("/") > 0}
+    assert {"build", ".venv", "benchmarks"}.isdisjoint(sources)
+    unpacked = tmp_path / name.removesuffix(".tar.gz")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, unpacked, cwd=tmp_path)
+    (again,) = tmp_path.glob("ugsep-*.whl")
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        names = {n for n in one.namelist() if ".dist-info/" not in n}
+        assert names == {n for n in other.namelist() if ".dist-info/" not in n}
+        assert [n for n in names if one.read(n) != other.read(n)] == []
 
 
 @pytest.mark.slow
