@@ -13,7 +13,7 @@ from engines.bench.ceiling import Gemm, constant_gemms, gemms_alone
 from engines.bench.contender import Contender, Loaded, Variant, baseline_contenders
 from engines.bench.correctness import Quality, compare
 from engines.bench.costs import Costs
-from engines.bench.memory import load_and_score_bytes
+from engines.bench.memory import check_memory, load_and_score_bytes
 from engines.bench.peak import MachinePeak, measure_peak
 from engines.measure.interleave import interleaved
 from engines.measure.percentiles import Percentiles
@@ -133,8 +133,9 @@ def measure(
 
     Raises:
         GateFailed: one of our own pairs has wrong scores.
-        UgsepError: one of our own pairs does not load; ONNX Runtime is missing.
+        UgsepError: not enough memory for all; one of our own pairs does not load; ONNX Runtime is missing.
     """
+    check_memory(len(contenders), source.onnx)
     peaks = tuple(peak(threads) for threads in settings.threads)
     small = sized(request, min(CHECKED_CANDIDATES, max(settings.candidates)))
     reference = _reference(source, small)
