@@ -148,14 +148,38 @@ def _mapped(path: Path) -> tuple[dict[str, Doubles], str]:
 
 def _side(name: str, read: _Side, arrays: dict[str, Doubles]) -> SideStatistics:
     tensors = {
-        key: InputStatistics(
-            count,
-            arrays[f"{name}/{key}/squares"],
-            arrays[f"{name}/{key}/sums"],
-            arrays[f"{name}/{key}/low"],
-            arrays[f"{name}/{key}/high"],
-            arrays.get(f"{name}/{key}/gram"),
+        key: _sound(
+            f"{name}/{key}",
+            InputStatistics(
+                count,
+                arrays[f"{name}/{key}/squares"],
+                arrays[f"{name}/{key}/sums"],
+                arrays[f"{name}/{key}/low"],
+                arrays[f"{name}/{key}/high"],
+                arrays.get(f"{name}/{key}/gram"),
+            ),
         )
         for key, count in read.counts.items()
     }
     return SideStatistics(read.graph_sha256, tensors, read.feeds)
+
+
+def _sound(name: str, found: InputStatistics) -> InputStatistics:
+    """Return statistics that some inputs may have; anything else would quantize weights to nonsense."""
+    shape = found.squares.shape
+    if not shape or any(one.shape != shape for one in (found.sums, found.low, found.high)):
+        raise ValueError(f"{name}: squares, sums, low and high differ in shape")
+    if found.count < 0:
+        raise ValueError(f"{name}: count {found.count} is negative")
+    if found.gram is not None and found.gram.shape != (*shape, shape[-1]):
+        raise ValueError(f"{name}: gram has shape {list(found.gram.shape)}, not {[*shape, shape[-1]]}")
+    if not found.count:
+        return found
+    values = (found.squares, found.sums, found.low, found.high, *(() if found.gram is None else (found.gram,)))
+    if not all(np.isfinite(one).all() for one in values):
+        raise ValueError(f"{name}: a statistic is NaN or infinite")
+    # By Cauchy and Schwarz, up to the rounding of sums of many values.
+    most = np.sqrt(np.maximum(found.squares, 0.0)) * (np.sqrt(found.count) * (1 + 1e-6))
+    if (found.squares < 0).any() or (found.low > found.high).any() or (np.abs(found.sums) > most).any():
+        raise ValueError(f"{name}: squares, sums, low and high contradict each other")
+    return found
