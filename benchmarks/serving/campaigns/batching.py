@@ -17,6 +17,7 @@ from benchmarks.serving.campaigns.phases import rate_of, saturated
 from benchmarks.serving.load.pool import Pool, make_pool
 from benchmarks.serving.servers.ours import our_server
 from benchmarks.serving.servers.process import Server, get, started
+from engines.bundle.digest import seal
 from engines.bundle.files import MANIFEST
 from engines.bundle.manifest import read_manifest
 from engines.serve.ranker import Ranker
@@ -97,7 +98,7 @@ def without_batching(bundle: Path, folder: Path) -> Path:
     shutil.copytree(bundle, folder)
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["batching"] = []
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    (folder / MANIFEST).write_text(seal(json.dumps(manifest, indent=1, sort_keys=True) + "\n"))
     return folder
 
 

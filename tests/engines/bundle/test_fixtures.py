@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from engines.bundle.fixture_file import Fixture, Fixtures, save_fixtures
 from engines.bundle.fixtures import read_examples, read_fixtures
 from engines.bundle.manifest import read_manifest
 from graphs.base.errors import UgsepError
-from tests.manifests import write_raw
+from tests.manifests import edit_raw, write_raw
 
 NAMES = ("fixtures.json", "fixtures.safetensors")
 
@@ -188,9 +189,11 @@ def test_logits_in_a_column_fit_an_engine_that_gives_a_column(shell: Path) -> No
     hash_again(shell)
     with pytest.raises(UgsepError, match=r"the engine has float32 rows of shape \[\]"):
         read_fixtures(shell)
-    raw = json.loads((shell / "manifest.json").read_text())
-    for engine in raw["engines"]:
-        if engine["built"]["side"] == "item":
-            engine["built"]["outputs"][0]["shape"] = ["candidates", 1]
-    (shell / "manifest.json").write_text(json.dumps(raw))
+
+    def in_columns(raw: dict[str, Any]) -> None:
+        for engine in raw["engines"]:
+            if engine["built"]["side"] == "item":
+                engine["built"]["outputs"][0]["shape"] = ["candidates", 1]
+
+    edit_raw(shell, in_columns)
     assert read_fixtures(shell).requests[0].expected["like"].shape == (1, 1)
