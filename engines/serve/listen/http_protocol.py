@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from engines.serve.listen.direct_response import Admit, DirectResponse
@@ -26,6 +27,8 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
     Bounded are the time until a request is there whole, from its first byte or, for the first one, from the
     connection; the time that a response waits for its reader; and the bytes of line, headers and trailers. uvicorn
     itself only bounds the time between two requests.
+
+    An offer to go on in another protocol (Upgrade) is ignored, as HTTP allows: the request is answered as it is.
     """
 
     class Bounded(HttpToolsProtocol):
@@ -58,7 +61,8 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
         def data_received(self, data: bytes) -> None:
             self._idle_bytes += len(data)
             self._handled = False
-            super().data_received(data)
+            self._unset_keepalive_if_required()
+            self._parse(data)
             if self.parser is None or self.transport.is_closing():
                 return
             if self._idle_bytes > MOST_HEADER_BYTES:
@@ -70,6 +74,28 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
                 self._arm()
             if self._body is not None and self._late is None:
                 self._late = self.loop.call_later(patience, self._too_slow)
+
+        def _parse(self, data: bytes) -> None:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    if self.parser.get_method() == b"CONNECT":
+                        self.send_400_response("CONNECT is for proxies.")
+                        return
+                    # The parser takes what follows for the other protocol, the body included, and is of no more use.
+                    data = self._head_without_upgrade() + data[upgrade.args[0] :]
+                    self.parser = httptools.HttpRequestParser(self)
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+                except httptools.HttpParserError:
+                    self.send_400_response("Invalid HTTP request received.")
+                    return
+
+        def _head_without_upgrade(self) -> bytes:
+            lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+            version = self.parser.get_http_version().encode()
+            return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(lines))
 
         def on_message_begin(self) -> None:
             self._whole, self._header_bytes = False, 0
@@ -85,6 +111,8 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
 
         def on_headers_complete(self) -> None:
             self._idle_bytes = 0
+            if self.parser.should_upgrade():
+                return
             admitted = admit(self.url, self.headers) if self._is_next() else None
             if admitted is None:
                 with self._response_lock():
@@ -107,6 +135,8 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
+            if self.parser.should_upgrade():
+                return
             self._whole, self._idle_bytes = True, 0
             if self._body is not None and self._direct is not None:
                 parts, self._body = self._body, None
@@ -171,8 +201,7 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
             plain = (
                 parser.get_method() == b"POST" and parser.get_http_version() == "1.1" and parser.should_keep_alive()
             )
-            special = self.expect_100_continue or parser.should_upgrade()
-            return plain and not special and not self.pipeline and self._answered()
+            return plain and not self.expect_100_continue and not self.pipeline and self._answered()
 
         def _answered(self) -> bool:
             """Return whether every request that was received whole has its response written."""

@@ -332,3 +332,35 @@ def test_what_is_special_is_left_to_the_application(connect, more: bytes) -> Non
         chunk = connection.recv(1 << 16)
         assert chunk, got
         got += chunk
+
+
+UPGRADES = {
+    "websocket": b"connection: Upgrade\r\nupgrade: websocket\r\n",
+    "h2c": b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n",
+}
+
+
+@pytest.mark.parametrize("more", UPGRADES.values(), ids=UPGRADES)
+@pytest.mark.parametrize("apart", [False, True])
+def test_an_offer_of_another_protocol_is_ignored(connect, more: bytes, apart: bool) -> None:
+    """Java's HTTP client makes one with its first request."""
+    connection = connect()
+    for body in (b"a", b"bc"):
+        sent = post(body, more=more)
+        if apart:
+            connection.sendall(sent[: -len(body)])
+            time.sleep(0.05)
+            sent = body
+        connection.sendall(sent)
+        expect(connection, b"direct:" + body)
+    connection.sendall(post(b"d", b"/app", more))
+    expect(connection, b"app:d")
+    chunked = b"POST /app HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n%b\r\n1\r\ne\r\n0\r\n\r\n"
+    connection.sendall(chunked % more + post(b"f"))
+    expect(connection, b"app:e")
+
+
+def test_a_tunnel_is_refused(connect) -> None:
+    connection = connect()
+    connection.sendall(b"CONNECT x:80 HTTP/1.1\r\nhost: x\r\n\r\nhello")
+    assert until_closed(connection).startswith(b"HTTP/1.1 400 ")
