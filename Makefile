@@ -23,12 +23,13 @@ SIZE       ?= 20m
 export ORT_DISABLE_TELEMETRY ?= 1
 MINUTES    ?= 30
 EXTRAS     ?= build,cpu,serve,record,otel,tensorrt-rtx,openvino,triton,third-party,dev
+OLDEST     := build,cpu,serve,record,otel,openvino,third-party,dev
 
 BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),--backend $(BACKEND)) $(FLAGS)
 REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data checkpoint engines parity serve bench bench-streaming bench-serving soak campaign quality test test-slow proto lint clean
+.PHONY: help setup data checkpoint engines parity serve bench bench-streaming bench-serving soak campaign quality test test-slow oldest proto lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -102,6 +103,14 @@ test: $(READY) ## run all tests except the slow ones
 
 test-slow: $(READY) ## run the slow tests: all recipes, models x ratios, graphs over 2 GB, streaming; TESTS=path selects some
 	@$(BIN)/python -m pytest -n 2 -m slow $(TESTS)
+
+# By hand when a lower bound changes, not in CI: it downloads several GB and takes a quarter of an hour on 2 cores.
+oldest: ## test with the oldest versions that pyproject.toml allows (needs uv), in build/oldest; TESTS=path selects some
+	@command -v uv >/dev/null || { echo "error: uv not found; pip install uv" >&2; exit 2; }
+	uv venv --quiet --clear --python $(PYTHON) build/oldest
+	uv pip install --quiet --python build/oldest --resolution lowest-direct --editable '.[$(OLDEST)]'
+	PATH="$(CURDIR)/build/oldest/bin:$$PATH" build/oldest/bin/python -m pytest -n 2 -m 'not slow and not browser' \
+		$(or $(TESTS),tests/graphs tests/export tests/quant tests/engines)
 
 proto: $(READY) ## generate the gRPC messages from engines/serve/oip/open_inference.proto
 	@$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. engines/serve/oip/open_inference.proto
