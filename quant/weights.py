@@ -65,6 +65,8 @@ def quantize_side(
     keep = keep_float_patterns(model, src)
     plans = {w.name: plan_of(w, side, policy, keep) for w in weights}
     chosen = tuple(w for w in weights if w.kind == "matmul" and plans[w.name].precision == "int8")
+    if statistics is not None:
+        statistics.check_shapes({w.name: w.shape for w in chosen})
     scaling = scaling_plan(
         scheme, model, chosen, statistics, lambda n: read_tensor(tensor_of(constants[n])), policy.block
     )

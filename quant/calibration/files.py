@@ -173,7 +173,13 @@ def _sound(name: str, found: InputStatistics) -> InputStatistics:
         raise ValueError(f"{name}: count {found.count} is negative")
     if found.gram is not None and found.gram.shape != (*shape, shape[-1]):
         raise ValueError(f"{name}: gram has shape {list(found.gram.shape)}, not {[*shape, shape[-1]]}")
+    contradicting = ValueError(f"{name}: squares, sums, low and high contradict each other")
     if not found.count:
+        gram = () if found.gram is None else (found.gram,)
+        if any(one.any() for one in (found.squares, found.sums, *gram)):
+            raise contradicting
+        if not ((found.low == np.inf).all() and (found.high == -np.inf).all()):
+            raise contradicting
         return found
     values = (found.squares, found.sums, found.low, found.high, *(() if found.gram is None else (found.gram,)))
     if not all(np.isfinite(one).all() for one in values):
@@ -181,5 +187,22 @@ def _sound(name: str, found: InputStatistics) -> InputStatistics:
     # By Cauchy and Schwarz, up to the rounding of sums of many values.
     most = np.sqrt(np.maximum(found.squares, 0.0)) * (np.sqrt(found.count) * (1 + 1e-6))
     if (found.squares < 0).any() or (found.low > found.high).any() or (np.abs(found.sums) > most).any():
-        raise ValueError(f"{name}: squares, sums, low and high contradict each other")
+        raise contradicting
+    if found.gram is not None:
+        _check_gram(name, found.squares, found.gram)
     return found
+
+
+def _check_gram(name: str, squares: Doubles, gram: Doubles) -> None:
+    """Check that sum x x^T, [..., K, K], is symmetric, has ``squares`` [..., K] on its diagonal, and is bounded."""
+    rounding = 1e-6  # far above that of float64 sums, far below what matters to a scheme
+    norms = np.sqrt(squares)
+    most = norms[..., :, None] * norms[..., None, :]  # [..., K, K], by Cauchy and Schwarz
+    diagonal = np.abs(np.diagonal(gram, axis1=-2, axis2=-1) - squares)
+    asymmetry = np.abs(gram - gram.swapaxes(-1, -2))
+    if (
+        (diagonal > rounding * squares).any()
+        or (np.abs(gram) > (1 + rounding) * most).any()
+        or (asymmetry > rounding * most).any()
+    ):
+        raise ValueError(f"{name}: gram contradicts squares")

@@ -113,7 +113,24 @@ class SideStatistics:
         keys = self.feeds.get(weight, ())
         if not keys or not self.tensors.keys() >= set(keys):
             raise UgsepError(f"weight '{weight}' was not calibrated; run quant calibrate on this graph")
-        return combine(self.tensors[key] for key in keys)
+        try:
+            return combine(self.tensors[key] for key in keys)
+        except ValueError as error:
+            raise UgsepError(f"weight '{weight}': {error}; run quant calibrate again") from error
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check that the statistics of each weight are [K] for a shape [K, N] and [T, K] for [T, K, N].
+
+        Raises:
+            UgsepError: they are of inputs of another shape, or the weight was not calibrated.
+        """
+        for weight, shape in shapes.items():
+            found = self.of(weight).squares.shape
+            if found != shape[:-1]:
+                raise UgsepError(
+                    f"weight '{weight}' takes inputs of shape {list(shape[:-1])}, its calibration is of "
+                    f"{list(found)}; run quant calibrate again"
+                )
 
 
 @dataclass(frozen=True)
@@ -183,7 +200,12 @@ def merge(parts: Iterable[Calibration]) -> Calibration:
 
 
 def _merge_side(sides: list[SideStatistics]) -> SideStatistics:
-    tensors = {key: combine(s.tensors[key] for s in sides) for key in sides[0].tensors}
+    if any(side.tensors.keys() != sides[0].tensors.keys() for side in sides):
+        raise UgsepError("the calibrations are of different tensors; run quant calibrate again")
+    try:
+        tensors = {key: combine(s.tensors[key] for s in sides) for key in sides[0].tensors}
+    except ValueError as error:
+        raise UgsepError(f"the calibrations do not fit together: {error}; run quant calibrate again") from error
     return replace(sides[0], tensors=tensors)
 
 

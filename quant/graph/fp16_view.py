@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from export import names
-from graphs.base.errors import UgsepError
+from graphs.base.errors import UgsepError, first_line, printable_line
 from quant.graph.gemms import name_of, tensor_of
 
 # Element-wise operators join a region of FP32 if everything they compute on lies in it (mean + eps).
@@ -89,8 +89,12 @@ def _drop_casts_of_fp16_constants(graph: ir.Graph) -> None:
 
 
 def _float_values(model: ir.Model) -> set[ir.Value]:
-    proto = ir.to_proto(model)
-    inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False).graph
+    try:
+        proto = ir.to_proto(model)
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False).graph
+    except Exception as error:  # onnx_ir and onnx raise many classes for a graph that contradicts itself
+        reason = printable_line(first_line(error))
+        raise UgsepError(f"the graph's types cannot be inferred ({reason:.200}); export the model again") from error
     types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.input, *inferred.value_info, *inferred.output)}
     found: set[ir.Value] = set()
     for value in _values(model.graph):

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from export.io import read_graph
 from export.metadata import keep_float_patterns
-from graphs.base.errors import UgsepError
+from graphs.base.errors import UgsepError, first_line, printable_line
 from quant.arrays import Array
 
 ONNX_DOMAINS = ("", "ai.onnx")
@@ -45,7 +45,12 @@ def load_graph(path: Path) -> ir.Model:
     Raises:
         UgsepError: no such file, not ONNX, or an opset before 21 (no blocked DequantizeLinear).
     """
-    model = graph_of(read_graph(path), path.parent)
+    proto = read_graph(path)
+    try:
+        model = graph_of(proto, path.parent)
+    except Exception as error:  # onnx_ir raises many classes for a broken graph
+        reason = printable_line(first_line(error))
+        raise UgsepError(f"'{path}' is not a valid graph ({reason:.200}); export the model again") from error
     opset = max((version for domain, version in model.opset_imports.items() if domain in ONNX_DOMAINS), default=0)
     if opset < 21:
         raise UgsepError(f"'{path}' has opset {opset}; int8 weights need opset 21, export it again")
@@ -107,7 +112,9 @@ def _role(node: ir.Node, position: int) -> str:
         return node.op_type
     if node.op_type == "MatMul" and position == 1:
         return "matmul"
-    if node.op_type == "Gather" and position == 0 and node.attributes.get_int("axis", 0) == 0:
+    axis = node.attributes.get("axis")
+    # An axis of another type is left to the runtime, which refuses the graph.
+    if node.op_type == "Gather" and position == 0 and (axis is None or axis.value == 0):
         return "table"
     return node.op_type
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob as globbing
 import itertools
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -117,10 +118,11 @@ def _checked_batches(path: Path, spec: RequestSpec) -> Iterator[dict[str, Array]
                 columns = {c.name: _checked(path, c, read[c.name]) for c in (*wanted, *labels)}
                 if len(columns[REQUEST_ID]):
                     yield columns
-    # zipfile raises the last two for a method it does not know and for an encrypted archive.
+    # zipfile raises NotImplementedError and RuntimeError for a method it does not know and for an encrypted archive;
+    # NumPy lets TokenError out of the header of an array.
     except (
         pa.ArrowException, zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, NotImplementedError,
-        RuntimeError,
+        RuntimeError, tokenize.TokenError,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:120]
         raise UgsepError(f"'{path}' is damaged or truncated ({reason}); write this file again") from error

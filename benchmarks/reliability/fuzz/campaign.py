@@ -111,7 +111,7 @@ CAMPAIGN = Campaign(
     ),
     prepare=prepare,
     attempt=attempt,
-    short_tries=170,
+    short_tries=102,
     long_tries=20_400,
     close=close,
 )

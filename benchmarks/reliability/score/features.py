@@ -74,7 +74,8 @@ def _record_field(value: Array, rng: random.Random) -> Any:
 
 
 def _mapped(value: Array, rng: random.Random) -> Any:
-    made: Any = np.memmap(tempfile.TemporaryFile(), value.dtype, "w+", shape=value.shape)
+    with tempfile.TemporaryFile() as file:  # the map keeps the content
+        made: Any = np.memmap(file, value.dtype, "w+", shape=value.shape)
     made[...] = value
     return made
 

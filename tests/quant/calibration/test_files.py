@@ -36,6 +36,8 @@ def test_what_was_observed_reads_back(tmp_path: Path) -> None:
         (lambda s: replace(s, sums=s.sums * 1e200), "contradict"),  # its square overflowed in a scheme
         (lambda s: replace(s, high=s.high * np.nan), "user/weight: a statistic is NaN or infinite"),
         (lambda s: replace(s, sums=s.sums[:-1]), "differ in shape"),
+        (lambda s: replace(s, gram=2 * s.gram), "user/weight: gram contradicts squares"),
+        (lambda s: replace(s, count=0), "contradict"),  # a count of zero skipped all checks
         (lambda s: replace(s, gram=s.gram[:, :-1]), r"user/weight: gram has shape \[7, 6\], not \[7, 7\]"),
     ],
 )
@@ -45,3 +47,11 @@ def test_impossible_statistics_are_one_line(
     save_calibration(calibration(change), tmp_path)
     with pytest.raises(UgsepError, match=line):
         load_calibration(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (2, 7, 5)])
+def test_statistics_of_other_inputs_than_the_weight_takes_are_refused(shape: tuple[int, ...]) -> None:
+    side = replace(calibration().user, feeds={"w": ("weight",)})
+    side.check_shapes({"w": (7, 5)})
+    with pytest.raises(UgsepError, match="weight 'w' takes inputs of shape"):
+        side.check_shapes({"w": shape})

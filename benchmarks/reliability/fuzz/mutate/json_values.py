@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -79,9 +80,19 @@ def _near(parent: Any, key: Any, rng: random.Random) -> None:
     elif isinstance(value, bool):
         parent[key] = not value
     elif isinstance(value, int | float):
-        parent[key] = rng.choice((value + 1, value - 1, -value, value * 2, float(value), str(value), value * 1e6))
+        parent[key] = rng.choice(
+            (value + 1, value - 1, -value, value * 2, _as_float(value), str(value), _as_float(value) * 1e6)
+        )
     else:
         parent[key] = rng.choice((None, [], {}, [value], {"x": value}))
+
+
+def _as_float(value: float) -> float:
+    """Return a number as a float, infinite if it is an integer beyond them."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _plain(parent: Any, key: Any, rng: random.Random) -> None:
