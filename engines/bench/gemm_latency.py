@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
@@ -22,6 +21,7 @@ from engines.backends.table import backend_names, find_backend
 from engines.measure.gemm_graph import gemm_graph
 from engines.measure.interleave import samples_in_turn
 from graphs.base.errors import UgsepError
+from graphs.base.scratch import scratch_folder
 from quant.policy import Policy, Precision
 from quant.schemes.schemes import Absmax
 from quant.search.gemm_latency import MeasureGemm
@@ -64,8 +64,8 @@ def _measure(
 ) -> Mapping[Precision, float]:
     copies = min(_MOST_COPIES, -(-_COLD_BYTES // math.prod(shape)))
     feeds = {"x": np.random.default_rng(0).standard_normal((rows, *_row_shape(shape)), dtype=np.float32)}
-    with tempfile.TemporaryDirectory(prefix="ugsep-gemm-") as scratch, ExitStack() as loaded:
-        source = Path(scratch) / "item.onnx"
+    with scratch_folder(".ugsep-gemm-") as scratch, ExitStack() as loaded:
+        source = scratch / "item.onnx"
         _write_gemms(shape, copies, source)
         runners: dict[Precision, Runner] = {}
         for precision in get_args(Precision):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from engines.bundle.bundle import Bundle
 from graphs.base.errors import UgsepError
 from graphs.base.finite import finite
 from graphs.base.progress import Progress, ProgressCallback, silent
+from graphs.base.scratch import scratch_folder
 from quant.requests.spec import Request
 
 _SEED = 3
@@ -86,8 +86,7 @@ def run_bench(
         )
     costs = costs_of_report(opened.report)
     request = random_request(opened, largest)
-    with tempfile.TemporaryDirectory(prefix="ugsep-bench-") as scratch:
-        folder = Path(scratch)
+    with scratch_folder(".ugsep-bench-") as folder:
         source = BaselineSource(opened.onnx("full"), folder, recipe, model)
         pairs, left_out = bundle_pairs(bundle, manifest)
         names = [pair.name for pair in pairs]

@@ -24,13 +24,16 @@ from engines.bundle.limits import check_built, check_files
 from export.io import content_sha256
 from graphs.base.config import check_plain, parse
 from graphs.base.errors import UgsepError
+from graphs.base.scratch import remove_abandoned, scratch_folder
 
 #: Part of every key: increment it when a build's output changes for the same input.
 CACHE_VERSION = 1
 _ENGINE, _RECORD = "engine", "engine.json"
 _FIX = "remove it: ugsep cache gc"
 _OTHER_CACHE = "set XDG_CACHE_HOME to another directory, or pass --no-cache"
-_STALE_SECONDS = 24 * 3600
+_BUILDING = ".building-"
+#: What commands name their folders among the temporary files; none may be the start of another's.
+TEMPORARY = (".ugsep-bench-", ".ugsep-gemm-", ".ugsep-schemes-", ".ugsep-reference-")
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def cached_build(
             _copy(entry, record, out_dir)
             return record.built, True
         shutil.rmtree(entry, ignore_errors=True)
-        with _scratch(root, key) as work:
+        with scratch_folder(f".{key[:16]}{_BUILDING}", root) as work:
             (work / _ENGINE).mkdir()
             built = build(work / _ENGINE)
             record = _write_record(work, built)
@@ -152,7 +155,8 @@ def list_entries(root: Path, verify: bool = False) -> list[Entry]:
 def collect(root: Path, max_bytes: int) -> list[Entry]:
     """Remove damaged entries, abandoned builds and the least recently used engines beyond ``max_bytes``; return them.
 
-    Entries that another process is building or copying are kept.
+    Entries that another process is building or copying are kept. Folders of killed commands among the system's
+    temporary files are removed as well.
     """
     entries = sorted(list_entries(root, verify=True), key=lambda entry: not entry.problem)  # damaged ones first
     total = sum(entry.bytes for entry in entries)
@@ -167,9 +171,10 @@ def collect(root: Path, max_bytes: int) -> list[Entry]:
             continue
         total -= entry.bytes
         removed.append(entry)
-    for scratch in root.glob(".*.building-*"):
-        if time.time() - scratch.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(scratch, ignore_errors=True)
+    for prefix in {scratch.name.partition(_BUILDING)[0] for scratch in root.glob(f".*{_BUILDING}*")}:
+        remove_abandoned(root, f"{prefix}{_BUILDING}")
+    for prefix in TEMPORARY:
+        remove_abandoned(Path(tempfile.gettempdir()), prefix)
     return removed
 
 
@@ -244,15 +249,3 @@ def _copy(entry: Path, record: Record, out_dir: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         shutil.copyfile(entry / _ENGINE / name, target)
-
-
-@contextmanager
-def _scratch(root: Path, key: str) -> Iterator[Path]:
-    """Yield a folder to build the engine of a key in, whose lock is held; what killed builds left is removed."""
-    for stale in root.glob(f".{key[:16]}.building-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{key[:16]}.building-", dir=root))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from engines.verify.scores import engine_scores, score_errors
 from engines.verify.weight_checks import int8_checks
 from graphs.base.names import GraphSide
 from graphs.base.progress import ProgressCallback, silent
+from graphs.base.scratch import scratch_folder
 from quant.requests.spec import Request
 
 GRAPHS: tuple[GraphSide, ...] = ("full", "user", "item")
@@ -116,7 +116,7 @@ def _fp32_engines(
     engines: dict[GraphSide, BuiltEngine] = {}
     runners: dict[GraphSide, Runner] = {}
     # Deleted after the runners are closed: variants of an engine are read when a request first needs them.
-    folder = Path(loaded.enter_context(tempfile.TemporaryDirectory(dir=scratch, prefix=".ugsep-reference-")))
+    folder = loaded.enter_context(scratch_folder(".ugsep-reference-", scratch))
     for side in GRAPHS:
         plan = EnginePlan(side, "onnxruntime", "fp32")
         engines[side] = compile_engine(recipe, plan, onnx_file(bundle, side), folder, None, progress)

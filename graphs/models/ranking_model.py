@@ -6,7 +6,6 @@ import copy
 import fnmatch
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -19,6 +18,7 @@ from graphs.base import config as config_file
 from graphs.base.errors import UgsepError
 from graphs.base.features import Feature
 from graphs.base.limits import MAX_LAYERS, MAX_SIZE, MAX_TOKENS, check_module_name, check_range
+from graphs.base.scratch import scratch_folder
 from graphs.layers.parameter_counts import Counts
 from graphs.models.memory import check_parameters
 
@@ -172,9 +172,9 @@ class RankingModel(nn.Module, ModelHubMixin):
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         options["repo_id"] = options.get("repo_id") or target.name
-        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as folder:
+        with scratch_folder(".saving-", target) as folder:
             result: str | None = super().save_pretrained(folder, **options)
-            for file in sorted(Path(folder).iterdir(), reverse=True):  # weights before config.json
+            for file in sorted(folder.iterdir(), reverse=True):  # weights before config.json
                 file.replace(target / file.name)
         return result
 

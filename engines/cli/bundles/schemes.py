@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -22,6 +21,7 @@ from engines.render.json_text import json_text
 from graphs.base.errors import UgsepError, nearest
 from graphs.base.names import SIDES, GraphSide
 from graphs.base.progress import ProgressCallback, show_progress
+from graphs.base.scratch import scratch_folder
 from quant.calibration.calibrate import CALIBRATION_REQUESTS, calibrate
 from quant.policy import policy_document, read_policy
 from quant.requests.spec import Request
@@ -124,15 +124,15 @@ def _compare(
     plans = [EnginePlan(side, b.backend, b.precision) for side, b in zip(SIDES, chosen, strict=True)]
     if recipe.serving.backend != AUTO:
         plans = list(serving_plans(recipe))
-    with tempfile.TemporaryDirectory(prefix="ugsep-schemes-") as scratch:
-        whole = Path(scratch) / "full"
+    with scratch_folder(".ugsep-schemes-") as scratch:
+        whole = scratch / "full"
         whole.mkdir()
         engine = compile_engine(
             recipe, EnginePlan("full", "onnxruntime", "fp32"), onnx["full"], whole, None, progress
         )
         with closing(load_built(engine, whole)) as runner:
             reference = full_engine_scores(runner, rows, progress)
-        setup = Comparison(recipe, onnx, plans, seen, rows, reference, Path(scratch), progress=progress)
+        setup = Comparison(recipe, onnx, plans, seen, rows, reference, scratch, progress=progress)
         return compare_schemes(manifest.model, setup, schemes)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from engines.verify.scores import Scores, full_engine_scores
 from graphs.base.errors import UgsepError
 from graphs.base.names import SIDES
 from graphs.base.progress import Progress, ProgressCallback, silent
+from graphs.base.scratch import scratch_folder
 from quant.requests.readers import read_requests
 from quant.requests.spec import InputSpec, Request, RequestSpec
 
@@ -209,7 +209,7 @@ def _served_score(request: Request) -> dict[str, Array]:
 
 
 def _fp32_score(bundle: Bundle, loaded: ExitStack, progress: ProgressCallback) -> _Score:
-    folder = Path(loaded.enter_context(tempfile.TemporaryDirectory(prefix="ugsep-reference-")))
+    folder = loaded.enter_context(scratch_folder(".ugsep-reference-"))
     plan = EnginePlan("full", "onnxruntime", "fp32")
     built = compile_engine(bundle.recipe, plan, bundle.onnx("full"), folder, None, progress)
     full = loaded.enter_context(closing(load_built(built, folder)))

@@ -74,11 +74,11 @@ def endless(bundle: Path) -> None:
 
 def test_a_graph_that_never_ends_is_ended_in_one_line(bundle: Path, earlier: set[psutil.Process]) -> None:
     endless(bundle)
-    result = CliRunner().invoke(main, ["validate", "--synthetic", "--time-limit", "40", str(bundle)])
+    result = CliRunner().invoke(main, ["validate", "--synthetic", "--time-limit", "15", str(bundle)])
     assert result.exit_code == 2, result.output
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "its checks took more than 40 s; raise --time-limit, or do not use this bundle" in errors[0]
+    assert "its checks took more than 15 s; raise --time-limit, or do not use this bundle" in errors[0]
     assert set(psutil.Process().children(recursive=True)) <= earlier, "nothing runs on"
 
 
@@ -146,7 +146,7 @@ def check_mutants(bundle: Path, folder: Path, seeds: range) -> list[int]:
 
 
 def test_mutated_graphs_are_refused_or_score_right(built_bundle: Path, tmp_path: Path) -> None:
-    assert 2 in check_mutants(built_bundle, tmp_path / "m", range(6))
+    assert 2 in check_mutants(built_bundle, tmp_path / "m", range(3))
 
 
 @pytest.mark.slow
