@@ -11,5 +11,6 @@ __all__ = [
     "limits",
     "names",
     "progress",
+    "scratch",
     "yaml_text",
 ]

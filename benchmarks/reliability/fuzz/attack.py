@@ -15,11 +15,16 @@ __all__ = ["Attack", "Run", "Target"]
 
 @dataclass(frozen=True)
 class Run:
-    """A program, its arguments, and the path that it must not leave behind if it refuses."""
+    """A program, its arguments, and the path that it must not leave behind if it refuses.
+
+    ``resumed_by`` is for commands that keep what they had done before they met the fault, in a hidden folder in
+    ``writes``, as documented: the same command on sound input, which must succeed and leave no such folder.
+    """
 
     program: str
     arguments: tuple[str, ...]
     writes: Path | None = None
+    resumed_by: tuple[str, ...] | None = None
 
     @property
     def command(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.reliability.contract import Campaign, Outcome
-from benchmarks.reliability.fuzz.attack import Attack
+from benchmarks.reliability.fuzz.attack import Attack, Run
 from benchmarks.reliability.fuzz.inputs import Inputs, make_inputs
 from benchmarks.reliability.fuzz.judge import Verdict, judge, shown
 from benchmarks.reliability.fuzz.programs import PROGRAMS, import_all
@@ -77,14 +77,24 @@ def _judged(workspace: Workspace, attack: Attack) -> Verdict:
         verdicts.append(judge(ended[-1], run.command))
         if verdicts[-1].result == "defect":
             return verdicts[-1]
-        if verdicts[-1].result == "refused" and run.writes is not None and _left(run.writes):
-            return Verdict("defect", "half-written", f"{shown(run.command)}: {_left(run.writes)}")
+        if verdicts[-1].result == "refused" and run.writes is not None and (left := _left(run.writes)):
+            if any(not name.startswith(".") for name in left) or not _resumes(workspace, run):
+                return Verdict("defect", "half-written", f"{shown(run.command)}: {left}")
     wrong = attack.wrong(ended)
     if wrong:
         return Verdict("defect", wrong, _commands(attack))
     if _fingerprint(workspace.inputs.folder) != workspace.state:
         return Verdict("defect", "an input was changed", _commands(attack))
     return next((verdict for verdict in verdicts if verdict.result == "refused"), verdicts[0])
+
+
+def _resumes(workspace: Workspace, run: Run) -> bool:
+    """Return whether the state that a refused command left is taken up, and taken away, by a run on sound input."""
+    if run.resumed_by is None or run.writes is None:
+        return False
+    again = workspace.worker.run(run.program, run.resumed_by)
+    left = _left(run.writes)
+    return again.status == 0 and bool(left) and not any(name.startswith(".") for name in left)
 
 
 def _commands(attack: Attack) -> str:

@@ -57,9 +57,11 @@ def checkpoint_weights(inputs: Inputs, folder: Path, _: int, rng: random.Random)
 def _checkpoint(inputs: Inputs, folder: Path, checkpoint: Path, rng: random.Random) -> Attack:
     text, out = str(checkpoint), folder / "out"
     if rng.random() < 0.03:
-        return Attack(
-            (Run("ugsep", ("stream", str(inputs.recipe), "--checkpoint", text, "--out", str(out)), writes=out),)
+        given, sound = (
+            ("stream", str(inputs.recipe), "--checkpoint", path, "--out", str(out))
+            for path in (text, str(inputs.checkpoint))
         )
+        return Attack((Run("ugsep", given, writes=out, resumed_by=sound),))
     return Attack((Run("checkpoint", (text,)),))
 
 
@@ -128,9 +130,12 @@ def _requests(inputs: Inputs, folder: Path, suffix: str, data: bytes, rng: rando
     path, out = folder / f"requests.{suffix}", folder / "out"
     path.write_bytes(data)
     bundle = str(inputs.bundle)
+    calibrate, sound = (
+        ("calibrate", bundle, "--data", data, "--out", str(out)) for data in (str(path), str(inputs.requests))
+    )
     others = (
         Run("ugsep", ("replay", bundle, "--requests", str(path))),
-        Run("quant", ("calibrate", bundle, "--data", str(path), "--out", str(out)), writes=out),
+        Run("quant", calibrate, writes=out, resumed_by=(*sound, "--restart")),
         Run("ugsep", ("bisect", bundle, "--requests", str(path))),
     )
     return Attack((Run("columns", (bundle, str(path))), rng.choice(others)))
