@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +70,15 @@ def unlisted_files(directory: Path, files: Mapping[str, FileEntry]) -> list[str]
 
 def _file_problem(path: Path, root: Path, entry: FileEntry) -> str:
     """Return the problem with one file of a bundle, or an empty string."""
-    if not path.resolve().is_relative_to(root):
+    if not Path(os.path.realpath(path)).is_relative_to(root):
         return "a link leads out of the bundle"
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
         return "missing from the bundle"
-    size = path.stat().st_size
+    if not stat.S_ISREG(status.st_mode):
+        return "missing from the bundle"
+    size = status.st_size
     if size != entry.bytes:
         return f"{size} bytes but the manifest says {entry.bytes}"
     digest = hash_file(path).sha256

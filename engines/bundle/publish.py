@@ -88,10 +88,13 @@ def _user_errors(destination: Path) -> Iterator[None]:
 
 
 def _resolved(destination: Path) -> Path:
+    # Path.resolve() raises for a symlink loop in Python 3.11 and 3.12, and returns a path in 3.13.
     try:
-        return destination.resolve()
-    except RuntimeError as error:  # Python 3.11 raises this for a symlink loop
-        raise UgsepError(f"{destination}: a link that points to itself; choose another directory") from error
+        destination.stat()
+    except OSError as error:  # whatever else is wrong shows when it is written
+        if error.errno == errno.ELOOP:
+            raise UgsepError(f"{destination}: a link that points to itself; choose another directory") from error
+    return Path(os.path.realpath(destination))
 
 
 def _was_built(directory: Path) -> bool:

@@ -205,14 +205,12 @@ def test_sigterm_drains_and_exits_with_0(built_bundle: Path) -> None:
     status, log = server.end()
     assert status == 0
     events = [line["event"] for line in log]
-    assert [e for e in events if e in ("slow request", "reload", "draining")] == [
-        "slow request",
-        "reload",
-        "draining",
-    ]
+    assert [e for e in events if e in ("reload", "draining")] == ["reload", "draining"]
+    slow = [line for line in log if line["event"] == "slow request"]  # logged after the answer, by another thread
+    assert len(slow) == 1
     assert log[-1]["event"] == "stopped"
     assert log[-1]["drained"] is True
-    assert set(log[0]) >= {"at", "level", "code", "candidates", "queue_ms", "user_ms", "item_ms", "total_ms"}
+    assert set(slow[0]) >= {"at", "level", "code", "candidates", "queue_ms", "user_ms", "item_ms", "total_ms"}
 
 
 def test_sigterm_under_load_loses_no_request(built_bundle: Path) -> None:
