@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
 from benchmarks.reliability.contract import Campaign, Outcome
 from benchmarks.reliability.journal import Try, append, journal_path, open_journal, read_journal
-from graphs.base.errors import printable_line
+from graphs.base.errors import UgsepError, printable_line
 from graphs.base.progress import Progress, ProgressCallback, silent
 
 
@@ -47,28 +49,33 @@ def run(
         progress: called after each try.
 
     Raises:
-        UgsepError: the journal is of another seed, or damaged.
+        UgsepError: the journal is of another seed, or damaged, or another run works in the same folder.
     """
-    path = journal_path(work, campaign.name)
-    if fresh:
-        path.unlink(missing_ok=True)
-    tries = read_journal(path, seed)[1]
-    missing = [index for index in range(limits.tries) if index not in tries]
-    if missing:
-        began = time.monotonic()
-        until = float("inf") if limits.minutes is None else began + 60 * limits.minutes
-        with _workspace(campaign, work) as workspace, open_journal(path, seed) as journal:
-            for index in itertools.takewhile(lambda _: time.monotonic() < until, missing):
-                tries[index] = _attempted(campaign, workspace, seed, index)
-                append(journal, tries[index])
-                defects = sum(one.outcome.result == "defect" for one in tries.values())
-                progress(Progress(campaign.name, len(tries), limits.tries, f"{defects} defects"))
-    return [tries[index] for index in sorted(tries)]
+    with _lock(campaign, work):
+        path = journal_path(work, campaign.name)
+        if fresh:
+            path.unlink(missing_ok=True)
+        tries = read_journal(path, seed)[1]
+        missing = [index for index in range(limits.tries) if index not in tries]
+        if missing:
+            began = time.monotonic()
+            until = float("inf") if limits.minutes is None else began + 60 * limits.minutes
+            with _workspace(campaign, work) as workspace, open_journal(path, seed) as journal:
+                for index in itertools.takewhile(lambda _: time.monotonic() < until, missing):
+                    tries[index] = _attempted(campaign, workspace, seed, index)
+                    append(journal, tries[index])
+                    defects = sum(one.outcome.result == "defect" for one in tries.values())
+                    progress(Progress(campaign.name, len(tries), limits.tries, f"{defects} defects"))
+        return [tries[index] for index in sorted(tries)]
 
 
 def repeat(campaign: Campaign[Any], work: Path, seed: int, index: int) -> Try:
-    """Make one try alone, without the journal."""
-    with _workspace(campaign, work) as workspace:
+    """Make one try alone, without the journal.
+
+    Raises:
+        UgsepError: another run works in the same folder.
+    """
+    with _lock(campaign, work), _workspace(campaign, work) as workspace:
         return _attempted(campaign, workspace, seed, index)
 
 
@@ -81,12 +88,24 @@ def generator_of(campaign: str, seed: int, index: int) -> random.Random:
 def _workspace(campaign: Campaign[Any], work: Path) -> Iterator[Any]:
     folder = (work / campaign.name / "work").absolute()
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     workspace = campaign.prepare(folder)
     try:
         yield workspace
     finally:
         campaign.close(workspace)
+
+
+def _lock(campaign: Campaign[Any], work: Path) -> AcquireReturnProxy:
+    """Return the lock, taken, of a campaign's journal and inputs: two runs would damage each other's."""
+    folder = work / campaign.name
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return FileLock(folder / "lock", timeout=0).acquire()
+    except Timeout as error:
+        raise UgsepError(
+            f"{folder}: another run of {campaign.name} works there; wait for it, or give another --work"
+        ) from error
 
 
 def _attempted(campaign: Campaign[Any], workspace: Any, seed: int, index: int) -> Try:

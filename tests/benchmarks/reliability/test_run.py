@@ -96,6 +96,21 @@ def test_a_journal_of_another_seed_is_refused(tmp_path: Path) -> None:
         run(COIN, tmp_path, 6, Limits(2))
 
 
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    def meddle(_: list[int], index: int, rng: random.Random) -> Outcome:
+        for other in (
+            lambda: run(COIN, tmp_path, 5, Limits(9), fresh=True),
+            lambda: repeat(COIN, tmp_path, 5, index),
+        ):
+            with pytest.raises(UgsepError, match="another run of coin works there; wait for it, or give another"):
+                other()
+        return Outcome("coin", "ok")
+
+    made = run(dataclasses.replace(COIN, attempt=meddle), tmp_path, 5, Limits(2))
+    assert [one.outcome.result for one in made] == ["ok", "ok"]
+    assert repeat(COIN, tmp_path, 5, 0).index == 0, "the lock is free again"
+
+
 def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
     run(COIN, tmp_path, 5, Limits(2))
     path = journal_path(tmp_path, "coin")
