@@ -93,7 +93,7 @@ def quantize_side(
         samples = calibration.samples_sha256 if calibration is not None else ""
         table = QuantTable(side, scheme_name(scheme), samples, tuple(rows))
         encode_weights(model, encoded)
-        write_views(model, stage, side, job.blob, policy, table)
+        write_views(model, stage, f"'{src}'", job.blob, policy, table)
         files = tuple(sorted(p.name for p in stage.iterdir()))
     return replace(table, files=files)
 
@@ -152,14 +152,14 @@ def _set(constant: ir.Value, values: Array) -> None:
     constant.const_value = ir.Tensor(values, name=constant.name)
 
 
-def write_views(model: ir.Model, stage: Path, side: str, blob: str, policy: Policy, table: QuantTable) -> None:
-    """Write both typed views of an encoded graph into ``stage``."""
+def write_views(model: ir.Model, stage: Path, source: str, blob: str, policy: Policy, table: QuantTable) -> None:
+    """Write both typed views of an encoded graph into ``stage``; ``source`` names the graph in messages."""
     text = json.dumps(table.to_json(), sort_keys=True)
     fp16 = model.clone()
-    narrow = to_fp16_view(fp16, policy.keep_fp32_ops)
+    narrow = to_fp16_view(fp16, policy.keep_fp32_ops, source)
     for view, precision, narrowed in ((model, "w8a32", frozenset[str]()), (fp16, "w8a16", narrow)):
         stamps = {"precision": precision, TABLE_KEY: text}
-        write_graph(view, stage / f"{side}.{precision}.onnx", narrowed, blob, **stamps)
+        write_graph(view, stage / f"{table.graph}.{precision}.onnx", narrowed, blob, **stamps)
 
 
 def _graphs_in_folder(src: Path) -> Iterable[Path]:

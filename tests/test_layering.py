@@ -33,6 +33,7 @@ SCENARIOS = {
     "tests/engines/bundle/test_hostile_manifests.py": "manifests from an untrusted author, through every reader",
     "tests/engines/cli/quant/test_mutated_graphs.py": "graphs with mutated stamps, through every command",
     "tests/engines/cli/test_bad_input.py": "bad files and options of every command",
+    "tests/engines/cli/test_wrapped_models.py": "models that PyTorch wrapped, through split and build",
     "tests/engines/render/test_hostile_names.py": "names with markup and escape sequences in every page and table",
     "tests/engines/recipes/test_model_recipes.py": "every shipped recipe as a model",
     "tests/engines/recipes/test_recipes.py": "every shipped recipe as a build",

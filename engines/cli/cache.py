@@ -43,7 +43,12 @@ def ls_command(root: Path | None, as_json: bool) -> None:
 )
 @_as_json
 def gc_command(root: Path | None, max_size: str, as_json: bool) -> None:
-    """Remove damaged entries, then the least recently used engines until the cache fits --max-size."""
+    """Remove damaged entries, then the least recently used engines until the cache fits --max-size.
+
+    Also removes what killed commands left: unfinished builds in the cache, and folders of 'ugsep build', 'validate',
+    'bench' and 'schemes' in the system's temporary folder. What a running command uses stays. Folders that a killed
+    command left beside its result (.partial-*, .saving-*) are removed by the next one that writes there.
+    """
     folder = _folder(root)
     removed = collect(folder, parse_size(max_size))
     if as_json:

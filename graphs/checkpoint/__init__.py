@@ -1,3 +1,3 @@
 """Checkpoints on disk: reading, writing and checking safetensors files."""
 
-__all__ = ["files", "weights"]
+__all__ = ["files", "header", "weights"]

@@ -6,20 +6,18 @@ writes it.
 
 from __future__ import annotations
 
-import json
-import struct
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor
 
 from graphs.base.config import check_plain
 from graphs.base.errors import UgsepError, nearest
 from graphs.base.json_text import read_json
+from graphs.checkpoint.header import read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -45,11 +43,11 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """Return the files that hold the weights, the index first if there is one.
 
     Raises:
-        UgsepError: no weights, or an invalid index.
+        UgsepError: no weights, an invalid index, or something else than a file in the place of either.
     """
-    if (folder / SINGLE).is_file():
+    if _is_file(folder / SINGLE):
         return (folder / SINGLE,)
-    if (folder / INDEX).is_file():
+    if _is_file(folder / INDEX):
         return (folder / INDEX, *sorted({folder / shard for shard in _weight_map(folder / INDEX).values()}))
     pickles = [p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES]
     found = f" (found {pickles[0]}: pickles are not accepted, convert it to safetensors)" if pickles else ""
@@ -71,7 +69,7 @@ def stored_weights(folder: Path) -> dict[str, Stored]:
     promised = _weight_map(first)
     found: dict[str, Stored] = {}
     for shard in shards:
-        if not shard.is_file():
+        if not _is_file(shard):
             raise UgsepError(f"{first}: shard '{shard.name}' is missing; copy it next to the index")
         for name, stored in _header(shard).items():
             if promised.get(name) != shard.name:
@@ -149,24 +147,27 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _header(file: Path) -> dict[str, Stored]:
-    try:
-        # The library checks that the header is valid and that the file has exactly the length it gives.
-        with safetensors.safe_open(file, framework="pt"):
-            pass
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UgsepError(f"{file} is truncated or not safetensors ({error}); save the checkpoint again") from error
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        entries: dict[str, Any] = json.loads(stream.read(length))
-    found: dict[str, Stored] = {}
+    entries, _ = read_header(file, "save the checkpoint again")
     for name, entry in entries.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in DTYPES:
-            raise UgsepError(f"{file}: weight '{name}' is {entry['dtype']}; store it as BF16 or F32")
-        start = 8 + length + entry["data_offsets"][0]
-        found[name] = Stored(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), start)
-    return found
+        if entry.dtype not in DTYPES:
+            raise UgsepError(f"{file}: weight '{name}' is {entry.dtype}; store it as BF16 or F32")
+    return {n: Stored(file, DTYPES[entry.dtype], entry.shape, entry.offset) for n, entry in entries.items()}
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a file is there, or a link to one: the cache of Hugging Face is made of links.
+
+    Raises:
+        UgsepError: something else has that name.
+    """
+    if path.is_file():
+        return True
+    if not os.path.lexists(path):
+        return False
+    found = (
+        "a folder" if path.is_dir() else "a link that leads to no file" if path.is_symlink() else "no regular file"
+    )
+    raise UgsepError(f"{path} is {found}; copy the checkpoint again")
 
 
 def fingerprint(folder: Path) -> list[list[str | int]]:

@@ -167,6 +167,7 @@ class RankingModel(nn.Module, ModelHubMixin):
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write ``config.json`` and ``model.safetensors``; a failed save leaves the old files untouched.
 
+        What a killed save left beside them (``.saving-*``) is removed by the next one.
         ``options`` are those of ``huggingface_hub.ModelHubMixin.save_pretrained``.
         """
         target = Path(save_directory)

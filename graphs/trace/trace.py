@@ -77,7 +77,7 @@ def trace(module: nn.Module, example: Example) -> Traced:
     # the model are found below.
     shapes = [{0: torch.export.Dim.AUTO} for _ in tiled]
     try:
-        with torch.no_grad(), quiet(), gc_paused():
+        with torch.no_grad(), quiet(), gc_paused(), torch.compiler.set_stance("force_eager"):
             exported = torch.export.export(call.flat(module), (tiled,), dynamic_shapes=(shapes,), strict=False)
             if not _is_plain(exported.graph):  # takes as long as the export
                 exported = exported.run_decompositions(_unfamiliar(exported.graph))
@@ -133,7 +133,8 @@ def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        # A compiled part would be compiled for minutes, to be called a few times.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             return without_dataclasses(module(*args, **kwargs))
     except Exception as error:
         raise UgsepError(

@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from graphs.base.config import check_plain, parse
 from graphs.base.errors import UgsepError
 from graphs.base.json_text import read_json
+from graphs.checkpoint.header import read_header
 from quant.arrays import Doubles
 from quant.calibration.statistics import Calibration, InputStatistics, Samples, SideStatistics
 
 FORMAT = 2
 NAME = "calibration"
+_AGAIN = "calibrate again"
+_BLOCK_ELEMENTS = 1 << 18  # of a Gram matrix checked at a time: 2 MB, where a whole one may take gigabytes
 
 
 def save_calibration(calibration: Calibration, folder: Path) -> tuple[Path, Path]:
@@ -87,22 +90,21 @@ def load_calibration(folder: Path) -> Calibration:
     for path in (text, data):
         if not path.is_file():
             raise UgsepError(f"'{path}' does not exist; run quant calibrate")
-    again = "calibrate again"
-    document = read_json(text.read_bytes(), f"'{text}' is damaged", again)
+    document = read_json(text.read_bytes(), f"'{text}' is damaged", _AGAIN)
     found = document.get("format") if isinstance(document, dict) else None
     if found != FORMAT:
-        raise UgsepError(f"'{text}' has format {found!a:.60}, not {FORMAT}; {again}")
+        raise UgsepError(f"'{text}' has format {found!a:.60}, not {FORMAT}; {_AGAIN}")
     check_plain(document, f"'{text}'")
     read = parse(_Document, document, f"'{text}'")
     try:
         arrays, token = _mapped(data)
         if token != read.token:
-            raise UgsepError(f"'{text}' and '{data.name}' are of different runs; {again}")
+            raise UgsepError(f"'{text}' and '{data.name}' are of different runs; {_AGAIN}")
         return Calibration(
             _side("user", read.sides.user, arrays), _side("item", read.sides.item, arrays), read.samples
         )
-    except (ValueError, KeyError, SafetensorError) as error:
-        raise UgsepError(f"'{text}' or '{data.name}' is damaged ({error}); {again}") from error
+    except (ValueError, KeyError) as error:
+        raise UgsepError(f"'{text}' or '{data.name}' is damaged ({error}); {_AGAIN}") from error
 
 
 @dataclass(frozen=True)
@@ -130,20 +132,15 @@ class _Document:
 
 def _mapped(path: Path) -> tuple[dict[str, Doubles], str]:
     """Return the float64 arrays of a safetensors file, memory-mapped (Gram matrices are large), and its token."""
-    with safe_open(path, framework="np") as checked:  # checks the header and the size of the file
-        token = (checked.metadata() or {}).get("token", "")
-    # The library copies each array it returns and does not tell offsets, so the header is parsed for them.
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
+    tensors, metadata = read_header(path, _AGAIN)
     arrays: dict[str, Doubles] = {}
-    for name, entry in header.items():
-        if entry["dtype"] != "F64":
-            raise ValueError(f"'{name}' is {entry['dtype']}, not F64")
-        start, shape = 8 + length + entry["data_offsets"][0], tuple(entry["shape"])
-        arrays[name] = np.memmap(path, np.float64, "r", start, shape) if 0 not in shape else np.empty(shape)
-    return arrays, token
+    for name, entry in tensors.items():
+        if entry.dtype != "F64":
+            raise ValueError(f"'{name}' is {entry.dtype}, not F64")
+        # The library copies each array it returns.
+        empty = 0 in entry.shape
+        arrays[name] = np.empty(entry.shape) if empty else np.memmap(path, np.float64, "r", entry.offset, entry.shape)
+    return arrays, metadata.get("token", "")
 
 
 def _side(name: str, read: _Side, arrays: dict[str, Doubles]) -> SideStatistics:
@@ -181,8 +178,7 @@ def _sound(name: str, found: InputStatistics) -> InputStatistics:
         if not ((found.low == np.inf).all() and (found.high == -np.inf).all()):
             raise contradicting
         return found
-    values = (found.squares, found.sums, found.low, found.high, *(() if found.gram is None else (found.gram,)))
-    if not all(np.isfinite(one).all() for one in values):
+    if not all(np.isfinite(one).all() for one in (found.squares, found.sums, found.low, found.high)):
         raise ValueError(f"{name}: a statistic is NaN or infinite")
     # By Cauchy and Schwarz, up to the rounding of sums of many values.
     most = np.sqrt(np.maximum(found.squares, 0.0)) * (np.sqrt(found.count) * (1 + 1e-6))
@@ -193,16 +189,24 @@ def _sound(name: str, found: InputStatistics) -> InputStatistics:
     return found
 
 
+@np.errstate(over="ignore")  # differences of the largest numbers are infinite, and refused
 def _check_gram(name: str, squares: Doubles, gram: Doubles) -> None:
     """Check that sum x x^T, [..., K, K], is symmetric, has ``squares`` [..., K] on its diagonal, and is bounded."""
     rounding = 1e-6  # far above that of float64 sums, far below what matters to a scheme
-    norms = np.sqrt(squares)
-    most = norms[..., :, None] * norms[..., None, :]  # [..., K, K], by Cauchy and Schwarz
-    diagonal = np.abs(np.diagonal(gram, axis1=-2, axis2=-1) - squares)
-    asymmetry = np.abs(gram - gram.swapaxes(-1, -2))
-    if (
-        (diagonal > rounding * squares).any()
-        or (np.abs(gram) > (1 + rounding) * most).any()
-        or (asymmetry > rounding * most).any()
-    ):
-        raise ValueError(f"{name}: gram contradicts squares")
+    inputs = squares.shape[-1]
+    step = max(1, _BLOCK_ELEMENTS // max(1, inputs))
+    for token in np.ndindex(squares.shape[:-1]):  # one empty index for a 2-D weight
+        one, norms = gram[token], np.sqrt(squares[token])  # [K, K], [K]
+        diagonal = np.abs(np.diagonal(one) - squares[token])
+        sound = bool((diagonal <= rounding * squares[token]).all())
+        for start in range(0, inputs, step):
+            rows = slice(start, start + step)
+            right, below = one[rows, start:], one[start:, rows].T  # [R, K - start], of both triangles
+            if not (np.isfinite(right).all() and np.isfinite(below).all()):
+                raise ValueError(f"{name}: a statistic is NaN or infinite")
+            most = norms[rows, None] * norms[None, start:]  # by Cauchy and Schwarz
+            sound &= bool((np.abs(right - below) <= rounding * most).all())
+            most *= 1 + rounding
+            sound &= bool((np.abs(right) <= most).all() and (np.abs(below) <= most).all())
+        if not sound:
+            raise ValueError(f"{name}: gram contradicts squares")

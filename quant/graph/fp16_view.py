@@ -24,21 +24,21 @@ _FOLLOWERS = frozenset(
 )
 
 
-def to_fp16_view(model: ir.Model, keep_fp32: tuple[str, ...]) -> frozenset[str]:
+def to_fp16_view(model: ir.Model, keep_fp32: tuple[str, ...], source: str) -> frozenset[str]:
     """Make a float32-typed graph FP16-typed in place and return the initializers to be narrowed to FP16.
 
     Inputs and outputs become FP16, integers stay. Nodes named by ``keep_fp32`` (op types, ``MatMul:activations``,
-    globs of node names) and element-wise nodes between them compute in FP32.
+    globs of node names) and element-wise nodes between them compute in FP32. ``source`` names the graph in messages.
 
     Raises:
         UgsepError: control flow, or a tensor whose type cannot be inferred.
     """
     graph = model.graph
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for n in graph for a in n.attributes.values()):
-        raise UgsepError("the graph has control flow (If, Loop, Scan); an FP16 view needs a traced graph")
+        raise UgsepError(f"{source} has control flow (If, Loop, Scan); an FP16 view needs a traced graph")
     common.LiftConstantsToInitializersPass(size_limit=0)(model)
     _drop_casts_of_fp16_constants(graph)
-    floats = _float_values(model)
+    floats = _float_values(model, source)
     kept = _kept_nodes(graph, keep_fp32, floats)
 
     # A float value is read in up to two types, FP16 and FP32; a cast makes the one that its producer does not.
@@ -79,22 +79,22 @@ def to_fp16_view(model: ir.Model, keep_fp32: tuple[str, ...]) -> frozenset[str]:
 def _drop_casts_of_fp16_constants(graph: ir.Graph) -> None:
     """Let MatMul read FP16 constants directly; only the FP32-typed view needs the cast."""
     for node in list(graph):
-        source = node.inputs[0] if node.op_type == "Cast" else None
-        if source is None or not source.is_initializer() or tensor_of(source).dtype != ir.DataType.FLOAT16:
+        read = node.inputs[0] if node.op_type == "Cast" and node.inputs else None
+        if read is None or not read.is_initializer() or tensor_of(read).dtype != ir.DataType.FLOAT16:
             continue
         output = node.outputs[0]
         if not output.is_graph_output() and all(user.op_type == "MatMul" for user, _ in output.uses()):
-            output.replace_all_uses_with(source)
+            output.replace_all_uses_with(read)
             graph.remove(node, safe=True)
 
 
-def _float_values(model: ir.Model) -> set[ir.Value]:
+def _float_values(model: ir.Model, source: str) -> set[ir.Value]:
     try:
         proto = ir.to_proto(model)
         inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False).graph
     except Exception as error:  # onnx_ir and onnx raise many classes for a graph that contradicts itself
         reason = printable_line(first_line(error))
-        raise UgsepError(f"the graph's types cannot be inferred ({reason:.200}); export the model again") from error
+        raise UgsepError(f"{source}: its types cannot be inferred ({reason:.200}); export the model again") from error
     types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.input, *inferred.value_info, *inferred.output)}
     found: set[ir.Value] = set()
     for value in _values(model.graph):
@@ -105,7 +105,7 @@ def _float_values(model: ir.Model) -> set[ir.Value]:
             found.add(value)
         if known == ir.DataType.UNDEFINED and (node := value.producer()) is not None:
             raise UgsepError(
-                f"the type of '{value.name}' ({node.op_type}) cannot be inferred; use default-domain ops"
+                f"{source}: the type of '{value.name}' ({node.op_type}) cannot be inferred; use default-domain ops"
             )
     return found
 
@@ -162,10 +162,14 @@ def _constants_by_type(
 def _narrow_attributes(node: ir.Node) -> None:
     """Change FP32 to FP16 in attributes that set a node's output type."""
     for name in ("to", "dtype", "output_dtype"):
-        if node.attributes.get_int(name, 0) == ir.DataType.FLOAT:
+        attribute = node.attributes.get(name)
+        if attribute is not None and attribute.type == ir.AttributeType.INT and attribute.value == ir.DataType.FLOAT:
             node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT16)
-    value = node.attributes.get_tensor("value")
-    if value is not None and value.dtype == ir.DataType.FLOAT:
+    constant = node.attributes.get("value")
+    if constant is None or constant.type != ir.AttributeType.TENSOR:
+        return
+    value = constant.as_tensor()
+    if value.dtype == ir.DataType.FLOAT:
         node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(value.numpy().astype("float16"), name=value.name))
 
 

@@ -43,10 +43,12 @@ def load_graph(path: Path) -> ir.Model:
     """Load a graph; external data stays on disk.
 
     Raises:
-        UgsepError: no such file, not ONNX, or an opset before 21 (no blocked DequantizeLinear).
+        UgsepError: no such file, not ONNX, a node that its operator does not allow, or an opset before 21 (no blocked
+            DequantizeLinear).
     """
     proto = read_graph(path)
     try:
+        _check_nodes(proto)
         model = graph_of(proto, path.parent)
     except Exception as error:  # onnx_ir raises many classes for a broken graph
         reason = printable_line(first_line(error))
@@ -55,6 +57,20 @@ def load_graph(path: Path) -> ir.Model:
     if opset < 21:
         raise UgsepError(f"'{path}' has opset {opset}; int8 weights need opset 21, export it again")
     return model
+
+
+def _check_nodes(proto: onnx.ModelProto) -> None:
+    """Check the numbers of inputs and outputs and the types of attributes of nodes that hold no graph.
+
+    Raises:
+        onnx.checker.ValidationError: a node is not as its operator is defined.
+    """
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = proto.ir_version
+    context.opset_imports = {used.domain: used.version for used in proto.opset_import}
+    for node in proto.graph.node:
+        if not any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            onnx.checker.check_node(node, context)
 
 
 def graph_of(proto: onnx.ModelProto, folder: Path = Path()) -> ir.Model:
@@ -112,9 +128,7 @@ def _role(node: ir.Node, position: int) -> str:
         return node.op_type
     if node.op_type == "MatMul" and position == 1:
         return "matmul"
-    axis = node.attributes.get("axis")
-    # An axis of another type is left to the runtime, which refuses the graph.
-    if node.op_type == "Gather" and position == 0 and (axis is None or axis.value == 0):
+    if node.op_type == "Gather" and position == 0 and node.attributes.get_int("axis", 0) == 0:
         return "table"
     return node.op_type
 

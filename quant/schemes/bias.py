@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from quant.arrays import Array, Doubles
 from quant.calibration.statistics import InputStatistics
-from quant.graph.gemms import name_of, tensor_of
+from quant.graph.gemms import ONNX_DOMAINS, name_of, tensor_of
 
 
 def biases_of(model: ir.Model) -> dict[str, str]:
@@ -23,7 +23,7 @@ def biases_of(model: ir.Model) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for node in model.graph:
-        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        weight = node.inputs[1] if node.op_type == "MatMul" and node.domain in ONNX_DOMAINS else None
         if weight is None or not _is_own_float(weight):
             continue
         product = node.outputs[0]

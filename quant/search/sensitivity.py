@@ -92,7 +92,7 @@ def open_candidates(
     """Load graphs, requests and statistics.
 
     Raises:
-        UgsepError: a scheme without its calibration, a calibration of other graphs, no requests.
+        UgsepError: a scheme without its calibration, a calibration of other graphs or shapes, no requests.
     """
     check_calibrated(scheme, calibration)
     paths = {"user": user_onnx, "item": item_onnx}
@@ -104,6 +104,8 @@ def open_candidates(
         model = load_graph(path)
         found = quantizable(model, path)
         weights += [(side, w) for w in found]
+        if side in statistics:
+            statistics[side].check_shapes({w.name: w.shape for w in found})
         values = (scorer.user if side == "user" else scorer.item).weights
         awq[side] = scaling_plan(scheme, model, found, statistics.get(side), values.__getitem__, block)
     return Candidates(scorer, scheme, block, tuple(weights), statistics, awq)

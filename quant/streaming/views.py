@@ -28,7 +28,7 @@ def write_side(job: StreamJob, encoded: EncodedSide, stage: Path) -> QuantTable:
     rows = tuple(_row(job, weight, encoded.facts.get(weight.name, {})) for weight in job.plans)
     table = QuantTable(job.side, scheme_name(job.scheme), "", rows)
     encode_weights(job.model, encoded.initializers)
-    write_views(job.model, stage, job.side, job.blob, job.policy, table)
+    write_views(job.model, stage, f"the {job.side} graph", job.blob, job.policy, table)
     views = [f"{job.side}.{view}.onnx" for view in ("w8a32", "w8a16")]
     for view in views:
         check_file(stage / view)

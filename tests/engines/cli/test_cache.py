@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from engines.cli.main import main
-from engines.compile.cache import cached_build
+from engines.compile.cache import TEMPORARY, cached_build
 from engines.render.byte_sizes import parse_size
 from graphs.base.errors import UgsepError
 from tests.engines.engine_records import tiny_engine
@@ -53,6 +56,63 @@ def test_gc_keeps_the_newest_within_the_size(root: Path) -> None:
     assert [e["key"][0] for e in json.loads(removed.stdout)] == ["a"]
     assert "removed 2 engines" in run("gc", "--root", root, "--max-size", 0).output
     assert json.loads(run("ls", "--root", root, "--json").stdout) == []
+
+
+_HOLD = """
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from engines.compile.cache import TEMPORARY, cached_build
+from graphs.base.scratch import scratch_folder
+
+def build(folder):
+    (folder / "part").write_text("x")
+    print("building", flush=True)
+    sys.stdin.read()
+
+with ExitStack() as held:
+    for prefix in TEMPORARY:
+        (held.enter_context(scratch_folder(prefix)) / "part").write_text("x")
+    cached_build(Path(sys.argv[1]), sys.argv[2] * 64, Path(sys.argv[1]), build)
+"""
+
+
+def test_gc_removes_what_killed_commands_left_and_nothing_that_lives(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    (temporary / ".ugsep-results").mkdir()  # not ours
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    def start(key: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _HOLD, str(root), key], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=Path(__file__).parents[3], env={**os.environ, "TMPDIR": str(temporary)},
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "building\n"
+        return process
+
+    def parts() -> set[Path]:
+        return {*temporary.rglob("part"), *root.glob(".*/engine/part")}
+
+    with start("d") as living:
+        try:
+            kept = parts()
+            assert len(kept) == len(TEMPORARY) + 1
+            with start("e") as killed:
+                killed.kill()
+            assert len(parts()) == 2 * len(kept), "a killed process cannot clean up"
+            assert run("gc", "--root", root).exit_code == 0
+            assert parts() == kept
+        finally:
+            living.kill()
+    assert run("gc", "--root", root).exit_code == 0
+    assert parts() == set()
+    assert [p.name for p in temporary.iterdir()] == [".ugsep-results"]
+    assert len(json.loads(run("ls", "--root", root, "--json").stdout)) == 3
+    assert "killed" in run("gc", "--help").output
 
 
 def test_verify_fails_with_status_1_on_damage_and_gc_removes_it(root: Path) -> None:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from engines.backends.build import build_engine
+from engines.backends.contract import Array
 from engines.backends.engine_spec import BuildSpec
 from engines.backends.table import find_backend
 from engines.bundle.manifest import Engine, engine_for, read_manifest, write_manifest
@@ -124,6 +125,19 @@ def test_relative_error() -> None:
     assert relative_error(reference, reference * np.float32(1.5)) == pytest.approx(0.5)
     assert relative_error(reference, np.array([3.0, np.nan], np.float32)) == float("inf")
     assert relative_error(np.zeros(2, np.float32), reference) == float("inf")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("expected", "actual"),
+    [
+        (np.array([np.inf, 1.0], np.float32), np.array([np.inf, 1.0], np.float32)),  # Inf - Inf
+        (np.array([3.0, -4.0], np.float32), np.array([-np.inf, np.nan], np.float32)),
+        (np.array([1e300, 2.0]), np.array([-1e300, 2.0])),  # the square overflows
+    ],
+)
+def test_values_that_are_not_finite_are_infinitely_off_without_a_warning(expected: Array, actual: Array) -> None:
+    assert relative_error(expected, actual) == float("inf")
 
 
 def test_the_command_names_node_weight_and_error(bundle: Path) -> None:

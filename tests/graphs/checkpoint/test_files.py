@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -165,3 +166,44 @@ def test_a_mutated_index_is_read_or_refused_in_one_line(sharded: Path, tmp_path:
         (folder / INDEX).write_text(mutated_json(whole, rng), errors="surrogatepass")
         refused += bool(refusal(stored_weights, folder))
     assert refused > 200
+
+
+def _replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Return a change that puts something else in the place of a file of a checkpoint."""
+
+    def apply(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        make(folder / name)
+
+    return apply
+
+
+SHARD = "model-00002-of-00003.safetensors"
+ODD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pipe": (os.mkfifo, "is no regular file; copy the checkpoint again"),
+    "folder": (Path.mkdir, "is a folder; copy the checkpoint again"),
+    "link to itself": (lambda p: p.symlink_to(p.name), "is a link that leads to no file; copy the checkpoint again"),
+    "link to nothing": (lambda p: p.symlink_to("gone"), "is a link that leads to no file; copy the checkpoint again"),
+    "device": (lambda p: p.symlink_to("/dev/zero"), "is a link that leads to no file; copy the checkpoint again"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+@pytest.mark.parametrize("name", [SINGLE, INDEX, SHARD])
+def test_what_is_no_file_is_refused_by_what_it_is(sharded: Path, tmp_path: Path, name: str, what: str) -> None:
+    folder = tmp_path / "odd"
+    shutil.copytree(sharded, folder)
+    make, message = ODD[what]
+    _replaced(name, make)(folder)
+    for read in (load_checkpoint, meta_model):
+        assert refusal(read, folder) == f"{folder / name} {message}"
+
+
+def test_links_to_files_elsewhere_are_followed(sharded: Path, tmp_path: Path) -> None:
+    """The cache of Hugging Face keeps every file of a checkpoint as a link to a folder of blobs."""
+    (tmp_path / "snapshot").mkdir()
+    for file in sharded.iterdir():
+        (tmp_path / "snapshot" / file.name).symlink_to(file)
+    exact = load_checkpoint(sharded).state_dict()
+    for name, value in load_checkpoint(tmp_path / "snapshot").state_dict().items():
+        assert torch.equal(value, exact[name])

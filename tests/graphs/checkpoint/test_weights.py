@@ -174,6 +174,14 @@ def test_a_failed_save_leaves_the_old_weights(saved: Path, tmp_path: Path, monke
     assert contents(directory) == contents(saved)
 
 
+def test_the_next_save_removes_what_a_killed_one_left(saved: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".saving-abcd1234"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    make_model(make_config("zenith", "1:1")).save_pretrained(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in saved.iterdir()}
+
+
 @pytest.mark.parametrize("number", range(2))
 def test_mutated_checkpoints_load_or_are_refused_in_one_line(number: int, saved: Path, tmp_path: Path) -> None:
     rng = random.Random(number)

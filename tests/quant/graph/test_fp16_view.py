@@ -18,7 +18,7 @@ node = helper.make_node
 
 def fp16_view(model, tmp_path, keep=()):
     fp16 = graph_of(onnx.ModelProto.FromString(model.SerializeToString()))
-    write_graph(fp16, tmp_path / "fp16.onnx", to_fp16_view(fp16, keep))
+    write_graph(fp16, tmp_path / "fp16.onnx", to_fp16_view(fp16, keep, "'fp16.onnx'"))
     onnx.checker.check_model(str(tmp_path / "fp16.onnx"), full_check=True)
     return onnx.load(tmp_path / "fp16.onnx")
 
@@ -106,8 +106,43 @@ def test_control_flow_is_refused() -> None:
     branch = helper.make_graph([node("Identity", ["x"], ["z"])], "b", [], [value("z", F, [1])])
     nodes = [node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)]
     model = model_of(nodes, [value("x", F, [1]), value("c", TensorProto.BOOL, [])], [value("y", F, [1])], {})
-    with pytest.raises(UgsepError, match="control flow"):
-        to_fp16_view(graph_of(model), ())
+    with pytest.raises(UgsepError, match=r"'item.onnx' has control flow"):
+        to_fp16_view(graph_of(model), (), "'item.onnx'")
+
+
+def relu_of_floats() -> onnx.ModelProto:
+    nodes = [node("Cast", ["ids"], ["f"], to=F), node("Relu", ["f"], ["g"]), node("Neg", ["g"], ["y"])]
+    return model_of(nodes, [value("ids", I64, [3])], [value("y", F, [3])], {})
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(I64, [3]), (F, [4]), (F, [3, 1])])
+def test_a_constant_that_is_declared_otherwise_names_the_file(kind: int, shape: list[int]) -> None:
+    model = relu_of_floats()
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "w"))
+    model.graph.value_info.append(value("w", kind, shape))
+    model.graph.node[2].CopyFrom(node("Add", ["g", "w"], ["y"]))
+    with pytest.raises(UgsepError, match=r"^'item.onnx': its types cannot be inferred .*; export the model again"):
+        to_fp16_view(graph_of(model), (), "'item.onnx'")
+
+
+def test_a_type_that_nothing_declares_names_the_file() -> None:
+    model = relu_of_floats()
+    model.opset_import.add(domain="own", version=1)
+    model.graph.node[1].domain = "own"
+    with pytest.raises(UgsepError, match=r"^'item.onnx': the type of 'g' \(Relu\) cannot be inferred"):
+        to_fp16_view(graph_of(model), (), "'item.onnx'")
+
+
+def test_attributes_of_another_operator_set_may_have_any_type(tmp_path) -> None:
+    """Only ONNX defines what ``to`` and ``value`` are."""
+    model = relu_of_floats()
+    model.opset_import.add(domain="own", version=1)
+    model.graph.node[1].CopyFrom(node("Own", ["f"], ["g"], domain="own", to=1.0, value="text"))
+    model.graph.value_info.append(value("g", F, [3]))
+    fp16 = graph_of(model)
+    to_fp16_view(fp16, (), "'item.onnx'")
+    kept = next(n for n in fp16.graph if n.op_type == "Own")
+    assert (kept.attributes["to"].value, kept.attributes["value"].value) == (1.0, "text")
 
 
 def test_a_graph_is_written_back_as_it_was_read(graphs, tmp_path) -> None:

@@ -1,3 +1,4 @@
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,22 @@ def test_an_npy_file_called_npz_is_refused(spec, tmp_path) -> None:
         np.save(file, np.arange(3.0))
     with pytest.raises(UgsepError, match=r"a.npz' is a single array"):
         list(read_requests([tmp_path / "a.npz"], spec))
+
+
+@pytest.mark.parametrize(
+    "header", ["{'descr': '<i8', (", "'''", "{'descr': '<i8',\n  'x': 3,\n 'y'\n  : }", "[" * 900]
+)
+def test_a_header_that_is_no_dictionary_is_refused(spec, make_columns, tmp_path, header) -> None:
+    """NumPy parses such headers with ``tokenize``, whose error is no ValueError."""
+    path = tmp_path / "a.npz"
+    text = f"{header}\n".encode()
+    np.savez(path, **{name: values for name, values in make_columns(3).items() if name != "item_id"})
+    with zipfile.ZipFile(path, "a") as archive:
+        # magic, format 1.0, the length of the header in two bytes
+        archive.writestr("item_id.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with pytest.raises(UgsepError, match=r"a.npz' is damaged or truncated") as caught:
+        list(read_requests([path], spec))
+    assert str(caught.value).isprintable()
 
 
 def test_an_array_without_axes_is_refused(spec, make_columns, tmp_path) -> None:

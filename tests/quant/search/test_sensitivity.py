@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -6,6 +7,7 @@ import pytest
 from onnx import numpy_helper
 
 from graphs.base.errors import UgsepError
+from quant.calibration.statistics import observe
 from quant.schemes.schemes import Absmax, Awq, Gptq, Mse
 from quant.search.metrics import effect_of
 from quant.search.scoring import open_scorer
@@ -39,6 +41,16 @@ def test_each_weight_alone_has_the_effect_of_a_graph_with_it(graphs, requests, c
         alone = open_scorer(*pair, requests, 1).score()["click"]
         expected = 10 * np.log10((reference**2).sum() / ((reference - alone) ** 2).sum())
         assert by_name[name].sqnr_db == pytest.approx(expected, abs=0.2)  # noise is 5e-3, additions differ by 1e-6
+
+
+@pytest.mark.parametrize("scheme", [Mse(), Gptq(), Awq()])
+def test_a_calibration_of_other_shapes_names_the_weight(graphs, requests, calibration, scheme) -> None:
+    """Its graph hash matches: awq ended in NumPy's ValueError."""
+    kinds = [observe(np.ones((3, 4), np.float32), 0, gram=True)] * len(calibration.item.tensors)
+    item = replace(calibration.item, tensors=dict(zip(calibration.item.tensors, kinds, strict=True)))
+    hostile = replace(calibration, item=item)
+    with pytest.raises(UgsepError, match=r"weight '.*' takes inputs of shape .*, its calibration is of \[4\]"):
+        sensitivity(*graphs, requests, scheme=scheme, calibration=hostile)
 
 
 def test_an_interrupted_sensitivity_goes_on(graphs, requests, calibration, tmp_path, monkeypatch) -> None:
