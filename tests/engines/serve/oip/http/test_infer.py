@@ -104,6 +104,25 @@ def test_a_caller_that_hangs_up_harms_nobody(server: LocalServer) -> None:
     assert server.infer(body)[0] == 200
 
 
+@pytest.mark.parametrize("more", [b"", b"Connection: close\r\n"], ids=["direct", "application"])
+def test_a_request_whose_caller_hung_up_in_the_queue_is_not_scored(built_bundle: Path, more: bytes) -> None:
+    body = valid(3)
+    head = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\n%bContent-Length: %d\r\n\r\n" % (more, len(body))
+    with serving(built_bundle) as server:
+        scheduler = server.context.scheduler
+        with blocked(server):
+            connection = raw(server, head + body)
+            wait_for(lambda: scheduler.waiting == 1)
+            (entry,) = scheduler._queue
+            assert entry.job.deadline is None
+            connection.close()
+            wait_for(lambda: entry.job.deadline is not None)  # noticed while the worker is busy
+        wait_for(lambda: server.answered(200) + server.answered(504) == 2)
+        assert server.answered(200) == 1, "only the one that kept the worker busy"
+        assert server.infer(body)[0] == 200
+    assert server.bugs == []
+
+
 @pytest.mark.parametrize(
     ("header", "value", "line"),
     [
