@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -142,7 +143,7 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
                 parts, self._body = self._body, None
                 self._cancel_late()
                 self._handled = True
-                self._await_next()
+                self._await_next(self.timeout_keep_alive)
                 self._direct.start(parts[0] if len(parts) == 1 else b"".join(parts), self._descriptor)
             elif self._refused:
                 self._refused, self._handled = False, True
@@ -175,8 +176,9 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
                 self._disarm()
 
         def timeout_keep_alive_handler(self) -> None:
-            if not self._answered():  # a direct request, which has had this timer from its start
-                self._await_next()
+            left = self._idle_seconds_left()
+            if left > 0:
+                self._await_next(left)
                 return
             super().timeout_keep_alive_handler()  # closes after the rest is written, which a client may never read
             self._arm()
@@ -237,12 +239,18 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
                 self._late.cancel()
                 self._late = None
 
-        def _await_next(self) -> None:
-            """Close the connection if nothing arrives for long."""
+        def _await_next(self, seconds: float) -> None:
+            """Close the connection if nothing arrives for so long."""
             self._unset_keepalive_if_required()
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+        def _idle_seconds_left(self) -> float:
+            """Return how much longer to wait for a request: a direct one has had the timer from its own start."""
+            if not self._answered():
+                return self.timeout_keep_alive
+            if isinstance(self.cycle, DirectResponse):
+                return self.cycle.answered_at + self.timeout_keep_alive - time.monotonic()
+            return 0.0
 
         def _count(self, size: int) -> None:
             self._header_bytes += size
