@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import http.client
 import socket
-import threading
 from contextlib import closing
 
 import pytest
 
-from engines.serve.listen.http_listener import HttpListener, bind, close_when, free_port
+from engines.serve.listen.http_listener import HttpListener, bind, free_port
 from graphs.base.errors import UgsepError
 
 
@@ -64,17 +63,3 @@ def test_a_listener_that_was_not_started_frees_its_port() -> None:
     listener = HttpListener(hello, bind("127.0.0.1", 0), 1.0)
     assert listener.close(1.0)
     bind("127.0.0.1", listener.port).close()
-
-
-def test_responses_close_their_connections_while_draining() -> None:
-    draining = threading.Event()
-    listener = HttpListener(close_when(draining.is_set, hello), bind("127.0.0.1", 0), 1.0)
-    listener.start()
-    for close in (False, True):
-        with closing(http.client.HTTPConnection("127.0.0.1", listener.port, timeout=10)) as connection:
-            connection.request("GET", "/")
-            response = connection.getresponse()
-            assert response.will_close is close
-            assert response.read() == b"hi"
-        draining.set()
-    listener.close(5.0)
