@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import gc
 import http.client
 import socket
+import threading
+import warnings
 from contextlib import closing
 
 import pytest
@@ -63,3 +66,28 @@ def test_a_listener_that_was_not_started_frees_its_port() -> None:
     listener = HttpListener(hello, bind("127.0.0.1", 0), 1.0)
     assert listener.close(1.0)
     bind("127.0.0.1", listener.port).close()
+
+
+def test_connections_that_outlive_their_time_are_cut_and_left_open_nowhere() -> None:
+    async def wait(scope, receive, send) -> None:
+        entered.set()
+        while (await receive())["type"] != "http.disconnect":
+            continue
+
+    entered = threading.Event()
+    listener = HttpListener(wait, bind("127.0.0.1", 0), 60.0)
+    listener.start()
+    gc.collect()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with socket.create_connection(("127.0.0.1", listener.port)) as held:
+            held.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+            assert entered.wait(10.0)
+            assert listener.close(0.1)
+            held.settimeout(10.0)
+            try:
+                assert held.recv(1) == b""
+            except ConnectionResetError:
+                assert listener.connections == 0
+        gc.collect()
+    assert [str(one.message) for one in seen if one.category is ResourceWarning] == []
