@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from engines.serve.core.model_slot import ModelSlot
-from engines.serve.listen.http_listener import HttpListener, bind, close_when, free_port
+from engines.serve.listen.closing import close_when
+from engines.serve.listen.http_listener import HttpListener, bind, free_port
 from engines.serve.listen.signals import hang_up_noted, received_signals
 from engines.serve.observe.log import Log, make_log
 from engines.serve.oip.grpc_server import GrpcServer, start_grpc

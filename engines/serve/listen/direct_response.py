@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -42,7 +43,8 @@ class DirectResponse:
     concerns the loop (a request that waits behind this one, a connection to be closed), goes through the loop.
 
     It stands in for uvicorn's cycle of request and response: hence ``response_complete`` and ``keep_alive``, which
-    are read and written under the lock.
+    are read and written under the lock. ``answered_at`` is when the response was complete, a time of
+    ``time.monotonic()``.
     """
 
     __slots__ = (
@@ -52,6 +54,7 @@ class DirectResponse:
         "_loop",
         "_transport",
         "_written",
+        "answered_at",
         "keep_alive",
         "lock",
         "response_complete",
@@ -67,6 +70,7 @@ class DirectResponse:
         self._exchange, self._loop, self._transport, self._written = exchange, loop, transport, written
         self.lock = threading.Lock()
         self.response_complete, self.keep_alive = False, True
+        self.answered_at = 0.0
         self._gone, self._fd = False, -1
 
     def start(self, body: bytes, descriptor: int) -> None:
@@ -95,7 +99,7 @@ class DirectResponse:
                     sent = _write(self._fd, response)
                 self._close()
                 if sent == len(response):
-                    self.response_complete = True
+                    self.response_complete, self.answered_at = True, time.monotonic()
                     return
         try:
             self._loop.call_soon_threadsafe(self._write_rest, response, sent)
@@ -126,7 +130,7 @@ class DirectResponse:
             if self._gone:
                 return
             keep_alive = self.keep_alive
-            self.response_complete = True
+            self.response_complete, self.answered_at = True, time.monotonic()
         if not keep_alive and not sent:
             response = closing(response)
         self._transport.write(response[sent:])

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 import uvicorn
 
+from engines.serve.listen.closing import App, close_unasked
 from engines.serve.listen.direct_response import Admit
 from engines.serve.listen.http_protocol import bounded_protocol
 from engines.serve.listen.new_connections import ignore_new_connections
 from graphs.base.errors import UgsepError
 
-__all__ = ["HttpListener", "bind", "close_when", "free_port"]
-
-Message = MutableMapping[str, Any]
-App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+__all__ = ["HttpListener", "bind", "free_port"]
 
 KEEP_ALIVE = 75  # seconds between two requests; longer than load balancers keep theirs (60), so they close first
 START_LIMIT = 30.0  # seconds
 BACKLOG = 2048
 ACCEPT_REST = 0.1  # seconds
+CUT_REST = 0.01  # seconds
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -71,7 +69,7 @@ class HttpListener:
         self.host, self.port = bound.getsockname()[:2]
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns about every malformed request
         config = uvicorn.Config(
-            app,
+            close_unasked(app),
             loop="uvloop",
             http=bounded_protocol(patience, admit),
             ws="none",
@@ -139,7 +137,7 @@ class HttpListener:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, saying when it accepts."""
+    """uvicorn, saying when it accepts, and leaving no connection open in a loop that has ended."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -149,28 +147,12 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self.up.set()
 
-
-def close_when(draining: Callable[[], bool], app: App) -> App:
-    """Let responses say 'connection: close' while ``draining()``, so that clients move to another replica in time.
-
-    A client whose idle connection is closed just as it sends a request cannot know whether it was processed.
-    """
-
-    async def wrapped(
-        scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
-    ) -> None:
-        if not draining():
-            await app(scope, receive, send)
-            return
-
-        async def send_closing(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-            await send(message)
-
-        await app(scope, receive, send_closing)
-
-    return wrapped
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):  # of a forced end
+            connection.transport.abort()
+        # The applications behind them notice, instead of being cancelled and answering 500.
+        await asyncio.sleep(CUT_REST)
 
 
 def _unusable(host: str, port: int, error: OSError) -> UgsepError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,6 +11,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from engines.serve.listen.direct_response import Admit, DirectResponse
+from engines.serve.listen.request_head import MALFORMED, Fault, fault_of, refused, with_path
 
 __all__ = ["bounded_protocol"]
 
@@ -40,6 +42,8 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
             self._late: asyncio.TimerHandle | None = None  # until the body of a direct request is there
             self._whole = True  # no request is partly received
             self._header_bytes = 0
+            self._fault: Fault | None = None  # of the request whose headers are there
+            self._headed = False  # they are: what the parser reports as headers now are trailers
             self._refused = False  # the request whose body arrives
             self._ends = False  # the connection does, with this request
             self._handled = False  # a request, in this call of data_received, without the application
@@ -66,7 +70,7 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
             if self.parser is None or self.transport.is_closing():
                 return
             if self._idle_bytes > MOST_HEADER_BYTES:
-                self.send_400_response("Header too large.")
+                self._refuse((400, "the request's headers are too large; send fewer"))
                 return
             if self._whole and (self._handled or not self._answered()):
                 self._disarm()  # all of it was handed on, the client is not to blame for what follows
@@ -82,14 +86,14 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
                     return
                 except httptools.HttpParserUpgrade as upgrade:
                     if self.parser.get_method() == b"CONNECT":
-                        self.send_400_response("CONNECT is for proxies.")
+                        self._refuse((400, "CONNECT is for proxies; send the request itself"))
                         return
                     # The parser takes what follows for the other protocol, the body included, and is of no more use.
                     data = self._head_without_upgrade() + data[upgrade.args[0] :]
                     self.parser = httptools.HttpRequestParser(self)
                     self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
                 except httptools.HttpParserError:
-                    self.send_400_response("Invalid HTTP request received.")
+                    self._refuse(self._fault or MALFORMED)
                     return
 
         def _head_without_upgrade(self) -> bytes:
@@ -98,7 +102,7 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
             return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(lines))
 
         def on_message_begin(self) -> None:
-            self._whole, self._header_bytes = False, 0
+            self._whole, self._headed, self._header_bytes = False, False, 0
             super().on_message_begin()
 
         def on_url(self, url: bytes) -> None:
@@ -107,12 +111,18 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
 
         def on_header(self, name: bytes, value: bytes) -> None:
             self._count(len(name) + len(value))
-            super().on_header(name, value)
+            if not self._headed:  # a trailer is dropped: it must not pass for a header (RFC 9110, 6.5.1)
+                super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
             self._idle_bytes = 0
             if self.parser.should_upgrade():
                 return
+            self._headed = True
+            self._fault = fault_of(self.parser.get_http_version(), self.headers)
+            if self._fault is not None:
+                raise ValueError(self._fault[1])  # the parser stops and reports an error of a callback
+            self.url = with_path(self.url)
             admitted = admit(self.url, self.headers) if self._is_next() else None
             if admitted is None:
                 with self._response_lock():
@@ -142,7 +152,7 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
                 parts, self._body = self._body, None
                 self._cancel_late()
                 self._handled = True
-                self._await_next()
+                self._await_next(self.timeout_keep_alive)
                 self._direct.start(parts[0] if len(parts) == 1 else b"".join(parts), self._descriptor)
             elif self._refused:
                 self._refused, self._handled = False, True
@@ -160,9 +170,11 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
             if self.flow.write_paused and not self.transport.is_closing():
                 self._arm()  # until the client has read most of it
 
-        def send_400_response(self, msg: str) -> None:
+        def _refuse(self, fault: Fault) -> None:
+            """Answer what cannot be read as a request, and close: where the next one begins is unknown."""
             self._lose_direct()
-            super().send_400_response(msg)
+            self.transport.write(refused(fault))
+            self.transport.close()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -175,8 +187,9 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
                 self._disarm()
 
         def timeout_keep_alive_handler(self) -> None:
-            if not self._answered():  # a direct request, which has had this timer from its start
-                self._await_next()
+            left = self._idle_seconds_left()
+            if left > 0:
+                self._await_next(left)
                 return
             super().timeout_keep_alive_handler()  # closes after the rest is written, which a client may never read
             self._arm()
@@ -237,17 +250,23 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
                 self._late.cancel()
                 self._late = None
 
-        def _await_next(self) -> None:
-            """Close the connection if nothing arrives for long."""
+        def _await_next(self, seconds: float) -> None:
+            """Close the connection if nothing arrives for so long."""
             self._unset_keepalive_if_required()
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+        def _idle_seconds_left(self) -> float:
+            """Return how much longer to wait for a request: a direct one has had the timer from its own start."""
+            if not self._answered():
+                return self.timeout_keep_alive
+            if isinstance(self.cycle, DirectResponse):
+                return self.cycle.answered_at + self.timeout_keep_alive - time.monotonic()
+            return 0.0
 
         def _count(self, size: int) -> None:
             self._header_bytes += size
             if self._header_bytes > MOST_HEADER_BYTES:
-                raise ValueError("header too large")  # the parser reports it as an invalid request: 400, closed
+                raise ValueError("header too large")  # the parser reports it as malformed: 400, closed
 
         def _arm(self) -> None:
             self._disarm()

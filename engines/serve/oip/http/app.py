@@ -33,16 +33,17 @@ def make_app(context: ServerContext, signatures: Signatures, more: Sequence[Base
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         # Inference skips the router: it would cost more than the rest of the HTTP side.
-        if scope["type"] == "http" and scope["method"] == "POST":
-            target = _infer_target(scope["path"])
-            if target is not None:
-                try:
-                    await infer(scope, receive, send, *target)
-                except Exception as error:
-                    context.log.bug(error)
-                    await send_error(error, send)
-                return
-        await others(scope, receive, send)
+        target = _infer_target(scope["path"])
+        if target is None:
+            await others(scope, receive, send)
+        elif scope["method"] != "POST":
+            await _wrong_method(scope["method"], {"allow": "POST"})(scope, receive, send)
+        else:
+            try:
+                await infer(scope, receive, send, *target)
+            except Exception as error:
+                context.log.bug(error)
+                await send_error(error, send)
 
     return app
 
@@ -120,10 +121,13 @@ def _handlers() -> dict[Any, Any]:
         return _json({"error": "internal error"}, 500)  # the exception goes on to the log
 
     async def wrong_method(request: Request, error: Exception) -> Response:
-        headers = getattr(error, "headers", None)
-        return _json({"error": f"method {request.method:.20} is not for this page"}, 405, headers)
+        return _wrong_method(request.method, getattr(error, "headers", None))
 
     return {UgsepError: refuse, 404: not_found, 405: wrong_method, Exception: bug}
+
+
+def _wrong_method(method: str, headers: dict[str, str] | None) -> Response:
+    return _json({"error": f"method {method:.20} is not for this page"}, 405, headers)
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

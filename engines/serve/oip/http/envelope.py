@@ -17,8 +17,8 @@ _LONGEST_KEY = 512
 class Envelope:
     """What the headers of a request say.
 
-    ``ends`` is whether the connection can serve another request without the body being read: it has been, or is
-    small and of known length, so that the HTTP parser drops it.
+    ``ends`` is whether the connection can serve another request without the body being read: it has been, or it is
+    small, of known length, and certain to follow (no 'Expect: 100-continue'), so that the HTTP parser drops it.
     """
 
     __slots__ = ("ends", "json_bytes", "routing_key", "timeout", "traceparent")
@@ -38,10 +38,11 @@ class Envelope:
         """
         length = -1
         seen: list[bytes] = []
+        waits = False
         for name, value in headers:
             if name == b"content-length":
                 length = _digits(name, value)
-                self.ends = length <= max_body
+                self.ends = length <= max_body and not waits
             elif name == b"inference-header-content-length":
                 self.json_bytes = _digits(name, value)
                 seen.append(name)
@@ -52,6 +53,8 @@ class Envelope:
                 self.routing_key = value[:_LONGEST_KEY].decode("latin-1")
             elif name == b"traceparent":
                 self.traceparent = value[:_LONGEST_KEY].decode("latin-1")
+            elif name == b"expect":
+                waits, self.ends = True, False
             elif name == b"content-encoding" and value.lower() not in (b"", b"identity"):
                 raise UgsepError("the body is compressed (Content-Encoding); send it as it is")
         if len(seen) > 1 and len(set(seen)) != len(seen):

@@ -39,15 +39,19 @@ class HttpInfer:
         envelope = Envelope()
         try:
             envelope.read(scope["headers"], self._max_body)
-            answered = await self._submit(envelope, receive, model, version)
+            submitted = await self._submit(envelope, receive, model, version)
         except UgsepError as error:
             if not isinstance(error, (NotReady, QueueFull)):  # the scheduler counts those itself
                 self._context.refused(error, refusal(error).http)
             await send_error(error, send, None if envelope.ends else receive)
             return
-        if answered is None:
+        if submitted is None:
             return  # the caller hung up while it sent
-        result = await answered
+        job, answered = submitted
+        if not await _awaited(answered, receive):
+            job.abandon()  # a worker that has not started yet skips it
+            return
+        result = answered.result()
         if isinstance(result, Body):
             await _send_body(result, send)
         else:
@@ -55,8 +59,8 @@ class HttpInfer:
 
     async def _submit(
         self, envelope: Envelope, receive: Receive, model: str, version: str
-    ) -> asyncio.Future[Body | Exception] | None:
-        """Read the body and queue the job, unless it would be refused anyway."""
+    ) -> tuple[InferJob[Body], asyncio.Future[Body | Exception]] | None:
+        """Read the body and queue the job, unless it would be refused anyway; None if the caller hung up."""
         context = self._context
         context.scheduler.check()
         self._signatures.of(context.slot.current()).is_user_model(model, version)
@@ -68,8 +72,9 @@ class HttpInfer:
         call = Call(time.monotonic(), envelope.timeout, envelope.routing_key, envelope.traceparent)
         codec = Codec(partial(decode_for, model, version, body, envelope.json_bytes, self._headers), encode_answer)
         deliver = partial(_deliver, loop, answered)
-        context.scheduler.submit(InferJob(call, codec, self._signatures, deliver, context.settings.request_timeout))
-        return answered
+        job = InferJob(call, codec, self._signatures, deliver, context.settings.request_timeout)
+        context.scheduler.submit(job)
+        return job, answered
 
     async def _body(self, receive: Receive, envelope: Envelope) -> bytes | None:
         """Return the whole body, or None if the caller hung up.
@@ -100,6 +105,21 @@ class HttpInfer:
             raise too_large(self._max_body)
         envelope.ends = True
         return bytes(chunks)
+
+
+async def _awaited(answered: asyncio.Future[Body | Exception], receive: Receive) -> bool:
+    """Wait for the answer; return whether it came before the caller hung up."""
+    gone = asyncio.ensure_future(_hang_up(receive))
+    try:
+        await asyncio.wait((answered, gone), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+    return answered.done()
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue
 
 
 async def send_error(error: Exception, send: Send, unread: Receive | None = None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.serve.listen import http_listener
 from engines.serve.listen.direct_response import Exchange
 from engines.serve.listen.http_listener import HttpListener, bind
 from engines.serve.listen.http_protocol import GRACE
@@ -278,6 +279,29 @@ def test_a_connection_stays_open_between_two_requests(connect) -> None:
         connection.sendall(post(body))
         expect(connection, b"direct:" + body)
         time.sleep(PATIENCE + GRACE + 0.3)
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["written by the worker", "written by the loop"])
+def test_a_connection_is_kept_as_long_after_an_answer_that_took_long(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, big: bool
+) -> None:
+    keep = 2  # seconds
+    monkeypatch.setattr(http_listener, "KEEP_ALIVE", keep)
+    listener = HttpListener(app, bind("127.0.0.1", 0), PATIENCE, worker.admit)
+    listener.start()
+    with socket.create_connection(("127.0.0.1", listener.port)) as connection:
+        connection.settimeout(SOON)
+        for body, pause in ((b"big" if big else b"a", 0.4 * keep), (b"b", 0.0)):
+            worker.free.clear()
+            connection.sendall(post(body))
+            time.sleep(0.8 * keep)
+            answered = time.monotonic()
+            worker.free.set()
+            expect(connection, b"z" * BIG if body == b"big" else b"direct:" + body)
+            time.sleep(pause)  # the connection's timer, set by the request, runs out here
+        assert until_closed(connection) == b""
+        assert 0.9 * keep < time.monotonic() - answered < keep + SOON
+    assert listener.close(SOON)
 
 
 def test_a_request_that_runs_long_is_not_the_clients_fault(worker: Worker, connect) -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import gc
 import http.client
 import socket
 import threading
+import warnings
 from contextlib import closing
 
 import pytest
 
-from engines.serve.listen.http_listener import HttpListener, bind, close_when, free_port
+from engines.serve.listen.http_listener import HttpListener, bind, free_port
 from graphs.base.errors import UgsepError
 
 
@@ -66,15 +68,26 @@ def test_a_listener_that_was_not_started_frees_its_port() -> None:
     bind("127.0.0.1", listener.port).close()
 
 
-def test_responses_close_their_connections_while_draining() -> None:
-    draining = threading.Event()
-    listener = HttpListener(close_when(draining.is_set, hello), bind("127.0.0.1", 0), 1.0)
+def test_connections_that_outlive_their_time_are_cut_and_left_open_nowhere() -> None:
+    async def wait(scope, receive, send) -> None:
+        entered.set()
+        while (await receive())["type"] != "http.disconnect":
+            continue
+
+    entered = threading.Event()
+    listener = HttpListener(wait, bind("127.0.0.1", 0), 60.0)
     listener.start()
-    for close in (False, True):
-        with closing(http.client.HTTPConnection("127.0.0.1", listener.port, timeout=10)) as connection:
-            connection.request("GET", "/")
-            response = connection.getresponse()
-            assert response.will_close is close
-            assert response.read() == b"hi"
-        draining.set()
-    listener.close(5.0)
+    gc.collect()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with socket.create_connection(("127.0.0.1", listener.port)) as held:
+            held.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+            assert entered.wait(10.0)
+            assert listener.close(0.1)
+            held.settimeout(10.0)
+            try:
+                assert held.recv(1) == b""
+            except ConnectionResetError:
+                assert listener.connections == 0
+        gc.collect()
+    assert [str(one.message) for one in seen if one.category is ResourceWarning] == []

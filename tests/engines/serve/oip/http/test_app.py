@@ -133,7 +133,8 @@ def test_metrics_and_status_are_served(server: LocalServer) -> None:
     ("method", "path", "expected"),
     [
         ("GET", "/nothing", 404),
-        ("GET", "/v2/models/tiny/infer", 404),
+        ("GET", "/v2/models/tiny/infer", 405),
+        ("DELETE", "/v2/models/tiny/versions/1/infer", 405),
         ("POST", "/v2/models/tiny", 405),
         ("GET", "/v2/models/tini", 400),
         ("POST", "/v2/models/tini/infer", 400),
@@ -148,7 +149,13 @@ def test_other_pages_are_one_line(server: LocalServer, method: str, path: str, e
     assert headers["Content-Type"] == "application/json"
     line = json.loads(body)["error"]
     assert "\n" not in line
+    assert headers["Allow"] == {405: "POST" if path.endswith("/infer") else "GET, HEAD"}.get(status)
     assert path != "/v2/models/tini" or "did you mean 'tiny'" in line
+
+
+def test_head_of_an_inference_url_is_refused_without_a_body(server: LocalServer) -> None:
+    status, headers, body = server.send("HEAD", "/v2/models/tiny/infer")
+    assert (status, headers["Allow"], body) == (405, "POST", b"")
 
 
 def test_a_server_that_is_not_ready_says_so(built_bundle: Path) -> None:

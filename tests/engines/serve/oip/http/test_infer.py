@@ -105,6 +105,45 @@ def test_a_caller_that_hangs_up_harms_nobody(server: LocalServer) -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "length", "status"), [(b"tiny", 99_999_999, b"413"), (b"nope", 100, b"400"), (b"tiny", 100, b"429")]
+)
+@pytest.mark.parametrize("sends", [False, True], ids=["waits", "sends anyhow"])
+def test_a_body_refused_before_it_was_asked_for_ends_the_connection(
+    built_bundle: Path, model: bytes, length: int, status: bytes, sends: bool
+) -> None:
+    head = b"POST /v2/models/%b/infer HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    with serving(built_bundle, queue=1, max_body=1 << 20) as server, blocked(server):
+        waiting = threading.Thread(target=server.infer, args=(valid(),))
+        waiting.start() if status == b"429" else None
+        wait_for(lambda: server.context.scheduler.waiting == (status == b"429"))
+        connection = raw(server, head % (model, length) + (b" " * 100 if sends else b""))
+        answer = answer_of(connection)  # until it is closed, although the client neither sends nor closes
+        assert answer.startswith(b"HTTP/1.1 " + status)
+        assert answer.count(b"\r\nconnection: close\r\n") == 1
+    if status == b"429":
+        waiting.join(PATIENCE)
+
+
+@pytest.mark.parametrize("more", [b"", b"Connection: close\r\n"], ids=["direct", "application"])
+def test_a_request_whose_caller_hung_up_in_the_queue_is_not_scored(built_bundle: Path, more: bytes) -> None:
+    body = valid(3)
+    head = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\n%bContent-Length: %d\r\n\r\n" % (more, len(body))
+    with serving(built_bundle) as server:
+        scheduler = server.context.scheduler
+        with blocked(server):
+            connection = raw(server, head + body)
+            wait_for(lambda: scheduler.waiting == 1)
+            (entry,) = scheduler._queue
+            assert entry.job.deadline is None
+            connection.close()
+            wait_for(lambda: entry.job.deadline is not None)  # noticed while the worker is busy
+        wait_for(lambda: server.answered(200) + server.answered(504) == 2)
+        assert server.answered(200) == 1, "only the one that kept the worker busy"
+        assert server.infer(body)[0] == 200
+    assert server.bugs == []
+
+
+@pytest.mark.parametrize(
     ("header", "value", "line"),
     [
         ("Content-Encoding", "gzip", "compressed"),
