@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from benchmarks.reliability.contract import Campaign, Outcome
 from benchmarks.reliability.journal import Try, append, journal_path, open_journal, read_journal
@@ -51,7 +51,7 @@ def run(
     Raises:
         UgsepError: the journal is of another seed, or damaged, or another run works in the same folder.
     """
-    with _lock(campaign, work):
+    with _locked(campaign, work):
         path = journal_path(work, campaign.name)
         if fresh:
             path.unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def repeat(campaign: Campaign[Any], work: Path, seed: int, index: int) -> Try:
     Raises:
         UgsepError: another run works in the same folder.
     """
-    with _lock(campaign, work), _workspace(campaign, work) as workspace:
+    with _locked(campaign, work), _workspace(campaign, work) as workspace:
         return _attempted(campaign, workspace, seed, index)
 
 
@@ -96,16 +96,22 @@ def _workspace(campaign: Campaign[Any], work: Path) -> Iterator[Any]:
         campaign.close(workspace)
 
 
-def _lock(campaign: Campaign[Any], work: Path) -> AcquireReturnProxy:
-    """Return the lock, taken, of a campaign's journal and inputs: two runs would damage each other's."""
+@contextmanager
+def _locked(campaign: Campaign[Any], work: Path) -> Iterator[None]:
+    """Keep other runs away from a campaign's journal and inputs: two runs would damage each other's."""
     folder = work / campaign.name
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", timeout=0)
     try:
-        return FileLock(folder / "lock", timeout=0).acquire()
+        lock.acquire()
     except Timeout as error:
         raise UgsepError(
             f"{folder}: another run of {campaign.name} works there; wait for it, or give another --work"
         ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _attempted(campaign: Campaign[Any], workspace: Any, seed: int, index: int) -> Try:

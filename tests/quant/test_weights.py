@@ -364,7 +364,7 @@ def test_an_output_folder_that_cannot_be_is_refused(graphs, tmp_path) -> None:
         quantize_side(graphs[0], tmp_path / "file" / "out", scheme=Absmax())
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "not onnx", "opset"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "not onnx", "opset", "cycle"])
 def test_damaged_graphs_are_refused(make_graphs, tmp_path, damage) -> None:
     _, item = make_graphs(tmp_path / "onnx", threshold=64)
     data = item.with_name("item.onnx.data")
@@ -376,13 +376,17 @@ def test_damaged_graphs_are_refused(make_graphs, tmp_path, damage) -> None:
         item.write_bytes(b"\xff" * 100)
     else:
         model = onnx.load(item, load_external_data=False)
-        model.opset_import[0].version = 20
+        if damage == "opset":
+            model.opset_import[0].version = 20
+        else:
+            next(n for n in model.graph.node if n.op_type == "Add").input[0] = model.graph.output[0].name
         item.write_bytes(model.SerializeToString())
     message = {
         "truncated": "its data, 1680 bytes|which is missing",
         "missing": "its data, 1680 bytes|which is missing",
         "not onnx": "is not a readable ONNX file",
         "opset": "has opset 20; int8 weights need opset 21",
+        "cycle": "item.onnx': it contradicts itself and cannot be copied; export the model again",
     }[damage]
     with pytest.raises(UgsepError, match=message):
         quantize_side(item, tmp_path / "out", scheme=Absmax())
