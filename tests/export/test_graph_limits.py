@@ -109,7 +109,7 @@ WRONG: dict[str, tuple[Callable[[ModelProto], object], str]] = {
     "an input nobody makes, nested": (lambda m: m.graph.node[2].attribute[0].g.node[1].input.__setitem__(0, "z"),
                                       "takes 'z', which nothing before it makes"),
     "an input made later": (lambda m: m.graph.node[0].input.__setitem__(0, "q"), "takes 'q', which nothing before"),
-    "an input that a node makes itself": (lambda m: m.graph.node[1].input.__setitem__(0, "q"), "which nothing before"),
+    "an input that a node makes itself": (lambda m: m.graph.node[1].input.__setitem__(0, "q"), "nothing before"),
     "an input made later, around": (lambda m: m.graph.node[2].attribute[0].g.node[1].input.__setitem__(0, "y"),
                                     "takes 'y', which nothing before it makes"),
     "an output nobody makes": (lambda m: setattr(m.graph.output[0], "name", "z"), "nothing makes the output 'z'"),
