@@ -65,7 +65,7 @@ def _graphs(model: ModelProto) -> Iterator[Any]:
 
 
 def _check_names(graph: GraphProto, outer: frozenset[str]) -> None:
-    """Check that every value is made once, and that nodes take what is made here or around, ``outer``."""
+    """Check that every value is made once, and that nodes take what is made before them or around, ``outer``."""
     stored = [*(t.name for t in graph.initializer), *(t.values.name for t in graph.sparse_initializer)]
     given = {info.name for info in graph.input}
     # Before IR version 4 initializers were inputs too.
@@ -74,14 +74,15 @@ def _check_names(graph: GraphProto, outer: frozenset[str]) -> None:
     if "" in stored or len(set(stored)) != len(stored) or len(set(made)) != len(made):
         twice = next((name for name, count in Counter(made).items() if count > 1), "")
         raise _Refused(f"the value {twice!a:.80} is made twice" if twice else "a tensor has no name of its own")
-    known = outer | frozenset(made)
+    known = {*outer, *given, *stored}
     for node in graph.node:
         for name in node.input:
             if name and name not in known:
-                raise _Refused(f"the node {node.name!a:.80} takes {name!a:.80}, which nothing makes")
+                raise _Refused(f"the node {node.name!a:.80} takes {name!a:.80}, which nothing before it makes")
         for attribute in node.attribute:
             for nested in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                _check_names(nested, known)
+                _check_names(nested, frozenset(known))
+        known.update(node.output)
     for info in graph.output:
         if info.name not in known:
             raise _Refused(f"nothing makes the output {info.name!a:.80}")

@@ -16,7 +16,7 @@ import onnx_ir.passes.common as common
 
 from export import names
 from graphs.base.errors import UgsepError, first_line, printable_line
-from quant.graph.gemms import name_of, tensor_of
+from quant.graph.gemms import ONNX_DOMAINS, name_of, tensor_of
 
 # Element-wise operators join a region of FP32 if everything they compute on lies in it (mean + eps).
 _FOLLOWERS = frozenset(
@@ -104,9 +104,8 @@ def _float_values(model: ir.Model, source: str) -> set[ir.Value]:
         if known == ir.DataType.FLOAT:
             found.add(value)
         if known == ir.DataType.UNDEFINED and (node := value.producer()) is not None:
-            raise UgsepError(
-                f"{source}: the type of '{value.name}' ({node.op_type}) cannot be inferred; use default-domain ops"
-            )
+            fix = "export the model again" if node.domain in ONNX_DOMAINS else "use default-domain ops"
+            raise UgsepError(f"{source}: the type of '{value.name}' ({node.op_type}) cannot be inferred; {fix}")
     return found
 
 
