@@ -83,9 +83,7 @@ def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any
         },
         "engines": [_engine(e) for e in found.engines],
         "calibration_sha256": found.calibration_sha256,
-        "targets": [
-            {"name": t.name, "value": t.value, "bound": t.bound, "passed": t.passed} for t in found.proof.checks
-        ],
+        "targets": [check.as_dict() for check in found.proof.checks],
         "notes": list(found.notes),
         "tried": [{**asdict(t), "p50_ms": t.p50_ms if math.isfinite(t.p50_ms) else None} for t in found.tried],
     }

@@ -36,7 +36,13 @@ class Check:
 
     def as_dict(self) -> dict[str, object]:
         """Return the check as ``report.json`` holds it."""
-        return {"name": self.name, "value": self.value, "bound": self.bound, "passed": self.passed}
+        return {
+            "name": self.name,
+            "value": self.value,
+            "bound": self.bound,
+            "relation": self.relation,
+            "passed": self.passed,
+        }
 
     def __str__(self) -> str:
         """Return the check as one readable line."""

@@ -58,7 +58,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--admin-socket", type=PATH,
               help="Unix socket for 'ugsep rollback'.  [default: by port, in the user's runtime folder]")  # fmt: skip
 @click.option("--haproxy", type=PATH, metavar="FILE",
-              help="Write an HAProxy configuration for several replicas to FILE instead of serving.")  # fmt: skip
+              help="Write an HAProxy configuration for several replicas to FILE, whose folder is made if missing, "
+                   "instead of serving.")  # fmt: skip
 @click.option("--replicas", type=int, help="How many replicas --haproxy is for.  [default: 2]")
 @click.pass_context
 def serve_command(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 from engines.serve.core.job import Job
 from engines.serve.core.served_bundle import ServedBundle
-from engines.serve.errors import DeadlineExceeded
 from engines.serve.score_request import ScoreRequest
 
-__all__ = ["Entry", "check_waiting", "rows_of"]
+__all__ = ["Entry", "rows_of"]
 
 
 class Entry:
@@ -35,17 +32,3 @@ def rows_of(features: object) -> int:
         for value in features.values():
             return int(value.shape[0]) if value.ndim else 0
     return 0
-
-
-def check_waiting(deadline: float | None) -> None:
-    """Refuse to run what waited until its deadline had passed.
-
-    Raises:
-        DeadlineExceeded: with how late it is.
-    """
-    if deadline is not None:
-        late = time.monotonic() - deadline
-        if late > 0:
-            raise DeadlineExceeded(
-                f"the deadline passed {late * 1e3:.1f} ms ago, in the queue; the request was not run"
-            )

@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from engines.serve.core.batching import BatchPlan, Sizes, plan_from
-from engines.serve.core.entry import Entry, check_waiting, rows_of
+from engines.serve.core.entry import Entry, rows_of
 from engines.serve.core.job import Answer, Job, StageSeconds
 from engines.serve.core.model_slot import ModelSlot
 from engines.serve.core.outcome import Outcome, code_of
 from engines.serve.core.served_bundle import ServedBundle
+from engines.serve.deadlines import check_deadline
 from engines.serve.errors import NotReady, QueueFull, RankerClosed
 from engines.serve.score_request import Scored
 from graphs.base.errors import UgsepError
@@ -29,8 +30,8 @@ class Scheduler:
     Threads of its own score, or the caller's if that may block and a worker would be idle: two threads fewer to wake.
     A worker takes more waiting jobs into its item call where the bundle's measurements say that this pays, and waits
     up to ``max_batch_delay`` seconds for them. ``on_outcome`` are called in the worker's thread after each answer,
-    ``on_refusal`` in the caller's with each error that ``check`` or ``submit`` raise, ``on_bug`` with exceptions that
-    are our own fault; a hook that raises is one too.
+    ``on_refusal`` in the caller's with each error that ``check`` or ``submit`` raise and the request's traceparent,
+    ``on_bug`` with exceptions that are our own fault; a hook that raises is one too.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Scheduler:
         queue: int,
         max_batch_delay: float = 0.0,
         on_outcome: Sequence[Callable[[Outcome], None]] = (),
-        on_refusal: Callable[[UgsepError], None] = lambda error: None,
+        on_refusal: Callable[[UgsepError, str], None] = lambda error, traceparent: None,
         on_bug: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self._slot, self._delay = slot, max_batch_delay
@@ -75,7 +76,7 @@ class Scheduler:
             self._threads.append(thread)
             thread.start()
 
-    def check(self) -> None:
+    def check(self, traceparent: str = "") -> None:
         """Refuse what ``submit`` would refuse now; for before the body of a request is read.
 
         Raises:
@@ -84,7 +85,7 @@ class Scheduler:
         """
         error = self._refusal()
         if error is not None:
-            self._on_refusal(error)
+            self._on_refusal(error, traceparent)
             raise error
 
     def submit(self, job: Job, *, here: bool = False) -> None:
@@ -104,7 +105,7 @@ class Scheduler:
                 else:
                     self._wake()
         if error is not None:
-            self._on_refusal(error)
+            self._on_refusal(error, job.traceparent)
             raise error
         if mine is not None:
             try:
@@ -216,13 +217,13 @@ class Scheduler:
             return True
         job, entry.served = entry.job, served
         try:
-            check_waiting(job.deadline)
+            check_deadline(job.deadline, "a worker was free")
             before = time.monotonic()
             entry.request = request = job.decode(served)
             entry.codec += time.monotonic() - before
             entry.candidates = rows_of(request.items)
             entry.users = rows_of(request.user) if request.user_index is not None else 1
-            check_waiting(request.deadline)
+            check_deadline(request.deadline, "it could be scored")  # it may hold its own
         except UgsepError as error:
             self._settle([(entry, error)])
             return False

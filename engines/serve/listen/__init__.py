@@ -1,3 +1,3 @@
 """The sockets of the server."""
 
-__all__ = ["http_listener", "signals"]
+__all__ = ["closing", "http_listener", "signals"]

@@ -37,6 +37,7 @@ _MOST_THREADS = 512
 #: Calls that may wait for a spare thread, so that they get a refusal of ours: grpc's own does not say when to retry.
 _BACKLOG = 1024
 _LONGEST_KEY = 512
+_HEADERS = ("x-user-key", "traceparent")
 _ENVELOPE_BYTES = 64 << 10  # names and shapes beside the tensors that --max-body allows
 
 
@@ -233,7 +234,7 @@ class _Calls:
         if not places.take():
             wait = self._context.scheduler.retry_seconds()
             full = QueueFull(f"{places.most} calls are open, as many as have a thread; retry in {wait} s", wait)
-            self._context.refused(full)
+            self._context.refused(full, traceparent=_headers(rpc).get("traceparent", ""))
             return self._refuse(full, rpc)
         try:
             return self._admitted(messages, rpc)
@@ -241,27 +242,24 @@ class _Calls:
             places.leave()
 
     def _admitted(self, messages: Iterator[bytes], rpc: grpc.ServicerContext) -> bytes:
+        headers = _headers(rpc)
+        traceparent = headers.get("traceparent", "")
         try:
-            self._context.scheduler.check()
-            result = self._scored(self._slow.read(messages, rpc), rpc)
+            self._context.scheduler.check(traceparent)
+            message = self._slow.read(messages, rpc)
+            result = self._scored(message, headers.get("x-user-key", ""), traceparent, rpc)
         except UgsepError as error:
             if not isinstance(error, (NotReady, QueueFull)):  # the scheduler counts those itself
-                self._context.refused(error, refusal(error).http)
+                self._context.refused(error, refusal(error).http, traceparent)
             result = error
         except Exception as error:
             self._context.log.bug(error)
             result = error
         return self._refuse(result, rpc) if isinstance(result, Exception) else result
 
-    def _scored(self, message: bytes, rpc: grpc.ServicerContext) -> bytes | Exception:
+    def _scored(self, message: bytes, key: str, traceparent: str, rpc: grpc.ServicerContext) -> bytes | Exception:
         """Queue the request and wait for its answer; the thread is one of a bounded number."""
         context = self._context
-        key = traceparent = ""
-        for name, value in rpc.invocation_metadata():
-            if name == "x-user-key":
-                key = _text(value)
-            elif name == "traceparent":
-                traceparent = _text(value)
         answered: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
         remaining = rpc.time_remaining()
         timeout = 0.0 if remaining is None or math.isinf(remaining) else max(remaining, 1e-9)
@@ -285,6 +283,11 @@ class _Calls:
         if refused.retry_after:
             rpc.set_trailing_metadata((("retry-after", str(refused.retry_after)),))
         return b""
+
+
+def _headers(rpc: grpc.ServicerContext) -> dict[str, str]:
+    """Return the metadata of a call that matters."""
+    return {name: _text(value) for name, value in rpc.invocation_metadata() if name in _HEADERS}
 
 
 def _text(value: str | bytes) -> str:

@@ -9,7 +9,6 @@ from typing import Generic, TypeVar
 
 from engines.serve.core.job import Answer
 from engines.serve.core.served_bundle import ServedBundle
-from engines.serve.errors import DeadlineExceeded
 from engines.serve.oip.request import Decoded, Reply
 from engines.serve.oip.signature import Signature, Signatures
 from engines.serve.score_request import ScoreRequest
@@ -43,7 +42,17 @@ class Codec(Generic[T]):
 class InferJob(Generic[T]):
     """A job of ``Scheduler``; ``deliver`` gets the encoded answer or the error, once, in the worker's thread."""
 
-    __slots__ = ("_call", "_codec", "_default", "_deliver", "_reply", "_signatures", "deadline", "users_only")
+    __slots__ = (
+        "_abandoned",
+        "_call",
+        "_codec",
+        "_default",
+        "_deliver",
+        "_reply",
+        "_signatures",
+        "deadline",
+        "users_only",
+    )
 
     def __init__(
         self,
@@ -54,7 +63,7 @@ class InferJob(Generic[T]):
         default_timeout: float = 0.0,
     ) -> None:
         self._call, self._codec, self._signatures, self._deliver = call, codec, signatures, deliver
-        self._reply = Reply("")
+        self._reply, self._abandoned = Reply(""), False
         self.users_only = False  # until it is decoded, which says for which model it is
         # The default waits for the decoding: it is for requests without a timeout, and the body may hold one.
         self._default = default_timeout
@@ -77,27 +86,21 @@ class InferJob(Generic[T]):
 
     def abandon(self) -> None:
         """Note that the caller is gone: a worker that has not started yet need not score."""
-        self.deadline = 0.0
+        self._abandoned, self.deadline = True, time.monotonic()
 
     def decode(self, served: ServedBundle) -> ScoreRequest:
         """Parse the request for one bundle.
 
         Raises:
             UgsepError: it is malformed, or for another model or version.
-            DeadlineExceeded: its timeout, known only now, has passed.
         """
         call = self._call
         decoded = self._codec.decode(self._signatures.of(served))
         self._reply, self.users_only = decoded.reply, decoded.users_only
         given = [seconds for seconds in (call.timeout, decoded.timeout) if seconds]
         timeout = min(given) if given else self._default  # of two that the caller sent, the earlier counts
-        if timeout and self.deadline != 0.0:
+        if timeout and not self._abandoned:
             self.deadline = call.arrived + timeout
-            late = time.monotonic() - self.deadline
-            if late > 0:
-                raise DeadlineExceeded(
-                    f"the deadline passed {late * 1e3:.1f} ms ago, before the request was scored; allow more time"
-                )
         return decoded.score_request(self.deadline)
 
     def answer(self, answer: Answer) -> None:

@@ -19,7 +19,7 @@ _SERVICE = "ugsep"
 
 
 class Tracer:
-    """Makes one server span per request, with a child per stage, in the trace that the caller started.
+    """Makes one server span per request, refused ones too, with a child per stage, in the caller's trace.
 
     The durations of the children are measured; they are laid end to end, because only their sum per request is known
     when several requests share an engine call. Nothing that identifies a user is in a span.
@@ -73,6 +73,22 @@ class Tracer:
                     self._tracer.start_span(stage, context=parent, start_time=at).end(until)
                     at = until
         span.end(end)
+
+    def refused(self, error: UgsepError, code: int, traceparent: str) -> None:
+        """Make the span of a request that was answered ``code`` before it was queued: it has no length."""
+        from opentelemetry.trace import SpanKind, Status, StatusCode
+
+        now = time.time_ns()
+        span = self._tracer.start_span(
+            "infer",
+            context=self._propagator.extract({"traceparent": traceparent}),
+            kind=SpanKind.SERVER,
+            start_time=now,
+            attributes={"ugsep.code": code, "error.type": type(error).__name__},
+        )
+        if code >= 500:
+            span.set_status(Status(StatusCode.ERROR))
+        span.end(now)
 
     def close(self, timeout: float = 2.0) -> bool:
         """Export what is left; return whether that took less than ``timeout`` seconds."""

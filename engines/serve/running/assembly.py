@@ -19,7 +19,7 @@ from engines.serve.observe.log import Log
 from engines.serve.observe.metrics import Metrics
 from engines.serve.record.recorder import Recorder, RecordEvent
 from engines.serve.record.tracing import make_tracer
-from engines.serve.running.context import ServerContext
+from engines.serve.running.context import ServerContext, note_refusal
 from engines.serve.settings import ServeSettings
 from graphs.base.errors import UgsepError
 
@@ -36,17 +36,16 @@ def make_context(settings: ServeSettings, slot: ModelSlot, log: Log, after: Exit
     """
     metrics, window, misses = Metrics(), LatencyWindow(), MissReport()
 
-    def refused(error: UgsepError) -> None:
-        code = code_of(error)
-        metrics.refused(error, code)
-        window.refused(code)
+    tracer = make_tracer(settings.traces)
+
+    def refused(error: UgsepError, traceparent: str) -> None:
+        note_refusal(metrics, window, tracer, error, code_of(error), traceparent)
 
     def missed(outcome: Outcome) -> None:
         if isinstance(outcome.result, Answer) and outcome.result.misses and outcome.request is not None:
             misses.record(outcome.job.routing_key, outcome.request.user)
 
     hooks: list[Callable[[Outcome], None]] = [metrics.observe, window.record, log.slow, missed]
-    tracer = make_tracer(settings.traces)
     if tracer is not None:
         after.callback(tracer.close)
         hooks.append(tracer.record)
@@ -62,7 +61,7 @@ def make_context(settings: ServeSettings, slot: ModelSlot, log: Log, after: Exit
         on_bug=log.bug,
     )
     metrics.watch(lambda: (scheduler.waiting, scheduler.running), lambda: _loaded(slot))
-    return ServerContext(settings, slot, scheduler, Lifecycle(), metrics, window, log, misses=misses)
+    return ServerContext(settings, slot, scheduler, Lifecycle(), metrics, window, log, tracer, misses=misses)
 
 
 def _recording(

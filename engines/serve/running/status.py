@@ -93,6 +93,7 @@ def _gates(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             "name": str(gate.get("name", "")),
             "value": _number(gate.get("value")),
             "bound": _number(gate.get("bound")),
+            "relation": gate["relation"] if gate.get("relation") in ("<=", ">=") else None,
             "passed": gate.get("passed") is True,
         }
         for gate in gates

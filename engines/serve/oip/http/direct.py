@@ -63,7 +63,8 @@ class DirectInfer:
         if not known or not url.endswith(b"/infer"):
             return None
         try:
-            self.context.scheduler.check()
+            traceparent = next((value for name, value in headers if name == b"traceparent"), b"")
+            self.context.scheduler.check(traceparent.decode("latin-1"))
         except QueueFull as error:
             return error_response(error)
         except NotReady:
@@ -115,7 +116,7 @@ class DirectCall:
     def too_slow(self) -> bytes:
         """Return the refusal of a body that did not arrive in time."""
         error = too_slow(self._infer.context.settings.body_timeout)
-        self._infer.context.refused(error, refusal(error).http)
+        self._infer.context.refused(error, refusal(error).http, self._envelope.traceparent)
         return error_response(error)
 
     def abandon(self) -> None:

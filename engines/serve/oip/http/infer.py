@@ -42,7 +42,7 @@ class HttpInfer:
             submitted = await self._submit(envelope, receive, model, version)
         except UgsepError as error:
             if not isinstance(error, (NotReady, QueueFull)):  # the scheduler counts those itself
-                self._context.refused(error, refusal(error).http)
+                self._context.refused(error, refusal(error).http, envelope.traceparent)
             await send_error(error, send, None if envelope.ends else receive)
             return
         if submitted is None:
@@ -62,7 +62,7 @@ class HttpInfer:
     ) -> tuple[InferJob[Body], asyncio.Future[Body | Exception]] | None:
         """Read the body and queue the job, unless it would be refused anyway; None if the caller hung up."""
         context = self._context
-        context.scheduler.check()
+        context.scheduler.check(envelope.traceparent)
         self._signatures.of(context.slot.current()).is_user_model(model, version)
         body = await self._body(receive, envelope)
         if body is None:

@@ -107,8 +107,8 @@ function codes(found) {
     el("code", {}, code), CODES[code] ?? "", count(n), bar(n / most, "", code.startsWith("2") || code === "OK" ? "good" : "bad")]));
 }
 
-/** How a value must relate to its bound, as far as the outcome tells. */
-const relation = (g) => (g.value === null || g.value === g.bound ? "" : (g.value < g.bound) === g.passed ? "≤ " : "≥ ");
+/** How a value must relate to its bound, if the report says it. */
+const relation = (g) => ({ "<=": "≤ ", ">=": "≥ " })[g.relation] ?? "";
 
 const gates = (found) => !found?.length ? empty("This bundle has no gates.") : table("Gates",
   [["gate"], ["value", true], ["bound", true], ["result"]],

@@ -32,7 +32,7 @@ def start(slot: ModelSlot) -> Iterator[Callable[..., tuple[Scheduler, Seen]]]:
             queue=queue,
             max_batch_delay=delay,
             on_outcome=(seen.outcomes.append,),
-            on_refusal=seen.refusals.append,
+            on_refusal=lambda error, traceparent: seen.refusals.append(error),
             on_bug=seen.bugs.append,
         )
         scheduler.start()

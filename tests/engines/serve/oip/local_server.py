@@ -156,7 +156,7 @@ def serving(bundle: Path, ready: bool = True, **settings: Any) -> Iterator[Local
         workers=made.workers,
         queue=made.queue,
         on_outcome=(metrics.observe, window.record),
-        on_refusal=lambda error: metrics.refused(error, code_of(error)),
+        on_refusal=lambda error, traceparent: metrics.refused(error, code_of(error)),
         on_bug=bugs.append,
     )
     log, _ = make_log(io.StringIO())

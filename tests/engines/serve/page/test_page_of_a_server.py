@@ -54,6 +54,7 @@ def test_every_fixture_gets_the_logits_of_the_build(server: RunningServer, built
         report = server.context.slot.current().report
         for gate in report["targets"]:
             assert gate["name"] in browser.text("#gates")
+        assert {"≤", "≥"} <= set(browser.text("#gates"))
         state = np.sum([o.nbytes for o in server.context.slot.current().ranker.user_state(fixtures[0].user).values()])
         assert f"{state} B" in browser.text("#cache") or f"{state / 1024:.1f} KiB" in browser.text("#cache")
         assert browser.complaints() == []

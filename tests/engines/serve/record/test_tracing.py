@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
+import io
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -19,10 +23,14 @@ from engines.bundle.manifest import read_manifest
 from engines.serve.core.job import Answer, StageSeconds
 from engines.serve.core.outcome import Outcome, code_of
 from engines.serve.core.served_bundle import ServedBundle
-from engines.serve.errors import DeadlineExceeded
+from engines.serve.errors import DeadlineExceeded, NotReady, QueueFull
+from engines.serve.observe.log import make_log
 from engines.serve.ranker import Ranker
 from engines.serve.record.tracing import Tracer, make_tracer
+from engines.serve.running import assembly
 from engines.serve.score_request import ScoreRequest
+from engines.serve.server import start
+from engines.serve.settings import ServeSettings
 from graphs.base.errors import UgsepError
 
 ROOT = Path(__file__).parents[4]
@@ -110,6 +118,53 @@ def test_a_request_is_a_span_with_its_stages_in_the_callers_trace(
         assert (stage.parent.span_id, stage.start_time) == (span.context.span_id, at)
         at = stage.end_time or 0
     assert at <= span.end_time
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [(QueueFull("full"), 429, StatusCode.UNSET), (NotReady("draining"), 503, StatusCode.ERROR)],
+)
+def test_a_refused_request_is_a_span_in_the_callers_trace(
+    exporter: InMemorySpanExporter, tracer: Tracer, error: UgsepError, code: int, status: StatusCode
+) -> None:
+    before = time.time_ns()
+    tracer.refused(error, code, PARENT)
+    span = server_span(exporter)
+    assert span.context is not None
+    assert span.parent is not None
+    assert (f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}") == tuple(PARENT.split("-")[1:3])
+    assert (span.name, span.status.status_code) == ("infer", status)
+    assert span.attributes == {"ugsep.code": code, "error.type": type(error).__name__}
+    assert span.start_time == span.end_time
+    assert 0 <= (span.end_time or 0) - before < 10**9, "a time of the wall clock"
+
+
+@pytest.mark.parametrize("protocol", ["direct", "application", "grpc"])
+def test_a_server_that_refuses_traces_it(
+    built_bundle: Path, exporter: InMemorySpanExporter, tracer: Tracer, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    monkeypatch.setattr(assembly, "make_tracer", lambda enabled: tracer)
+    settings = ServeSettings(built_bundle, http_port=0, grpc_port=0, drain_seconds=0.0, watch_seconds=0.0)
+    server = start(settings, make_log(io.StringIO())[0])
+    try:
+        monkeypatch.setattr(server.context.scheduler, "limit", 0)
+        if protocol == "grpc":
+            assert server.grpc is not None
+            with grpc.insecure_channel(f"127.0.0.1:{server.grpc.port}") as channel:
+                call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+                with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
+                    call(b"", timeout=30.0, metadata=(("traceparent", PARENT),))
+        else:
+            with closing(http.client.HTTPConnection("127.0.0.1", server.http.port, timeout=30.0)) as connection:
+                headers = {"traceparent": PARENT} | ({} if protocol == "direct" else {"Connection": "close"})
+                connection.request("POST", "/v2/models/tiny/infer", b"{}", headers)
+                assert connection.getresponse().status == 429
+    finally:
+        server.stop()
+    span = server_span(exporter)
+    assert span.attributes == {"ugsep.code": 429, "error.type": "QueueFull"}
+    assert span.parent is not None
+    assert f"{span.parent.span_id:016x}" == PARENT.split("-")[2]
 
 
 def test_nothing_identifies_a_user(tracer: Tracer, exporter: InMemorySpanExporter, served: ServedBundle) -> None:

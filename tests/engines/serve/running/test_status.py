@@ -83,8 +83,9 @@ def test_what_serves_and_what_it_did(context: ServerContext, built_bundle: Path)
     assert (found["model"]["backend"], found["model"]["precision"]) == (report["backend"], report["precision"])
     assert found["previous"]["version"] == first.version
     assert found["gates"] == [
-        {key: gate[key] for key in ("name", "value", "bound", "passed")} for gate in report["targets"]
+        {key: gate[key] for key in ("name", "value", "bound", "relation", "passed")} for gate in report["targets"]
     ]
+    assert {"<=", ">="} == {gate["relation"] for gate in found["gates"]}
     assert [engine["side"] for engine in found["engines"] if engine["chosen"]] == ["user", "item"]
     assert found["cache"]["hits"] - before.hits == 1
     assert found["cache"]["state_bytes_per_user"] == report["split"]["state_bytes_per_user"]
@@ -106,7 +107,7 @@ def test_what_serves_and_what_it_did(context: ServerContext, built_bundle: Path)
         {},
         {"targets": "no list", "split": 3},
         {
-            "targets": [1, {"name": 5, "value": float("inf"), "bound": "x", "passed": 1}],
+            "targets": [1, {"name": 5, "value": float("inf"), "bound": "x", "relation": ["<="], "passed": 1}],
             "split": {"state_bytes_per_user": []},
         },
     ],
@@ -115,7 +116,7 @@ def test_a_strange_report_breaks_nothing(context: ServerContext, report: dict) -
     context.slot.switch(dataclasses.replace(load_bundle(context.settings), report=report))
     found = read(context)
     assert found["cache"]["state_bytes_per_user"] is None
-    assert all(not gate["passed"] and gate["value"] is None for gate in found["gates"])
+    assert all(not gate["passed"] and gate["value"] is None is gate["relation"] for gate in found["gates"])
     context.slot.close(10)
 
 
