@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["decomposition"]
+__all__ = ["decomposition", "exporter_differs"]
 
 aten = torch.ops.aten
 Number = Tensor | int
@@ -29,6 +29,14 @@ def decomposition(node: fx.Node) -> Callable[..., Any] | None:
     result = node.meta.get("val")
     whole = isinstance(result, Tensor) and not result.dtype.is_floating_point and result.dtype != torch.bool
     return _INTEGER.get(node.target) if whole else None
+
+
+def exporter_differs(node: fx.Node) -> bool:
+    """Return whether the exporter's own form of a node gives other values than PyTorch for some inputs."""
+    if node.target is aten.scaled_dot_product_attention.default:
+        mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+        return mask is not None
+    return node.target in _INTEGER and decomposition(node) is not None
 
 
 def _looks_up_rows(node: fx.Node) -> bool:
@@ -53,6 +61,18 @@ def _is_in(elements: Tensor, known: Tensor, *, assume_unique: bool = False, inve
     """Return whether each element [...] is one of ``known``; the exporter's form sorts, which ONNX cannot."""
     found = (elements.unsqueeze(-1) == known.reshape(-1)).any(-1)
     return ~found if invert else found
+
+
+def _finite(
+    values: Tensor, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+) -> Tensor:
+    """Replace NaN and infinities; the decomposition of PyTorch makes tensors that do not belong to the graph."""
+    if not values.dtype.is_floating_point:
+        return values.clone()
+    limits = torch.finfo(values.dtype)
+    kept = values.masked_fill(values.isnan(), 0.0 if nan is None else nan)
+    kept = kept.masked_fill(values == math.inf, limits.max if posinf is None else posinf)
+    return kept.masked_fill(values == -math.inf, limits.min if neginf is None else neginf)
 
 
 def _randomized_relu(
@@ -246,6 +266,7 @@ _INTEGER: dict[Any, Callable[..., Any]] = {
 _ALWAYS: dict[Any, Callable[..., Any]] = {
     aten.scaled_dot_product_attention.default: _attention,
     aten.isin.Tensor_Tensor: _is_in,
+    aten.nan_to_num.default: _finite,
     aten.rrelu.default: _randomized_relu,
     aten.embedding_bag.default: _bag,
     aten.embedding_bag.padding_idx: _bag,

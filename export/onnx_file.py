@@ -17,6 +17,7 @@ from torch.onnx import ONNXProgram
 
 from export import names
 from export.canonical import canonicalize
+from export.decompositions import exporter_differs
 from export.exporter_errors import refusal
 from export.io import check_file, write_model
 from export.metadata import IR_VERSION, OPSET, Stamp
@@ -91,6 +92,8 @@ def to_onnx(subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, 
             graph = made.graph
             program = _written(made, subgraph, feeds, rows)
         except Exception as error:  # the exporter raises many types; it then traces the module itself
+            if any(exporter_differs(node) for node in subgraph.module.graph.nodes):
+                raise refusal([(error, graph)]) from error  # its own forms would give other scores
             _log.info("tracing the graph again (%s)", error)
             try:
                 program = _written(subgraph.module, subgraph, feeds, rows)

@@ -187,6 +187,9 @@ class Attention(nn.Module):
         keys, query = self.history(history), self.item(item)[:, None]
         if self.form == "module":
             attended, _ = self.attention(query, keys, keys, key_padding_mask=padding, need_weights=False)
+        elif self.form == "module, NaN replaced":  # as users write who have seen NaN elsewhere
+            attended, _ = self.attention(query, keys, keys, key_padding_mask=padding, need_weights=False)
+            attended = torch.nan_to_num(attended)
         elif self.form == "bool mask":
             attended = F.scaled_dot_product_attention(query, keys, keys, attn_mask=~padding[:, None])
         elif self.form == "float mask":
@@ -202,7 +205,9 @@ class Attention(nn.Module):
         return (attended * query).sum((1, 2))
 
 
-@pytest.mark.parametrize("form", ["module", "bool mask", "float mask", "grouped heads", "causal"])
+@pytest.mark.parametrize(
+    "form", ["module", "module, NaN replaced", "bool mask", "float mask", "grouped heads", "causal"]
+)
 def test_attention_gives_pytorch_s_values_without_any_key(form: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Attention(form).eval()
@@ -217,3 +222,42 @@ def test_attention_gives_pytorch_s_values_without_any_key(form: str, tmp_path: P
     assert np.isfinite(wanted).all()
     # FP32 sums of 8 terms in another order, on values up to a few tens.
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+class Replaced(nn.Module):
+    def __init__(self, options: dict[str, float]) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        return torch.nan_to_num(user * 2 / item, **self.options).sum(1)
+
+
+@pytest.mark.parametrize("options", [{}, {"nan": 2.5}, {"nan": -1.0, "posinf": 3.0, "neginf": -7.0}])
+def test_nan_and_infinities_are_replaced_as_pytorch_does(options: dict[str, float], tmp_path: Path) -> None:
+    made = split(Replaced(options).eval(), (torch.randn(7, 1), torch.randn(7, 1)), user=("user",), item=("item",))
+    feeds = {"user": torch.tensor([[0.0], [1.0], [-1.0], [3.0]]), "item": torch.tensor([[0.0], [0.0], [0.0], [2.0]])}
+    stamp = Stamp("replaced", "full", "fp32", ())
+    file = export_subgraph(made.full, feeds, {n: "candidates" for n in feeds}, tmp_path / "full.onnx", stamp)
+    got = ort.InferenceSession(str(file.path)).run(None, {n: v.numpy() for n, v in feeds.items()})[0]
+    np.testing.assert_array_equal(got, Replaced(options)(**feeds).numpy())
+
+
+@pytest.mark.parametrize("what", ["attention", "integers"])
+def test_what_can_only_be_traced_again_is_refused_if_scores_would_differ(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no program")
+
+    monkeypatch.setattr("export.onnx_file.program_of", fail)
+    stamp = Stamp("m", "full", "fp32", ())
+    if what == "attention":
+        example = {"history": torch.randint(1, 50, (7, 6)), "item": torch.arange(7)}
+        made = split(Attention("module").eval(), example, user=("history",), item=("item",))
+    else:
+        example = {"user": torch.randn(7, 3), "key": torch.arange(7)}
+        module = Hashed(lambda k: torch.div(k, 7, rounding_mode="floor")).eval()
+        made = split(module, example, user=("user",), item=("key",))
+    with pytest.raises(UgsepError, match="no program"):
+        export_subgraph(made.full, example, {n: "candidates" for n in example}, tmp_path / "full.onnx", stamp)
