@@ -77,7 +77,7 @@ def trace(module: nn.Module, example: Example) -> Traced:
     # the model are found below.
     shapes = [{0: torch.export.Dim.AUTO} for _ in tiled]
     try:
-        with torch.no_grad(), quiet(), gc_paused(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), quiet(), gc_paused():
             exported = torch.export.export(call.flat(module), (tiled,), dynamic_shapes=(shapes,), strict=False)
             if not _is_plain(exported.graph):  # takes as long as the export
                 exported = exported.run_decompositions(_unfamiliar(exported.graph))

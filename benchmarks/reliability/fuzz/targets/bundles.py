@@ -122,15 +122,16 @@ def _mutated(path: Path, rng: random.Random) -> bytes:
 
 def _readers(inputs: Inputs, bundle: Path, folder: Path, rng: random.Random, heavy: float = 0.02) -> tuple[Run, ...]:
     """Return one or two commands that read a bundle; a heavy one with this probability."""
-    out, text = folder / "out", str(bundle)
+    text = str(bundle)
+    weights, statistics = folder / "weights", folder / "statistics"  # two that run leave nothing of each other's
     light = (
         Run("ugsep", ("inspect", text)),
         Run("ugsep", ("inspect", text, "--json")),
         Run("quant", ("inspect", text)),
         Run("scores", (text, str(inputs.requests), str(folder / "again.npz")), writes=folder / "again.npz"),
         Run("ugsep", ("bisect", text)),
-        Run("quant", ("weights", text, "--scheme", "absmax", "--out", str(out)), writes=out),
-        Run("quant", ("calibrate", text, "--synthetic", "1", "--out", str(out)), writes=out),
+        Run("quant", ("weights", text, "--scheme", "absmax", "--out", str(weights)), writes=weights),
+        Run("quant", ("calibrate", text, "--synthetic", "1", "--out", str(statistics)), writes=statistics),
         Run("ugsep", ("replay", text, "--requests", str(inputs.requests))),
     )
     chosen = rng.sample(light, rng.choice((1, 1, 2)))
