@@ -155,10 +155,7 @@ def _set(constant: ir.Value, values: Array) -> None:
 def write_views(model: ir.Model, stage: Path, source: str, blob: str, policy: Policy, table: QuantTable) -> None:
     """Write both typed views of an encoded graph into ``stage``; ``source`` names the graph in messages."""
     text = json.dumps(table.to_json(), sort_keys=True)
-    try:
-        fp16 = model.clone()
-    except Exception as error:  # onnx_ir copies no graph that contradicts itself, and raises many classes for it
-        raise UgsepError(f"{source}: it contradicts itself and cannot be copied; export the model again") from error
+    fp16 = model.clone()
     narrow = to_fp16_view(fp16, policy.keep_fp32_ops, source)
     for view, precision, narrowed in ((model, "w8a32", frozenset[str]()), (fp16, "w8a16", narrow)):
         stamps = {"precision": precision, TABLE_KEY: text}
