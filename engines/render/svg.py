@@ -47,13 +47,16 @@ def to_svg(figure: Figure) -> str:
 def _print_verbatim(figure: Figure) -> None:
     """Show the names in a figure as they are: a $ starts no formula, and what no font can draw is escaped."""
     from matplotlib.text import Text
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogFormatter
 
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             formatter = axis.get_major_formatter()
             if isinstance(formatter, FuncFormatter):  # labels that were given as texts
                 formatter.func = _printable_labels(formatter.func)
+            elif isinstance(formatter, LogFormatter):  # its subclass for log axes writes formulas
+                axis.set_major_formatter(LogFormatter())
+                axis.set_minor_formatter(LogFormatter())
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_parse_math(False)
