@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
@@ -100,11 +101,23 @@ class Server:
         return sum(p.memory_info().rss for p in (found, *found.children(recursive=True)))
 
     def descriptors(self) -> int:
-        """Return how many file descriptors it has open, without its callers' connections: those are the callers'."""
+        """Return how many file descriptors it has open, without its callers' connections: those are the callers'.
+
+        Only what is open throughout counts, so that connections that come and go meanwhile are not taken for leaks.
+        """
         process = psutil.Process(self.running.pid)
-        # A connection that opens or closes between the two counts makes a sample wrong by one; medians do not see it.
-        connections = [c for c in process.net_connections("inet") if c.status != psutil.CONN_LISTEN]
-        return int(process.num_fds()) - len(connections)
+        before = _descriptors(process.pid)
+        connections = {c.fd for c in process.net_connections("inet") if c.status != psutil.CONN_LISTEN}
+        return sum(fd not in connections for fd, _ in before & _descriptors(process.pid))
+
+
+def _descriptors(pid: int) -> set[tuple[int, str]]:
+    """Return the open descriptors of a process and what they are of; psutil knows only files and sockets."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.add((int(link.name), str(link.readlink())))
+    return found
 
 
 @contextmanager
