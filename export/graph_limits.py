@@ -1,16 +1,16 @@
-"""What an ONNX file claims about its tensors, checked against the bytes that are there, before anything runs it."""
+"""What an ONNX file claims of its operators and tensors, checked against what is there, before anything runs it."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import onnx
 import onnx_ir as ir
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, OperatorSetIdProto, TensorProto
 from onnx.external_data_helper import uses_external_data
 
 from graphs.base.errors import UgsepError
@@ -21,20 +21,28 @@ __all__ = ["check_graph"]
 _MAX_ELEMENTS = 1 << 40
 _MAX_RANK = 64
 _MAX_DEPTH = 16  # of graphs inside the attributes of nodes
+#: The newest version of each of ONNX's own operator sets; those of others are not known here.
+_OPSETS = {domain or "ai.onnx": last for domain, (_, last) in onnx.defs.C.schema_version_map().items()}
+_FIRST_IR = 3  # the first with opsets
 _DATA_FIELDS = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 
 def check_graph(model: ModelProto, path: Path) -> None:
-    """Check shapes, types, data sizes and data locations of every tensor of a model, and all names.
+    """Check a model's versions, the shapes, types, data sizes and data locations of its tensors, and all names.
 
     ``path`` is the file; its external data must lie in the same folder.
 
     Raises:
-        UgsepError: a dimension or element count out of range, an unknown type, data that is missing, too short or too
-            long, a location that leads out of the folder, or a name that is missing or given twice.
+        UgsepError: a version that is not known, a dimension or element count out of range, an unknown type, data that
+            is missing, too short or too long, a location that leads out of the folder, or a name that is missing or
+            given twice.
     """
     sizes: dict[str, int] = {}
     try:
+        if not _FIRST_IR <= model.ir_version <= onnx.IR_VERSION:
+            raise _Refused(f"its IR version is {model.ir_version}, and {_known(_FIRST_IR, onnx.IR_VERSION)}")
+        for imports in (model.opset_import, *(function.opset_import for function in model.functions)):
+            _check_opsets(imports)
         for graph in _graphs(model):
             for info in (*graph.input, *graph.output, *graph.value_info):
                 if info.type.HasField("tensor_type"):
@@ -62,6 +70,26 @@ def _graphs(model: ModelProto) -> Iterator[Any]:
             for attribute in node.attribute:
                 inner = [attribute.g] if attribute.HasField("g") else []
                 found += [(nested, depth + 1) for nested in (*inner, *attribute.graphs)]
+
+
+def _check_opsets(imports: Iterable[OperatorSetIdProto]) -> None:
+    """Check that imports name one version of every operator set, and of ONNX's own sets one that is known.
+
+    A checker that does not know a version takes the newest one it knows, so what nodes mean would be a guess.
+    """
+    versions: dict[str, int] = {}
+    for used in imports:
+        name = used.domain or "ai.onnx"
+        if name in versions:
+            raise _Refused(f"the opset of {name!a:.80} is given twice")
+        versions[name] = used.version
+        last = _OPSETS.get(name)
+        if last is not None and not 1 <= used.version <= last:
+            raise _Refused(f"its opset of {name} is {used.version}, and {_known(1, last)}")
+
+
+def _known(first: int, last: int) -> str:
+    return f"onnx {onnx.__version__} knows {first} to {last}"
 
 
 def _check_names(graph: GraphProto, outer: frozenset[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a graph says of its tensors is checked against what is there, before anything else reads it."""
+"""What a graph says of its operators and tensors is checked against what is there, before anything else reads it."""
 
 from __future__ import annotations
 
@@ -113,6 +113,15 @@ WRONG: dict[str, tuple[Callable[[ModelProto], object], str]] = {
     "an input made later, around": (lambda m: m.graph.node[2].attribute[0].g.node[1].input.__setitem__(0, "y"),
                                     "takes 'y', which nothing before it makes"),
     "an output nobody makes": (lambda m: setattr(m.graph.output[0], "name", "z"), "nothing makes the output 'z'"),
+    "an opset nobody knows": (lambda m: setattr(m.opset_import[0], "version", 999),
+                              rf"of ai\.onnx is 999, .* knows 1 to {onnx.defs.onnx_opset_version()}; do not use"),
+    "an IR version nobody knows": (lambda m: setattr(m, "ir_version", 99),
+                                   rf"its IR version is 99, and onnx \S+ knows 3 to {onnx.IR_VERSION}; do not use"),
+    "an IR version without opsets": (lambda m: setattr(m, "ir_version", 2), "its IR version is 2, and"),
+    "no opset": (lambda m: setattr(m.opset_import[0], "version", 0), r"its opset of ai\.onnx is 0, and"),
+    "an opset of a function": (lambda m: m.functions.add(name="f").opset_import.add(version=99), "onnx is 99, and"),
+    "another opset of ONNX": (lambda m: m.opset_import.add(domain="ai.onnx.ml", version=77), "of ai.onnx.ml is 77"),
+    "an opset twice": (lambda m: m.opset_import.add(domain="ai.onnx", version=20), "'ai.onnx' is given twice"),
     "graphs in graphs": (lambda m: deepen(m, 20), "nested more than 16 deep"),
 }  # fmt: skip
 
