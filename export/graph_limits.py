@@ -28,14 +28,14 @@ _DATA_FIELDS = ("raw_data", "float_data", "int32_data", "string_data", "int64_da
 
 
 def check_graph(model: ModelProto, path: Path) -> None:
-    """Check a model's versions, the shapes, types, data sizes and data locations of its tensors, and all names.
+    """Check a model's versions and texts, the shapes, types, sizes and places of its tensors, and all names.
 
     ``path`` is the file; its external data must lie in the same folder.
 
     Raises:
-        UgsepError: a version that is not known, a dimension or element count out of range, an unknown type, data that
-            is missing, too short or too long, a location that leads out of the folder, or a name that is missing or
-            given twice.
+        UgsepError: a version that is not known, a text that is not UTF-8, a dimension or element count out of range,
+            an unknown type, data that is missing, too short or too long, a location that leads out of the folder, or
+            a name that is missing or given twice.
     """
     sizes: dict[str, int] = {}
     try:
@@ -43,7 +43,12 @@ def check_graph(model: ModelProto, path: Path) -> None:
             raise _Refused(f"its IR version is {model.ir_version}, and {_known(_FIRST_IR, onnx.IR_VERSION)}")
         for imports in (model.opset_import, *(function.opset_import for function in model.functions)):
             _check_opsets(imports)
+        _check_text("the metadata", *(text for p in model.metadata_props for text in (p.key, p.value)))
+        keys = Counter(prop.key for prop in model.metadata_props)
+        if len(keys) != len(model.metadata_props):
+            raise _Refused(f"the metadata has {keys.most_common(1)[0][0]!a:.80} twice")
         for graph in _graphs(model):
+            _check_text("the graph", *_words(graph))
             for info in (*graph.input, *graph.output, *graph.value_info):
                 if info.type.HasField("tensor_type"):
                     _check_type(info)
@@ -55,7 +60,7 @@ def check_graph(model: ModelProto, path: Path) -> None:
 
 
 class _Refused(Exception):
-    """What is wrong with a tensor."""
+    """What is wrong with a graph."""
 
 
 def _graphs(model: ModelProto) -> Iterator[Any]:
@@ -70,6 +75,25 @@ def _graphs(model: ModelProto) -> Iterator[Any]:
             for attribute in node.attribute:
                 inner = [attribute.g] if attribute.HasField("g") else []
                 found += [(nested, depth + 1) for nested in (*inner, *attribute.graphs)]
+
+
+def _check_text(what: str, *words: object) -> None:
+    """Check that texts are UTF-8; protobuf gives others as bytes, which no comparison with a known name finds."""
+    for word in words:
+        if not isinstance(word, str):
+            raise _Refused(f"{what} has the text {word!a:.80}, which is not UTF-8")
+
+
+def _words(graph: GraphProto) -> Iterator[str]:
+    """Yield the names of a graph's values, tensors, nodes, operators and attributes."""
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        yield info.name
+        yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
+    for tensor in _tensors(graph):
+        yield tensor.name
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
 
 
 def _check_opsets(imports: Iterable[OperatorSetIdProto]) -> None:
