@@ -220,6 +220,23 @@ def _clamp(values: Tensor, low: Tensor | None = None, high: Tensor | None = None
     return values if high is None else _minimum(values, high)
 
 
+def _shift_left_by(values: Tensor, by: int) -> Tensor:
+    """Shift by a number; the exporter shifts as uint64, which TensorRT cannot read. Beyond the width gives 0."""
+    bits = torch.iinfo(values.dtype).bits
+    if not 0 <= by < bits:
+        return torch.zeros_like(values)
+    top = torch.iinfo(values.dtype).min  # 2 to the last bit, as a number of the type
+    return values * (top if by == bits - 1 and top < 0 else 1 << by)
+
+
+def _shift_right_by(values: Tensor, by: int) -> Tensor:
+    """Shift by a number, keeping the sign; beyond the width leaves only the sign."""
+    info = torch.iinfo(values.dtype)
+    if by < 0 or 1 << by > info.max:
+        return -(values < 0).to(values.dtype)
+    return aten.floor_divide(values, 1 << by)  # type: ignore[no-any-return]  # ops are untyped
+
+
 def _power_of_two(exponent: Tensor) -> Tensor:
     """Return 2 to an exponent of 0 to 63, modulo 2^64, from the bits of the exponent."""
     power = torch.ones_like(exponent)
@@ -253,6 +270,10 @@ _INTEGER: dict[Any, Callable[..., Any]] = {
     aten.clamp_max.Tensor: _minimum,
     aten.bitwise_left_shift.Tensor: _shift_left,
     aten.__lshift__.Tensor: _shift_left,
+    aten.bitwise_left_shift.Tensor_Scalar: _shift_left_by,
+    aten.__lshift__.Scalar: _shift_left_by,
+    aten.bitwise_right_shift.Tensor_Scalar: _shift_right_by,
+    aten.__rshift__.Scalar: _shift_right_by,
     aten.bitwise_right_shift.Tensor: _shift_right,
     aten.__rshift__.Tensor: _shift_right,
     aten.div.Tensor_mode: _divide,

@@ -1,16 +1,16 @@
-"""What an ONNX file claims about its tensors, checked against the bytes that are there, before anything runs it."""
+"""What an ONNX file claims of its operators and tensors, checked against what is there, before anything runs it."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import onnx
 import onnx_ir as ir
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, OperatorSetIdProto, TensorProto
 from onnx.external_data_helper import uses_external_data
 
 from graphs.base.errors import UgsepError
@@ -21,21 +21,34 @@ __all__ = ["check_graph"]
 _MAX_ELEMENTS = 1 << 40
 _MAX_RANK = 64
 _MAX_DEPTH = 16  # of graphs inside the attributes of nodes
+#: The newest version of each of ONNX's own operator sets; those of others are not known here.
+_OPSETS = {domain or "ai.onnx": last for domain, (_, last) in onnx.defs.C.schema_version_map().items()}
+_FIRST_IR = 3  # the first with opsets
 _DATA_FIELDS = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 
 def check_graph(model: ModelProto, path: Path) -> None:
-    """Check shapes, types, data sizes and data locations of every tensor of a model, and all names.
+    """Check a model's versions and texts, the shapes, types, sizes and places of its tensors, and all names.
 
     ``path`` is the file; its external data must lie in the same folder.
 
     Raises:
-        UgsepError: a dimension or element count out of range, an unknown type, data that is missing, too short or too
-            long, a location that leads out of the folder, or a name that is missing or given twice.
+        UgsepError: a version that is not known, a text that is not UTF-8, a dimension or element count out of range,
+            an unknown type, data that is missing, too short or too long, a location that leads out of the folder, or
+            a name that is missing or given twice.
     """
     sizes: dict[str, int] = {}
     try:
+        if not _FIRST_IR <= model.ir_version <= onnx.IR_VERSION:
+            raise _Refused(f"its IR version is {model.ir_version}, and {_known(_FIRST_IR, onnx.IR_VERSION)}")
+        for imports in (model.opset_import, *(function.opset_import for function in model.functions)):
+            _check_opsets(imports)
+        _check_text("the metadata", *(text for p in model.metadata_props for text in (p.key, p.value)))
+        keys = Counter(prop.key for prop in model.metadata_props)
+        if len(keys) != len(model.metadata_props):
+            raise _Refused(f"the metadata has {keys.most_common(1)[0][0]!a:.80} twice")
         for graph in _graphs(model):
+            _check_text("the graph", *_words(graph))
             for info in (*graph.input, *graph.output, *graph.value_info):
                 if info.type.HasField("tensor_type"):
                     _check_type(info)
@@ -47,7 +60,7 @@ def check_graph(model: ModelProto, path: Path) -> None:
 
 
 class _Refused(Exception):
-    """What is wrong with a tensor."""
+    """What is wrong with a graph."""
 
 
 def _graphs(model: ModelProto) -> Iterator[Any]:
@@ -62,6 +75,45 @@ def _graphs(model: ModelProto) -> Iterator[Any]:
             for attribute in node.attribute:
                 inner = [attribute.g] if attribute.HasField("g") else []
                 found += [(nested, depth + 1) for nested in (*inner, *attribute.graphs)]
+
+
+def _check_text(what: str, *words: object) -> None:
+    """Check that texts are UTF-8; protobuf gives others as bytes, which no comparison with a known name finds."""
+    for word in words:
+        if not isinstance(word, str):
+            raise _Refused(f"{what} has the text {word!a:.80}, which is not UTF-8")
+
+
+def _words(graph: GraphProto) -> Iterator[str]:
+    """Yield the names of a graph's values, tensors, nodes, operators and attributes."""
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        yield info.name
+        yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
+    for tensor in _tensors(graph):
+        yield tensor.name
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+
+
+def _check_opsets(imports: Iterable[OperatorSetIdProto]) -> None:
+    """Check that imports name one version of every operator set, and of ONNX's own sets one that is known.
+
+    A checker that does not know a version takes the newest one it knows, so what nodes mean would be a guess.
+    """
+    versions: dict[str, int] = {}
+    for used in imports:
+        name = used.domain or "ai.onnx"
+        if name in versions:
+            raise _Refused(f"the opset of {name!a:.80} is given twice")
+        versions[name] = used.version
+        last = _OPSETS.get(name)
+        if last is not None and not 1 <= used.version <= last:
+            raise _Refused(f"its opset of {name} is {used.version}, and {_known(1, last)}")
+
+
+def _known(first: int, last: int) -> str:
+    return f"onnx {onnx.__version__} knows {first} to {last}"
 
 
 def _check_names(graph: GraphProto, outer: frozenset[str]) -> None:

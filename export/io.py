@@ -16,6 +16,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from export.graph_limits import check_graph
 from graphs.base.errors import UgsepError, first_line, printable_line
+from graphs.base.regular_file import is_regular_file
 
 __all__ = [
     "check_file",
@@ -40,8 +41,10 @@ def read_graph(path: Path) -> onnx.ModelProto:
     """Read an ONNX file as protobuf; external data stays on disk. What it says of its tensors is checked.
 
     Raises:
-        UgsepError: the file is missing or not ONNX, or a tensor has a shape, size or place that cannot be.
+        UgsepError: the file is missing, no file or not ONNX, or a tensor has a shape, size or place that cannot be.
     """
+    if not is_regular_file(path, "export the model again"):
+        raise UgsepError(f"'{path}' does not exist; export the model first")
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf raises its own classes for a broken file
@@ -166,8 +169,6 @@ def _open_data(path: Path, location: str) -> IO[bytes]:
 
 
 def _unreadable(path: Path, error: Exception) -> UgsepError:
-    if isinstance(error, FileNotFoundError | IsADirectoryError):
-        return UgsepError(f"'{path}' does not exist; export the model first")
     return UgsepError(
         f"'{path}' is not a readable ONNX file ({printable_line(first_line(error))}); export the model again"
     )

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from export.metadata import side_of
 from graphs.base.config import parse
 from graphs.base.errors import UgsepError, nearest
+from graphs.base.regular_file import is_regular_file
 from graphs.base.yaml_text import read_yaml
 from quant.graph.gemms import load_graph, weights_of
 
@@ -112,10 +113,9 @@ def read_policy(path: Path) -> Policy:
     Raises:
         UgsepError: the file is missing, not YAML, or not a policy.
     """
-    try:
-        document = read_yaml(path.read_bytes(), f"'{path}'")
-    except FileNotFoundError as error:
-        raise UgsepError(f"'{path}' does not exist; give a policy file") from error
+    if not is_regular_file(path, "give a policy file"):
+        raise UgsepError(f"'{path}' does not exist; give a policy file")
+    document = read_yaml(path.read_bytes(), f"'{path}'")
     if not isinstance(document, Mapping):
         raise UgsepError(f"'{path}' is not a mapping; write default, block and weights")
     return policy_from(document.get("policy", document), f"'{path}'")

@@ -16,7 +16,7 @@ from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
 from quant.arrays import Array, Doubles
 from quant.calibration.statistics import Calibration, InputStatistics, SideStatistics
-from quant.graph.files import append, publish, staged, write_graph
+from quant.graph.files import append, staged, write_graph
 from quant.graph.fp16_view import to_fp16_view
 from quant.graph.gemms import Weight, load_graph, read_tensor, tensor_of, weights_of
 from quant.graph.rewrite import Encoded, encode_weights, scale_of_matmul
@@ -114,14 +114,10 @@ def quantize_pair(
         UgsepError: as in ``quantize_side``, for either graph.
     """
     with staged(out_dir) as stage:
-        pair = stage / "pair"  # a folder of its own, because each side locks the one it stages in
-        tables = [
-            quantize_side(src, pair, scheme=scheme, calibration=calibration, policy=policy, progress=progress)
+        return [
+            quantize_side(src, stage, scheme=scheme, calibration=calibration, policy=policy, progress=progress)
             for src in (user, item)
         ]
-        publish(pair.iterdir(), stage)
-        pair.rmdir()
-    return tables
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from engines.recipes.recipe import Recipe, load_recipe
 from engines.render.html import render
 from engines.render.markdown import table, write_section
 from engines.render.svg import COLOURS, new_axes, to_svg
+from graphs.base.regular_file import is_regular_file
 
 _HEADS = (
     "recipe", "parameters", "MFLOP per candidate", "user:item", "reusable", "limit", "speed-up at N", "of the limit",
@@ -47,7 +48,7 @@ def measured(bundle: Path, recipe: Recipe) -> RecipeFigures | None:
     Raises:
         UgsepError: the report or the recipe in the bundle cannot be read.
     """
-    if not (bundle / REPORT).is_file():
+    if not is_regular_file(bundle / REPORT, "build the bundle again"):
         return None
     built = load_recipe(str(bundle / RECIPE))
     if (built.model, built.config) != (recipe.model, recipe.config):

@@ -57,7 +57,7 @@ def run_stages(job: stages.BuildJob, source: SourceModel) -> Build:
     selection = stages.select_engines(job, graphs, samples)
     with tempfile.TemporaryDirectory(dir=job.work, prefix=".lowered-") as scratch:
         lowered = stages.lower(job, graphs, selection, Path(scratch))
-        compiled = stages.compile_engines(job, lowered)
+        compiled = stages.compile_engines(job, selection, lowered)
     manifest = stages.describe(job, graphs, samples, selection, compiled)
     compared = stages.compare(job, graphs, samples, selection)
     proof = stages.verify(job, model, samples, manifest)

@@ -15,6 +15,7 @@ from graphs.base import config
 from graphs.base.errors import UgsepError
 from graphs.base.features import Feature
 from graphs.base.json_text import read_json
+from graphs.base.regular_file import is_regular_file
 from graphs.checkpoint.files import weight_files
 from graphs.models.pretrained import load_checkpoint, read_config
 from graphs.models.ranking_model import ModelConfig, RankingModel, initialise
@@ -97,8 +98,8 @@ def random_config(recipe: Recipe, features: Path | None) -> ModelConfig:
 
 
 def _read_features(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UgsepError(f"'{path}' is not a file; pass the features.json of 'make data' with --features")
+    if not is_regular_file(path, "pass the features.json of 'make data' with --features"):
+        raise UgsepError(f"'{path}' does not exist; pass the features.json of 'make data' with --features")
     location = f"'{path}'"
     document = read_json(path.read_bytes(), location, "run 'make data' again")
     config.check_plain(document, location)
@@ -127,7 +128,7 @@ def content_key(name: str, recipe: Recipe, sources: Sources, backend: str, modul
         parts["checkpoint"] = [hash_file(file).sha256 for file in files]
     if sources.factory:
         parts["factory"] = [module_sha256, sources.user, sources.item]
-    if sources.features is not None and sources.features.is_file():
+    if sources.features is not None and is_regular_file(sources.features, "pass a features.json with --features"):
         parts["features"] = hash_file(sources.features).sha256
     for role in ("calibration", "requests"):
         paths: tuple[Path, ...] = getattr(sources, role)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from engines.backends.host import host_isa
 from engines.build.autoselect import Trial, choose_engines
@@ -34,8 +36,9 @@ from engines.verify.fixtures import write_fixtures
 from engines.verify.reference import PyTorchReference
 from engines.verify.scores import Scores, reference_scores
 from export.metadata import OPSET
+from graphs.base.errors import UgsepError
 from graphs.base.names import GraphSide
-from graphs.base.progress import ProgressCallback
+from graphs.base.progress import Progress, ProgressCallback
 from graphs.split.proof import SplitProof, prove_split
 from graphs.split.split import Split
 from quant.calibration.calibrate import CALIBRATION_REQUESTS, calibrate
@@ -50,6 +53,7 @@ from quant.weight_table import QuantTable
 from quant.weights import quantize_side
 
 Graphs = Mapping[GraphSide, Path]
+T = TypeVar("T")
 BATCHING_CACHE_BYTES = 1 << 30  # a limit: a few users' states are cached, however large
 
 
@@ -174,29 +178,67 @@ def lower(job: BuildJob, graphs: Graphs, selection: Selection, folder: Path) -> 
     """Lower the graphs into ``folder`` for the backend of each engine, except for engines that the cache holds.
 
     Raises:
-        UgsepError: a backend cannot build here.
+        UgsepError: a backend that serves cannot build here, or cannot take a graph.
     """
     plans, notes = planned_engines(job.recipe, selection.plans, job.progress)
-    return LoweredEngines(
-        [
-            lower_engine(job.recipe, plan, graphs[plan.side], folder / plan.directory, job.cache, job.progress)
-            for plan in plans
-        ],
-        notes,
+    lowered, refused = _of_backends(
+        plans,
+        selection.plans,
+        lambda plan: lower_engine(
+            job.recipe, plan, graphs[plan.side], folder / plan.directory, job.cache, job.progress
+        ),
     )
+    return LoweredEngines(list(lowered.values()), [*notes, *_left_out(job, refused)])
 
 
-def compile_engines(job: BuildJob, lowered: LoweredEngines) -> CompiledEngines:
+def compile_engines(job: BuildJob, selection: Selection, lowered: LoweredEngines) -> CompiledEngines:
     """Compile the lowered graphs in the bundle's directory, or copy the engines from the cache.
 
     Raises:
-        UgsepError: an engine does not compile, or is not as its precision says.
+        UgsepError: an engine that serves does not compile, or is not as its precision says.
     """
-    engines = []
-    for engine in lowered.engines:
-        directory = engine.plan.directory
-        engines.append(Engine(directory, compile_lowered(engine, job.work / directory, job.cache, job.progress)))
-    return CompiledEngines(engines, lowered.notes)
+    engines = {engine.plan: engine for engine in lowered.engines}
+    compiled, refused = _of_backends(
+        list(engines),
+        selection.plans,
+        lambda plan: Engine(
+            plan.directory,
+            compile_lowered(engines[plan], job.work / plan.directory, job.cache, job.progress),
+        ),
+    )
+    for backend in refused:
+        shutil.rmtree(job.work / "engines" / backend, ignore_errors=True)
+    return CompiledEngines(list(compiled.values()), [*lowered.notes, *_left_out(job, refused)])
+
+
+def _of_backends(
+    plans: Sequence[EnginePlan], serving: Sequence[EnginePlan], make: Callable[[EnginePlan], T]
+) -> tuple[dict[EnginePlan, T], dict[str, str]]:
+    """Return what ``make`` gives by plan, and by backend that does not take a graph why; both its sides are left out.
+
+    Raises:
+        UgsepError: a backend of the ``serving`` engines does not.
+    """
+    made: dict[EnginePlan, T] = {}
+    refused: dict[str, str] = {}
+    needed = {plan.backend for plan in serving}
+    for plan in plans:
+        if plan.backend in refused:
+            continue
+        try:
+            made[plan] = make(plan)
+        except UgsepError as error:
+            if plan.backend in needed:
+                raise
+            refused[plan.backend] = f"{plan.side} {plan.precision}: {error}"
+    return {plan: result for plan, result in made.items() if plan.backend not in refused}, refused
+
+
+def _left_out(job: BuildJob, refused: Mapping[str, str]) -> list[str]:
+    notes = [f"{backend}: left out: {why}" for backend, why in refused.items()]
+    for note in notes:
+        job.progress(Progress("build", 0, None, note))
+    return notes
 
 
 def describe(

@@ -9,6 +9,7 @@ from typing import Any
 from engines.bundle.files import reason
 from graphs.base.errors import UgsepError
 from graphs.base.json_text import read_json
+from graphs.base.regular_file import kind_of
 
 __all__ = ["parse_document", "read_document", "read_file"]
 
@@ -56,7 +57,7 @@ def read_file(directory: Path, name: str, absent: str, fix: str) -> bytes:
             raise UgsepError(f"{path}: a link leads out of the bundle; do not use this bundle")
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # reading from a pipe could block forever
-            raise UgsepError(f"{path}: not a regular file; {fix}")
+            raise UgsepError(f"{path}: {kind_of(found.st_mode)}, not a file; {fix}")
         if found.st_size > _MAX_BYTES:
             raise UgsepError(f"{path}: size {found.st_size} is out of range (max {_MAX_BYTES} bytes); {fix}")
         return path.read_bytes()

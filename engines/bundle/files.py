@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graphs.base.errors import UgsepError
+from graphs.base.regular_file import kind_of
 
 __all__ = ["MANIFEST", "FileEntry", "hash_file", "hash_files", "reason", "unlisted_files", "verify_files"]
 
@@ -77,7 +78,7 @@ def _file_problem(path: Path, root: Path, entry: FileEntry) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return "missing from the bundle"
     if not stat.S_ISREG(status.st_mode):
-        return "missing from the bundle"
+        return f"{kind_of(status.st_mode)}, not a file"
     size = status.st_size
     if size != entry.bytes:
         return f"{size} bytes but the manifest says {entry.bytes}"

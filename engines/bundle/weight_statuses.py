@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engines.bundle.files import MANIFEST
 from engines.bundle.manifest import read_manifest
+from graphs.base.regular_file import is_regular_file
 
 __all__ = ["WeightStatusRow", "engine_statuses"]
 
@@ -32,7 +33,7 @@ def engine_statuses(bundle: Path) -> tuple[WeightStatusRow, ...]:
     Raises:
         UgsepError: the manifest cannot be read.
     """
-    if not (bundle / MANIFEST).is_file():
+    if not is_regular_file(bundle / MANIFEST, "build the bundle again"):
         return ()
     return tuple(
         WeightStatusRow(e.directory, e.built.side, e.built.precision, w.name, w.status, w.detail)

@@ -9,6 +9,7 @@ from typing import Any
 
 from graphs.base import config as config_file
 from graphs.base.errors import UgsepError, nearest
+from graphs.base.regular_file import is_regular_file
 from graphs.base.yaml_text import read_yaml, write_yaml
 
 RECIPES = Path(__file__).parent
@@ -115,7 +116,7 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
     """
     shipped = {p.stem: p for p in RECIPES.glob("*/*.yaml")}
     path = Path(name) if name.endswith((".yaml", ".yml")) else shipped.get(name, RECIPES / f"{name}.yaml")
-    if not path.is_file():
+    if not is_regular_file(path, "give a YAML file"):
         if path == Path(name):
             raise UgsepError(f"{path}: no such recipe file; give an existing file, or a model from 'ugsep models'")
         raise UgsepError(f"unknown model '{name}'{nearest(name, recipe_names())}")

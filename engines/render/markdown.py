@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from graphs.base.errors import printable_line, printable_text
+from graphs.base.regular_file import is_regular_file
 
 _HTML = re.compile(r"<(?=[A-Za-z/!?])")  # what could start an element, a comment or a marker
 
@@ -31,7 +32,7 @@ def write_section(path: Path, name: str, section: str, header: str) -> None:
     """
     label = _NO_MARKER.sub("_", printable_line(name))
     begin, end = f"<!-- begin {label} -->", f"<!-- end {label} -->"
-    text = path.read_text(encoding="utf-8") if path.exists() else header
+    text = path.read_text(encoding="utf-8") if is_regular_file(path, "give a Markdown file") else header
     marked = f"{begin}\n{_HTML.sub('&lt;', printable_text(section))}{end}"
     if begin in text and end in text:
         text = text.split(begin, 1)[0] + marked + text.split(end, 1)[1]

@@ -11,6 +11,7 @@ __all__ = [
     "limits",
     "names",
     "progress",
+    "regular_file",
     "scratch",
     "yaml_text",
 ]

@@ -6,7 +6,6 @@ writes it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from graphs.base.config import check_plain
 from graphs.base.errors import UgsepError, nearest
 from graphs.base.json_text import read_json
+from graphs.base.regular_file import is_regular_file
 from graphs.checkpoint.header import read_header
 
 SINGLE = "model.safetensors"
@@ -155,19 +155,7 @@ def _header(file: Path) -> dict[str, Stored]:
 
 
 def _is_file(path: Path) -> bool:
-    """Return whether a file is there, or a link to one: the cache of Hugging Face is made of links.
-
-    Raises:
-        UgsepError: something else has that name.
-    """
-    if path.is_file():
-        return True
-    if not os.path.lexists(path):
-        return False
-    found = (
-        "a folder" if path.is_dir() else "a link that leads to no file" if path.is_symlink() else "no regular file"
-    )
-    raise UgsepError(f"{path} is {found}; copy the checkpoint again")
+    return is_regular_file(path, "copy the checkpoint again")
 
 
 def fingerprint(folder: Path) -> list[list[str | int]]:

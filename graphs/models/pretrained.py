@@ -9,6 +9,7 @@ import torch
 
 from graphs.base.errors import UgsepError
 from graphs.base.json_text import read_json
+from graphs.base.regular_file import is_regular_file
 from graphs.checkpoint.files import PICKLES, check_weights, stored_weights, weight_files
 from graphs.models.ranking_model import RankingModel
 from graphs.models.table import model_class
@@ -50,7 +51,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     if directory.is_file() and directory.suffix in PICKLES:
         raise UgsepError(f"{directory} is a pickle, which can run code when loaded; convert it to safetensors")
     path = directory / "config.json"
-    if not path.is_file():
+    if not is_regular_file(path, "save the checkpoint again"):
         hint = "train one with 'make checkpoint', or write a random one with 'ugsep random-checkpoint'"
         raise UgsepError(f"no checkpoint at {directory}: {path.name} is missing; {hint}")
     config = read_json(path.read_bytes(), str(path), "save the checkpoint again")

@@ -13,6 +13,7 @@ from types import ModuleType
 from torch import nn
 
 from graphs.base.errors import UgsepError, nearest
+from graphs.base.regular_file import is_regular_file
 from graphs.trace.trace import Example
 
 
@@ -34,7 +35,7 @@ def load_factory(name: str) -> tuple[nn.Module, Example]:
     if not colon or not function.isidentifier():
         raise UgsepError(f"'{name}' is not a factory; write path/to/file.py:factory")
     path = Path(path_text)
-    if not path.is_file():
+    if not is_regular_file(path, f"give the path of the Python file with the factory '{function}'"):
         raise UgsepError(f"no file '{path_text}'; give the path of the Python file with the factory '{function}'")
     with _importing_from(path.resolve().parent):
         module = _imported(path)

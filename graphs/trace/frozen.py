@@ -9,12 +9,14 @@ layer, is no fault.
 from __future__ import annotations
 
 import datetime
+import gc
 import os
+import pickle
 import random
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -63,6 +65,9 @@ def check_same_scores_later(run: _Run, rows: Mapping[str, Tensor]) -> None:
             changed = changed or next((name for name in first if _differ(first[name], second[name])), None)
     if changed is None:
         return
+    if not calls:  # a generator that the first run made and kept
+        with _recording(calls):
+            run(rows)
     if calls:
         raise UgsepError(
             f"the model's '{changed}' changes with {' and '.join(calls)}, which a trace would freeze; pass the value "
@@ -85,17 +90,20 @@ def _differ(a: Tensor, b: Tensor) -> bool:
 @contextmanager
 def _recording(calls: dict[str, None]) -> Iterator[None]:
     """Record calls of clocks, and lines of the model that draw numbers from Python's or NumPy's generators."""
-    before = _generators()
+    generators = _generators()
+    before = _states(generators)
 
     def on_call(frame: FrameType, event: str, called: Any) -> None:
         if event == "c_call" and _is_clock(called):
-            _record(calls, frame, f"{called.__name__}()")
+            # Generators without a seed ask the system for one, wherever the model makes them.
+            drawn = called in _ENTROPY and not is_model_code(frame.f_code.co_filename)
+            _record(calls, frame, "random numbers" if drawn else f"{called.__name__}()")
 
     def on_line(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal before
         if event == "call":
             return on_line if is_model_code(frame.f_code.co_filename) else None
-        now = _generators()
+        now = _states(generators)
         if now != before and event in ("line", "return"):
             before = now
             _record(calls, frame, "random numbers", previous.get(frame, frame.f_lineno))
@@ -113,6 +121,7 @@ def _recording(calls: dict[str, None]) -> Iterator[None]:
         sys.setprofile(profiled)
         sys.settrace(traced)
         previous.clear()  # frames keep the tensors of the run
+        generators.clear()
 
 
 def _is_clock(called: Any) -> bool:
@@ -130,10 +139,25 @@ def _record(calls: dict[str, None], frame: FrameType | None, what: str, line: in
         calls[printable_line(f"{what} at {file}:{line or frame.f_lineno}")] = None
 
 
-def _generators() -> tuple[int, int]:
-    """Return a fingerprint of the states of Python's and NumPy's global generators."""
-    state = np.random.get_state(legacy=False)["state"]
-    return hash(random.getstate()), hash((state["pos"], state["key"].tobytes()))
+def _generators() -> list[random.Random | np.random.RandomState | np.random.BitGenerator]:
+    """Return every random generator of the process: a model may hold one of its own, at any depth.
+
+    A ``numpy.random.Generator`` draws from its ``BitGenerator``; a ``RandomState`` also keeps a number for later.
+    """
+    kinds = (random.Random, np.random.RandomState, np.random.BitGenerator)
+    # The type alone: isinstance also asks objects for their class, and some warn.
+    return [o for o in gc.get_objects() if issubclass(type(o), kinds) and type(o) is not random.SystemRandom]
+
+
+def _states(generators: Sequence[random.Random | np.random.RandomState | np.random.BitGenerator]) -> list[int]:
+    """Return fingerprints of the states of generators."""
+    return [hash(g.getstate() if isinstance(g, random.Random) else pickle.dumps(_numpy_state(g))) for g in generators]
+
+
+def _numpy_state(generator: np.random.RandomState | np.random.BitGenerator) -> Any:
+    if isinstance(generator, np.random.RandomState):
+        return generator.get_state(legacy=False)
+    return generator.state
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from graphs.base.config import check_plain, parse
 from graphs.base.errors import UgsepError
 from graphs.base.json_text import read_json
+from graphs.base.regular_file import is_regular_file
 from graphs.checkpoint.header import read_header
 from quant.arrays import Doubles
 from quant.calibration.statistics import Calibration, InputStatistics, Samples, SideStatistics
@@ -88,7 +89,7 @@ def load_calibration(folder: Path) -> Calibration:
     text = folder if folder.suffix == ".json" else folder / f"{NAME}.json"
     data = text.with_suffix(".safetensors")
     for path in (text, data):
-        if not path.is_file():
+        if not is_regular_file(path, _AGAIN):
             raise UgsepError(f"'{path}' does not exist; run quant calibrate")
     document = read_json(text.read_bytes(), f"'{text}' is damaged", _AGAIN)
     found = document.get("format") if isinstance(document, dict) else None

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +13,7 @@ import onnx_ir as ir
 
 from export.io import stamp
 from graphs.base.errors import UgsepError
+from graphs.base.scratch import scratch_folder
 from quant.arrays import Array
 from quant.graph.gemms import read_tensor, tensor_of
 
@@ -36,57 +34,26 @@ def staged(folder: Path) -> Iterator[Path]:
         UgsepError: the folder cannot be written.
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stage, lock = _new_stage(folder)
-    except OSError as error:
-        raise UgsepError(f"cannot write to '{folder}' ({error.strerror}); give another output folder") from error
-    try:
-        yield stage
-        publish(sorted(stage.iterdir()), folder)
-    except OSError as error:
-        raise UgsepError(
-            f"cannot write to '{folder}' ({error.strerror}); check permissions and free space"
-        ) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        os.close(lock)
-        for path in created:
-            with suppress(OSError):  # not empty: the run succeeded, or others write there too
-                path.rmdir()
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, created)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stage = stack.enter_context(scratch_folder(_PARTIAL, folder))
+        except OSError as error:
+            raise UgsepError(f"cannot write to '{folder}' ({error.strerror}); give another output folder") from error
+        try:
+            yield stage
+            publish(sorted(stage.iterdir()), folder)
+        except OSError as error:
+            raise UgsepError(
+                f"cannot write to '{folder}' ({error.strerror}); check permissions and free space"
+            ) from error
 
 
-def _new_stage(folder: Path) -> tuple[Path, int]:
-    """Remove the stages of killed runs and make a new one; return it with its lock, an open descriptor.
-
-    The kernel drops a lock with its process, so a stage that can be locked belongs to nobody. Without locks (some
-    network file systems) all stages stay.
-    """
-    door = os.open(folder, os.O_RDONLY)
-    try:
-        locks = _lock(door, fcntl.LOCK_EX)  # nobody else is between making a stage and locking it
-        for stale in folder.glob(f"{_PARTIAL}*") if locks else ():
-            with suppress(OSError):
-                handle = os.open(stale, os.O_RDONLY)
-                try:
-                    if _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                        shutil.rmtree(stale, ignore_errors=True)
-                finally:
-                    os.close(handle)
-        stage = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
-        lock = os.open(stage, os.O_RDONLY)
-        _lock(lock, fcntl.LOCK_EX)
-        return stage, lock
-    finally:
-        os.close(door)
-
-
-def _lock(handle: int, how: int) -> bool:
-    try:
-        fcntl.flock(handle, how)
-    except OSError:
-        return False
-    return True
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for path in folders:
+        with suppress(OSError):  # not empty: the run succeeded, or others write there too
+            path.rmdir()
 
 
 def publish(files: Iterable[Path], folder: Path) -> None:

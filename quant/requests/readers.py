@@ -19,6 +19,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as parquet
 
 from graphs.base.errors import UgsepError, nearest
+from graphs.base.regular_file import is_regular_file
 from quant.arrays import Array
 from quant.requests.spec import REQUEST_ID, InputSpec, Request, RequestSpec
 
@@ -47,6 +48,7 @@ def request_files(sources: Sequence[Path | str]) -> tuple[Path, ...]:
     for path in files:
         if path.suffix not in _SUFFIXES:
             raise UgsepError(f"'{path}' is not one of {_suffixes()}; convert it")
+        is_regular_file(path, "write this file again")
     return tuple(files)
 
 

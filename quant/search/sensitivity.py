@@ -17,6 +17,7 @@ from graphs.base.errors import UgsepError
 from graphs.base.finite import finite
 from graphs.base.json_text import read_json
 from graphs.base.progress import Progress, ProgressCallback, silent
+from graphs.base.regular_file import is_regular_file
 from quant.arrays import Array
 from quant.calibration.statistics import Calibration, SideStatistics
 from quant.graph.files import write_whole
@@ -173,7 +174,7 @@ def _key(
 
 
 def _read_cache(path: Path | None) -> dict[str, dict[str, Any]]:
-    if path is None or not path.is_file():
+    if path is None or not is_regular_file(path, "name another file with --cache"):
         return {}
     document = read_json(path.read_bytes(), f"'{path}'", "delete it or name another file")
     effects = document.get("effects") if isinstance(document, dict) else None

@@ -12,20 +12,21 @@ from graphs.base.errors import UgsepError
 def read_journal(path: Path, key: str) -> dict[str, dict[str, Any]]:
     """Return the entries of a journal by name; none if there is no journal or its key is not ``key``.
 
-    A last line cut short by a kill is ignored.
+    A last line cut short by a kill is ignored, and so is a damaged one: its weight is encoded again.
     """
     if not path.is_file():
         return {}
-    first, *lines = path.read_text().split("\n")
-    if first != _line({"key": key}):
+    first, *lines = path.read_bytes().split(b"\n")
+    if first != _line({"key": key}).encode():
         return {}
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # empty, or cut short
-        found[entry["name"]] = entry
+        except ValueError:
+            continue  # empty, cut short, or not UTF-8
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str):
+            found[entry["name"]] = entry
     return found
 
 

@@ -23,6 +23,7 @@ from graphs.base.config import parse
 from graphs.base.errors import UgsepError
 from graphs.base.json_text import read_json
 from graphs.base.progress import ProgressCallback, silent
+from graphs.base.regular_file import is_regular_file
 from quant.graph.files import publish
 from quant.graph.gemms import name_of
 from quant.policy import Policy, check_rules
@@ -74,7 +75,7 @@ def stream_graphs(
             f"scheme '{scheme_name(scheme)}' needs calibration, which runs the FP32 graph; stream with 'absmax'"
         )
     made: Iterable[StreamJob] = (job_of(graph, weights, source, scheme, policy) for graph in graphs)
-    if (out / DONE).is_file():  # all graphs are needed to tell whether anything is left to do
+    if is_regular_file(out / DONE, _STREAM_AGAIN):  # all graphs are needed to tell whether anything is left to do
         made = list(made)
         _check_rules(policy, made)
         if (done := _finished(out, run_key(made, policy))) is not None:
@@ -123,6 +124,9 @@ def _check_rules(policy: Policy, jobs: Sequence[StreamJob]) -> None:
     check_rules(policy, ((job.side, w.name) for job in jobs for w in job.plans))
 
 
+_STREAM_AGAIN = "delete it and stream again"
+
+
 @dataclass(frozen=True)
 class _Done:
     """The content of streamed.json: the key of the run and the sizes of its files."""
@@ -133,10 +137,8 @@ class _Done:
 
 def _finished(out: Path, key: str) -> Streamed | None:
     """Return the result of an earlier run with the same key, if all of its files are there."""
-    if not (out / DONE).is_file():
-        return None
     location = f"'{out / DONE}'"
-    done = parse(_Done, read_json((out / DONE).read_bytes(), location, "delete it and stream again"), location)
+    done = parse(_Done, read_json((out / DONE).read_bytes(), location, _STREAM_AGAIN), location)
     files = done.files
     if done.key != key or any(not (out / n).is_file() or (out / n).stat().st_size != s for n, s in files.items()):
         return None

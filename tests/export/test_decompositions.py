@@ -87,6 +87,10 @@ PARTS: dict[str, Callable[[Tensor], Tensor]] = {
     "to 32 bits": lambda k: k.to(torch.int32).long(),
     "to 8 bits": lambda k: k.to(torch.uint8).long() + k.to(torch.int8).long(),
     "or and not": lambda k: ~(k | 5),
+    **{f"shifted left by {n}": (lambda k, n=n: k << n) for n in (0, 7, 31, 32, 62, 63)},
+    **{f"shifted right by {n}": (lambda k, n=n: k >> n) for n in (0, 7, 31, 32, 62, 63)},
+    "multiply, shift and remainder": lambda k: (k * 2654435761 >> 7) % 64,
+    "shifted as int32": lambda k: ((k.to(torch.int32) >> 7) + (k.to(torch.int32) << 9)).long(),
     "multiply, xor and shift": lambda k: ((k * 2654435761) ^ (k >> 15)) & 0xFFFFFFFF,
 }
 

@@ -1,4 +1,4 @@
-"""What a graph says of its tensors is checked against what is there, before anything else reads it."""
+"""What a graph says of its operators and tensors is checked against what is there, before anything else reads it."""
 
 from __future__ import annotations
 
@@ -113,6 +113,17 @@ WRONG: dict[str, tuple[Callable[[ModelProto], object], str]] = {
     "an input made later, around": (lambda m: m.graph.node[2].attribute[0].g.node[1].input.__setitem__(0, "y"),
                                     "takes 'y', which nothing before it makes"),
     "an output nobody makes": (lambda m: setattr(m.graph.output[0], "name", "z"), "nothing makes the output 'z'"),
+    "an opset nobody knows": (lambda m: setattr(m.opset_import[0], "version", 999),
+                              rf"of ai\.onnx is 999, .* knows 1 to {onnx.defs.onnx_opset_version()}; do not use"),
+    "an IR version nobody knows": (lambda m: setattr(m, "ir_version", 99),
+                                   rf"its IR version is 99, and onnx \S+ knows 3 to {onnx.IR_VERSION}; do not use"),
+    "an IR version without opsets": (lambda m: setattr(m, "ir_version", 2), "its IR version is 2, and"),
+    "no opset": (lambda m: setattr(m.opset_import[0], "version", 0), r"its opset of ai\.onnx is 0, and"),
+    "an opset of a function": (lambda m: m.functions.add(name="f").opset_import.add(version=99), "onnx is 99, and"),
+    "another opset of ONNX": (lambda m: m.opset_import.add(domain="ai.onnx.ml", version=77), "of ai.onnx.ml is 77"),
+    "an opset twice": (lambda m: m.opset_import.add(domain="ai.onnx", version=20), "'ai.onnx' is given twice"),
+    "a stamp twice": (lambda m: [m.metadata_props.add(key="ugsep.side", value=v) for v in ("user", "item")],
+                      "the metadata has 'ugsep.side' twice"),
     "graphs in graphs": (lambda m: deepen(m, 20), "nested more than 16 deep"),
 }  # fmt: skip
 
@@ -145,6 +156,35 @@ def test_a_sound_graph_is_read(tmp_path: Path) -> None:
     assert weights["outside"].const_value is not None
     stored = np.frombuffer((tmp_path / "m.data").read_bytes()[8:148], np.float32).reshape(5, 7)
     np.testing.assert_array_equal(weights["outside"].const_value.numpy(), stored)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        (b"ugsep.keep_float", b"ugsep.keep_fl\xffat", "the metadata"),  # was ignored: the weight became int8
+        (b'["inline"]', b'["inl\xffne"]', "the metadata"),
+        (b"outside", b"o\xfftside", "the graph"),
+        (b"MatMul", b"Mat\xfful", "the graph"),
+        (b"then_branch", b"then\xffbranch", "the graph"),
+        (b"rows", b"r\xffws", "the graph"),
+    ],
+)
+def test_text_that_is_not_utf_8_is_refused_by_every_reader(
+    tmp_path: Path, old: bytes, new: bytes, where: str
+) -> None:
+    path = sound(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "rows"
+    model.metadata_props.add(key="ugsep.keep_float", value='["inline"]')
+    whole = model.SerializeToString()
+    assert old in whole
+    path.write_bytes(whole.replace(old, new))
+    for read in (read_graph, read_model, file_sha256, content_sha256):
+        with pytest.raises(
+            UgsepError, match=rf"m.onnx': {where} has the text b.*, which is not UTF-8; do not"
+        ) as caught:
+            read(path)
+        assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ def graph(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("read", [io.read_graph, io.read_model, io.file_sha256, io.content_sha256])
 def test_missing_and_broken_files_are_one_line(read, tmp_path: Path) -> None:
-    for missing in (tmp_path / "none.onnx", tmp_path):
-        with pytest.raises(UgsepError, match="does not exist; export the model first"):
-            read(missing)
+    with pytest.raises(UgsepError, match="does not exist; export the model first"):
+        read(tmp_path / "none.onnx")
+    os.mkfifo(tmp_path / "pipe.onnx")
+    for odd, what in ((tmp_path, "a folder"), (tmp_path / "pipe.onnx", "a pipe")):
+        with pytest.raises(UgsepError, match=f"is {what}, not a file; export the model again"):
+            read(odd)
     (tmp_path / "a.onnx").write_bytes(b"\xff" * 64)
     with pytest.raises(UgsepError, match="is not a readable ONNX file") as error:
         read(tmp_path / "a.onnx")

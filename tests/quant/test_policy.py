@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from graphs.base.errors import UgsepError
@@ -31,3 +33,6 @@ def test_policies_read_back_and_name_their_mistakes(tmp_path) -> None:
             read_policy(path)
     with pytest.raises(UgsepError, match="does not exist"):
         read_policy(tmp_path / "none.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(UgsepError, match="is a pipe, not a file; give a policy file"):
+        read_policy(tmp_path / "pipe.yaml")

@@ -19,6 +19,7 @@ from engines.cli.telemetry import disable_telemetry
 from engines.render.console import print_table
 from graphs.base.errors import UgsepError
 from graphs.base.progress import show_progress
+from graphs.base.regular_file import is_regular_file
 from quant.calibration import calibrate as calibration_run
 from quant.calibration.files import load_calibration, save_calibration
 from quant.calibration.statistics import Calibration
@@ -192,7 +193,7 @@ def inspect(source: Path, as_json: bool) -> None:
 
 
 def _graphs(source: Path) -> tuple[Path, ...]:
-    if source.is_file():
+    if not source.is_dir() and is_regular_file(source, "pass an ONNX file or a directory of ONNX files"):
         return (source,)
     folder = onnx_folder(source)
     found = tuple(sorted(folder.glob("*.onnx")))
@@ -204,7 +205,7 @@ def _graphs(source: Path) -> tuple[Path, ...]:
 def _output(source: Path, out: Path | None, default: Path | None = None) -> Path:
     if out is not None:
         return out
-    if (source / "manifest.json").is_file():
+    if is_regular_file(source / "manifest.json", "pass another directory with --out"):
         raise UgsepError(f"'{source}' is a finished bundle and must not change; pass another directory with --out")
     return default or source
 

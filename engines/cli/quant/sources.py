@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from graphs.base.errors import UgsepError
+from graphs.base.regular_file import is_regular_file
 from quant.calibration.files import load_calibration
 from quant.calibration.statistics import Calibration
 from quant.requests.readers import read_requests
@@ -30,7 +31,7 @@ def graph_pair(source: Path) -> tuple[Path, Path]:
     folder = onnx_folder(source)
     pair = (folder / "user.onnx", folder / "item.onnx")
     for path in pair:
-        if not path.is_file():
+        if not is_regular_file(path, "export the model again"):
             raise UgsepError(f"'{path}' does not exist; pass a bundle or a directory with user.onnx and item.onnx")
     return pair
 

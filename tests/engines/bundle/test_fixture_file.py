@@ -172,7 +172,7 @@ def test_a_file_that_is_missing_or_no_file_is_refused_and_not_waited_for(folder:
     with pytest.raises(UgsepError, match=f"no {name}; fix it"):
         load_fixtures(folder, "fixtures", "fix it")
     os.mkfifo(path)
-    with pytest.raises(UgsepError, match=f"{name}: not a regular file; fix it"):
+    with pytest.raises(UgsepError, match=f"{name}: a pipe, not a file; fix it"):
         load_fixtures(folder, "fixtures", "fix it")
     path.unlink()
     with path.open("wb") as stream:

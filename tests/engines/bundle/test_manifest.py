@@ -163,8 +163,8 @@ def test_a_directory_without_a_manifest(tmp_path: Path) -> None:
 def test_a_manifest_that_is_no_file_is_refused_and_not_waited_for(bundle: Path) -> None:
     path = bundle / "manifest.json"
     for make, says in (
-        (os.mkfifo, "not a regular file"),
-        (os.mkdir, "not a regular file"),
+        (os.mkfifo, "manifest.json: a pipe, not a file"),
+        (os.mkdir, "manifest.json: a folder, not a file"),
         (_link_to_itself, "cannot be read"),
     ):
         path.rmdir() if path.is_dir() else path.unlink()

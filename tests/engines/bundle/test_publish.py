@@ -182,6 +182,8 @@ def test_a_read_only_bundle_opens(tmp_path: Path) -> None:
         (lambda p: p.write_bytes(b"Weights"), "sha256 [0-9a-f]{16} but the manifest says [0-9a-f]{16}"),
         (lambda p: p.write_bytes(b"weight"), "6 bytes but the manifest says 7"),
         (lambda p: p.unlink(), "missing from the bundle"),
+        (lambda p: (p.unlink(), os.mkfifo(p)), "a.bin: a pipe, not a file"),
+        (lambda p: (p.unlink(), p.mkdir()), "a.bin: a folder, not a file"),
     ],
 )
 def test_damage_is_named_with_the_command_that_rebuilds(tmp_path: Path, damage, says: str) -> None:

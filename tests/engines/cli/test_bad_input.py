@@ -16,7 +16,7 @@ FEATURE = '{"name": "a", "side": "user", "kind": "dense"}'
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "features.json' is not a file"),
+        (None, "features.json' does not exist"),
         (b"{", "features.json': not valid JSON"),
         (b"\xff\xfe\x00", "features.json': not valid JSON"),
         (b"[]", "features.json': expected a mapping of settings, got list"),

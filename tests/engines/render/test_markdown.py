@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
+
 from engines.render.markdown import table, write_section
+from graphs.base.errors import UgsepError
 
 
 def test_a_markdown_table_aligns_its_columns() -> None:
@@ -15,6 +19,12 @@ def test_a_markdown_table_aligns_its_columns() -> None:
         "| b | 2 |",
     ]
     assert table(("a", "b", "c"), [], "rll")[1] == "|---:|---|---|"
+
+
+def test_a_page_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "page.md")
+    with pytest.raises(UgsepError, match=r"page.md' is a pipe, not a file; give a Markdown file"):
+        write_section(tmp_path / "page.md", "a", "one\n", "# Page\n")
 
 
 def test_a_section_replaces_its_older_self_and_leaves_the_rest(tmp_path: Path) -> None:

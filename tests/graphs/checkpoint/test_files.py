@@ -180,11 +180,11 @@ def _replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], obj
 
 SHARD = "model-00002-of-00003.safetensors"
 ODD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "pipe": (os.mkfifo, "is no regular file; copy the checkpoint again"),
-    "folder": (Path.mkdir, "is a folder; copy the checkpoint again"),
-    "link to itself": (lambda p: p.symlink_to(p.name), "is a link that leads to no file; copy the checkpoint again"),
-    "link to nothing": (lambda p: p.symlink_to("gone"), "is a link that leads to no file; copy the checkpoint again"),
-    "device": (lambda p: p.symlink_to("/dev/zero"), "is a link that leads to no file; copy the checkpoint again"),
+    "pipe": (os.mkfifo, "a pipe"),
+    "folder": (Path.mkdir, "a folder"),
+    "link to itself": (lambda p: p.symlink_to(p.name), "a link that leads to itself"),
+    "link to nothing": (lambda p: p.symlink_to("gone"), "a link that leads to no file"),
+    "device": (lambda p: p.symlink_to("/dev/zero"), "a device"),
 }
 
 
@@ -193,10 +193,10 @@ ODD: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_what_is_no_file_is_refused_by_what_it_is(sharded: Path, tmp_path: Path, name: str, what: str) -> None:
     folder = tmp_path / "odd"
     shutil.copytree(sharded, folder)
-    make, message = ODD[what]
+    make, kind = ODD[what]
     _replaced(name, make)(folder)
     for read in (load_checkpoint, meta_model):
-        assert refusal(read, folder) == f"{folder / name} {message}"
+        assert refusal(read, folder) == f"'{folder / name}' is {kind}, not a file; copy the checkpoint again"
 
 
 def test_links_to_files_elsewhere_are_followed(sharded: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -85,10 +86,20 @@ def _pickle(directory: Path) -> None:
     (directory / "model.safetensors").rename(directory / "model.pt")
 
 
+def _replaced_by(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    def apply(directory: Path) -> None:
+        (directory / "config.json").unlink()
+        make(directory / "config.json")
+
+    return apply
+
+
 SPREAD = "layers.1.compensation.spread"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "no checkpoint at .*config.json is missing; train one"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
+    "config is a pipe": (_replaced_by(os.mkfifo), "config.json' is a pipe, not a file; save the checkpoint again"),
+    "config is a folder": (_replaced_by(Path.mkdir), "config.json' is a folder, not a file; save the checkpoint"),
     "config is no JSON": (lambda d: (d / "config.json").write_text("{"), "not valid JSON"),
     "config has a setting twice": (
         lambda d: (d / "config.json").write_text('{"width": 8, "width": 9}'),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import os
 import random
 import time
+import uuid
 from collections.abc import Callable
 from datetime import datetime as Moment  # another name for the same clock
 from time import time as now
@@ -35,6 +37,20 @@ def made(factor: Callable[[], float | Tensor]) -> Split:
     return split(Scaled(factor).eval(), (torch.randn(7, 3), torch.randn(7, 4)), user=["user"], item=["item"])
 
 
+class Held:
+    """Something that keeps a generator, which it makes when it is first called."""
+
+    def __init__(self) -> None:
+        self.made: list[np.random.Generator] = []
+
+    def __call__(self) -> float:
+        if not self.made:
+            self.made.append(np.random.default_rng(0))
+        return float(self.made[0].random())
+
+
+GENERATOR, PHILOX = np.random.default_rng(0), np.random.Generator(np.random.Philox(0))
+RANDOM_STATE = np.random.RandomState(0)
 CHANGING: dict[str, tuple[Callable[[], float | Tensor], str]] = {
     "time": (lambda: time.time() % 1000, r"time\(\)"),
     "whole seconds": (lambda: int(time.time()) % 1000, r"time\(\)"),
@@ -48,6 +64,14 @@ CHANGING: dict[str, tuple[Callable[[], float | Tensor], str]] = {
     "a random branch": (lambda: 1.0 if random.random() < 0.5 else 2.0, "random numbers"),
     "a random choice": (lambda: random.choice(range(100)), "random numbers"),
     "NumPy's random": (lambda: float(np.random.rand()), "random numbers"),
+    "NumPy's Generator": (GENERATOR.random, "random numbers"),
+    "NumPy's Generator of another kind": (PHILOX.normal, "random numbers"),
+    "NumPy's RandomState": (RANDOM_STATE.randn, "random numbers"),
+    "a generator of Python": (random.Random(0).random, "random numbers"),
+    "a generator made at each call": (lambda: float(np.random.default_rng().random()), "random numbers"),
+    "a generator made at the first call": (Held(), "random numbers"),
+    "the system's random": (lambda: os.urandom(1)[0] / 256, r"urandom\(\)"),
+    "a new UUID": (lambda: uuid.uuid4().int % 1000, "random numbers"),
     "a random vector": (lambda: torch.from_numpy(np.random.rand(5).astype(np.float32)), "random numbers"),
 }
 
@@ -70,12 +94,6 @@ def test_state_that_changes_scores_is_refused() -> None:
 
     with pytest.raises(UgsepError, match="another 'output' when it is called again"):
         made(factor)
-
-
-def test_own_generators_are_refused() -> None:
-    generator = np.random.default_rng(0)
-    with pytest.raises(UgsepError, match="another 'output' when it is called again"):
-        made(lambda: float(generator.random()))
 
 
 def test_a_model_that_times_itself_is_no_fault() -> None:

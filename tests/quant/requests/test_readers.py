@@ -1,3 +1,4 @@
+import os
 import zipfile
 from pathlib import Path
 
@@ -184,6 +185,10 @@ def test_sources_without_files_are_refused(tmp_path) -> None:
     (tmp_path / "a.csv").write_text("a\n1\n")
     with pytest.raises(UgsepError, match=r"a.csv' is not one of .parquet"):
         request_files([tmp_path / "a.csv"])
+    os.mkfifo(tmp_path / "a.parquet")
+    for source in (tmp_path, tmp_path / "a.parquet", tmp_path / "*.parquet"):
+        with pytest.raises(UgsepError, match=r"a.parquet' is a pipe, not a file"):
+            request_files([source])
 
 
 def test_npz_of_ragged_arrays_is_refused(spec, make_columns, tmp_path) -> None:

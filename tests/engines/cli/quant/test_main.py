@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -179,6 +180,30 @@ def test_sensitivity_and_search_write_what_weights_reads(bundle) -> None:
 def test_bad_usage_is_one_line(bundle, args, message) -> None:
     result = run(*(a.format(b=bundle) for a in args), status=2)
     assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("onnx/user.onnx", ["calibrate", "{b}", "--synthetic", "1"]),
+        ("onnx/item.onnx", ["inspect", "{b}/onnx/item.onnx"]),
+        ("onnx/item.onnx", ["inspect", "{b}"]),
+        ("manifest.json", ["inspect", "{b}"]),
+        ("manifest.json", ["weights", "{b}", "--scheme", "absmax"]),
+        ("calibration.json", ["weights", "{b}"]),
+        ("policy.yaml", ["weights", "{b}", "--scheme", "absmax", "--policy", "{b}/policy.yaml"]),
+        (
+            "effects.json",
+            ["sensitivity", "{b}", "--scheme", "absmax", "--data", "{b}/data", "--cache", "{b}/effects.json"],
+        ),
+    ],
+)
+def test_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for(bundle, name, args) -> None:
+    (bundle / name).unlink(missing_ok=True)
+    os.mkfifo(bundle / name)
+    result = run(*(a.format(b=bundle) for a in args), status=2)
+    assert f"{name}' is a pipe, not a file; " in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
