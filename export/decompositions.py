@@ -26,6 +26,8 @@ def decomposition(node: fx.Node) -> Callable[..., Any] | None:
         return _ALWAYS[node.target]
     if node.target is aten.index.Tensor and _looks_up_rows(node):
         return _rows_of
+    if node.target in _DIVISIONS and isinstance(node.args[1], int) and node.args[1] != -1:
+        return None
     result = node.meta.get("val")
     whole = isinstance(result, Tensor) and not result.dtype.is_floating_point and result.dtype != torch.bool
     return _INTEGER.get(node.target) if whole else None
@@ -160,7 +162,25 @@ def _attention(
 
 def _divide(dividend: Tensor, divisor: Number, *, rounding_mode: str | None = None) -> Tensor:
     """Divide with a rounding mode; the exporter casts to float32."""
-    return _truncated(dividend, divisor) if rounding_mode == "trunc" else aten.floor_divide(dividend, divisor)
+    return _truncated(dividend, divisor) if rounding_mode == "trunc" else _floored(dividend, divisor)
+
+
+def _floored(dividend: Number, divisor: Number) -> Tensor:
+    """Divide, rounding down; ONNX Runtime's process ends (SIGFPE) when it divides the least integer by -1."""
+    if isinstance(divisor, int):
+        return -torch.as_tensor(dividend) if divisor == -1 else aten.floor_divide(dividend, divisor)
+    dividend = torch.full_like(divisor, dividend) if isinstance(dividend, int) else dividend
+    if not divisor.dtype.is_signed:
+        return aten.floor_divide(dividend, divisor)
+    negated = divisor == -1
+    return torch.where(negated, -dividend, aten.floor_divide(dividend, divisor.masked_fill(negated, 1)))
+
+
+def _remainder(dividend: Number, divisor: Number) -> Tensor:
+    """Return the remainder with the sign of the divisor: 0 for -1, by which ONNX Runtime ends as in a division."""
+    if isinstance(divisor, int):
+        return aten.remainder(dividend, 1 if divisor == -1 else divisor)
+    return aten.remainder(dividend, divisor.masked_fill(divisor == -1, 1) if divisor.dtype.is_signed else divisor)
 
 
 def _fmod(dividend: Tensor, divisor: Number) -> Tensor:
@@ -169,7 +189,7 @@ def _fmod(dividend: Tensor, divisor: Number) -> Tensor:
 
 
 def _truncated(dividend: Tensor, divisor: Number) -> Tensor:
-    floored = aten.floor_divide(dividend, divisor)
+    floored = _floored(dividend, divisor)
     inexact = dividend - floored * divisor != 0
     return torch.where(inexact & (floored < 0), floored + 1, floored)
 
@@ -179,7 +199,7 @@ def _sum(values: Tensor, dims: Sequence[int] | None = None, keepdim: bool = Fals
     total = values.to(dtype or torch.int64)
     axes = sorted((d % values.dim() for d in dims or range(values.dim())), reverse=True)
     for axis in axes:
-        total = torch.cumsum(total, axis).narrow(axis, total.shape[axis] - 1, 1)
+        total = torch.cumsum(total, axis, dtype=total.dtype).narrow(axis, total.shape[axis] - 1, 1)
         total = total if keepdim else total.squeeze(axis)
     return total
 
@@ -199,6 +219,26 @@ def _cumulative_product(values: Tensor, dim: int, *, dtype: Any = None) -> Tenso
     for position in range(1, len(columns)):
         columns[position] = columns[position - 1] * columns[position]
     return torch.stack(columns, dim)
+
+
+def _power(base: Number, exponent: Number) -> Tensor:
+    """Raise to a power by squaring; ONNX Runtime's Pow of int64 uses float64."""
+    if isinstance(exponent, int):
+        base = torch.as_tensor(base)
+        total = torch.ones_like(base)
+        for bit in range(exponent.bit_length()):
+            total = total * base if exponent >> bit & 1 else total
+            base = base * base
+        return total
+    base = torch.full_like(exponent, base) if isinstance(base, int) else base
+    root = factor = base.to(torch.result_type(base, exponent))
+    total = torch.ones_like(root)
+    for bit in range(torch.iinfo(exponent.dtype).bits - 1):
+        total = torch.where((exponent >> bit & 1) != 0, total * factor, total)
+        factor = factor * factor
+    # PyTorch truncates the inverse of an integer.
+    sign = torch.where((exponent & 1) != 0, root, root * root)
+    return torch.where(exponent < 0, sign.masked_fill((root != 1) & (root != -1), 0), total)
 
 
 def _sign(values: Tensor) -> Tensor:
@@ -259,7 +299,17 @@ def _shift_right(values: Tensor, by: Tensor) -> Tensor:
     return torch.where(far, -(values < 0).to(values.dtype), shifted)
 
 
+#: A divisor that is a number other than -1 is exported as it is.
+_DIVISIONS = {aten.floor_divide.default, aten.remainder.Scalar, aten.remainder.Tensor}
+
 _INTEGER: dict[Any, Callable[..., Any]] = {
+    aten.floor_divide.default: _floored,
+    aten.remainder.Scalar: _remainder,
+    aten.remainder.Tensor: _remainder,
+    aten.remainder.Scalar_Tensor: _remainder,
+    aten.pow.Tensor_Scalar: _power,
+    aten.pow.Tensor_Tensor: _power,
+    aten.pow.Scalar: _power,
     aten.prod.dim_int: _product,
     aten.cumprod.default: _cumulative_product,
     aten.sign.default: _sign,

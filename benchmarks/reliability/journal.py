@@ -41,13 +41,13 @@ def read_journal(path: Path, seed: int | None = None) -> tuple[int, dict[int, Tr
     """
     if not path.exists():
         return seed or 0, {}
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")
-    if not whole:
-        return seed or 0, {}
     try:
+        *whole, _ = path.read_text(encoding="utf-8").split("\n")
+        if not whole:
+            return seed or 0, {}
         found = int(json.loads(whole[0])["seed"])
         tries = [_parsed(json.loads(line)) for line in whole[1:]]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UgsepError(f"{path}: not a journal of a campaign ({error!r}); discard it with --fresh") from error
     if seed is not None and found != seed:
         raise UgsepError(f"{path}: tries of seed {found}, not {seed}; pass --seed {found} or --fresh")

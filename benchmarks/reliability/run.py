@@ -22,10 +22,18 @@ from graphs.base.progress import Progress, ProgressCallback, silent
 
 @dataclass(frozen=True)
 class Limits:
-    """Where a run stops: after so many tries, those of earlier runs included, or so many minutes of this run."""
+    """Where a run stops: after so many tries, those of earlier runs included, or so many minutes of this run.
+
+    Raises:
+        UgsepError: minutes that are not above 0.
+    """
 
     tries: int
     minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and not self.minutes > 0:  # NaN, which click takes for a number in any range
+            raise UgsepError(f"--minutes is {self.minutes}; give a number above 0")
 
 
 def run(

@@ -192,7 +192,7 @@ def _add_debug(command: click.Command) -> None:
 def _exit_with(error: click.ClickException) -> NoReturn:
     text = printable_line(error.format_message())
     if isinstance(error, click.NoSuchOption):
-        text = f"unknown option '{error.option_name}'{_hint(error)}"
+        text = printable_line(f"unknown option '{error.option_name}'{_hint(error)}")
     if isinstance(error, click.UsageError) and error.ctx is not None:
         text += f" (see '{error.ctx.command_path} --help')"
     click.echo(f"error: {text}", err=True)

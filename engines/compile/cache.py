@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -32,6 +33,7 @@ _ENGINE, _RECORD = "engine", "engine.json"
 _FIX = "remove it: ugsep cache gc"
 _OTHER_CACHE = "set XDG_CACHE_HOME to another directory, or pass --no-cache"
 _BUILDING = ".building-"
+_KEY = re.compile(r"[0-9a-z]{64}")  # a folder of another name is somebody else's: --root may be any folder
 #: What commands name their folders among the temporary files; none may be the start of another's.
 TEMPORARY = (".ugsep-bench-", ".ugsep-gemm-", ".ugsep-schemes-", ".ugsep-reference-")
 
@@ -136,7 +138,7 @@ def list_entries(root: Path, verify: bool = False) -> list[Entry]:
     """Return the entries of the cache, least recently used first; ``verify`` also checks every hash."""
     entries = []
     for path in sorted(root.glob("*") if root.is_dir() else ()):
-        if not path.is_dir() or path.name.startswith("."):
+        if not _KEY.fullmatch(path.name) or not path.is_dir() or path.is_symlink():
             continue
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         unused = time.time() - path.stat().st_mtime

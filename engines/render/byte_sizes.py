@@ -7,6 +7,7 @@ import re
 from graphs.base.errors import UgsepError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_MAX_LENGTH = 40  # characters; a float holds 308 digits
 
 
 def readable_bytes(count: float) -> str:
@@ -25,6 +26,6 @@ def parse_size(text: str) -> int:
         UgsepError: the text is not a size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise UgsepError(f"'{text}' is not a valid size; give bytes, or a number with K, M, G or T like 500M")
+    if match is None or len(text) > _MAX_LENGTH:
+        raise UgsepError(f"'{text:.60}' is not a valid size; give bytes, or a number with K, M, G or T like 500M")
     return int(float(match[1]) * _UNITS[match[2].upper()])

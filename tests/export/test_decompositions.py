@@ -60,6 +60,17 @@ PARTS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum of all axes but the rows": lambda k: torch.stack([k // 3, k // 5], 1)[:, None].sum((1, -1), keepdim=True)[
         :, 0, 0
     ],
+    "sum in 32 bits": lambda k: torch.stack([k, k], 1).sum(1, dtype=torch.int32).long(),
+    "floor by -1": lambda k: k // -1,
+    "floor by a tensor with -1": lambda k: k // (k % 2 * 4 - 1),
+    "floor of a number": lambda k: (2**60 + 1) // (k % 1000 + 1),
+    "remainder by -1": lambda k: k % -1,
+    "remainder by a tensor with -1": lambda k: k % (k % 2 * 4 - 1),
+    "power": lambda k: k**7,
+    "power by a tensor": lambda k: torch.pow(k, k % 9 - 4),
+    "power of 1 and -1 by a tensor": lambda k: torch.pow(k % 3 - 1, k % 9 - 4),
+    "power of a number": lambda k: torch.pow(-3, k % 80 - 5),
+    "power of 32 bits": lambda k: torch.pow(k.int(), k % 9).long() + k.int().long() ** 2,
     "remainder by a tensor": lambda k: k % (k.abs() % 5 + 1),
     "remainder of a number": lambda k: 1000003 % (k.abs() % 97 + 1),
     "sum of products": lambda k: torch.stack([k, k + 9], 1) @ torch.tensor([3, 5]),

@@ -90,6 +90,12 @@ def test_minutes_stop_a_run(tmp_path: Path) -> None:
     assert run(COIN, tmp_path, 5, Limits(9, minutes=1e-12)) == []
 
 
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])
+def test_minutes_that_are_none_are_refused(minutes: float) -> None:
+    with pytest.raises(UgsepError, match=r"--minutes is .*; give a number above 0"):
+        Limits(9, minutes)
+
+
 def test_a_journal_of_another_seed_is_refused(tmp_path: Path) -> None:
     run(COIN, tmp_path, 5, Limits(1))
     with pytest.raises(UgsepError, match="tries of seed 5, not 6; pass --seed 5 or --fresh"):
@@ -111,10 +117,11 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     assert repeat(COIN, tmp_path, 5, 0).index == 0, "the lock is free again"
 
 
-def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", [b'{"indx": 1}', b"5", b"\xff"])
+def test_a_damaged_journal_is_refused(tmp_path: Path, line: bytes) -> None:
     run(COIN, tmp_path, 5, Limits(2))
     path = journal_path(tmp_path, "coin")
-    path.write_text(path.read_text().replace('"index"', '"indx"', 1))
+    path.write_bytes(path.read_bytes() + line + b"\n")
     with pytest.raises(UgsepError, match="not a journal of a campaign"):
         run(COIN, tmp_path, 5, Limits(3))
 

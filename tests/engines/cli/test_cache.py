@@ -131,6 +131,17 @@ def test_verify_fails_with_status_1_on_damage_and_gc_removes_it(root: Path) -> N
     assert run("verify", "--root", root).exit_code == 0
 
 
+def test_gc_leaves_folders_that_are_no_entries(root: Path, tmp_path: Path) -> None:
+    """A slip in --root must not cost a folder of bundles."""
+    (root / "zenith").mkdir()
+    (root / "zenith" / "manifest.json").write_text("{}")
+    (tmp_path / "other").mkdir()
+    (root / ("d" * 64)).symlink_to(tmp_path / "other")
+    assert "removed 3 engines" in run("gc", "--root", root, "--max-size", 0).output
+    assert (root / "zenith" / "manifest.json").read_text() == "{}"
+    assert (root / ("d" * 64)).is_symlink()
+
+
 def test_an_empty_cache_is_fine_and_a_wrong_root_is_not(tmp_path: Path) -> None:
     assert json.loads(run("ls", "--json", env={"XDG_CACHE_HOME": str(tmp_path)}).stdout) == []
     result = run("ls", "--root", tmp_path / "none")
@@ -144,7 +155,7 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "3X", "1e9", "10 G B"])
+@pytest.mark.parametrize("text", ["", "x", "-1", "3X", "1e9", "10 G B", "9" * 400])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UgsepError, match="is not a valid size"):
         parse_size(text)

@@ -49,6 +49,7 @@ def fail(what: str, rows: int) -> None:
         (["fale", "x"], 2, "error: unknown command 'fale', did you mean 'fail'?"),
         (["fail", "x", "--rows", "many"], 2, "error: Invalid value for '--rows'"),
         (["fail"], 2, "error: Missing argument 'WHAT'."),
+        (["fail", "x", "--\x1b[31m"], 2, "error: unknown option '--\\x1b[31m' (see"),
     ],
 )
 def test_errors_are_one_line_with_a_status(args: list[str], status: int, text: str) -> None:

@@ -242,6 +242,15 @@ def test_a_header_that_is_no_dictionary_is_refused(spec, make_columns, tmp_path,
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize(("name", "content"), [("item_id", b"text"), ("item_id.npy", b""), ("item_id.npy", b"NUMPY")])
+def test_an_entry_that_is_no_array_is_refused(spec, make_columns, tmp_path, name, content) -> None:
+    np.savez(tmp_path / "a.npz", **{name: values for name, values in make_columns(3).items() if name != "item_id"})
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr(name, content)
+    with pytest.raises(UgsepError, match=r"a.npz': 'item_id' is no NumPy array; write it"):
+        list(read_requests([tmp_path / "a.npz"], spec))
+
+
 def test_an_array_without_axes_is_refused(spec, make_columns, tmp_path) -> None:
     np.savez(tmp_path / "a.npz", **(make_columns(3) | {"item_id": np.int64(3)}))
     with pytest.raises(UgsepError, match="array 'item_id' has no axes"):
