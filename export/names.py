@@ -14,8 +14,8 @@ __all__ = [
 
 #: What a derived value is to the one it is named after.
 Role = Literal[
-    "T", "all_rows", "before", "blocks", "cells", "column", "columns", "cut", "dequantized", "experts", "first",
-    "flat", "float", "folded", "fp32", "inner", "int8", "joined", "lists", "matrix", "maximum", "one_row",
+    "T", "all_rows", "before", "blocks", "calibrated", "cells", "column", "columns", "cut", "dequantized", "experts",
+    "first", "flat", "float", "folded", "fp32", "inner", "int8", "joined", "lists", "matrix", "maximum", "one_row",
     "places", "product", "rounded", "row", "rows", "scale", "separate", "size", "sizes", "step", "token",
     "tokens", "users", "zeros",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 import onnx_ir as ir
 
+from export.activations import ACTIVATIONS_KEY, ActivationRange, activations_text, range_between
 from export.metadata import keep_float_patterns, side_of
 from graphs.base.errors import UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
@@ -93,7 +94,8 @@ def quantize_side(
         samples = calibration.samples_sha256 if calibration is not None else ""
         table = QuantTable(side, scheme_name(scheme), samples, tuple(rows))
         encode_weights(model, encoded)
-        write_views(model, stage, f"'{src}'", job.blob, policy, table)
+        ranges = None if statistics is None else _input_ranges(chosen, statistics, scaling)
+        write_views(model, stage, f"'{src}'", job.blob, policy, table, ranges)
         files = tuple(sorted(p.name for p in stage.iterdir()))
     return replace(table, files=files)
 
@@ -148,13 +150,37 @@ def _set(constant: ir.Value, values: Array) -> None:
     constant.const_value = ir.Tensor(values, name=constant.name)
 
 
-def write_views(model: ir.Model, stage: Path, source: str, blob: str, policy: Policy, table: QuantTable) -> None:
-    """Write both typed views of an encoded graph into ``stage``; ``source`` names the graph in messages."""
+def _input_ranges(weights: Iterable[Weight], statistics: SideStatistics, awq: AwqPlan) -> dict[str, ActivationRange]:
+    """Return the calibrated range of the inputs of each weight, which awq may have scaled."""
+    found = {}
+    for weight in weights:
+        seen = scaled_statistics(statistics.of(weight.name), awq.scalings.get(weight.name))
+        between = range_between(float(seen.low.min()), float(seen.high.max()))
+        if between is not None:
+            found[weight.name] = between
+    return found
+
+
+def write_views(
+    model: ir.Model,
+    stage: Path,
+    source: str,
+    blob: str,
+    policy: Policy,
+    table: QuantTable,
+    ranges: Mapping[str, ActivationRange] | None = None,
+) -> None:
+    """Write both typed views of an encoded graph into ``stage``; ``source`` names the graph in messages.
+
+    ``ranges`` are those of the inputs of its int8 weights, None without a calibration.
+    """
     text = json.dumps(table.to_json(), sort_keys=True)
     fp16 = model.clone()
     narrow = to_fp16_view(fp16, policy.keep_fp32_ops, source)
     for view, precision, narrowed in ((model, "w8a32", frozenset[str]()), (fp16, "w8a16", narrow)):
         stamps = {"precision": precision, TABLE_KEY: text}
+        if ranges is not None:
+            stamps[ACTIVATIONS_KEY] = activations_text(ranges)
         write_graph(view, stage / f"{table.graph}.{precision}.onnx", narrowed, blob, **stamps)
 
 

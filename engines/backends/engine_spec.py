@@ -19,6 +19,7 @@ PRECISIONS: dict[str, str] = {
     "w8a16": "int8 weights, FP16 activations",
     "w8a32": "int8 weights, FP32 activations and exact FP32 GEMMs",
     "w8a8-dynamic": "int8 weights, activations quantized to int8 per row while running",
+    "w8a8-static": "int8 weights, activations quantized to int8 with calibrated scales",
 }
 
 

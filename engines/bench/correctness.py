@@ -15,6 +15,7 @@ from engines.verify.agreement import agreement
 #: baseline is excluded for being slightly worse.
 FLOORS_DB: Mapping[str, float] = {
     "fp32": 80.0, "fp16": 40.0, "bf16": 30.0, "w8a16": 20.0, "w8a32": 20.0, "w8a8-dynamic": 20.0,
+    "w8a8-static": 20.0,
 }  # fmt: skip
 
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from graphs.split.split import Split
 
 #: Width in bits at which GEMMs read a weight, by precision.
-BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "w8a16": 8, "w8a32": 8, "w8a8-dynamic": 8}
+BITS: Mapping[str, int] = {
+    "fp32": 32, "fp16": 16, "bf16": 16, "w8a16": 8, "w8a32": 8, "w8a8-dynamic": 8, "w8a8-static": 8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from engines.backends.built_engine import BuiltEngine, WeightStatus
 from engines.verify.checks import Check
 
 #: Precisions that promise int8 weights in the GEMMs as they run; ``w8a32`` promises exact FP32 GEMMs instead.
-INT8_AT_RUN = frozenset({"w8a16", "w8a8-dynamic"})
+INT8_AT_RUN = frozenset({"w8a16", "w8a8-dynamic", "w8a8-static"})
 BROKEN: frozenset[WeightStatus] = frozenset({"folded-to-float", "missing"})
 
 

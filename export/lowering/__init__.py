@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from export.activations import activation_ranges
 from export.lowering.embedding import GATHER_INT8_ROWS
 from export.lowering.feature_tokens import UNSTACK_TOKENS
 from export.lowering.matmul_integer import MULTIPLY_INT8_ROWS
+from export.lowering.matmul_integer_static import MULTIPLY_CALIBRATED_ROWS
 from export.lowering.matmul_nbits import FUSE_INT8_GEMMS
 from export.lowering.moe import MIN_EXPERT_ELEMENTS, ROUTE_EXPERTS
 from export.lowering.passes import REMOVE_UNUSED, LoweredGraph, Lowering, Pass, lower, read_inferred, run_passes
@@ -23,6 +25,7 @@ from export.lowering.tensorrt import (
     USE_PLUGIN,
 )
 from export.lowering.users import BROADCAST_USER
+from graphs.base.errors import UgsepError
 
 __all__ = [
     "PLUGIN_NAMESPACE", "PLUGIN_OP", "Int8Gemms", "LoweredGraph", "TensorRTWeights", "lower_for_cpu",
@@ -30,9 +33,9 @@ __all__ = [
 ]  # fmt: skip
 
 #: What a CPU does with int8 GEMM weights: leave DequantizeLinear + MatMul for the runtime to fold to float once, or
-#: also quantize the activations while running: inside com.microsoft.MatMulNBits (fastest for a few rows), or row by
-#: row in the graph before com.microsoft.MatMulIntegerToFloat (fastest for many).
-Int8Gemms = Literal["keep", "matmul-nbits", "integer-rows"]
+#: also quantize the activations while running: inside com.microsoft.MatMulNBits (fastest for a few rows), or in the
+#: graph before com.microsoft.MatMulIntegerToFloat (fastest for many), with a scale per row or the calibrated one.
+Int8Gemms = Literal["keep", "matmul-nbits", "integer-rows", "calibrated-rows"]
 #: "int8": as quantized. "folded": int8 weights as FP16 constants, the twin that sizes are compared with.
 #: "fp16": an FP32-typed graph made FP16-typed.
 TensorRTWeights = Literal["int8", "folded", "fp16"]
@@ -43,6 +46,7 @@ TARGETS: Mapping[str, tuple[Pass, ...]] = {
     "cpu keep": _SPARSE_2D,
     "cpu matmul-nbits": (*_SPARSE_2D, FUSE_INT8_GEMMS),
     "cpu integer-rows": (*_SPARSE_2D, MULTIPLY_INT8_ROWS),
+    "cpu calibrated-rows": (*_SPARSE_2D, MULTIPLY_CALIBRATED_ROWS, MULTIPLY_INT8_ROWS),
     "one user": (BROADCAST_USER,),
     "gpu": (GATHER_INT8_ROWS,),
     "tensorrt int8": (MERGE_SIBLINGS, SEPARATE_TRANSPOSES, NAME_GEMMS, USE_PLUGIN),
@@ -62,12 +66,17 @@ def lower_for_cpu(
 
     Weights [T, K, N] with K * N below ``min_token_elements`` stay stacked; mixtures whose experts have fewer than
     ``min_expert_elements`` weights per feature token stay dense. Weights are streamed to ``<destination>.data``, so
-    graphs beyond 2 GB pass.
+    graphs beyond 2 GB pass. With ``calibrated-rows``, inputs of weights without a stamped range have a scale per row.
 
     Raises:
-        UgsepError: ``source`` is missing or not ONNX.
+        UgsepError: ``source`` is missing or not ONNX, or has no ranges where ``calibrated-rows`` needs them.
     """
     lowering = Lowering(read_inferred(source), source, min_token_elements, min_expert_elements)
+    if int8_gemms == "calibrated-rows":
+        ranges = activation_ranges(lowering.model, source)
+        if ranges is None:
+            raise UgsepError(f"'{source}' has no ranges of activations; quantize it again, with a calibration")
+        lowering.ranges = ranges
     return lower(lowering, TARGETS[f"cpu {int8_gemms}"], destination)
 
 

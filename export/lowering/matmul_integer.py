@@ -55,6 +55,14 @@ def match_gemm(node: ir.Node) -> Int8Weight | str:
     return weight if per_column else "scales are not per column of a feature token"
 
 
+def column_scales(graph: ir.Graph, weight: Int8Weight) -> ir.Value:
+    """Return the scales of a matched weight's columns: [N], or [T, 1, N] of feature tokens."""
+    if weight.q.ndim != 2:
+        return weight.scale
+    scales = np.broadcast_to(weight.s.reshape(-1), weight.q.shape[1:])
+    return add_initializer(graph, names.derived(weight.scale.name, "columns"), scales)
+
+
 def multiply_int8_rows(lowering: Lowering) -> None:
     """Round the rows of every matching MatMul and multiply them as integers."""
     graph = lowering.graph
@@ -132,10 +140,7 @@ def _quantize(graph: ir.Graph, before: ir.Node, x: ir.Value, width: int) -> _Row
 
 
 def _multiply(graph: ir.Graph, node: ir.Node, weight: Int8Weight, rows: _Rows) -> None:
-    columns = weight.scale
-    if weight.q.ndim == 2:
-        scales = np.broadcast_to(weight.s.reshape(-1), weight.q.shape[1:])
-        columns = add_initializer(graph, names.derived(weight.scale.name, "columns"), scales)
+    columns = column_scales(graph, weight)
     one, zero = _constant(graph, "one", np.float32(1.0)), _constant(graph, "zero", np.uint8(_ZERO))
     out = node.outputs[0]
     name = str(out.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,7 @@ from onnx_ir.passes.common import (
     ShapeInferencePass,
 )
 
+from export.activations import ActivationRange
 from export.io import check_file, read_model, write_model
 
 _log = logging.getLogger(__name__)
@@ -28,18 +29,21 @@ class LoweredGraph:
 
     ``parts``: weight name -> names of its lowered initializers, in the order of feature tokens (one if it was not
     cut). ``fused``: weights (by original name) now inside one fused int8 node. ``gathered``: int8 tables read by row.
+    ``calibrated``: those of ``fused`` whose activations are rounded with a constant scale.
     """
 
     path: Path
     parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     fused: frozenset[str] = frozenset()
     gathered: frozenset[str] = frozenset()
+    calibrated: frozenset[str] = frozenset()
 
 
 @dataclass
 class Lowering:
     """The model being lowered, the settings of the passes, and what they did so far (as ``LoweredGraph``).
 
+    ``ranges``: of the activations that int8 weights multiply, by weight.
     ``refusal``: why a pass cannot lower the graph for the target, or "".
     """
 
@@ -48,9 +52,11 @@ class Lowering:
     min_token_elements: int = 0
     min_expert_elements: int = 0
     plugin: frozenset[str] = frozenset()
+    ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
     parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     fused: set[str] = field(default_factory=set)
     gathered: set[str] = field(default_factory=set)
+    calibrated: set[str] = field(default_factory=set)
     refusal: str = ""
 
     @property
@@ -124,7 +130,13 @@ def lower(lowering: Lowering, passes: Sequence[Pass], destination: Path) -> Lowe
     """
     run_passes(lowering, passes)
     lowering.save(destination)
-    return LoweredGraph(destination, lowering.parts, frozenset(lowering.fused), frozenset(lowering.gathered))
+    return LoweredGraph(
+        destination,
+        lowering.parts,
+        frozenset(lowering.fused),
+        frozenset(lowering.gathered),
+        frozenset(lowering.calibrated),
+    )
 
 
 def read_inferred(source: Path) -> ir.Model:

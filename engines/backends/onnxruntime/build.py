@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -71,9 +71,17 @@ def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Not
             "nodes": float(plan.nodes),
             **{name: value for times in plan.measured for name, value in times.figures().items()},
         },
-        notes=tuple(map(str, plan.measured)),
+        notes=(*map(str, plan.measured), *_uncalibrated(spec, lowered)),
     )
     return with_one_user_variant(built) if any(v.name == ONE_USER for v in plan.variants) else built
+
+
+def _uncalibrated(spec: BuildSpec, lowered: LoweredGraph) -> Iterator[str]:
+    """Yield a note on the int8 weights of a calibrated engine whose inputs have no range."""
+    left = sorted(lowered.fused - lowered.calibrated) if spec.precision == "w8a8-static" else []
+    if left:
+        listed = ", ".join(left[:3]) + (", .." if len(left) > 3 else "")
+        yield f"{len(left)} of {len(lowered.fused)} int8 products scale every row: no calibrated range for {listed}"
 
 
 def _write(variants: Sequence[Variant], side: GraphSide, out_dir: Path) -> list[str]:

@@ -13,7 +13,13 @@ from engines.backends.built_engine import EngineWeight, TensorSpec
 from engines.backends.contract import Notify
 from engines.backends.engine_spec import BuildSpec, Option, Profile, usual_rows
 from engines.backends.graph_io import graph_io
-from engines.backends.onnxruntime.autotune import RowTimes, UserTimes, measure_row_variants, measure_user_variants
+from engines.backends.onnxruntime.autotune import (
+    OTHER_SCALES,
+    RowTimes,
+    UserTimes,
+    measure_row_variants,
+    measure_user_variants,
+)
 from engines.backends.onnxruntime.session import start_session
 from engines.backends.onnxruntime.variants import ANY, FEW_ROWS, ONE_USER, cut_profiles, row_axis
 from engines.backends.onnxruntime.weight_status import check_weight_statuses, weight_statuses
@@ -22,14 +28,14 @@ from export.lowering import Int8Gemms, LoweredGraph, lower_for_cpu, lower_for_on
 
 #: One FP32 GEMM per feature token beats one batched MatMul from 4 rows on (1.0 to 2.4 times, tokens 8 and 16, widths
 #: 64 to 768); with fewer rows only if the weights of a feature token have at least this many elements, or the
-#: extra nodes cost more. With rows quantized to int8, smaller weights are batched at any number of rows: quantizing
-#: takes six nodes.
+#: extra nodes cost more. If every row is quantized to int8 with its own scale, smaller weights are batched at any
+#: number of rows: quantizing takes six nodes.
 _ROWS_THAT_PAY = 4
 _SMALL_TOKEN_WEIGHT = 1 << 17
 #: int8 GEMMs for few rows, which MatMulNBits packs its weight for, and for many. The row count at which one overtakes
 #: the other is measured: on CPUs with int8 dot products 8 to 16 rows.
 _FEW_ROWS_GEMMS: Int8Gemms = "matmul-nbits"
-_MANY_ROWS_GEMMS: Int8Gemms = "integer-rows"
+_MANY_ROWS_GEMMS: Mapping[str, Int8Gemms] = {"w8a8-dynamic": "integer-rows", "w8a8-static": "calibrated-rows"}
 
 
 @dataclass(frozen=True)
@@ -68,13 +74,13 @@ class _Loaded:
 
 def lower_any(spec: BuildSpec, folder: Path) -> LoweredGraph:
     """Lower the graph for requests of any size."""
-    rounds_rows = spec.precision == "w8a8-dynamic"
+    scales_rows = spec.precision == "w8a8-dynamic"
     few_usual = usual_rows(spec) < _ROWS_THAT_PAY
     return lower_for_cpu(
         spec.onnx,
         folder / f"{ANY}.onnx",
-        _MANY_ROWS_GEMMS if rounds_rows else "keep",
-        _SMALL_TOKEN_WEIGHT if rounds_rows or few_usual else 0,
+        _MANY_ROWS_GEMMS.get(spec.precision, "keep"),
+        _SMALL_TOKEN_WEIGHT if scales_rows or few_usual else 0,
     )
 
 
@@ -94,13 +100,15 @@ def plan_variants(
     profiles = spec.profiles
     measured: list[RowTimes | UserTimes] = []
     scratch = lowered.path.parent
-    if spec.precision == "w8a8-dynamic" and lowered.fused:
+    many = _MANY_ROWS_GEMMS.get(spec.precision)
+    if many is not None and lowered.fused:
         progress(f"onnxruntime: measuring which int8 GEMMs suit how many rows of the {spec.side} graph")
         few = _read_back(
             ort, spec, original, lower_for_cpu(spec.onnx, scratch / f"{FEW_ROWS}.onnx", _FEW_ROWS_GEMMS), session
         )
-        pair = (_FEW_ROWS_GEMMS, few.session), (_MANY_ROWS_GEMMS, main.session)
-        rows = measure_row_variants(*pair, inputs, row_axis(spec.side), usual_rows(spec))
+        pair = (_FEW_ROWS_GEMMS, few.session), (many, main.session)
+        tolerance = None if lowered.calibrated else OTHER_SCALES
+        rows = measure_row_variants(*pair, inputs, row_axis(spec.side), usual_rows(spec), tolerance)
         measured.append(rows)
         if rows.few_up_to >= usual_rows(spec):
             main, few = few, None

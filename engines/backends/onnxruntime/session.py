@@ -145,7 +145,7 @@ def start_session(
 NAME = "onnxruntime"
 
 
-ONNX_VARIANT = {"fp32": "fp32", "w8a32": "w8a32", "w8a8-dynamic": "w8a32"}
+ONNX_VARIANT = {"fp32": "fp32", "w8a32": "w8a32", "w8a8-dynamic": "w8a32", "w8a8-static": "w8a32"}
 
 
 #: ``threads``: intra-op threads. ``spinning``: idle threads spin, which lowers latency by microseconds and

@@ -23,6 +23,7 @@ WANTED: dict[str, frozenset[WeightStatus]] = {
     "w8a32": frozenset({"folded-to-float", "gathered-int8", "float"}),
     "w8a16": frozenset({"folded-to-float", "gathered-int8", "float"}),
     "w8a8-dynamic": frozenset({"fused-int8", "gathered-int8", "float"}),
+    "w8a8-static": frozenset({"fused-int8", "gathered-int8", "float"}),
 }
 _GEMMS = frozenset({"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "MatMulNBits", "MatMulIntegerToFloat"})
 #: What the runtime appends to the name of an int8 weight it keeps as uint8, on CPUs without an int8 dot product.
@@ -57,7 +58,8 @@ def weight_statuses(
             elif users.get(names.derived(part, "blocks")) == "MatMulNBits":
                 found.add(("fused-int8", "MatMulNBits"))
             elif "MatMulIntegerToFloat" in (users.get(part), users.get(f"{part}{_AS_UINT8}")):
-                found.add(("fused-int8", "MatMulIntegerToFloat"))
+                calibrated = ", calibrated" if name in record.calibrated else ""
+                found.add(("fused-int8", f"MatMulIntegerToFloat{calibrated}"))
             elif is_int8 and dequantized.get(part, part) in users:
                 found.add(("folded-to-float", users[dequantized.get(part, part)]))
             elif not is_int8 and part in users:

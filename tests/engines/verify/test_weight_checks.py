@@ -19,7 +19,7 @@ def _engine(precision: str, **statuses: WeightStatus) -> BuiltEngine:
     return BuiltEngine("tensorrt", "item", precision, (), 0, (), (), weights=weights)
 
 
-@pytest.mark.parametrize("precision", ["w8a16", "w8a8-dynamic"])
+@pytest.mark.parametrize("precision", ["w8a16", "w8a8-dynamic", "w8a8-static"])
 def test_every_weight_that_became_float_is_named(precision: str) -> None:
     lost = _engine(precision, a="fused-int8", b="folded-to-float", c="missing", d="float", e="gathered-int8")
     (check,) = int8_checks([lost])

@@ -11,6 +11,8 @@ from engines.backends.checks import check_precision
 from engines.backends.engine_spec import BuildSpec, Profile, Rows
 from engines.backends.onnxruntime import backend
 from engines.backends.table import backend_names, find_backend
+from export.activations import activations_text, range_between
+from export.io import stamp
 from graphs.base.errors import UgsepError
 from tests.export.lowering_graphs import FFN_SHAPE, Graph, ffn, item, reference
 
@@ -55,6 +57,33 @@ def test_every_weight_runs_as_the_precision_says(
     runner.close()
     with pytest.raises(UgsepError, match="closed"):
         runner.infer(feeds)
+
+
+def stamp_ranges(source: Path, ranges: dict[str, tuple[float, float]]) -> None:
+    model = onnx.load(source, load_external_data=False)
+    found = {name: between for name, ends in ranges.items() if (between := range_between(*ends)) is not None}
+    stamp(model, activations=activations_text(found))
+    onnx.save(model, source)
+
+
+def test_calibrated_products_are_read_back_and_the_others_noted(tmp_path: Path, rng: np.random.Generator) -> None:
+    source = ffn(tmp_path / "onnx" / "full.onnx", rng, True, "gelu")
+    spec = BuildSpec("full", source, "w8a8-static", (Profile(Rows(1, 1, 1), Rows(1, 64, 300)),))
+    with pytest.raises(UgsepError, match=r"full.onnx' has no ranges of activations; quantize it again"):
+        build_engine(backend, spec, tmp_path, _silent)
+    # Inputs are normal numbers; GELU of sums of 24 products of them with weights of size 1 / 24 ** 0.5.
+    stamp_ranges(source, {"up.weight": (-5.0, 5.0), "down.weight": (-0.17, 6.0)})
+    built = build_engine(backend, spec, tmp_path, _silent)
+    details = {weight.name: (weight.status, weight.detail) for weight in built.weights}
+    assert details["up.weight"] == ("fused-int8", "3 x MatMulIntegerToFloat, calibrated")
+    assert details["dense.weight"] == ("fused-int8", "MatMulIntegerToFloat")
+    assert "1 of 3 int8 products scale every row: no calibrated range for dense.weight" in built.notes
+    runner = backend.load(tmp_path, built)
+    for rows in (2, 257):
+        feeds = _rows(rng, rows)
+        # Twice the error with a scale per row: a step is 1/25, not 1/127 of a row's largest value (2 to 3).
+        assert np.abs(runner.infer(feeds)["click"] - reference(source, feeds)["click"]).max() < 0.4
+    runner.close()
 
 
 @pytest.fixture
