@@ -22,7 +22,7 @@ SIZE       ?= 20m
 # ONNX Runtime sends usage events; set to 0 to allow them.
 export ORT_DISABLE_TELEMETRY ?= 1
 MINUTES    ?= 30
-EXTRAS     ?= build,cpu,serve,record,otel,tensorrt-rtx,openvino,triton,third-party,dev
+EXTRAS     ?= build,cpu,serve,record,otel,tensorrt-rtx,openvino,triton,third-party,fuzz,dev
 OLDEST     := build,cpu,serve,record,otel,openvino,third-party,dev
 
 BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),--backend $(BACKEND)) $(FLAGS)

@@ -1,3 +1,3 @@
 """Campaigns that try to break ugsep; run them with ``python -m benchmarks.reliability``."""
 
-__all__ = ["contract", "small_files", "small_model"]
+__all__ = ["contract", "run", "small_files", "small_model", "summary"]

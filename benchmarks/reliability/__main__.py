@@ -1,4 +1,4 @@
-"""``python -m benchmarks.reliability run NAME...`` and ``... report``."""
+"""``python -m benchmarks.reliability run NAME...``, ``... coverage`` and ``... report``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from benchmarks.reliability.fuzz.guided.command import coverage
+from benchmarks.reliability.fuzz.guided.figures import guided_summary
 from benchmarks.reliability.journal import Try, journal_path, read_journal
 from benchmarks.reliability.page import load_figures, save_figures, write_page
 from benchmarks.reliability.registry import CAMPAIGNS, campaign
@@ -23,6 +25,9 @@ WORK = click.option("--work", type=PATH, default=Path("build/reliability"), show
 @click.group(cls=CommandGroup)
 def main() -> None:
     """Try to break ugsep, seeded and at length."""
+
+
+main.add_command(coverage)
 
 
 @main.command("run", cls=Command)
@@ -82,7 +87,8 @@ def report_command(work: Path, out: Path, figures: Path) -> None:
         seed, tries = read_journal(journal_path(work, name))
         if tries:
             found.append(summarize(campaign(name), seed, [tries[index] for index in sorted(tries)]))
-    save_figures(found, figures)
+    guided = guided_summary(work)
+    save_figures(found if guided is None else [*found, guided], figures)
     saved = load_figures(figures)
     if not saved:
         raise UgsepError(f"{work}: no journals, {figures}: no figures; run: make campaign NAME=kill")

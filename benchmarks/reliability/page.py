@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.reliability.registry import CAMPAIGNS
+from benchmarks.reliability.registry import REPORTED
 from benchmarks.reliability.summary import Summary
 from engines.render.markdown import table
 from graphs.base.errors import UgsepError
@@ -25,6 +25,7 @@ _AGAIN = """## Again
 ```bash
 make campaign NAME=kill MINUTES=30                      # resumes where an earlier run stopped; --fresh discards it
 python -m benchmarks.reliability run kill --only 17     # try 17 alone; --seed S if it was of another seed
+python -m benchmarks.reliability coverage --minutes 30  # the parsers, with atheris: pip install 'ugsep[fuzz]'
 python -m benchmarks.reliability report                 # this page
 ```
 """
@@ -38,7 +39,7 @@ def save_figures(found: Sequence[Summary], folder: Path) -> None:
 
 
 def load_figures(folder: Path) -> list[Summary]:
-    """Return the saved figures in the order of the table of campaigns.
+    """Return the saved figures in the order of the page.
 
     Raises:
         UgsepError: a file that does not hold figures of a campaign.
@@ -49,7 +50,7 @@ def load_figures(folder: Path) -> list[Summary]:
             found[file.stem] = Summary(**json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise UgsepError(f"{file}: not figures of a campaign ({error!r}); run the campaign again") from error
-    return [found[name] for name in CAMPAIGNS if name in found]
+    return [found[name] for name in REPORTED if name in found]
 
 
 def write_page(found: Sequence[Summary], out: Path) -> None:
@@ -58,6 +59,8 @@ def write_page(found: Sequence[Summary], out: Path) -> None:
     lines = [_HEADER, *table(("campaign", "promise", "tries", "defects"), rows, "llrr"), ""]
     for one in found:
         lines += [f"## {one.name}", "", *_targets(one), ""]
+        if one.figures:
+            lines += [*_figures(one), ""]
         if one.history:
             lines += [one.history, ""]
         if one.measures:
@@ -80,6 +83,12 @@ def _kinds(kinds: dict[str, int]) -> str:
     most = list(kinds.items())[:8]
     rest = len(kinds) - len(most)
     return ", ".join(f"{kind} {count:,}" for kind, count in most) + (f", {rest} more" if rest > 0 else "")
+
+
+def _figures(one: Summary) -> list[str]:
+    names = list(dict.fromkeys(name for found in one.figures.values() for name in found))
+    rows = [(target, *(f"{found.get(name, 0):,.7g}" for name in names)) for target, found in one.figures.items()]
+    return table(("target", *names), rows)
 
 
 def _measures(one: Summary) -> list[str]:

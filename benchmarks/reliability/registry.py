@@ -16,6 +16,8 @@ CAMPAIGNS = {
     "threads": "benchmarks.reliability.threads.campaign",
     "resources": "benchmarks.reliability.resources.campaign",
 }
+#: The figures on the page, in its order: those of the campaigns, and of the fuzzer that has a command of its own.
+REPORTED = (*CAMPAIGNS, "coverage")
 
 
 def campaign(name: str) -> Campaign[Any]:

@@ -59,7 +59,7 @@ def run(
     Raises:
         UgsepError: the journal is of another seed, or damaged, or another run works in the same folder.
     """
-    with _locked(campaign, work):
+    with locked(campaign.name, work):
         path = journal_path(work, campaign.name)
         if fresh:
             path.unlink(missing_ok=True)
@@ -83,7 +83,7 @@ def repeat(campaign: Campaign[Any], work: Path, seed: int, index: int) -> Try:
     Raises:
         UgsepError: another run works in the same folder.
     """
-    with _locked(campaign, work), _workspace(campaign, work) as workspace:
+    with locked(campaign.name, work), _workspace(campaign, work) as workspace:
         return _attempted(campaign, workspace, seed, index)
 
 
@@ -105,16 +105,20 @@ def _workspace(campaign: Campaign[Any], work: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def _locked(campaign: Campaign[Any], work: Path) -> Iterator[None]:
-    """Keep other runs away from a campaign's journal and inputs: two runs would damage each other's."""
-    folder = work / campaign.name
+def locked(name: str, work: Path) -> Iterator[None]:
+    """Keep other runs away from a campaign's journal and inputs: two runs would damage each other's.
+
+    Raises:
+        UgsepError: another run works in the same folder.
+    """
+    folder = work / name
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock", timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
         raise UgsepError(
-            f"{folder}: another run of {campaign.name} works there; wait for it, or give another --work"
+            f"{folder}: another run of {name} works there; wait for it, or give another --work"
         ) from error
     try:
         yield

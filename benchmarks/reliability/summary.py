@@ -28,6 +28,7 @@ class Summary:
         targets: counts of ``ok``, ``refused`` and ``defect`` by target.
         kinds: how many tries had each kind, by target.
         measures: least, median, most and total of each measure, by target.
+        figures: single numbers by target, for what is not counted by tries.
         defects: index, target, kind and detail of the first defects.
     """
 
@@ -39,6 +40,7 @@ class Summary:
     targets: dict[str, dict[str, int]] = field(default_factory=dict)
     kinds: dict[str, dict[str, int]] = field(default_factory=dict)
     measures: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
     defects: list[dict[str, Any]] = field(default_factory=list)
 
     @property

@@ -1,6 +1,7 @@
 """The Open Inference Protocol, version 2, over HTTP and gRPC."""
 
 __all__ = [
+    "grpc_codec",
     "grpc_server",
     "http",
     "infer_job",

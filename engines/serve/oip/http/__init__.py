@@ -1,3 +1,3 @@
 """The Open Inference Protocol over HTTP."""
 
-__all__ = ["app", "direct"]
+__all__ = ["app", "codec", "direct"]
