@@ -220,7 +220,7 @@ def _file_size(location: str, path: Path, what: str) -> int:
         if not data.is_file():
             raise _Refused(f"{named}, which is missing")
         return data.stat().st_size
-    except (OSError, RuntimeError) as error:  # RuntimeError: a symlink loop
+    except (OSError, RuntimeError) as error:  # RuntimeError: a symlink loop, up to Python 3.12
         raise _Refused(f"{named}, which cannot be read") from error
 
 

@@ -63,5 +63,5 @@ def read_file(directory: Path, name: str, absent: str, fix: str) -> bytes:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UgsepError(f"{directory}: no {name}{absent}") from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: a symlink loop
+    except (OSError, RuntimeError) as error:  # RuntimeError: a symlink loop, up to Python 3.12
         raise UgsepError(f"{path}: cannot be read ({reason(error)}); {fix}") from error

@@ -56,7 +56,7 @@ def verify_files(directory: Path, files: Mapping[str, FileEntry], rebuild: str =
         path = directory / name
         try:
             problem = _file_problem(path, root, entry)
-        except (OSError, RuntimeError) as error:  # RuntimeError: a symlink loop
+        except (OSError, RuntimeError) as error:  # RuntimeError: a symlink loop, up to Python 3.12
             problem = f"cannot be read ({reason(error)})"
         if problem:
             raise UgsepError(f"{path}: {problem}" + (f"; rebuild: {rebuild}" if rebuild else ""))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.utils import _pytree as pytree
 
 from graphs.rows.sides import NodeSide, is_row_count
@@ -43,7 +44,8 @@ class Rewriter:
             node = self.graph.call_function(target, arguments, options)
         node.meta = {k: v for k, v in like.meta.items() if k in ("nn_module_stack", "stack_trace")}
         values, keywords = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (arguments, options))
-        with self.fake_mode, torch.no_grad():
+        # Without the dispatcher, pad fixes the number of rows, and before torch 2.13 matmul does too.
+        with self.fake_mode, enable_python_dispatcher(), torch.no_grad():
             node.meta["val"] = target(*values, **keywords)
         self.side_of(node)
         return node

@@ -41,7 +41,7 @@ def resolve_bundle(path: Path) -> Path:
     """
     try:
         return path.resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a symlink loop
+    except (OSError, RuntimeError) as error:  # RuntimeError: a symlink loop, up to Python 3.12
         raise UgsepError(f"{path}: a link that leads nowhere; point it to a bundle") from error
 
 
@@ -49,7 +49,7 @@ def take_snapshot(path: Path) -> Snapshot:
     """Look at a path; nothing is opened, and what is missing or vanishes meanwhile is no error."""
     try:
         root = path.resolve()
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError):  # as above
         return Snapshot(path.absolute(), (0, 0), "")
     try:
         found = root.stat()
