@@ -66,7 +66,7 @@ class ServeSettings:
             ("http_port", self.http_port, 0, 65535),
             ("grpc_port", self.grpc_port or 0, 0, 65535),
             ("workers", self.workers, 1, 1024),
-            ("threads", self.threads or 1, 1, 4096),
+            ("threads", 1 if self.threads is None else self.threads, 1, 4096),
             ("queue", self.queue, 1, 1 << 20),
             ("cache_bytes", self.cache_bytes, 0, 1 << 50),
             ("max_body", self.max_body, 1, 1 << 31),

@@ -258,6 +258,7 @@ def test_a_second_signal_cuts_the_wait(built_bundle: Path) -> None:
         (["nowhere"], "no manifest.json, so not a bundle"),
         (["BUNDLE", "--http-port", "8123", "--grpc-port", "8123"], "HTTP and gRPC are both on port 8123"),
         (["BUNDLE", "--workers", "0"], "workers is 0; it must be from 1 to 1024"),
+        (["BUNDLE", "--threads", "0"], "threads is 0; it must be from 1 to 4096"),
         (["BUNDLE", "--name", "films/like"], "name is 'films/like'; it is a part of URLs"),
         (["BUNDLE", "--state-cache", "lots"], "'lots' is not a valid size"),
         (["BUNDLE", "--backend", "onnxruntim"], "no user engine with backend 'onnxruntim'"),
