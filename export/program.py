@@ -46,14 +46,19 @@ class Program(ExportedProgram):
     ) -> ExportedProgram:
         """Return the program with the ops of the table decomposed in place; the others are not run again."""
         table = torch.export.default_decompositions() if decomp_table is None else decomp_table
+        replaced = False
         for node in list(self.graph.nodes):
             if node.op != "call_function":
                 continue
             exact = decomposition(node)
+            replaced |= exact is not None
             if exact is not None or node.target in table or _is_composite_view(node.target):
                 parts = exact or table.get(node.target, node.target)
                 value = _only_value(node)
                 self.graph_signature.replace_all_uses(value.name, _decompose(self.graph, node, parts, table).name)
+        # Attention by the decomposition has another memory layout than by the kernel, of which a view may not exist.
+        for node in self.graph.find_nodes(op="call_function", target=aten.view.default) if replaced else ():
+            node.target = aten.reshape.default
         return self
 
 

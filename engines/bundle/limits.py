@@ -15,6 +15,8 @@ __all__ = ["check_batching", "check_built", "check_files", "check_path", "check_
 _MAX_FILE_BYTES = 1 << 42  # 4 TiB: larger than any model, small enough for int64 arithmetic
 _MAX_RANK = 8
 _MAX_DIM = 1 << 31
+_DTYPES = ("bool", *(f"{kind}int{bits}" for kind in ("", "u") for bits in (8, 16, 32, 64)),
+           "float16", "float32", "float64")  # fmt: skip
 _MAX_BATCHES = 1024  # sizes at which batching was measured
 _MAX_MS = 3_600_000.0
 _MAX_SETTING = 4096  # threads, streams, group sizes
@@ -38,7 +40,7 @@ def check_files(path: Path, files: Mapping[str, FileEntry]) -> None:
 
 
 def check_built(path: Path, prefix: str, built: BuiltEngine, files: Mapping[str, FileEntry]) -> None:
-    """Check one engine: its files, listed in ``files`` under ``prefix``, shapes, profiles and settings.
+    """Check one engine: its files, listed in ``files`` under ``prefix``, tensors, profiles and settings.
 
     Raises:
         UgsepError: a file that is not hashed or is outside the bundle, or a value out of range.
@@ -49,7 +51,7 @@ def check_built(path: Path, prefix: str, built: BuiltEngine, files: Mapping[str,
         if whole not in files:
             raise UgsepError(f"{path}: engine file '{whole}' is not among the hashed files; build the bundle again")
     for spec in (*built.inputs, *built.outputs):
-        _check_shape(path, spec)
+        _check_tensor(path, spec)
     for profile in built.profiles:
         check_rows(path, "a profile", max(profile.users.max, profile.candidates.max))
     for name, value in built.session.items():
@@ -101,7 +103,11 @@ def check_batching(path: Path, timings: Sequence[tuple[int, int, float, float]])
                 raise UgsepError(f"{path}: {what} took {ms!r:.60} ms, out of range; build the bundle again")
 
 
-def _check_shape(path: Path, spec: TensorSpec) -> None:
+def _check_tensor(path: Path, spec: TensorSpec) -> None:
+    if spec.dtype not in _DTYPES:
+        raise UgsepError(
+            f"{path}: tensor '{spec.name}': dtype {spec.dtype!a:.60} is none that engines have; build it again"
+        )
     fixed = [dim for dim in spec.shape if isinstance(dim, int)]
     elements = 1
     for dim in fixed:

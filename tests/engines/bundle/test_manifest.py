@@ -95,6 +95,8 @@ ENTRY = {"bytes": 7, "sha256": "0" * 64}
         (("engines", 0, "built", "inputs", 0, "shape"), ["n", 1 << 40], "shape .* is out of range"),
         (("engines", 0, "built", "inputs", 0, "shape"), [1 << 20, 1 << 20], "shape .* is out of range"),
         (("engines", 0, "built", "outputs", 0, "shape"), [1] * 9, "shape .* is out of range"),
+        (("engines", 0, "built", "inputs", 0, "dtype"), "float33", "dtype 'float33' is none that engines have"),
+        (("engines", 0, "built", "outputs", 0, "dtype"), "O", "dtype 'O' is none that engines have"),
         (("engines", 0, "built", "profiles", 0, "users"), {"min": 4, "opt": 1, "max": 1}, "need 1 <= min"),
         (("engines", 0, "built", "profiles", 0, "users", "max"), 1 << 40, "profile has .* rows, out of range"),
         (("engines", 0, "built", "files"), ["b.bin"], "'engines/b.bin' is not among the hashed files"),
