@@ -213,6 +213,7 @@ def _checked(path: Path, spec: InputSpec, column: Any) -> Array:
     if isinstance(column, np.ndarray):
         values, rows = column, len(column)
     else:
+        column.validate(full=True)  # Arrow ends the process where offsets lead out of a column
         rows = len(column)
         while (fixed := pa.types.is_fixed_size_list(column.type)) or _is_list(column.type):
             if column.null_count:

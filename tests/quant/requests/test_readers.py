@@ -298,6 +298,26 @@ def test_a_member_that_is_not_the_array_it_claims_is_refused(spec, make_columns,
         list(read_requests([path], spec))
 
 
+@pytest.mark.parametrize("offsets", [[51_200, 37_888, 24_576], [0, 5, 10]])
+def test_lists_whose_offsets_lead_out_of_the_column_are_refused(spec, tmp_path, offsets) -> None:
+    """With the first of them Arrow aborts the process instead of raising."""
+    columns = {"request_id": pa.array([1, 1])}
+    for wanted in (*spec.user, *spec.item):
+        values = np.zeros((2, *wanted.row_shape), wanted.dtype)
+        columns[wanted.name] = pa.array(list(values) if wanted.row_shape else values)
+    table = pa.table(columns)
+    with ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    list(read_requests([tmp_path / "a.arrow"], spec))
+    (width,) = {s.row_shape[0] for s in (*spec.user, *spec.item) if s.row_shape} & {3}
+    raw = (tmp_path / "a.arrow").read_bytes()
+    sound = np.array([0, width, 2 * width], np.int32).tobytes()
+    assert sound in raw
+    (tmp_path / "a.arrow").write_bytes(raw.replace(sound, np.array(offsets, np.int32).tobytes()))
+    with pytest.raises(UgsepError, match=r"a.arrow' is damaged or truncated"):
+        list(read_requests([tmp_path / "a.arrow"], spec))
+
+
 def test_synthetic_requests_fit_the_graphs_and_repeat(spec, graphs) -> None:
     rows = table_rows(*graphs)
     assert rows == 41  # the smaller of the two tables
