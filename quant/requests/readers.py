@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob as globbing
 import itertools
+import lzma
+import math
 import os
 import tokenize
 import zipfile
@@ -123,8 +125,8 @@ def _checked_batches(path: Path, spec: RequestSpec) -> Iterator[dict[str, Array]
     # zipfile raises NotImplementedError and RuntimeError for a method it does not know and for an encrypted archive;
     # NumPy lets TokenError out of the header of an array.
     except (
-        pa.ArrowException, zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, NotImplementedError,
-        RuntimeError, tokenize.TokenError,
+        pa.ArrowException, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, ValueError, EOFError,
+        NotImplementedError, RuntimeError, tokenize.TokenError,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:120]
         raise UgsepError(f"'{path}' is damaged or truncated ({reason}); write this file again") from error
@@ -144,7 +146,7 @@ def _opened(path: Path) -> Iterator[tuple[tuple[str, ...], _Batches]]:
                 raise UgsepError(f"'{path}' is a single array (.npy); write an .npz with one array per column")
 
             def whole(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-                columns = {n: archive[n] for n in names}
+                columns = {n: _member(archive, n) for n in names}
                 for n, column in columns.items():
                     if not isinstance(column, np.ndarray):  # NumPy returns the bytes of an entry that is no .npy
                         raise UgsepError(f"'{path}': '{n}' is no NumPy array; write it with numpy.savez")
@@ -179,6 +181,26 @@ def _opened(path: Path) -> Iterator[tuple[tuple[str, ...], _Batches]]:
             yield tuple(reader.schema.names), records
 
 
+def _member(archive: np.lib.npyio.NpzFile, name: str) -> Array:
+    """Return an array of an archive, allocated only if the archive has as many bytes as its header says.
+
+    Raises:
+        ValueError: a member that is no array, or that is shorter than its shape.
+    """
+    stored = name if name in archive.zip.NameToInfo else f"{name}.npy"
+    with archive.zip.open(stored) as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        else:  # for names of fields that are not Latin-1; columns have none
+            raise ValueError(f"array '{name}' has format {version}")
+    if math.prod(shape) * dtype.itemsize > archive.zip.getinfo(stored).file_size:
+        raise ValueError(f"array '{name}' is shorter than its shape")
+    return archive[name]  # type: ignore[no-any-return]
+
+
 def _ends_early(file: IO[bytes]) -> bool:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - len(_STREAM_END)))
@@ -191,6 +213,7 @@ def _checked(path: Path, spec: InputSpec, column: Any) -> Array:
     if isinstance(column, np.ndarray):
         values, rows = column, len(column)
     else:
+        column.validate(full=True)  # Arrow ends the process where offsets lead out of a column
         rows = len(column)
         while (fixed := pa.types.is_fixed_size_list(column.type)) or _is_list(column.type):
             if column.null_count:

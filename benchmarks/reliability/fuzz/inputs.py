@@ -17,6 +17,7 @@ from benchmarks.reliability.fuzz.mutate.request_files import npz_bytes
 from benchmarks.reliability.fuzz.sound_texts import FEATURES, POLICY, RECIPE
 from benchmarks.reliability.fuzz.worker import Ended, Worker
 from engines.bundle.bundle import Bundle
+from engines.bundle.digest import UNSEALED, seal
 from engines.bundle.files import MANIFEST
 from graphs.base.errors import UgsepError
 
@@ -122,11 +123,12 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def reseal(bundle: Path, name: str) -> None:
-    """Write the size and the hash of a changed file into the manifest, as somebody would who sends bad bundles."""
+    """Write size and hash of a changed file into the manifest and seal it, as senders of bad bundles would."""
     data = (bundle / name).read_bytes()
     manifest = json.loads((bundle / MANIFEST).read_bytes())
     manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    replace(bundle / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    manifest["digest"] = UNSEALED
+    replace(bundle / MANIFEST, seal(json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _sound(worker: Worker, program: str, arguments: list[str]) -> Ended:

@@ -273,6 +273,51 @@ def test_a_zip_method_or_encryption_that_cannot_be_read_is_refused(
         list(read_requests([path], spec))
 
 
+@pytest.mark.parametrize("what", ["no array", "huge", "newer format", "xz"])
+def test_a_member_that_is_not_the_array_it_claims_is_refused(spec, make_columns, tmp_path, what) -> None:
+    data = make_columns(3)
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA if what == "xz" else zipfile.ZIP_STORED) as archive:
+        for name, value in data.items():
+            np.save(tmp_path / "one.npy", value)
+            member = (tmp_path / "one.npy").read_bytes()
+            if name == "item_id" and what == "no array":
+                member = b"\x93NUMPX" + member[6:]
+            elif name == "item_id" and what == "huge":  # 8 TiB, which no machine allocates
+                member = member.replace(b"(%d,), }" % len(value) + b" " * 11, b"(1099511627776,), }", 1)
+            elif name == "item_id" and what == "newer format":
+                member = member[:6] + b"\x03\x00" + member[8:10] + b"\0\0" + member[10:]
+            archive.writestr(f"{name}.npy", member)
+        offset = archive.getinfo("item_id.npy").header_offset
+    if what == "xz":
+        raw = bytearray(path.read_bytes())
+        start = offset + 30 + len("item_id.npy") + 9  # behind the local header and the properties of LZMA
+        raw[start : start + 8] = b"\xff" * 8
+        path.write_bytes(bytes(raw))
+    with pytest.raises(UgsepError, match=r"a.npz' is damaged or truncated \((?!Unable to allocate)"):
+        list(read_requests([path], spec))
+
+
+@pytest.mark.parametrize("offsets", [[51_200, 37_888, 24_576], [0, 5, 10]])
+def test_lists_whose_offsets_lead_out_of_the_column_are_refused(spec, tmp_path, offsets) -> None:
+    """With the first of them Arrow aborts the process instead of raising."""
+    columns = {"request_id": pa.array([1, 1])}
+    for wanted in (*spec.user, *spec.item):
+        values = np.zeros((2, *wanted.row_shape), wanted.dtype)
+        columns[wanted.name] = pa.array(list(values) if wanted.row_shape else values)
+    table = pa.table(columns)
+    with ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    list(read_requests([tmp_path / "a.arrow"], spec))
+    (width,) = {s.row_shape[0] for s in (*spec.user, *spec.item) if s.row_shape} & {3}
+    raw = (tmp_path / "a.arrow").read_bytes()
+    sound = np.array([0, width, 2 * width], np.int32).tobytes()
+    assert sound in raw
+    (tmp_path / "a.arrow").write_bytes(raw.replace(sound, np.array(offsets, np.int32).tobytes()))
+    with pytest.raises(UgsepError, match=r"a.arrow' is damaged or truncated"):
+        list(read_requests([tmp_path / "a.arrow"], spec))
+
+
 def test_synthetic_requests_fit_the_graphs_and_repeat(spec, graphs) -> None:
     rows = table_rows(*graphs)
     assert rows == 41  # the smaller of the two tables

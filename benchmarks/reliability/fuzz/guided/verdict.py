@@ -35,4 +35,4 @@ def _place(error: BaseException) -> str:
 
 
 def _ours(file: str) -> bool:
-    return not file.startswith("<") and "/site-packages/" not in file and "/lib/python" not in file
+    return file.startswith("/") and "/site-packages/" not in file and "/lib/python" not in file
