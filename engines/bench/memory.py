@@ -7,9 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import psutil
-
 from engines.bench.contender import Contender
+from engines.measure.free_memory import free_bytes
 from engines.measure.process_memory import resident_bytes
 from graphs.base.errors import UgsepError
 from quant.requests.spec import Request
@@ -22,17 +21,17 @@ _PROCESS_BYTES = 500_000_000  # this process with PyTorch and all runtimes
 
 
 def check_memory(contenders: int, full: Path, available: int | None = None) -> None:
-    """Refuse to load contenders that together need more memory than the machine has left.
+    """Refuse to load contenders that together need more memory than this process may take.
 
     Args:
         contenders: how many are loaded at the same time.
         full: the FP32 graph of the whole model; its data files lie beside it.
-        available: bytes, by default what the machine has now.
+        available: bytes, by default what this process may take now.
 
     Raises:
         UgsepError: with the bytes needed and left, and how many contenders would fit.
     """
-    left = psutil.virtual_memory().available if available is None else available
+    left = free_bytes() if available is None else available
     weights = sum(file.stat().st_size for file in full.parent.glob(f"{full.name}*"))
     needed = contenders * _COPIES * weights + _PROCESS_BYTES
     if needed > left:

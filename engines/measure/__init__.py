@@ -1,3 +1,3 @@
 """Timers and machine limits."""
 
-__all__ = ["copy_rate", "gemm_graph", "interleave", "percentiles", "process_memory"]
+__all__ = ["copy_rate", "free_memory", "gemm_graph", "interleave", "percentiles", "process_memory"]

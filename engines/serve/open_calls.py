@@ -29,9 +29,17 @@ class OpenCalls:
         """Whether this process is a child of the one that made the object."""
         return os.getpid() != self._process
 
-    def __enter__(self) -> None:
+    def refuse_forks(self) -> None:
+        """Check that this process may use what the calls use.
+
+        Raises:
+            RankerClosed: it is a child of the one that made the object.
+        """
         if self.forked:
             raise RankerClosed("the ranker was loaded before this process was forked; load the bundle in each worker")
+
+    def __enter__(self) -> None:
+        self.refuse_forks()
         with self._lock:
             if self._closed:
                 raise RankerClosed("the ranker is closed; load the bundle again")

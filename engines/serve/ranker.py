@@ -18,6 +18,7 @@ from engines.bundle.manifest import Engine, Manifest, engine_for, read_manifest
 from engines.serve.batched_scoring import score_requests
 from engines.serve.deadlines import check_deadline
 from engines.serve.engine_pair import EnginePair, first_bad_score
+from engines.serve.forks import keep_in_children
 from engines.serve.open_calls import OpenCalls
 from engines.serve.score_request import Scored, ScoreRequest, Warmed
 from engines.serve.state_cache import CacheInfo, State, StateCache
@@ -55,6 +56,7 @@ class Ranker:
         self.max_candidates, self.max_users = pair.max_candidates, pair.max_users
         self.user_engine_digest = user_engine_digest
         self._pair, self._cache, self._calls = pair, StateCache(cache_bytes), OpenCalls()
+        keep_in_children(pair)
 
     @classmethod
     def from_bundle(
@@ -220,7 +222,12 @@ class Ranker:
         return Warmed(joined, len(keys) - len(resolved.missed), len(resolved.missed), resolved.seconds)
 
     def recent_users(self, limit: int) -> list[Mapping[str, Array]]:
-        """Return the features of at most ``limit`` cached users, one row each, the most recently used first."""
+        """Return the features of at most ``limit`` cached users, one row each, the most recently used first.
+
+        Raises:
+            RankerClosed: in a child of ``os.fork``, where a lock of the cache may be held for ever.
+        """
+        self._calls.refuse_forks()
         recent = [entry.user for _, entry in self._cache.entries()[: max(0, limit)]]
         return [{name: value.copy() for name, value in user.items()} for user in recent]
 
@@ -229,22 +236,42 @@ class Ranker:
 
         The most recently used ones are taken if not all fit. States on a device belong to the runner that made them
         and are not taken.
+
+        Raises:
+            RankerClosed: in a child of ``os.fork``.
         """
+        self._calls.refuse_forks()
+        other._calls.refuse_forks()
         same = self.user_engine_digest and self.user_engine_digest == other.user_engine_digest
         if not same or self._pair.device is not None or other._pair.device is not None:
             return 0
         return self._cache.adopt(other._cache)
 
     def cache_info(self) -> CacheInfo:
-        """Return the counters of the user-state cache."""
+        """Return the counters of the user-state cache.
+
+        Raises:
+            RankerClosed: in a child of ``os.fork``.
+        """
+        self._calls.refuse_forks()
         return self._cache.info()
 
     def reset_cache_info(self) -> None:
-        """Count hits, misses and evictions from 0 again; what is cached stays."""
+        """Count hits, misses and evictions from 0 again; what is cached stays.
+
+        Raises:
+            RankerClosed: in a child of ``os.fork``.
+        """
+        self._calls.refuse_forks()
         self._cache.reset_counters()
 
     def forget_users(self) -> None:
-        """Empty the user-state cache, for example if the meaning of a feature changes."""
+        """Empty the user-state cache, for example if the meaning of a feature changes.
+
+        Raises:
+            RankerClosed: in a child of ``os.fork``.
+        """
+        self._calls.refuse_forks()
         self._cache.clear()
 
     def close(self, timeout: float | None = None) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from engines.measure.free_memory import free_bytes
 from engines.verify.checks import Check
 from graphs.base.errors import GateFailed, UgsepError, printable_line
 from graphs.base.json_text import read_json
@@ -111,7 +112,7 @@ def _messages(process: subprocess.Popen[bytes], bundle: Path, limits: Limits) ->
         UgsepError: it passed a limit.
     """
     assert process.stdout is not None
-    memory = limits.memory or int(psutil.virtual_memory().available * 0.9)
+    memory = limits.memory or int(free_bytes() * 0.9)
     deadline = time.monotonic() + limits.seconds
     held, total = b"", 0
     with selectors.DefaultSelector() as selector:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +28,27 @@ def score():
     while not stop.is_set():
         ranker.forget_users()
         ranker.score(user, items)
+        ranker.cache_info()
 threads = [threading.Thread(target=score) for _ in range(3)]
 for thread in threads:
     thread.start()
+calls = [
+    lambda: ranker.score(user, items),
+    lambda: ranker.user_state(user),
+    lambda: ranker.warm(user),
+    ranker.cache_info,
+    ranker.reset_cache_info,
+    ranker.forget_users,
+    lambda: ranker.recent_users(1),
+    lambda: ranker.adopt_states(ranker),
+]
 told = []
-for _ in range(20):
+for number in range(24):
     read, write = os.pipe()
     if os.fork() == 0:
         try:
-            ranker.score(user, items)
-            text = "scored"
+            calls[number % len(calls)]()
+            text = "answered"
         except RankerClosed as error:
             text = str(error)
         ranker.close()
@@ -61,3 +75,29 @@ def test_a_forked_process_gets_an_exception(built_bundle: Path, tmp_path: Path) 
     assert done.stdout.strip() == (
         "['the ranker was loaded before this process was forked; load the bundle in each worker']"
     )
+
+
+EXIT = """
+import os, sys
+from engines import Ranker
+ranker = Ranker.from_bundle(sys.argv[1], threads=2)
+child = os.fork()
+if child == 0:
+    sys.exit(7)  # not os._exit: the interpreter and the runtime clean up
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_can_exit(built_bundle: Path) -> None:
+    """The runtime's threads are only in the parent; to join them in the child took for ever."""
+    command = [sys.executable, "-W", "ignore", "-c", EXIT, str(built_bundle)]
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            told, _ = process.communicate(timeout=120)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # a child that hangs outlives its parent
+    assert told.strip() == "7"

@@ -12,6 +12,7 @@ import pytest
 
 from engines.serve.listen.closing import close_when
 from engines.serve.listen.http_listener import HttpListener, bind
+from tests.engines.serve.listen.connections import read_body, receive_until
 
 SOON = 10.0
 
@@ -19,8 +20,7 @@ SOON = 10.0
 async def hello(scope, receive, send) -> None:
     """Answer; at '/read' only after the body was read."""
     if scope["path"] == "/read":
-        while (await receive()).get("more_body", False):
-            continue
+        await read_body(receive)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"hi"})
 
@@ -54,12 +54,7 @@ def post(path: bytes, expect: bytes = b"100-continue") -> bytes:
 
 
 def until(connection: socket.socket, end: bytes) -> bytes:
-    got = b""
-    while not got.endswith(end):
-        chunk = connection.recv(1 << 16)
-        assert chunk, got
-        got += chunk
-    return got
+    return receive_until(connection, lambda got: got.endswith(end))
 
 
 @pytest.mark.parametrize("expect", [b"100-continue", b"100-Continue"])

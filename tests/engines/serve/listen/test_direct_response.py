@@ -17,6 +17,7 @@ from engines.serve.listen import http_listener
 from engines.serve.listen.direct_response import Exchange
 from engines.serve.listen.http_listener import HttpListener, bind
 from engines.serve.listen.http_protocol import GRACE
+from tests.engines.serve.listen.connections import read_body, receive_exactly, receive_until
 
 PATIENCE = 0.4
 SOON = PATIENCE + GRACE + 10.0
@@ -26,10 +27,9 @@ LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 4\r\n\r\nlate"
 
 async def app(scope, receive, send) -> None:
     """Answer '/app' like the direct way, so that both can be mixed on a connection."""
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body, more = body + message.get("body", b""), message.get("more_body", False)
+    body = await read_body(receive)
+    if body is None:
+        return
     made = b"app:" + body
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(made))]})
     await send({"type": "http.response.body", "body": made})
@@ -109,15 +109,6 @@ def connect(listener: HttpListener) -> Iterator[Callable[[], socket.socket]]:
         yield one
 
 
-def receive(connection: socket.socket, size: int) -> bytes:
-    got = bytearray()
-    while len(got) < size:
-        chunk = connection.recv(min(1 << 16, size - len(got)))
-        assert chunk, bytes(got[:200])
-        got += chunk
-    return bytes(got)
-
-
 def until_closed(connection: socket.socket) -> bytes:
     got = bytearray()
     try:
@@ -130,7 +121,7 @@ def until_closed(connection: socket.socket) -> bytes:
 
 def expect(connection: socket.socket, *bodies: bytes) -> None:
     wanted = b"".join(map(response, bodies))
-    assert receive(connection, len(wanted)) == wanted
+    assert receive_exactly(connection, len(wanted)) == wanted
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -160,12 +151,10 @@ def test_pipelined_requests_are_answered_in_order(worker: Worker, connect) -> No
             wait_for(lambda: worker.started > 0)
             time.sleep(0.05)
             worker.free.set()
-        head = receive(connection, len(response(b"direct:0")))
+        head = receive_exactly(connection, len(response(b"direct:0")))
         assert head == response(b"direct:0")
         # Behind a request that runs, the application answers.
-        rest = b""
-        while rest.count(b"\r\n\r\n") < 4 or not rest.endswith(b"app:4"):
-            rest += connection.recv(1 << 16)
+        rest = receive_until(connection, lambda got: got.count(b"\r\n\r\n") >= 4 and got.endswith(b"app:4"))
         assert [part.split(b"HTTP")[0][-1:] for part in rest.split(b"\r\n\r\n")[1:]] == [b"1", b"2", b"3", b"4"]
         connection.sendall(post(b"after"))
         expect(connection, b"direct:after")
@@ -351,11 +340,7 @@ def test_a_worker_may_answer_after_the_loop_has_ended(worker: Worker, connect, l
 def test_what_is_special_is_left_to_the_application(connect, more: bytes) -> None:
     connection = connect()
     connection.sendall(post(b"a", more=more))
-    got = b""
-    while not got.endswith(b"app:a"):
-        chunk = connection.recv(1 << 16)
-        assert chunk, got
-        got += chunk
+    receive_until(connection, lambda got: got.endswith(b"app:a"))
 
 
 UPGRADES = {

@@ -13,6 +13,7 @@ import pytest
 
 from engines.serve.listen.http_listener import HttpListener, bind
 from engines.serve.listen.http_protocol import GRACE, MOST_HEADER_BYTES
+from tests.engines.serve.listen.connections import read_body, receive_exactly, receive_until
 
 PATIENCE = 0.3  # of the listener
 SOON = PATIENCE + GRACE + 10.0  # generous: the machine may be busy
@@ -21,16 +22,10 @@ BIG = 8 << 20  # more than the buffers of a loopback connection hold
 
 async def app(scope, receive, send) -> None:
     """Answer with the length of the body, or with a big body at /big; ignore the body at /early."""
-    length = 0
-    if scope["path"] not in ("/early", "/big"):
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            length += len(message["body"])
-            if not message["more_body"]:
-                break
-    body = b"x" * BIG if scope["path"] == "/big" else str(length).encode()
+    got = b"" if scope["path"] in ("/early", "/big") else await read_body(receive)
+    if got is None:
+        return
+    body = b"x" * BIG if scope["path"] == "/big" else b"%d" % len(got)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 
@@ -186,9 +181,7 @@ def test_pipelined_requests_are_answered_in_order(connect) -> None:
     connection = connect()
     request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s"
     connection.sendall(b"".join(request % (n, b"x" * n) for n in range(1, 6)))
-    received = b""
-    while received.count(b"\r\n\r\n") < 5:
-        received += connection.recv(1 << 16)
+    received = receive_until(connection, lambda got: got.count(b"\r\n\r\n") >= 5)
     assert [part.split(b"\r\n")[0][:1] for part in received.split(b"\r\n\r\n")[1:]] == [b"1", b"2", b"3", b"4", b"5"]
 
 
@@ -221,15 +214,6 @@ def refusing() -> Iterator[socket.socket]:
     made.close(5.0)
 
 
-def receive(connection: socket.socket, size: int) -> bytes:
-    got = b""
-    while len(got) < size:
-        chunk = connection.recv(size - len(got))
-        assert chunk, got
-        got += chunk
-    return got
-
-
 def post(path: bytes, body: bytes, more: bytes = b"") -> bytes:
     return b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n%s\r\n%s" % (path, len(body), more, body)
 
@@ -240,36 +224,36 @@ SERVED = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n5"
 def test_a_request_is_refused_by_its_headers_and_its_body_dropped(refusing: socket.socket) -> None:
     whole = post(b"/full", b"x" * 200_000)
     refusing.sendall(whole[:100])
-    assert receive(refusing, len(REFUSED)) == REFUSED  # before the body is there
+    assert receive_exactly(refusing, len(REFUSED)) == REFUSED  # before the body is there
     refusing.sendall(whole[100:] + post(b"/", b"hello"))
-    assert receive(refusing, len(SERVED)) == SERVED  # the connection serves the next request
+    assert receive_exactly(refusing, len(SERVED)) == SERVED  # the connection serves the next request
 
 
 def test_refusals_keep_the_order_of_pipelined_requests(refusing: socket.socket) -> None:
     refusing.sendall(post(b"/", b"hello") + post(b"/full", b"") + post(b"/full", b"abc") + post(b"/", b"hello"))
-    got = receive(refusing, len(SERVED))
+    got = receive_exactly(refusing, len(SERVED))
     assert got == SERVED
     # Behind a request that runs, the application answers: here 200 as well, since it knows no full queue.
-    rest = receive(refusing, 3 * len(SERVED))
+    rest = receive_exactly(refusing, 3 * len(SERVED))
     assert rest.count(b"HTTP/1.1 ") == 3
     assert rest.endswith(SERVED)
 
 
 def test_a_connection_lives_on_after_a_refusal(refusing: socket.socket) -> None:
     refusing.sendall(post(b"/full", b"abc"))
-    assert receive(refusing, len(REFUSED)) == REFUSED
+    assert receive_exactly(refusing, len(REFUSED)) == REFUSED
     time.sleep(PATIENCE + GRACE + 0.5)
     refusing.sendall(post(b"/full", b"abc"))
-    assert receive(refusing, len(REFUSED)) == REFUSED
+    assert receive_exactly(refusing, len(REFUSED)) == REFUSED
 
 
 def test_a_refused_request_that_never_ends_is_cut(refusing: socket.socket) -> None:
     refusing.sendall(post(b"/full", b"x" * 100)[:-10])
-    assert receive(refusing, len(REFUSED)) == REFUSED
+    assert receive_exactly(refusing, len(REFUSED)) == REFUSED
     assert was_cut(refusing)
 
 
 @pytest.mark.parametrize("more", [b"connection: close\r\n", b"expect: 100-continue\r\n"])
 def test_what_ends_a_connection_is_left_to_the_application(refusing: socket.socket, more: bytes) -> None:
     refusing.sendall(post(b"/full", b"hello", more))
-    assert b"HTTP/1.1 200 " in receive(refusing, len(SERVED))
+    assert b"HTTP/1.1 200 " in receive_exactly(refusing, len(SERVED))

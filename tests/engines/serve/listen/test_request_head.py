@@ -11,16 +11,15 @@ import pytest
 
 from engines.serve.listen.http_listener import HttpListener, bind
 from engines.serve.listen.request_head import with_path
+from tests.engines.serve.listen.connections import read_body
 
 HOST = b"Host: x\r\n"
 
 
 async def echo(scope, receive, send) -> None:
     """Answer with the path, the names of the headers and the body."""
-    got, more = b"", True
-    while more:
-        message = await receive()
-        got, more = got + message.get("body", b""), message.get("more_body", False)
+    got = await read_body(receive)
+    assert got is not None
     names = b",".join(sorted(name for name, _ in scope["headers"]))
     body = b"|".join([scope["path"].encode(), scope["query_string"], names, got])
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
