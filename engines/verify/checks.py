@@ -79,13 +79,18 @@ class Invariance:
 
 
 def check_invariance(ranker: Ranker, request: Request, seed: int = 0) -> Invariance:
-    """Score one request's candidates twice each and in another order; both differences should be rounding at most."""
+    """Score one request's candidates twice each and in another order; both differences should be rounding at most.
+
+    Only as many are scored twice as fit in one call, so that a request as large as the engine accepts can be checked.
+    """
     order = np.random.default_rng(seed).permutation(request.candidates)
     plain = ranker.score(request.user, request.items)
-    twice = ranker.score(request.user, {k: np.repeat(v, 2, axis=0) for k, v in request.items.items()})
+    half = max(1, ranker.max_candidates // 2)
+    pairs = {k: np.repeat(v[:half], 2, axis=0)[: ranker.max_candidates] for k, v in request.items.items()}
+    twice = ranker.score(request.user, pairs)
     shuffled = ranker.score(request.user, {k: v[order] for k, v in request.items.items()})
     # np.max and not max, which drops a NaN that comes after a number.
-    duplicates = np.max([np.abs(v[0::2] - v[1::2]).max() for v in twice.values()])
+    duplicates = np.max([np.abs(v[0::2] - v[1::2]).max(initial=0) for v in twice.values()])
     permutation = np.max([np.abs(shuffled[k] - v[order]).max() for k, v in plain.items()])
     return Invariance(float(duplicates), float(permutation))
 

@@ -38,9 +38,7 @@ class Log:
 
         Its message is left out, because it may quote a feature's value.
         """
-        where = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]
-        fields = {"error": type(error).__name__, "traceback": " > ".join(where)}
-        self._logger.error("internal error", extra={_FIELDS: fields})
+        self._logger.error("internal error", extra={_FIELDS: _raised(error)})
 
     def slow(self, outcome: Outcome) -> None:
         """Write a request that took longer than the limit, with the time of each stage."""
@@ -73,10 +71,10 @@ class LogLines(logging.Formatter):
         """Return the line of a record."""
         fields = dict(getattr(record, _FIELDS, {}))
         if record.exc_info and record.exc_info[1] is not None:
-            fields["error"] = type(record.exc_info[1]).__name__
+            fields |= _raised(record.exc_info[1])
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         at, level = f"{moment}.{int(record.msecs):03d}Z", record.levelname.lower()
-        event = _cut(record.getMessage())
+        event = _cut(record.getMessage().rstrip())  # uvicorn ends some in a line break
         if self._as_json:
             return json.dumps({"at": at, "level": level, "event": event, **{k: _plain(v) for k, v in fields.items()}})
         shown = [f"{name}={_text(value)}" for name, value in fields.items()]
@@ -99,6 +97,11 @@ class _Stream(logging.StreamHandler[TextIO]):
 
     def handleError(self, record: logging.LogRecord) -> None:
         self.lost += 1
+
+
+def _raised(error: BaseException) -> dict[str, object]:
+    where = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]
+    return {"error": type(error).__name__, "traceback": " > ".join(where)}
 
 
 def _plain(value: object) -> Any:

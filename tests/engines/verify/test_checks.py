@@ -73,6 +73,8 @@ def test_nan_makes_every_figure_fail() -> None:
 class _SecondTaskTurnsNaN:
     """Scores one request correctly; with twice the rows, the second task's logits are NaN."""
 
+    max_candidates = 6
+
     def score(self, user: Mapping[str, Array], items: Mapping[str, Array]) -> dict[str, Array]:
         x = items["x"]
         return {"like": x, "share": x if len(x) == 3 else np.full_like(x, np.nan)}
@@ -83,6 +85,24 @@ def test_nan_of_a_later_task_is_no_invariance() -> None:
     found = check_invariance(cast(Ranker, _SecondTaskTurnsNaN()), request)
     assert np.isnan(found.duplicates)
     assert not Check("identical", found.duplicates, 1e9).passed
+
+
+class _RowsOfAnEngine:
+    """Scores as many candidates as an engine accepts; a candidate's place in the call changes its score."""
+
+    def __init__(self, max_candidates: int) -> None:
+        self.max_candidates = max_candidates
+
+    def score(self, user: Mapping[str, Array], items: Mapping[str, Array]) -> dict[str, Array]:
+        assert len(items["x"]) <= self.max_candidates
+        return {"like": items["x"] + np.arange(len(items["x"]), dtype=np.float32)}
+
+
+@pytest.mark.parametrize(("most", "difference"), [(1, 0.0), (2, 1.0), (5, 1.0)])
+def test_a_request_as_large_as_the_engine_accepts_is_checked(most: int, difference: float) -> None:
+    request = Request(0, {}, {"x": np.zeros(most, np.float32)})
+    found = check_invariance(cast(Ranker, _RowsOfAnEngine(most)), request)
+    assert found.duplicates == difference  # an engine for one row never sees a candidate twice
 
 
 def test_auc_and_latency_checks() -> None:

@@ -63,6 +63,20 @@ def test_a_bug_is_logged_with_its_place_but_not_with_what_it_quotes() -> None:
     assert "4711" not in line
 
 
+def test_a_bug_that_another_library_reports_is_logged_with_its_place_too() -> None:
+    stream = io.StringIO()
+    logger = logging.Logger("uvicorn.error")
+    logger.addHandler(make_log(stream)[1])
+    try:
+        raise KeyError("user 4711")
+    except KeyError as error:
+        logger.error("Exception in ASGI application\n", exc_info=error)
+    line = stream.getvalue()
+    assert "error Exception in ASGI application error=KeyError" in line
+    assert "test_log.py:" in line
+    assert "4711" not in line
+
+
 def outcome(bundle: Path, seconds: float, fails: bool = False) -> Outcome:
     now = time.monotonic()
     job = SimpleJob(request(), arrived=now - seconds, routing_key="user-4711")
