@@ -130,6 +130,10 @@ def _checked_batches(path: Path, spec: RequestSpec) -> Iterator[dict[str, Array]
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:120]
         raise UgsepError(f"'{path}' is damaged or truncated ({reason}); write this file again") from error
+    except MemoryError as error:  # Arrow's lengths are believed before the file is read
+        raise UgsepError(
+            f"'{path}' claims more than memory holds; write it again, in smaller record batches"
+        ) from error
 
 
 _ARROW_FILE, _STREAM_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
