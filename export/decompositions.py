@@ -168,10 +168,12 @@ def _divide(dividend: Tensor, divisor: Number, *, rounding_mode: str | None = No
 def _floored(dividend: Number, divisor: Number) -> Tensor:
     """Divide, rounding down; ONNX Runtime's process ends (SIGFPE) when it divides the least integer by -1."""
     if isinstance(divisor, int):
-        return -torch.as_tensor(dividend) if divisor == -1 else aten.floor_divide(dividend, divisor)
+        quotient: Tensor = -torch.as_tensor(dividend) if divisor == -1 else aten.floor_divide(dividend, divisor)
+        return quotient
     dividend = torch.full_like(divisor, dividend) if isinstance(dividend, int) else dividend
     if not divisor.dtype.is_signed:
-        return aten.floor_divide(dividend, divisor)
+        unsigned: Tensor = aten.floor_divide(dividend, divisor)
+        return unsigned
     negated = divisor == -1
     return torch.where(negated, -dividend, aten.floor_divide(dividend, divisor.masked_fill(negated, 1)))
 
@@ -179,8 +181,11 @@ def _floored(dividend: Number, divisor: Number) -> Tensor:
 def _remainder(dividend: Number, divisor: Number) -> Tensor:
     """Return the remainder with the sign of the divisor: 0 for -1, by which ONNX Runtime ends as in a division."""
     if isinstance(divisor, int):
-        return aten.remainder(dividend, 1 if divisor == -1 else divisor)
-    return aten.remainder(dividend, divisor.masked_fill(divisor == -1, 1) if divisor.dtype.is_signed else divisor)
+        divisor = 1 if divisor == -1 else divisor
+    elif divisor.dtype.is_signed:
+        divisor = divisor.masked_fill(divisor == -1, 1)
+    rest: Tensor = aten.remainder(dividend, divisor)
+    return rest
 
 
 def _fmod(dividend: Tensor, divisor: Number) -> Tensor:

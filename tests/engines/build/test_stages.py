@@ -34,13 +34,13 @@ def shifting(path: Path) -> Path:
         helper.make_node("BitShift", ["wide", "seven"], ["shifted"], direction="RIGHT"),
         helper.make_node("Cast", ["shifted"], ["y"], to=TensorProto.FLOAT),
     ]
-    ends = [
-        [helper.make_tensor_value_info(name, kind, ["users", 3])]
-        for name, kind in (("x", TensorProto.INT64), ("y", TensorProto.FLOAT))
-    ]
+    given = helper.make_tensor_value_info("x", TensorProto.INT64, ["users", 3])
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["users", 3])
     seven = numpy_helper.from_array(np.array(7, np.uint64), "seven")
     model = helper.make_model(
-        helper.make_graph(nodes, "g", *ends, [seven]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+        helper.make_graph(nodes, "g", [given], [made], [seven]),
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=10,
     )
     onnx.save(model, path)
     return path

@@ -20,7 +20,7 @@ async def read_body(receive: Receive) -> bytes | None:
     return body
 
 
-def receive_until(connection: socket.socket, whole: Callable[[bytes], bool]) -> bytes:
+def receive_until(connection: socket.socket, whole: Callable[[bytearray], bool]) -> bytes:
     """Return what a connection gives until it is ``whole``; it must not end before."""
     got = bytearray()
     while not whole(got):
