@@ -78,7 +78,9 @@ function stages(traffic) {
 function cache(state) {
   if (!state) return empty("No bundle is loaded.");
   const share = state.limit ? state.bytes / state.limit : 0;
-  const room = state.state_bytes_per_user ? Math.floor(state.limit / state.state_bytes_per_user) : null;
+  // A user takes the state and the features it was computed from, so what is held says more than the state alone.
+  const each = state.users ? state.bytes / state.users : state.state_bytes_per_user;
+  const room = each ? Math.floor(state.limit / each) : null;
   return [
     bar(share, `${percent(share)} of the cache is used`),
     facts([
