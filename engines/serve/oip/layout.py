@@ -36,7 +36,7 @@ class Layout(NamedTuple):
 
     user: tuple[_Place, ...]
     items: tuple[_Place, ...]
-    index: tuple[_Place, ...]
+    user_index: tuple[_Place, ...]
     shift: int
 
     def read(self, data: bytes, start: int) -> tuple[dict[str, Array], dict[str, Array], Array | None]:
@@ -47,7 +47,7 @@ class Layout(NamedTuple):
         """
         if (start - self.shift) % _ALIGNMENT:
             data, start = data[start - self.shift :], self.shift
-        index = _read(self.index, data, start).get(USER_INDEX) if self.index else None
+        index = _read(self.user_index, data, start).get(USER_INDEX) if self.user_index else None
         return _read(self.user, data, start), _read(self.items, data, start), index
 
 

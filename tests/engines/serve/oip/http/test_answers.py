@@ -45,7 +45,7 @@ def test_answers_hold_what_was_asked_for(served: ServedBundle, binary: bool) -> 
 
 
 def test_an_answer_with_a_known_text_is_the_one_encoded_anew(served: ServedBundle) -> None:
-    answers, reply = AnswerCache(), Reply("tiny", binary=True)
+    known, reply = AnswerCache(), Reply("tiny", binary=True)
     for rows in (5, 3, 5, 5):
         for names in (("a", "b%d"), ("c", "b%d"), ("a",)):
             for dtype in (np.float32, np.int32):  # as many bytes: only the text tells them apart
@@ -53,7 +53,7 @@ def test_an_answer_with_a_known_text_is_the_one_encoded_anew(served: ServedBundl
                 answer = Answer(served, outputs, 1, rows % 2, 2, StageSeconds(1e-3, 0.0, rows * 1e-3))
                 for one in (reply, Reply("tiny", "i", None, True), Reply("tiny"), Reply("tiny", "", (("a", True),))):
                     if one.outputs is None or "a" in names:
-                        assert answers.encode(answer, one) == encode_answer(answer, one)
+                        assert known.encode(answer, one) == encode_answer(answer, one)
 
 
 def test_the_number_of_known_texts_is_bounded(served: ServedBundle, monkeypatch: pytest.MonkeyPatch) -> None:
