@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from engines.backends.contract import Array
@@ -11,8 +10,7 @@ from engines.backends.contract import Array
 __all__ = ["ScoreRequest", "Scored", "Warmed"]
 
 
-@dataclass(frozen=True)
-class ScoreRequest:
+class ScoreRequest(NamedTuple):  # a frozen dataclass takes several times as long to make, while a caller waits
     """Candidates to score for one user, or for several.
 
     ``user`` has one row, or U rows if ``user_index`` (int64 [N], each candidate's row of ``user``) is given;
@@ -25,8 +23,7 @@ class ScoreRequest:
     deadline: float | None = None
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """The logits of every task, float32 [N], and how they were made.
 
     ``hits`` and ``misses`` count the request's users by whether their state was in the cache; ``batch_users`` is the

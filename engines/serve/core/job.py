@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from engines.backends.contract import Array
 from engines.serve.core.served_bundle import ServedBundle
@@ -12,8 +11,7 @@ from engines.serve.score_request import ScoreRequest
 __all__ = ["Answer", "Job", "StageSeconds"]
 
 
-@dataclass(frozen=True)
-class StageSeconds:
+class StageSeconds(NamedTuple):  # a frozen dataclass takes several times as long to make, while a caller waits
     """Where the time of a request went, in seconds; ``user`` is 0 if every state was cached."""
 
     queue: float
@@ -21,8 +19,7 @@ class StageSeconds:
     item: float
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The scores of a request, or the states of its users, and which bundle made them."""
 
     served_by: ServedBundle

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from engines.serve.core.job import Answer, Job, StageSeconds
 from engines.serve.core.served_bundle import ServedBundle
@@ -13,8 +13,7 @@ from graphs.base.errors import UgsepError
 __all__ = ["Outcome", "code_of"]
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """One request that a worker took and answered or failed.
 
     ``served`` is the bundle it ran on, or was meant for if it failed; None if none was loaded. ``request`` is None if

@@ -15,8 +15,11 @@ __all__ = ["Admit", "DirectResponse", "Exchange"]
 class Exchange(Protocol):
     """A request that skips the application, once its headers were accepted; called in the event loop's thread."""
 
-    def start(self, body: bytes, respond: Callable[[bytes], None]) -> None:
-        """Take the whole body; ``respond`` gets the whole response, head included, once, from any thread."""
+    def start(self, data: bytes, at: int, respond: Callable[[bytes], None]) -> None:
+        """Take the whole body, ``data`` from ``at``.
+
+        ``respond`` gets the whole response, head included, once, from any thread.
+        """
         ...
 
     def too_slow(self) -> bytes:
@@ -73,14 +76,14 @@ class DirectResponse:
         self.answered_at = 0.0
         self._gone, self._fd = False, -1
 
-    def start(self, body: bytes, descriptor: int) -> None:
-        """Hand on the whole request; ``descriptor`` is the connection's."""
+    def start(self, data: bytes, at: int, descriptor: int) -> None:
+        """Hand on the whole request, its body from ``at``; ``descriptor`` is the connection's."""
         if not self._transport.get_write_buffer_size():
             try:
                 self._fd = os.dup(descriptor)
             except OSError:  # too many are open
                 self._fd = -1
-        self._exchange.start(body, self.respond)
+        self._exchange.start(data, at, self.respond)
 
     def too_slow(self) -> bytes:
         """Return the response to write instead, because the body is not there in time."""

@@ -10,7 +10,8 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from engines.serve.listen.direct_response import Admit, DirectResponse
+from engines.serve.listen.direct_response import Admit, DirectResponse, Exchange
+from engines.serve.listen.plain_request import Arriving, plain_head
 from engines.serve.listen.request_head import MALFORMED, Fault, fault_of, refused, with_path
 
 __all__ = ["bounded_protocol"]
@@ -45,11 +46,13 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
             self._fault: Fault | None = None  # of the request whose headers are there
             self._headed = False  # they are: what the parser reports as headers now are trailers
             self._refused = False  # the request whose body arrives
+            self._refused_at = 0.0  # when the last such request had arrived
             self._ends = False  # the connection does, with this request
             self._handled = False  # a request, in this call of data_received, without the application
             self._idle_bytes = 0  # received since the parser last got on: httptools keeps a header until it is whole
             self._direct: DirectResponse | None = None  # the last one of this connection
             self._body: list[bytes] | None = None  # of a direct request, while it arrives
+            self._arriving: Arriving | None = None  # a request that the parser does not see, while it arrives
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -63,21 +66,57 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
             self._unset_keepalive_if_required()
 
         def data_received(self, data: bytes) -> None:
+            if self._arriving is not None or self._is_plain():
+                data = self._read_plain(data)
+                if not data:
+                    return
+            self._unset_keepalive_if_required()
             self._idle_bytes += len(data)
             self._handled = False
-            self._unset_keepalive_if_required()
             self._parse(data)
             if self.parser is None or self.transport.is_closing():
                 return
             if self._idle_bytes > MOST_HEADER_BYTES:
                 self._refuse((400, "the request's headers are too large; send fewer"))
                 return
+            self._watch()
+
+        def _watch(self) -> None:
+            """Bound the time until the rest of a request is there."""
             if self._whole and (self._handled or not self._answered()):
                 self._disarm()  # all of it was handed on, the client is not to blame for what follows
             elif self._cut is None:
                 self._arm()
             if self._body is not None and self._late is None:
                 self._late = self.loop.call_later(patience, self._too_slow)
+
+        def _is_plain(self) -> bool:
+            """Return whether a request may begin here that the parser need not see: it is between two, too."""
+            cycle = self.cycle
+            direct = cycle is None or isinstance(cycle, DirectResponse)  # so the last one left the connection open
+            return (
+                direct and self._whole and not self.pipeline and not self.transport.is_closing() and self._answered()
+            )
+
+        def _read_plain(self, data: bytes) -> bytes:
+            """Read a plain request, or more of it, and return what is left for the parser."""
+            arriving = self._arriving
+            if arriving is None:
+                head = plain_head(data)
+                admitted = None if head is None else admit(head.url, head.headers)
+                if head is None or admitted is None:
+                    return data
+                self._arriving = arriving = Arriving(head)
+                self._whole = False
+                self._take(admitted, arriving.parts)
+            rest = arriving.take(data, self._body is not None)
+            if arriving.left:
+                self._watch()
+                return b""
+            self._arriving = None
+            self._disarm()
+            self._hand_on(arriving.at)
+            return rest
 
         def _parse(self, data: bytes) -> None:
             while data:
@@ -129,13 +168,19 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
                     super().on_headers_complete()
                     if self.pipeline and self._direct is not None:
                         self._direct.leave_to_loop()
-            elif isinstance(admitted, bytes):
+            else:
+                self._take(admitted, [])
+
+        def _take(self, admitted: Exchange | bytes, body: list[bytes]) -> None:
+            """Begin with a request that skips the application."""
+            if isinstance(admitted, bytes):
                 self._refused = True
                 self.transport.write(admitted)
             else:
-                self._body = []
-                self._direct = DirectResponse(admitted, self.loop, self.transport, self.on_response_complete)
-                self.cycle = self._direct
+                self._body = body
+                self.cycle = self._direct = DirectResponse(
+                    admitted, self.loop, self.transport, self.on_response_complete
+                )
 
         def on_body(self, body: bytes) -> None:
             self._idle_bytes = 0
@@ -147,21 +192,31 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
         def on_message_complete(self) -> None:
             if self.parser.should_upgrade():
                 return
+            if not self._hand_on():
+                super().on_message_complete()
+
+        def _hand_on(self, at: int = 0) -> bool:
+            """End with a request that is there whole, its body from ``at``; return False if it skips nothing."""
             self._whole, self._idle_bytes = True, 0
             if self._body is not None and self._direct is not None:
                 parts, self._body = self._body, None
                 self._cancel_late()
                 self._handled = True
                 self._await_next(self.timeout_keep_alive)
-                self._direct.start(parts[0] if len(parts) == 1 else b"".join(parts), self._descriptor)
-            elif self._refused:
+                # The last step: it wakes a worker, which waits for the interpreter's lock from then on.
+                self._direct.start(parts[0] if len(parts) == 1 else b"".join(parts), at, self._descriptor)
+                return True
+            if self._refused:
                 self._refused, self._handled = False, True
                 if self._ends:
                     self.transport.close()
                 else:
-                    self.on_response_complete()
-            else:
-                super().on_message_complete()
+                    self._refused_at = time.monotonic()
+                    self._await_next(self.timeout_keep_alive)
+                    if self.flow.write_paused:
+                        self._arm()  # until the client has read most of it
+                return True
+            return False
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
@@ -189,6 +244,7 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
         def timeout_keep_alive_handler(self) -> None:
             left = self._idle_seconds_left()
             if left > 0:
+                self.timeout_keep_alive_task = None
                 self._await_next(left)
                 return
             super().timeout_keep_alive_handler()  # closes after the rest is written, which a client may never read
@@ -251,17 +307,18 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
                 self._late = None
 
         def _await_next(self, seconds: float) -> None:
-            """Close the connection if nothing arrives for so long."""
-            self._unset_keepalive_if_required()
-            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+            """Close the connection if nothing arrives for so long; a running timer finds out by itself."""
+            if self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
         def _idle_seconds_left(self) -> float:
-            """Return how much longer to wait for a request: a direct one has had the timer from its own start."""
-            if not self._answered():
+            """Return how much longer to wait for a request: the timer runs on over requests that need no parser."""
+            if not self._whole or not self._answered():
                 return self.timeout_keep_alive
+            last = self._refused_at
             if isinstance(self.cycle, DirectResponse):
-                return self.cycle.answered_at + self.timeout_keep_alive - time.monotonic()
-            return 0.0
+                last = max(last, self.cycle.answered_at)
+            return last + self.timeout_keep_alive - time.monotonic()
 
         def _count(self, size: int) -> None:
             self._header_bytes += size

@@ -5,6 +5,7 @@ __all__ = [
     "grpc_server",
     "http",
     "infer_job",
+    "layout",
     "metadata",
     "open_inference_pb2",
     "refusals",

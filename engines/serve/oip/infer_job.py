@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from engines.serve.core.job import Answer
 from engines.serve.core.served_bundle import ServedBundle
@@ -18,8 +17,7 @@ __all__ = ["Call", "Codec", "InferJob"]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What is known of a request before it is decoded.
 
     ``timeout`` is in seconds, 0 for none; it counts from ``arrived``, a time of ``time.monotonic()``.
@@ -31,8 +29,7 @@ class Call:
     traceparent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Codec(Generic[T]):
+class Codec(NamedTuple, Generic[T]):
     """How one protocol reads its requests and writes its answers; both run in the worker's thread."""
 
     decode: Callable[[Signature], Decoded]

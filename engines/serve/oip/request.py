@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,8 +43,7 @@ class Reply:
         return [(name, made[name], binary) for name, binary in self.outputs]
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """A request's tensors, its timeout in seconds (0 if it brings none), and the reply it wants.
 
     ``users_only`` is whether it is for the user graph.

@@ -1,28 +1,32 @@
-"""Bodies of HTTP inference requests and answers: JSON, or JSON followed by binary tensors."""
+"""Bodies of HTTP inference requests: JSON, or JSON followed by binary tensors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
-import msgspec
 from msgspec import UNSET, Raw
 
-from engines.serve.core.job import Answer
 from engines.serve.oip.http.request_json import InferJson, InputJson, numbers, parse_request
+from engines.serve.oip.layout import Layout, layout_of
 from engines.serve.oip.request import Decoded, Reply, Tensors, check_id, check_reply, raw_tensor, seconds_of
-from engines.serve.oip.signature import Input, Signature, datatype_of
+from engines.serve.oip.signature import Input, Signature
 from graphs.base.errors import UgsepError
 
-__all__ = ["Body", "HeaderCache", "decode_body", "decode_for", "encode_answer"]
+__all__ = ["HeaderCache", "Received", "decode_body", "decode_for"]
 
 _MOST_HEADERS, _LONGEST_HEADER = 256, 8192
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
-    """The body of an answer; ``json_bytes`` is the length of its JSON if binary tensors follow, else None."""
+class Received(NamedTuple):
+    """The body of a request, ``data`` from ``at``.
 
-    content: bytes
+    ``json_bytes`` is the length of its JSON if the caller gave one.
+    """
+
+    data: bytes
+    at: int
     json_bytes: int | None
 
 
@@ -39,12 +43,16 @@ class _Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """A parsed and checked JSON header; ``size`` is that of all binary tensors."""
+    """A parsed and checked JSON header; ``size`` is that of all binary tensors.
+
+    ``layout`` says where they are, if there is nothing else to do.
+    """
 
     tensors: tuple[_Tensor, ...]
     size: int
     timeout: float
     reply: Reply
+    layout: Layout | None
 
 
 class HeaderCache:
@@ -77,80 +85,53 @@ class HeaderCache:
         return found
 
 
-def decode_body(
-    body: bytes, json_bytes: int | None, signature: Signature, users_only: bool, headers: HeaderCache
-) -> Decoded:
-    """Decode a request; ``json_bytes`` is the length of the JSON if the caller gave one.
+def decode_body(received: Received, signature: Signature, users_only: bool, headers: HeaderCache) -> Decoded:
+    """Decode a request.
 
-    Binary tensors become views of ``body`` where their place in it is aligned.
+    Binary tensors become views of ``data`` where their place in it is aligned.
 
     Raises:
         UgsepError: malformed JSON, lengths that contradict each other, or an unknown, repeated, missing or wrong
             tensor.
     """
+    data, at, json_bytes = received
     if json_bytes is None:
-        header, offset = _parse(body, signature, users_only), len(body)
+        header, offset = _parse(data[at:], signature, users_only), len(data)
     else:
-        if json_bytes > len(body):
+        offset = at + json_bytes
+        if offset > len(data):
             raise UgsepError(
-                f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes; "
+                f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(data) - at} bytes; "
                 "give the length of the JSON"
             )
-        header, offset = headers.get(signature, users_only, body[:json_bytes]), json_bytes
-    if header.size != len(body) - offset:
+        header = headers.get(signature, users_only, data[at:offset])
+    if header.size != len(data) - offset:
         raise UgsepError(
-            f"the body has {len(body) - offset} bytes after its JSON, but its binary_data_size add up to "
+            f"the body has {len(data) - offset} bytes after its JSON, but its binary_data_size add up to "
             f"{header.size}; Inference-Header-Content-Length gives where the JSON ends"
         )
+    if header.layout is not None:
+        user, items, index = header.layout.read(data, offset)
+        return Decoded(users_only, user, items, index, header.timeout, header.reply)
     tensors = Tensors(signature, users_only)
     for tensor in header.tensors:
         rule = tensor.rule
         if tensor.data is None:
-            tensors.add(rule, raw_tensor(rule, body, tensor.elements, offset).reshape(tensor.shape))
+            tensors.add(rule, raw_tensor(rule, data, tensor.elements, offset).reshape(tensor.shape))
             offset += tensor.size
         else:
             tensors.add(rule, numbers(rule, tensor.elements, tensor.shape, tensor.data))
     return tensors.decoded(header.timeout, header.reply)
 
 
-def decode_for(
-    model: str, version: str, body: bytes, json_bytes: int | None, headers: HeaderCache, signature: Signature
-) -> Decoded:
+def decode_for(model: str, version: str, received: Received, headers: HeaderCache, signature: Signature) -> Decoded:
     """Decode a request whose URL names a model and version, '' for any.
 
     Raises:
         UgsepError: as in ``decode_body``, or another model or version serves: it may have been replaced while the
             request waited.
     """
-    return decode_body(body, json_bytes, signature, signature.is_user_model(model, version), headers)
-
-
-def encode_answer(answer: Answer, reply: Reply) -> Body:
-    """Encode the scores, or the user graph's states."""
-    described: list[bytes] = []
-    tail: list[bytes] = []
-    for name, value, as_binary in reply.wanted(answer.outputs):
-        shape = ",".join(map(str, value.shape))
-        head = f'{{"name":{_text(name)},"datatype":"{datatype_of(value.dtype)}","shape":[{shape}],'
-        if as_binary:
-            tail.append(value.tobytes())
-            described.append(f'{head}"parameters":{{"binary_data_size":{value.nbytes}}}}}'.encode())
-        else:
-            described.append(head.encode() + b'"data":' + msgspec.json.encode(value.ravel().tolist()) + b"}")
-    seconds = answer.seconds
-    json_text = (
-        b'%b"parameters":{"user_cached":%b,"batch_users":%d,"queue_us":%d,"user_us":%d,"item_us":%d},"outputs":[%b]}'
-        % (
-            _opening(reply.model, answer.served_by.version, reply.id).encode(),
-            b"false" if answer.misses else b"true",
-            answer.batch_users,
-            seconds.queue * 1e6,
-            seconds.user * 1e6,
-            seconds.item * 1e6,
-            b",".join(described),
-        )
-    )
-    return Body(b"".join((json_text, *tail)), len(json_text)) if tail else Body(json_text, None)
+    return decode_body(received, signature, signature.is_user_model(model, version), headers)
 
 
 def _parse(text: bytes, signature: Signature, users_only: bool) -> _Header:
@@ -172,7 +153,12 @@ def _parse(text: bytes, signature: Signature, users_only: bool) -> _Header:
     reply = Reply(model, request_id, outputs, as_binary, warm_only)
     check_reply(reply, signature, users_only)
     tensors = tuple(_tensor(tensor, signature, users_only) for tensor in request.inputs)
-    return _Header(tensors, sum(t.size for t in tensors), timeout, reply)
+    ends = list(accumulate(t.size for t in tensors))
+    layout = None
+    if all(t.data is None for t in tensors):
+        places = [(t.rule, t.shape, end - t.size) for t, end in zip(tensors, ends, strict=True)]
+        layout = layout_of(signature, users_only, places, len(text))
+    return _Header(tensors, ends[-1] if ends else 0, timeout, reply, layout)
 
 
 def _tensor(given: InputJson, signature: Signature, users_only: bool) -> _Tensor:
@@ -198,13 +184,3 @@ def _check_model(request: InferJson, signature: Signature, users_only: bool) -> 
     expected = served.user_model if users_only else served.name
     if request.model_name not in (UNSET, expected) or request.model_version not in (UNSET, "", served.version):
         raise UgsepError("model_name or model_version in the body differs from the URL; leave them out of the body")
-
-
-def _opening(model: str, version: str, request_id: str) -> str:
-    return f'{{"model_name":{_text(model)},"model_version":"{version}",' + (
-        f'"id":{_text(request_id)},' if request_id else ""
-    )
-
-
-def _text(value: str) -> str:
-    return msgspec.json.encode(value).decode()

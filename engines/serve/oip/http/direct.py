@@ -12,7 +12,8 @@ import msgspec
 
 from engines.serve.core.served_bundle import ServedBundle
 from engines.serve.errors import NotReady, QueueFull
-from engines.serve.oip.http.codec import Body, HeaderCache, decode_for, encode_answer
+from engines.serve.oip.http.answers import AnswerCache, Body
+from engines.serve.oip.http.codec import HeaderCache, Received, decode_for
 from engines.serve.oip.http.envelope import MOST_DIGITS, Envelope, too_slow
 from engines.serve.oip.infer_job import Call, Codec, InferJob
 from engines.serve.oip.refusals import refusal
@@ -23,6 +24,7 @@ from graphs.base.errors import UgsepError
 __all__ = ["DirectInfer"]
 
 _PLAIN = re.compile(r"[\w.~-]+", re.ASCII)  # a name that stands in a URL as it is
+_MOST_REFUSALS = 64
 _NO_URLS: dict[bytes, tuple[str, str]] = {}
 
 
@@ -36,8 +38,9 @@ class DirectInfer:
 
     def __init__(self, context: ServerContext, signatures: Signatures) -> None:
         self.context, self.signatures = context, signatures
-        self.headers = HeaderCache()
+        self.headers, self.answers = HeaderCache(), AnswerCache()
         self._max_body = context.settings.max_body
+        self._refusals: dict[str, bytes] = {}
         self._urls: tuple[ServedBundle | None, dict[bytes, tuple[str, str]]] = (None, _NO_URLS)
 
     def __call__(self, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> DirectCall | bytes | None:
@@ -58,18 +61,32 @@ class DirectInfer:
         return DirectCall(self, envelope, *target) if envelope.ends else None
 
     def _refuse(self, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
-        length = next((value for name, value in headers if name == b"content-length"), b"")
+        length = traceparent = b""
+        for name, value in headers:
+            if name == b"content-length":
+                length = value
+            elif name == b"traceparent":
+                traceparent = value
         known = length.isdigit() and len(length) <= MOST_DIGITS and int(length) <= self._max_body
         if not known or not url.endswith(b"/infer"):
             return None
         try:
-            traceparent = next((value for name, value in headers if name == b"traceparent"), b"")
             self.context.scheduler.check(traceparent.decode("latin-1"))
         except QueueFull as error:
-            return error_response(error)
+            return self._response(error)
         except NotReady:
             return None
         return None
+
+    def _response(self, error: QueueFull) -> bytes:
+        """Return the whole response of a refusal; of so many in a row there are few different ones."""
+        line = str(error)
+        known = self._refusals.get(line)
+        if known is None:
+            if len(self._refusals) >= _MOST_REFUSALS:
+                self._refusals.clear()
+            self._refusals[line] = known = error_response(error)
+        return known
 
     def _targets(self) -> dict[bytes, tuple[str, str]]:
         """Return model and version ('' for any) by the URLs that need no decoding."""
@@ -98,14 +115,15 @@ class DirectCall:
         self._infer, self._envelope, self._model, self._version = infer, envelope, model, version
         self._job: InferJob[Body] | None = None
 
-    def start(self, body: bytes, respond: Callable[[bytes], None]) -> None:
+    def start(self, data: bytes, at: int, respond: Callable[[bytes], None]) -> None:
         """Queue the request; the answer is encoded and written in the worker's thread."""
         infer, envelope = self._infer, self._envelope
         call = Call(time.monotonic(), envelope.timeout, envelope.routing_key, envelope.traceparent)
-        decode = partial(decode_for, self._model, self._version, body, envelope.json_bytes, infer.headers)
+        body = Received(data, at, envelope.json_bytes)
+        decode = partial(decode_for, self._model, self._version, body, infer.headers)
         default = infer.context.settings.request_timeout
         deliver = partial(_deliver, respond)
-        self._job = InferJob(call, Codec(decode, encode_answer), infer.signatures, deliver, default)
+        self._job = InferJob(call, Codec(decode, infer.answers.encode), infer.signatures, deliver, default)
         try:
             infer.context.scheduler.submit(self._job)
         except Exception as error:

@@ -10,7 +10,8 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from engines.serve.errors import NotReady, QueueFull
-from engines.serve.oip.http.codec import Body, HeaderCache, decode_for, encode_answer
+from engines.serve.oip.http.answers import AnswerCache, Body
+from engines.serve.oip.http.codec import HeaderCache, Received, decode_for
 from engines.serve.oip.http.envelope import Envelope, too_large, too_slow
 from engines.serve.oip.infer_job import Call, Codec, InferJob
 from engines.serve.oip.refusals import refusal
@@ -31,7 +32,7 @@ class HttpInfer:
 
     def __init__(self, context: ServerContext, signatures: Signatures) -> None:
         self._context, self._signatures = context, signatures
-        self._headers = HeaderCache()
+        self._headers, self._answers = HeaderCache(), AnswerCache()
         self._max_body, self._body_timeout = context.settings.max_body, context.settings.body_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, model: str, version: str) -> None:
@@ -70,7 +71,8 @@ class HttpInfer:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Body | Exception] = loop.create_future()
         call = Call(time.monotonic(), envelope.timeout, envelope.routing_key, envelope.traceparent)
-        codec = Codec(partial(decode_for, model, version, body, envelope.json_bytes, self._headers), encode_answer)
+        received = Received(body, 0, envelope.json_bytes)
+        codec = Codec(partial(decode_for, model, version, received, self._headers), self._answers.encode)
         deliver = partial(_deliver, loop, answered)
         job = InferJob(call, codec, self._signatures, deliver, context.settings.request_timeout)
         context.scheduler.submit(job)

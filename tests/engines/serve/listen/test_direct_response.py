@@ -68,9 +68,9 @@ class Call:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
 
-    def start(self, body: bytes, respond: Callable[[bytes], None]) -> None:
+    def start(self, data: bytes, at: int, respond: Callable[[bytes], None]) -> None:
         self.worker.started += 1
-        self.worker.jobs.put((body, respond))
+        self.worker.jobs.put((data[at:], respond))
 
     def too_slow(self) -> bytes:
         return LATE

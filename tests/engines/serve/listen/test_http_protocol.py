@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from engines.serve.listen import http_listener
 from engines.serve.listen.http_listener import HttpListener, bind
 from engines.serve.listen.http_protocol import GRACE, MOST_HEADER_BYTES
 from tests.engines.serve.listen.connections import read_body, receive_exactly, receive_until
@@ -245,6 +246,23 @@ def test_a_connection_lives_on_after_a_refusal(refusing: socket.socket) -> None:
     time.sleep(PATIENCE + GRACE + 0.5)
     refusing.sendall(post(b"/full", b"abc"))
     assert receive_exactly(refusing, len(REFUSED)) == REFUSED
+
+
+def test_an_idle_connection_is_closed_that_long_after_its_last_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = 1.0
+    monkeypatch.setattr(http_listener, "KEEP_ALIVE", keep)
+    listener = HttpListener(app, bind("127.0.0.1", 0), SOON, lambda url, headers: REFUSED)
+    listener.start()
+    with socket.create_connection(("127.0.0.1", listener.port)) as connection:
+        connection.settimeout(SOON)
+        for _ in range(3):  # longer than the timer that the first one started
+            asked = time.monotonic()
+            connection.sendall(post(b"/full", b"abc"))
+            assert receive(connection, len(REFUSED)) == REFUSED
+            time.sleep(0.6 * keep)
+        assert connection.recv(1) == b""
+        assert 0.9 * keep < time.monotonic() - asked < keep + SOON
+    listener.close(5.0)
 
 
 def test_a_refused_request_that_never_ends_is_cut(refusing: socket.socket) -> None:
