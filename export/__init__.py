@@ -1,3 +1,3 @@
 """From a traced graph to a checked ONNX file: names, axes, opset, lowering, external data."""
 
-__all__ = ["io", "lowering", "metadata", "names", "onnx_file", "streamed", "weights"]
+__all__ = ["activations", "io", "lowering", "metadata", "names", "onnx_file", "streamed", "weights"]

@@ -29,6 +29,7 @@ SCENARIOS = {
     "tests/benchmarks/reliability/test_campaigns.py": "the short form of every campaign",
     "tests/benchmarks/serving/campaigns/test_campaigns.py": "the short form of every campaign",
     "tests/quant/test_weights_pair.py": "both graphs of a model quantized together",
+    "tests/quant/test_weights_ranges.py": "the ranges of activations in quantized graphs",
     "tests/engines/bundle/test_bad_bundles.py": "bundles damaged on disk, from the files to the command",
     "tests/engines/bundle/test_hostile_manifests.py": "manifests from an untrusted author, through every reader",
     "tests/engines/cli/quant/test_mutated_graphs.py": "graphs with mutated stamps, through every command",

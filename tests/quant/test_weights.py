@@ -8,7 +8,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from export.activations import activation_ranges, range_between
 from graphs.base.errors import UgsepError
 from quant.calibration.calibrate import calibrate
 from quant.graph.gemms import load_graph, weights_of
@@ -175,27 +174,6 @@ def test_blocks_of_k_in_two_dimensions(graphs, requests, tmp_path) -> None:
     np.testing.assert_allclose(
         scores(user, graphs[1], requests), scores(plain, graphs[1], requests), rtol=1e-4, atol=1e-5
     )
-
-
-@pytest.mark.parametrize("scheme", [Absmax(), Awq()])
-def test_the_ranges_are_those_of_the_calibrated_inputs(graphs, calibration, tmp_path, scheme) -> None:
-    policy = Policy((Rule("ffn.up.*", "fp16"),))
-    quantize_side(graphs[1], tmp_path, scheme=scheme, calibration=calibration, policy=policy)
-    for view in ("w8a32", "w8a16"):
-        path = tmp_path / f"item.{view}.onnx"
-        ranges = activation_ranges(load_graph(path), path)
-        assert ranges is not None
-        assert set(ranges) == {"item.in.weight", "ffn.down.weight"}, "int8 products only"
-        seen = calibration.item.of("item.in.weight")  # awq cannot scale a graph's input
-        assert ranges["item.in.weight"] == range_between(seen.low.min(), seen.high.max())
-        # What a Relu feeds is never negative; awq's factors, if any, are divided out of the inputs.
-        assert ranges["ffn.down.weight"].zero == 0
-
-
-def test_without_a_calibration_there_are_no_ranges(graphs, tmp_path) -> None:
-    quantize_side(graphs[1], tmp_path, scheme=Absmax())
-    path = tmp_path / "item.w8a32.onnx"
-    assert activation_ranges(load_graph(path), path) is None
 
 
 def test_the_table_tells_what_became_of_each_weight(graphs, calibration, tmp_path) -> None:
