@@ -22,6 +22,8 @@ from engines.build.pipeline import build, rebuild_command
 from engines.build.sources import Sources, content_key
 from engines.bundle.manifest import read_manifest
 from engines.cli.main import main
+from export.activations import activation_ranges
+from export.io import read_graph
 from graphs.base.errors import GateFailed, UgsepError
 from tests import tiny
 
@@ -100,6 +102,25 @@ def test_the_key_follows_contents_not_paths(tiny_sources: Sources, tmp_path: Pat
     }
     assert key not in changed
     assert len(changed) == 5
+
+
+@pytest.mark.slow
+def test_a_recipe_with_calibrated_scales(tiny_sources: Sources, tmp_path: Path) -> None:
+    precision = {"user": "w8a8-dynamic", "item": "w8a8-static"}
+    serving = dataclasses.replace(tiny.RECIPE.serving, precision=precision)
+    # Random weights give logits of many units, and a probability changes by up to a quarter of a logit's error.
+    recipe = tiny.with_gates(tiny.RECIPE, max_probability=0.05, same_experts_probability=0.05)
+    build("tiny", dataclasses.replace(recipe, serving=serving), tiny_sources, tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
+    item = next(engine.built for engine in manifest.engines if engine.built.side == "item")
+    assert item.precision == "w8a8-static"
+    assert not [note for note in item.notes if "no calibrated range" in note]
+    source = tmp_path / "out" / "onnx" / "item.w8a32.onnx"
+    ranges = activation_ranges(read_graph(source), source)
+    assert ranges is not None
+    assert {w.name for w in item.weights if w.status == "fused-int8"} == set(ranges)
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "out")])
+    assert "w8a8-static" in shown.output
 
 
 @pytest.mark.slow
