@@ -1,4 +1,4 @@
-"""The whole model in ONNX Runtime on a CPU: FP32, and the runtime's own dynamic int8."""
+"""The whole model in ONNX Runtime on a CPU: FP32, the runtime's own dynamic int8, and int8 with calibrated scales."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engines.backends.contract import Array
-from engines.backends.onnxruntime.session import import_onnxruntime, plain_settings, start_session
+from engines.backends.engine_spec import Option
+from engines.backends.onnxruntime.session import import_onnxruntime, int8_settings, plain_settings, start_session
 from engines.bench.baselines.contract import BaselineSource, Bind, Run
 from graphs.base.errors import UgsepError
 
+_CALIBRATION_REQUESTS, _CALIBRATION_CANDIDATES, _SEED = 8, 256, 11
 _ONE_MESSAGE_BYTES = 1 << 30  # protobuf messages are limited to 2 GiB; larger models need external data
 
 
@@ -38,8 +40,17 @@ def lowered_dynamic_int8(source: BaselineSource, threads: int) -> Bind:
     return _session(_quantized(source, _lowered(source), "full.lowered.int8.onnx", True), threads)
 
 
-def _session(path: Path, threads: int) -> Bind:
-    session = start_session(import_onnxruntime(), path, plain_settings(threads))
+def static_int8(source: BaselineSource, threads: int) -> Bind:
+    """Run the graph as our ``w8a8-static`` engines are: calibrated scales, one GEMM per feature token, biases fused.
+
+    The runtime's own ``quantize_static`` leaves biases to another node. Scales are calibrated on random requests, as
+    those that are timed.
+    """
+    return _session(_calibrated(source), threads, int8_settings())
+
+
+def _session(path: Path, threads: int, settings: Mapping[str, Option] | None = None) -> Bind:
+    session = start_session(import_onnxruntime(), path, {**plain_settings(threads), **(settings or {})})
     names = [output.name for output in session.get_outputs()]
     inputs = [i.name for i in session.get_inputs()]
 
@@ -60,6 +71,28 @@ def _lowered(source: BaselineSource) -> Path:
         from export.lowering import lower_for_cpu
 
         lower_for_cpu(source.onnx, file)
+    return file
+
+
+def _calibrated(source: BaselineSource) -> Path:
+    file = source.folder / "onnxruntime-int8-static" / "full.lowered.onnx"
+    if not file.exists():
+        from export.lowering import lower_for_cpu
+        from quant.calibration.calibrate import calibrate
+        from quant.calibration.statistics import Calibration
+        from quant.requests.spec import request_spec
+        from quant.requests.synthetic import synthetic_requests, table_rows
+        from quant.schemes.schemes import Absmax
+        from quant.weights import quantize_side
+
+        whole = source.onnx
+        spec, vocabulary = request_spec(whole, whole), max(table_rows(whole, whole), 1)
+        requests = synthetic_requests(spec, _CALIBRATION_REQUESTS, _CALIBRATION_CANDIDATES, vocabulary, _SEED)
+        # As if it were both sides of a split: the user side sees one row of a request, the item side all of them.
+        seen = calibrate(whole, whole, requests, synthetic=True)
+        rows = Calibration(seen.item, seen.item, seen.samples)
+        quantize_side(whole, file.parent, scheme=Absmax(), calibration=rows)
+        lower_for_cpu(file.with_name("full.w8a32.onnx"), file, "calibrated-rows")
     return file
 
 

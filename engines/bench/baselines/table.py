@@ -18,6 +18,9 @@ BASELINES: Mapping[str, Baseline] = {
     "onnxruntime-int8-lowered": Baseline(
         "w8a8-dynamic", "quantize_dynamic per channel, one GEMM per feature token", onnx_runtime.lowered_dynamic_int8
     ),
+    "onnxruntime-int8-static": Baseline(
+        "w8a8-static", "calibrated scales, one GEMM per feature token, like our engines", onnx_runtime.static_int8
+    ),
     "openvino-fp32": Baseline("fp32", "latency mode, f32", partial(openvino.hinted, "f32")),
     "openvino-bf16": Baseline("bf16", "latency mode, bf16", partial(openvino.hinted, "bf16")),
     "openvino-fp16": Baseline("fp16", "latency mode, f16", partial(openvino.hinted, "f16")),

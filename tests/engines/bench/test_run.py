@@ -45,6 +45,7 @@ def result(built_bundle: Path, tiny_sources) -> BenchResult:
         "pytorch",
         "onnxruntime",
         "onnxruntime-int8-lowered",
+        "onnxruntime-int8-static",
         "openvino-fp32",
         "openvino-fp16",
         "openvino-int8",
@@ -57,7 +58,7 @@ def result(built_bundle: Path, tiny_sources) -> BenchResult:
 def test_everybody_is_timed_at_every_size_or_left_out_with_a_reason(result: BenchResult) -> None:
     timed = {(t.name, t.candidates) for t in result.measured.timings}
     standing = {s.name for s in result.measured.standings}
-    assert {"pytorch", "onnxruntime", "onnxruntime-int8-lowered"} <= standing
+    assert {"pytorch", "onnxruntime", "onnxruntime-int8-lowered", "onnxruntime-int8-static"} <= standing
     assert timed == {(name, n) for name in standing for n in (1, 9)}
     for name in ("openvino-fp32", "openvino-fp16", "openvino-int8"):
         assert name in standing or result.measured.left_out[name]
@@ -75,6 +76,7 @@ def test_scores_reach_their_floor_and_quantized_ones_are_not_exact(result: Bench
     # Reordered FP32 sums are close but not equal; an exact int8 baseline would be the FP32 graph under another name.
     assert 100 < quality["pytorch"].sqnr_db < 400
     assert 20 < quality["onnxruntime-int8-lowered"].sqnr_db < 60
+    assert 20 < quality["onnxruntime-int8-static"].sqnr_db < 60
 
 
 def test_rates_follow_from_times_and_costs(result: BenchResult) -> None:
@@ -118,6 +120,12 @@ def test_a_baseline_with_wrong_scores_is_left_out_and_our_wrong_engine_fails(
     assert [s.name for s in found.standings] == ["onnxruntime"]
     with pytest.raises(GateFailed, match=r"SQNR .* dB against FP32 < 20 dB; find the tensor with 'ugsep bisect'"):
         measure([our_contender(pair)], source, request, COSTS, QUICK, peak=lambda _: fixed)
+    # Random requests may be beyond what the scales of a static pair were calibrated on.
+    static = dataclasses.replace(our_contender(pair), precision="w8a8-static")
+    found = measure([*baselines, static], source, request, COSTS, QUICK, peak=lambda _: fixed)
+    assert found.left_out[static.name].endswith("dB; random requests exceed its calibrated ranges")
+    with pytest.raises(GateFailed, match=r"SQNR .* dB against FP32 < 20 dB"):
+        measure([dataclasses.replace(static, chosen=True)], source, request, COSTS, QUICK, peak=lambda _: fixed)
 
 
 def test_pytorch_baselines_without_weights_are_left_out(built_bundle: Path) -> None:
