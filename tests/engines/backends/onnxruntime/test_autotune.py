@@ -17,6 +17,8 @@ from engines.backends.onnxruntime import backend as ort_backend
 from engines.backends.onnxruntime import plan as ort_plan
 from engines.backends.onnxruntime.autotune import RowTimes, UserTimes, measure_row_variants
 from engines.backends.onnxruntime.variants import ANY, FEW_ROWS, ONE_USER, VariantRunner, cut_profiles, variant_file
+from export.activations import ActivationRange, activations_text
+from export.io import stamp
 from graphs.base.errors import UgsepError
 from graphs.base.names import USER_INDEX
 from tests.export.lowering_graphs import item, reference
@@ -155,3 +157,20 @@ def test_measuring_ends_where_the_form_for_few_rows_falls_behind(monkeypatch: py
 def test_forms_that_differ_fail_the_build(other: float) -> None:
     with pytest.raises(UgsepError, match="differ between a and b"):
         measure_row_variants(("a", Fixed(other)), ("b", Fixed(0.0)), (), "candidates", 4)
+
+
+def test_variants_with_calibrated_scales_need_not_agree_on_random_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random rows saturate calibrated scales, so that two right variants differ."""
+    assert measure_row_variants(("a", Fixed(1.0)), ("b", Fixed(0.0)), (), "candidates", 1, None).ms.keys() == {1}
+    asked: list[object] = []
+    monkeypatch.setattr(ort_plan, "measure_row_variants", lambda *given: (asked.append(given[-1]), times(0))[1])
+    source = item(tmp_path / "onnx" / "item.onnx", np.random.default_rng(3), True)
+    model = onnx.load(source, load_external_data=False)
+    stamp(model, activations=activations_text({"mix.weight": ActivationRange(0.01, 128)}))
+    onnx.save(model, source)
+    for precision in ("w8a8-static", "w8a8-dynamic"):
+        (tmp_path / precision).mkdir()
+        build_engine(ort_backend, BuildSpec("item", source, precision), tmp_path / precision, lambda _: None)
+    assert asked == [None, autotune.OTHER_SCALES]
