@@ -191,8 +191,10 @@ def _member(archive: np.lib.npyio.NpzFile, name: str) -> Array:
     Raises:
         ValueError: a member that is no array, or that is shorter than its shape.
     """
-    stored = name if name in archive.zip.NameToInfo else f"{name}.npy"
-    with archive.zip.open(stored) as file:
+    members = archive.zip
+    assert members is not None  # NumPy drops it when the archive is closed
+    stored = name if name in members.NameToInfo else f"{name}.npy"
+    with members.open(stored) as file:
         version = np.lib.format.read_magic(file)
         if version == (1, 0):
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
@@ -200,9 +202,9 @@ def _member(archive: np.lib.npyio.NpzFile, name: str) -> Array:
             shape, _, dtype = np.lib.format.read_array_header_2_0(file)
         else:  # for names of fields that are not Latin-1; columns have none
             raise ValueError(f"array '{name}' has format {version}")
-    if math.prod(shape) * dtype.itemsize > archive.zip.getinfo(stored).file_size:
+    if math.prod(shape) * dtype.itemsize > members.getinfo(stored).file_size:
         raise ValueError(f"array '{name}' is shorter than its shape")
-    return archive[name]  # type: ignore[no-any-return]
+    return archive[name]
 
 
 def _ends_early(file: IO[bytes]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def call(ranker: Ranker, how: str, request: Request) -> dict[str, Array]:
         return ranker.score(request.users, request.items)
     if isinstance(scored, UgsepError):
         raise scored
-    return replace(scored).scores
+    return scored.scores
 
 
 #: Ways to score, and whether they take several users.

@@ -258,7 +258,7 @@ def test_an_idle_connection_is_closed_that_long_after_its_last_refusal(monkeypat
         for _ in range(3):  # longer than the timer that the first one started
             asked = time.monotonic()
             connection.sendall(post(b"/full", b"abc"))
-            assert receive(connection, len(REFUSED)) == REFUSED
+            assert receive_exactly(connection, len(REFUSED)) == REFUSED
             time.sleep(0.6 * keep)
         assert connection.recv(1) == b""
         assert 0.9 * keep < time.monotonic() - asked < keep + SOON
