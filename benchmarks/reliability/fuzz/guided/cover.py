@@ -61,7 +61,8 @@ def cover(target: Target, folder: Path, seed: int, bounds: Bounds, fresh: bool =
     Args:
         target: what to fuzz.
         folder: of the target, made if it is missing.
-        seed: of the fuzzer; with an empty corpus and a number of inputs it decides what a run tries.
+        seed: of the fuzzer's random numbers. What it tries also follows the coverage, which differs between runs by
+            what does not repeat in a process, so that a seed alone repeats nothing: kept inputs do.
         bounds: where to stop.
         fresh: discard the corpus, the figures and the defects of earlier runs.
 

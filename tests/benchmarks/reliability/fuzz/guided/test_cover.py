@@ -37,15 +37,6 @@ def test_manifests_are_accepted_or_refused_and_a_run_goes_on_from_the_corpus(tmp
 
 
 @needs_atheris
-def test_the_same_seed_tries_the_same(tmp_path: Path) -> None:
-    runs = [cover(target_of("report"), tmp_path / name, seed, Bounds(inputs=150)) for name, seed in
-            (("a", 3), ("b", 3), ("c", 4))]  # fmt: skip
-    corpora = [sorted(path.name for path in (tmp_path / name / "corpus").iterdir()) for name in "abc"]
-    assert (runs[0], corpora[0]) == (runs[1], corpora[1])
-    assert corpora[2] != corpora[0]
-
-
-@needs_atheris
 def test_a_planted_bug_is_found_replayed_and_forgotten_when_mended(tmp_path: Path) -> None:
     found = cover(planted("with_a_bug"), tmp_path, 0, Bounds(inputs=20_000))
     assert found.defects == 1
