@@ -152,7 +152,7 @@ _BY_RULE: tuple[tuple[Callable[[Call], Layout], tuple[str, ...]], ...] = (
     (moves.expand, ("expand", "expand_as", "broadcast_to")),
     (moves.repeat, ("repeat",)),
     (moves.repeat_interleave, ("repeat_interleave",)),
-    (_along("normalises"), ("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin")),
+    (_along("normalises"), ("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin", "_safe_softmax")),
     (_along("sorts"), ("sort", "topk", "argsort", "kthvalue", "msort")),
     (_along("accumulates"), ("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")),
     (_along("reorders"), ("flip", "roll")),

@@ -1,3 +1,3 @@
 """The splitter: from one traced model to a user graph and an item graph."""
 
-__all__ = ["fresh_rows", "hoist", "proof", "split"]
+__all__ = ["column_provenance", "fresh_rows", "hoist", "proof", "prune_columns", "rewriter", "split"]

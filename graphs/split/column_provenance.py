@@ -44,7 +44,7 @@ class Provenance:
         return [static(s.meta["val"].shape[self.axis]) for s in self.segments]
 
 
-def _merged(rewriter: Rewriter, like: fx.Node, axis: int, segments: list[fx.Node]) -> Provenance | None:
+def merged(rewriter: Rewriter, like: fx.Node, axis: int, segments: list[fx.Node]) -> Provenance | None:
     """Join neighbouring segments of the same side; None if all are of one side."""
     groups: list[list[fx.Node]] = []
     for segment in segments:
@@ -136,7 +136,7 @@ def _joined(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance])
             segments.extend(inner.segments)
         else:
             segments.append(segment)
-    return _merged(rewriter, node, axis, segments)
+    return merged(rewriter, node, axis, segments)
 
 
 def _viewed(rewriter: Rewriter, node: fx.Node, source: fx.Node, found: Provenance) -> Provenance | None:
@@ -151,8 +151,8 @@ def _viewed(rewriter: Rewriter, node: fx.Node, source: fx.Node, found: Provenanc
         lengths = [length * inner / left for length in found.sizes()]
         if not all(length.is_Integer for length in lengths):
             return None
-        if any(not s.is_Integer and not s.is_Symbol for s in after):
-            return None  # the batch is folded into another axis
+        if sum(not s.is_Integer for s in after) > 1:
+            return None
         shape = [int(s) if s.is_Integer else -1 for s in after]
         made = [
             rewriter.call(node, aten.reshape.default, segment, [*shape[:axis], int(length), *shape[axis + 1 :]])
@@ -160,6 +160,13 @@ def _viewed(rewriter: Rewriter, node: fx.Node, source: fx.Node, found: Provenanc
         ]
         return Provenance(axis, tuple(made))
     return None
+
+
+def kept_axis(before: Sequence[int | torch.SymInt], after: Sequence[int | torch.SymInt], axis: int) -> int | None:
+    """Return the axis of the viewed tensor that is axis ``axis`` of the view, None if a view does not keep it."""
+    old, new = [_symbolic(s) for s in before], [_symbolic(s) for s in after]
+    same = (i for i in range(len(old)) if old[i] == new[axis] and _product(old[:i]) == _product(new[:axis]))
+    return next(same, None)
 
 
 def _symbolic(size: int | torch.SymInt) -> sympy.Expr:
@@ -185,7 +192,7 @@ def _taken(rewriter: Rewriter, node: fx.Node, found: Provenance, low: int, high:
 
 
 def _element(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance]) -> Provenance | None:
-    """Take one element of a split, chunk or unbind along the segments' axis."""
+    """Take one element of a split, chunk or unbind: along the segments' axis, or of each segment along another."""
     whole, index = node.args
     assert isinstance(whole, fx.Node)
     found = known.get(whole.args[0]) if whole.args and isinstance(whole.args[0], fx.Node) else None
@@ -199,7 +206,9 @@ def _element(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance]
     values = whole.meta["val"]
     rank = found.segments[0].meta["val"].dim()
     if dim % rank != found.axis:
-        return None
+        cut = [rewriter.call(node, whole.target, s, *whole.args[1:], **whole.kwargs) for s in found.segments]
+        gone = whole.target is aten.unbind.int and dim % rank < found.axis
+        return Provenance(found.axis - gone, tuple(rewriter.call(node, operator.getitem, c, index) for c in cut))
     if whole.target is aten.unbind.int:
         _replace_by_selected(rewriter, node, found, index)
         return None

@@ -26,6 +26,11 @@ from torch import Tensor, fx
 
 from graphs.base.cost import gemm_flops, nbytes, numel
 from graphs.rows.sides import NodeSide
+from graphs.split.blocks.known_values import KnownValues
+from graphs.split.blocks.positions import separated
+from graphs.split.blocks.products import data_product, is_data_product, read_once
+from graphs.split.blocks.regions import Regions
+from graphs.split.blocks.written_out import simplified
 from graphs.split.column_provenance import Provenance, is_user, provenance_of
 from graphs.split.prune_columns import narrow_products
 from graphs.split.rewriter import Rewriter
@@ -53,24 +58,40 @@ def hoist(traced: Traced, sides: Mapping[fx.Node, NodeSide]) -> tuple[Traced, tu
     rewriter = Rewriter(traced, sides)
     narrow_products(rewriter)
     known: dict[fx.Node, Provenance] = {}
+    regions = Regions(rewriter, known, KnownValues(rewriter))
     done: list[Hoisted] = []
     for node in list(rewriter.graph.nodes):
-        if node.op != "call_function" or not node.users or rewriter.side_of(node) != "item":
-            continue
-        if node.target in (aten.linear.default, aten.matmul.default):
-            _split_product(rewriter, node, known, done)
-            continue
-        if node.target in (aten.sum.dim_IntList, aten.mean.dim):
-            _split_sum(rewriter, node, known)
-            continue
-        norm = node.target in (aten.rms_norm.default, aten.layer_norm.default)
-        found = _norm(rewriter, node, known) if norm else provenance_of(rewriter, node, known)
-        if found is not None:
-            known[node] = found
+        if node.op == "call_function" and node.users and rewriter.side_of(node) == "item":
+            for shown in simplified(regions, node):
+                _visit(regions, shown, done)
+    read_once(regions)
     return rewriter.finish(), tuple(done)
 
 
-def _split_product(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance], done: list[Hoisted]) -> None:
+def _visit(regions: Regions, node: fx.Node, done: list[Hoisted]) -> None:
+    """Note the segments of a node, and rewrite it if its user part can be computed apart."""
+    rewriter, known = regions.rewriter, regions.known
+    if node.target in (aten.linear.default, aten.matmul.default) and _split_product(rewriter, node, known, done):
+        return
+    if is_data_product(node):
+        separate = data_product(regions, node)
+        if separate is not None and separate.apart:
+            done.append(Hoisted(location_of(node), separate.saved_flops, separate.state_bytes))
+        if not node.users:
+            rewriter.graph.erase_node(node)  # attention counts as random, hence not as dead code
+        return
+    if node.target in (aten.sum.dim_IntList, aten.mean.dim) and _split_sum(rewriter, node, known):
+        return
+    norm = node.target in (aten.rms_norm.default, aten.layer_norm.default)
+    found = _norm(rewriter, node, known) if norm else provenance_of(rewriter, node, known)
+    if found is None and not norm:
+        found = separated(regions, node)
+    if found is not None:
+        known[node] = found
+
+
+def _split_product(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance], done: list[Hoisted]) -> bool:
+    """Split a product of data and a constant by the data's segments; return whether it is one."""
     left, right = node.args[0], node.args[1]
     assert isinstance(left, fx.Node)
     assert isinstance(right, fx.Node)
@@ -78,12 +99,12 @@ def _split_product(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Prove
     data, constant = (right, left) if swapped else (left, right)
     found, weight = known.get(data), rewriter.value(constant)
     if found is None or weight is None or weight.dim() < 2:
-        return
+        return weight is not None
     # The contracted axes of the data and of the weight.
     linear = node.target is aten.linear.default
     rank = data.meta["val"].dim()
     if rank < 2:
-        return
+        return True
     contracted = rank - 2 if swapped else rank - 1
     weight_axis = weight.dim() - (1 if linear or swapped else 2)
     product = _Product(rewriter, node, constant, weight, swapped, linear)
@@ -91,27 +112,29 @@ def _split_product(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Prove
         product.split_columns(found, weight_axis, done)
     elif found.plain:
         known.update(product.split_rows(found, rank, done))
+    return True
 
 
-def _split_sum(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance]) -> None:
-    """Replace a sum or mean over the segments' axis by the sum of the segments' sums."""
+def _split_sum(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance]) -> bool:
+    """Replace a sum or mean over the segments' axis by the sum of the segments' sums; return whether it was one."""
     source, dims = node.args[0], node.args[1]
     assert isinstance(source, fx.Node)
     found = known.get(source)
     if found is None or not found.plain or not isinstance(dims, (list, tuple)) or node.kwargs:
-        return
+        return False
     rank = source.meta["val"].dim()
     axes = [int(d) % rank for d in dims]  # type: ignore[arg-type]  # ints
     user = sum(numel(s.meta["val"]) for s in found.segments if is_user(rewriter, s))
     # Per candidate, the user's partial sum is read and added instead of the user's values.
     if found.axis not in axes or user < 2 * numel(node.meta["val"]):
-        return
+        return False
     sums = [rewriter.call(node, aten.sum.dim_IntList, s, axes, *node.args[2:]) for s in found.segments]
     total = _total(rewriter, node, sums)
     if node.target is aten.mean.dim:
         count = numel(source.meta["val"]) // numel(node.meta["val"])
         total = rewriter.call(node, aten.div.Tensor, total, count)
     rewriter.replace(node, total)
+    return True
 
 
 @dataclass(frozen=True)
@@ -172,8 +195,6 @@ class _Product:
         users = [s for s in found.segments if is_user(self.rewriter, s)]
         share = sum(numel(s.meta["val"]) for s in users) / sum(numel(s.meta["val"]) for s in found.segments)
         saved, kept = int(gemm_flops(node) * share), int(nbytes(node) * share)
-        if saved <= FLOPS_PER_ELEMENT * numel(node.meta["val"]) * share:
-            return {}
         sizes, results = found.sizes(), []
         for index, segment in enumerate(found.segments):
             weight = self.constant
@@ -183,6 +204,9 @@ class _Product:
             if self.linear and len(node.args) > 2 and node.args[2] is not None:
                 result = call(node, aten.add.Tensor, result, node.args[2])
             results.append(result)
+        # A product that saves less than moving its result costs is left whole, unless a later one reads its parts.
+        if saved <= FLOPS_PER_ELEMENT * numel(node.meta["val"]) * share:
+            return {node: Provenance(axis, tuple(results))}
         whole = call(node, aten.cat.default, results, axis)
         self.rewriter.replace(node, whole)
         done.append(Hoisted(location_of(node), saved, kept))

@@ -98,9 +98,11 @@ class Rewriter:
         return node
 
     def name(self, node: fx.Node) -> str:
-        """Return the name of the parameter that a constant is a view of."""
+        """Return the name of the parameter that a constant is a view of, or of the node that makes it from none."""
         source = node
         while source.op != "get_attr":
+            if not source.all_input_nodes:
+                return source.name
             source = source.all_input_nodes[0]
         return str(source.target)
 

@@ -1,0 +1,382 @@
+"""A part of a tensor, computed from the parts of the operands that it needs: slices pushed up through the graph.
+
+Where a tensor is a join of user and item positions, the part of a result at the user's positions is computed from the
+user's part of the operands, so that it needs no item. A product of data with data has rows and columns:
+
+    [U; G] [K_U; K_G]^T = [U K_U^T, U K_G^T; G K_U^T, G K_G^T]      P [V_U; V_G] = P_U V_U + P_G V_G
+
+and blocks of P that a mask hides (before a softmax) or sets to zero (after it) are left out with the rows of V that
+they meet.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from graphs.split.blocks.known_values import KnownValues, Ranges, taken
+from graphs.split.column_provenance import Provenance, is_user, kept_axis, provenance_of
+from graphs.split.prune_columns import sliced
+from graphs.split.rewriter import Rewriter
+
+aten = torch.ops.aten
+
+CUTS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+
+Cut = Mapping[int, Ranges]
+
+
+@dataclass
+class Regions:
+    """Parts of nodes, made on demand and once; ``known`` has the segments of the nodes visited so far."""
+
+    rewriter: Rewriter
+    known: dict[fx.Node, Provenance]
+    values: KnownValues
+    made: dict[tuple[fx.Node, tuple[tuple[int, Ranges], ...]], fx.Node] = field(default_factory=dict)
+
+    def of(self, like: fx.Node, node: fx.Node, wanted: Cut) -> fx.Node:
+        """Return the node with the wanted ranges of some axes, none the batch's; added before ``like``."""
+        shape = node.meta["val"].shape
+        cut = {axis: tuple(r) for axis, r in wanted.items() if tuple(r) != ((0, int(shape[axis])),)}
+        if not cut:
+            return node
+        key = (node, tuple(sorted(cut.items())))
+        if key not in self.made:
+            self.made[key] = self._part(like, node, cut)
+        return self.made[key]
+
+    def operand(self, like: fx.Node, node: fx.Node, rank: int, cut: Cut) -> fx.Node:
+        """Return the part of a tensor that is broadcast to ``rank`` axes, which the part of the result needs."""
+        if not isinstance(node.meta.get("val"), Tensor):
+            return node
+        shape = node.meta["val"].shape
+        shift = rank - len(shape)
+        return self.of(like, node, {a - shift: r for a, r in cut.items() if a >= shift and shape[a - shift] != 1})
+
+    def followed(self, node: fx.Node) -> fx.Node:
+        """Return an added node after noting its segments."""
+        found = provenance_of(self.rewriter, node, self.known)
+        if found is not None:
+            self.known[node] = found
+        return node
+
+    def groups(self, node: fx.Node, axis: int, ranges: Ranges) -> list[Ranges]:
+        """Cut ranges of an axis where its positions change sides."""
+        found = self.known.get(node)
+        if found is None or not found.plain or found.axis != axis:
+            return [ranges]
+        groups: list[tuple[bool, list[tuple[int, int]]]] = []
+        at = 0
+        for segment, length in zip(found.segments, found.sizes(), strict=True):
+            user = is_user(self.rewriter, segment)
+            inside = [(max(a, at), min(b, at + length)) for a, b in ranges if a < at + length and b > at]
+            if inside and groups and groups[-1][0] == user:
+                groups[-1][1].extend(inside)
+            elif inside:
+                groups.append((user, inside))
+            at += length
+        return [_closed(inside) for _, inside in groups]
+
+    def joined(self, like: fx.Node, pieces: list[fx.Node], axis: int) -> fx.Node:
+        """Return the pieces side by side."""
+        return pieces[0] if len(pieces) == 1 else self.rewriter.call(like, aten.cat.default, pieces, axis)
+
+    def _part(self, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
+        constant = self.rewriter.value(node)
+        if constant is not None:
+            return self.rewriter.constant(f"{self.rewriter.name(node)}.part", taken(constant, cut))
+        found = self.known.get(node)
+        if found is not None and found.plain and found.axis in cut:
+            return self._of_segments(like, list(found.segments), found.axis, cut)
+        rule = _RULES.get(node.target) if node.op == "call_function" else None
+        overload = isinstance(node.target, torch._ops.OpOverload)
+        if rule is None and overload and torch.Tag.pointwise in node.target.tags:  # type: ignore[union-attr]  # an overload
+            rule = _pointwise
+        # What needs no item is computed once per request anyway, whole.
+        made = rule(self, like, node, cut) if rule is not None and self.rewriter.sides[node] == "item" else None
+        if made is not None:
+            return made
+        for axis, ranges in cut.items():
+            parts = [self.rewriter.call(like, aten.slice.Tensor, node, axis, low, high) for low, high in ranges]
+            node = self.joined(like, parts, axis)
+        return node
+
+    def _of_segments(self, like: fx.Node, segments: list[fx.Node], axis: int, cut: Cut) -> fx.Node:
+        rest = {a: r for a, r in cut.items() if a != axis}
+        pieces = []
+        for low, high in cut[axis]:
+            at = 0
+            for segment in segments:
+                length = int(segment.meta["val"].shape[axis])
+                a, b = max(low - at, 0), min(high - at, length)
+                if a < b:
+                    pieces.append(self.of(like, segment, {**rest, axis: ((a, b),)}))
+                at += length
+        return self.joined(like, pieces, axis)
+
+
+def _closed(ranges: list[tuple[int, int]]) -> Ranges:
+    """Join ranges that touch."""
+    result: list[tuple[int, int]] = []
+    for low, high in ranges:
+        if result and result[-1][1] == low:
+            result[-1] = (result[-1][0], high)
+        else:
+            result.append((low, high))
+    return tuple(result)
+
+
+def _first(node: fx.Node) -> fx.Node:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _rank(node: fx.Node) -> int:
+    return int(node.meta["val"].dim())
+
+
+def _pointwise(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
+    rank = _rank(node)
+    if node.target in (aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.self):
+        chosen = _chosen(regions, like, node, cut)
+        if chosen is not None:
+            return chosen
+    arguments, options = pytree.tree_map_only(
+        fx.Node, lambda n: regions.operand(like, n, rank, cut), (node.args, node.kwargs)
+    )
+    return regions.rewriter.call(like, node.target, *arguments, **options)
+
+
+def _chosen(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
+    """Leave a mask out that is known to choose one side for the whole part."""
+    mask, yes, no = (node.args[i] for i in ((0, 1, 2) if node.target is aten.where.self else (1, 2, 0)))
+    assert isinstance(mask, fx.Node)
+    found = regions.values.operands(node)[mask]
+    if found is None or not bool(taken(found.known, cut).all()):
+        return None
+    flags = taken(found.value, cut)
+    side = yes if bool(flags.all()) else no if not bool(flags.any()) else None
+    if not isinstance(side, fx.Node):
+        return None
+    whole = side.meta["val"].shape == node.meta["val"].shape and side.meta["val"].dtype == node.meta["val"].dtype
+    return regions.of(like, side, cut) if whole else None
+
+
+def _softmax(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
+    """Columns that are hidden from all rows of the part do not enter their softmax."""
+    source, dim = _first(node), _rank(node) - 1
+    if node.args[1] not in (-1, dim):
+        return None
+    if dim in cut:
+        visible = seen(regions.values.hidden(source), source, cut)
+        inside = torch.zeros_like(visible)
+        for low, high in cut[dim]:
+            inside[low:high] = True
+        if bool((visible & ~inside).any()):
+            return None
+    return regions.rewriter.call(like, node.target, regions.of(like, source, cut), *node.args[1:], **node.kwargs)
+
+
+def seen(hidden: Tensor | None, node: fx.Node, cut: Cut) -> Tensor:
+    """Return which columns, positions of the last axis, some row of the part does not hide; bool [K]."""
+    columns = int(node.meta["val"].shape[-1])
+    if hidden is None:
+        return torch.ones(columns, dtype=torch.bool)
+    last = hidden.dim() - 1
+    part = taken(hidden, {a: r for a, r in cut.items() if a != last})
+    return ~part.flatten(0, -2).all(0).expand(columns)
+
+
+def _product(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
+    left, right = node.args[:2]
+    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or _rank(left) < 2 or _rank(right) < 2:
+        return None
+    rank = _rank(node)
+    batch = {a: r for a, r in cut.items() if a < rank - 2}
+    if batch:
+        return None
+    contracted, across = _rank(right) - 2, _rank(right) - 1
+    rows = {_rank(left) - 2: cut[rank - 2]} if rank - 2 in cut else {}
+    columns: Ranges = cut.get(rank - 1, ((0, int(right.meta["val"].shape[-1])),))
+    found = regions.known.get(right)
+    if found is not None and found.plain and found.axis == contracted:
+        return _contracted(regions, like, node, rows, {across: columns})
+    a = regions.of(like, left, rows)
+    groups = regions.groups(right, across, columns)
+    products = [regions.rewriter.call(like, node.target, a, regions.of(like, right, {across: g})) for g in groups]
+    return regions.joined(like, products, rank - 1)
+
+
+def _contracted(regions: Regions, like: fx.Node, node: fx.Node, rows: Cut, columns: Cut) -> fx.Node | None:
+    """Sum the products with the user's rows and with the others, without those that meet zeros only."""
+    left, right = node.args[:2]
+    assert isinstance(left, fx.Node)
+    assert isinstance(right, fx.Node)
+    counts = seen(regions.values.zero(left), left, rows)
+    axis = regions.known[right].axis
+    ranges, at = [], 0
+    for length in regions.known[right].sizes():
+        if bool(counts[at : at + length].any()):
+            ranges.append((at, at + length))
+        at += length
+    if not ranges:
+        return None
+    weights = regions.of(like, left, {**rows, _rank(left) - 1: _closed(ranges)})
+    groups = regions.groups(right, axis, _closed(ranges))
+    total: fx.Node | None = None
+    at = 0
+    for group in groups:
+        length = sum(high - low for low, high in group)
+        part = weights if len(groups) == 1 else regions.of(like, weights, {_rank(left) - 1: ((at, at + length),)})
+        term = regions.rewriter.call(like, node.target, part, regions.of(like, right, {**columns, axis: group}))
+        total = term if total is None else regions.rewriter.call(like, aten.add.Tensor, total, term)
+        at += length
+    return total
+
+
+def _first_only(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
+    part = regions.of(like, _first(node), cut)
+    return regions.rewriter.call(like, node.target, part, *node.args[1:], **node.kwargs)
+
+
+def _leading(last: Callable[[fx.Node], int]) -> Callable[[Regions, fx.Node, fx.Node, Cut], fx.Node | None]:
+    """Return the rule of an op that keeps every axis and treats all but the ``last`` ones one by one."""
+
+    def rule(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
+        return None if max(cut) >= _rank(node) - last(node) else _first_only(regions, like, node, cut)
+
+    return rule
+
+
+def _embedding(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
+    table, ids = node.args[:2]
+    if not isinstance(ids, fx.Node) or max(cut) >= _rank(node) - 1:
+        return None
+    return regions.rewriter.call(like, node.target, table, regions.of(like, ids, cut), *node.args[2:], **node.kwargs)
+
+
+def _permuted(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
+    rank = _rank(node)
+    if node.target is aten.permute.default:
+        order = [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr, arg-type]  # a list of ints
+    else:
+        order = list(range(rank))
+        a, b = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]  # ints
+        order[a], order[b] = order[b], order[a]
+    source = regions.of(like, _first(node), {order[axis]: r for axis, r in cut.items()})
+    return regions.rewriter.call(like, node.target, source, *node.args[1:])
+
+
+def _unsqueezed(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
+    dim = int(node.args[1]) % _rank(node)  # type: ignore[arg-type]  # an int
+    source = regions.of(like, _first(node), {a - (a > dim): r for a, r in cut.items()})
+    return regions.rewriter.call(like, node.target, source, dim)
+
+
+def _selected(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
+    dim = int(node.args[1]) % _rank(_first(node))  # type: ignore[arg-type]  # an int
+    source = regions.of(like, _first(node), {a + (a >= dim): r for a, r in cut.items()})
+    return regions.rewriter.call(like, node.target, source, dim, *node.args[2:])
+
+
+def _sliced(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
+    source = _first(node)
+    dim, bounds = sliced(node)
+    if node.meta["val"].shape == source.meta["val"].shape:
+        return regions.of(like, source, cut)
+    if dim not in cut:
+        return _first_only(regions, like, node, cut)
+    if bounds is None:
+        return None
+    shifted = tuple((low + bounds[0], high + bounds[0]) for low, high in cut[dim])
+    return regions.of(like, source, {**cut, dim: shifted})
+
+
+def _expanded(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
+    sizes = list(node.args[1])  # type: ignore[arg-type]  # a list of sizes
+    for axis, ranges in cut.items():
+        sizes[axis] = sum(high - low for low, high in ranges)
+    source = regions.operand(like, _first(node), _rank(node), cut)
+    return regions.rewriter.call(like, node.target, source, sizes)
+
+
+def _viewed(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
+    source = _first(node)
+    before, after = source.meta["val"].shape, node.meta["val"].shape
+    at = {axis: kept_axis(before, after, axis) for axis in cut}
+    if None in at.values() or sum(isinstance(s, torch.SymInt) for s in after) > 1:
+        return None
+    shape = [-1 if isinstance(s, torch.SymInt) else int(s) for s in after]
+    for axis, ranges in cut.items():
+        shape[axis] = sum(high - low for low, high in ranges)
+    part = regions.of(like, source, {at[axis]: r for axis, r in cut.items()})  # type: ignore[misc]  # checked above
+    return regions.rewriter.call(like, aten.reshape.default, part, shape)
+
+
+def _joined(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
+    given = node.args[0]
+    assert isinstance(given, (list, tuple))
+    dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % _rank(node)  # type: ignore[arg-type]  # an int
+    nodes = [n for n in given if isinstance(n, fx.Node)]
+    if node.target is aten.stack.default and dim in cut:
+        return None
+    if node.target is aten.stack.default:
+        parts = [regions.of(like, n, {a - (a > dim): r for a, r in cut.items()}) for n in nodes]
+        return regions.rewriter.call(like, aten.stack.default, parts, dim)
+    if dim in cut:
+        return regions._of_segments(like, nodes, dim, cut)
+    return regions.rewriter.call(like, aten.cat.default, [regions.of(like, n, cut) for n in nodes], dim)
+
+
+def _reduced(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
+    source, dims = _first(node), node.args[1]
+    if not isinstance(dims, (list, tuple)) or not dims:
+        return None
+    gone = sorted(int(d) % _rank(source) for d in dims)  # type: ignore[arg-type]  # ints
+    kept = len(node.args) > 2 and bool(node.args[2])
+    left = [a for a in range(_rank(source)) if kept or a not in gone]
+    part = regions.of(like, source, {left[a]: r for a, r in cut.items()})
+    return regions.rewriter.call(like, node.target, part, *node.args[1:], **node.kwargs)
+
+
+def _element(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
+    """Take one tensor of a split, chunk or unbind along an axis that stays whole."""
+    whole = _first(node)
+    position = 1 if whole.target is aten.unbind.int else 2
+    if whole.target not in (*CUTS, aten.unbind.int):
+        return None
+    source = _first(whole)
+    dim = whole.args[position] if len(whole.args) > position else whole.kwargs.get("dim", 0)
+    dim = int(dim) % _rank(source)  # type: ignore[arg-type]  # an int
+    gone = whole.target is aten.unbind.int
+    if dim in cut and not gone:
+        return None
+    part = regions.of(like, source, {a + (gone and a >= dim): r for a, r in cut.items()})
+    pieces = regions.rewriter.call(like, whole.target, part, *whole.args[1:], **whole.kwargs)
+    return regions.rewriter.call(like, operator.getitem, pieces, node.args[1])
+
+
+_RULES: dict[Any, Callable[[Regions, fx.Node, fx.Node, Cut], fx.Node | None]] = {
+    aten.softmax.int: _softmax, aten._softmax.default: _softmax, aten._safe_softmax.default: _softmax,
+    aten.matmul.default: _product, aten.bmm.default: _product,
+    aten.linear.default: _leading(lambda node: 1),
+    aten.layer_norm.default: _leading(lambda node: len(node.args[1])),  # type: ignore[arg-type]  # a list of sizes
+    aten.rms_norm.default: _leading(lambda node: len(node.args[1])),  # type: ignore[arg-type]  # a list of sizes
+    aten.embedding.default: _embedding,
+    aten.transpose.int: _permuted, aten.permute.default: _permuted, aten.unsqueeze.default: _unsqueezed,
+    aten.select.int: _selected, aten.slice.Tensor: _sliced, aten.expand.default: _expanded,
+    aten.view.default: _viewed, aten.reshape.default: _viewed, aten._unsafe_view.default: _viewed,
+    aten.flatten.using_ints: _viewed, aten.unflatten.int: _viewed,
+    aten.cat.default: _joined, aten.stack.default: _joined,
+    operator.getitem: _element, aten.sum.dim_IntList: _reduced, aten.mean.dim: _reduced,
+    aten.clone.default: _first_only, aten.contiguous.default: _first_only, aten.alias.default: _first_only,
+    aten.dropout.default: _first_only, aten._to_copy.default: _first_only,
+}  # fmt: skip

@@ -1,0 +1,91 @@
+"""What masks hide or set to zero for every input, and what they do not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from graphs.rows.sides import assign_sides
+from graphs.split.blocks.known_values import KnownValues
+from graphs.split.rewriter import Rewriter
+from graphs.trace.trace import trace
+
+LATER = torch.ones(4, 4, dtype=torch.bool).triu(1)
+INF = float("inf")
+
+
+class Scores(nn.Module):
+    later: Tensor
+
+    def __init__(self, work: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.work = work
+        self.register_buffer("later", LATER)
+
+    def forward(self, q: Tensor, there: Tensor) -> Tensor:
+        return self.work(q @ q.mT, there, self.later)
+
+
+def found(work: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[KnownValues, torch.fx.Node]:
+    example = {"q": torch.randn(3, 2, 4, 5), "there": torch.rand(3, 4) < 0.5}
+    traced = trace(Scores(work), example)
+    sides = assign_sides(traced.module.graph, {"q": "item", "there": "user"})
+    rewriter = Rewriter(traced, sides)
+    output = next(n for n in rewriter.graph.nodes if n.op == "output")
+    (result,) = output.args[0]
+    return KnownValues(rewriter), result
+
+
+def shown(flags: Tensor | None) -> Tensor:
+    return torch.zeros(4, 4, dtype=torch.bool) if flags is None else flags.expand(1, 2, 4, 4)[0, 0]
+
+
+HIDES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "masked fill": lambda s, there, later: s.masked_fill(later, -INF),
+    "where": lambda s, there, later: torch.where(~later, s / 2, -INF),
+    "added": lambda s, there, later: s + torch.zeros(4, 4).masked_fill(later, -INF),
+    "added triangle": lambda s, there, later: torch.full((4, 4), -INF).triu(1) + s,
+    "subtracted": lambda s, there, later: s - later.float() * 1e9,
+    "finite": lambda s, there, later: s.masked_fill(later, -1e9),
+    "with padding": lambda s, there, later: s.masked_fill(later | ~there[:, None, None], -INF),
+    "and padding": lambda s, there, later: torch.where(~later & there[:, None, None], s, -INF),
+    "then padding": lambda s, there, later: s.masked_fill(later, -INF).masked_fill(~there[:, None, None], -INF),
+    "folded": lambda s, there, later: s.view(-1, 4, 4).masked_fill(later, -INF).view(-1, 2, 4, 4),
+}  # fmt: skip
+SHOWS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "no mask": lambda s, there, later: s * 2,
+    "small": lambda s, there, later: s.masked_fill(later, -100.0),
+    "the other side": lambda s, there, later: torch.where(later | ~later, s, -INF),
+    "overwritten": lambda s, there, later: s.masked_fill(later, -INF).masked_fill(~there[:, None, None], -1e9),
+    # A row of padding sees nothing: then softmax is the mean of all positions.
+    "finite with padding": lambda s, there, later: s.masked_fill(later | ~there[:, None, None], -1e9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HIDES)
+def test_hidden_before_a_softmax(name: str) -> None:
+    values, result = found(HIDES[name])
+    assert torch.equal(shown(values.hidden(result)), LATER)
+
+
+@pytest.mark.parametrize("name", SHOWS)
+def test_not_certainly_hidden(name: str) -> None:
+    values, result = found(SHOWS[name])
+    assert not shown(values.hidden(result)).any()
+
+
+def test_zero_after_a_softmax_and_by_a_factor() -> None:
+    works: tuple[Callable[[Tensor, Tensor, Tensor], Tensor], ...] = (
+        lambda s, there, later: s.masked_fill(later, -INF).softmax(-1),
+        lambda s, there, later: torch.sigmoid(s) * ~later,
+        lambda s, there, later: s.masked_fill(later, 0.0) / there[:, None, None].float().cumsum(-1).add(1),
+    )
+    for work in works:
+        values, result = found(work)
+        assert torch.equal(shown(values.zero(result)), LATER)
+
+
+def test_a_softmax_over_another_axis_zeroes_nothing() -> None:
+    values, result = found(lambda s, there, later: s.masked_fill(later.mT, -INF).softmax(-2))
+    assert values.zero(result) is None
