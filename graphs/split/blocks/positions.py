@@ -8,19 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from graphs.split.blocks.regions import Regions
+from graphs.split.blocks.pairs import pairs
+from graphs.split.blocks.regions import MOST_RUNS, Regions
 from graphs.split.column_provenance import Provenance, merged
 
 aten = torch.ops.aten
-
-# More alternations between user and item positions than this are not followed: every one is a node of its own.
-MOST_RUNS = 64
 
 
 def separated(regions: Regions, node: fx.Node) -> Provenance | None:
     """Return the segments of an item-side node whose positions are computed one by one, None if it has none."""
     if node.target in (aten.index.Tensor, aten.index_select.default):
-        return _picked(regions, node)
+        return _picked(regions, node) or pairs(regions, node)
     axes = {axis for source in node.all_input_nodes if (axis := result_axis(regions, node, source)) is not None}
     for axis in sorted(axes):
         ends = {0}

@@ -27,6 +27,9 @@ from graphs.split.rewriter import Rewriter
 
 aten = torch.ops.aten
 
+# More alternations between user and item positions than this are not followed: every one is a node of its own.
+MOST_RUNS = 64
+
 CUTS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 
 Cut = Mapping[int, Ranges]

@@ -160,6 +160,7 @@ class Made:
 
 def made(model: nn.Module, example: dict[str, Tensor], user: list[str]) -> Made:
     """Split a model in double precision and compare it with the whole on fresh rows of several users."""
+    example = {n: v.double() if v.is_floating_point() else v for n, v in example.items()}
     result = split(model.double().eval(), example, user=user, item=[n for n in example if n not in user])
     proof = prove_split(result, tolerance=EXACT, candidates=(1, 2, 7), users=(1, 3))
     return Made(result, proof.max_rel)
