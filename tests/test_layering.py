@@ -48,6 +48,7 @@ SCENARIOS = {
     "tests/engines/serve/test_runtime_imports.py": "the packages a fresh interpreter loads to serve",
     "tests/engines/serve/swap/test_swaps_under_load.py": "swaps while requests are scored",
     "tests/export/lowering/test_routed_models.py": "every model with experts, exported and lowered",
+    "tests/export/lowering/test_sequence_states.py": "sequence models, exported for one user",
     "tests/export/lowering/test_targets.py": "the passes of __init__.py",
     "tests/graphs/models/test_for_inference.py": "every model as it is exported",
     "tests/graphs/models/test_models.py": "every model against the equations of its paper",
