@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from graphs.base.cost import flops, nbytes, numel
-from graphs.split.hoist import Hoisted
+from graphs.split.hoist import Hoisted, Unmasked
 from graphs.split.split import Split, StateTensor
 from graphs.trace.node_location import location_of, module_path, source_line
 
@@ -72,6 +72,7 @@ class Explanation:
     modules: tuple[ModuleCost, ...]
     meetings: tuple[Meeting, ...]
     hoisted: tuple[Hoisted, ...]
+    unmasked: tuple[Unmasked, ...]
 
 
 def explain(split: Split, candidates: int = CANDIDATES) -> Explanation:
@@ -92,6 +93,7 @@ def explain(split: Split, candidates: int = CANDIDATES) -> Explanation:
         modules=_module_costs(split),
         meetings=_meetings(split, candidates),
         hoisted=split.hoisted,
+        unmasked=split.unmasked,
     )
 
 

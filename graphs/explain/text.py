@@ -47,6 +47,8 @@ def render(e: Explanation) -> RenderableType:
         for h in e.hoisted:
             hoisted.add_row(h.where, amount(h.saved_flops, "FLOP"), amount(h.state_bytes, "B"))
         shown.append(hoisted)
+    if e.unmasked:
+        shown.append(_unmasked(e))
     if e.meetings:
         shown.append(_meetings(e))
     return Group(*shown)
@@ -75,6 +77,20 @@ def _state(e: Explanation) -> Table:
     for s in e.state:
         shape = " x ".join(str(n) for n in s.row_shape) or "1"
         table.add_row(s.name, shape, str(s.dtype).removeprefix("torch."), amount(s.bytes_per_user, "B"))
+    return table
+
+
+def _unmasked(e: Explanation) -> Table:
+    title = "Attention in which user positions see item positions"
+    caption = (
+        "a constant mask that hides item positions from user positions would move about this to once per request"
+    )
+    table = Table("attention", title=title, caption=caption)
+    for name in ("user share of its positions", "saved per candidate", "of the FLOPs"):
+        table.add_column(name, justify="right")
+    for u in e.unmasked:
+        part = f"{u.movable_flops / e.full_flops:.0%}"
+        table.add_row(u.where, f"{u.user_share:.0%}", amount(u.movable_flops, "FLOP"), part)
     return table
 
 

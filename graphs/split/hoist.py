@@ -7,6 +7,7 @@ provenance finds them through joins, views and element-wise ops):
 * product over rows W [U; G] = W_U U + W_G G (a constant W that mixes tokens: UniMixer's W_G[G, U] h_U, RSA).
 * free axis         f([U; G]) = [f(U); f(G)] for any product along another axis (K and V of user tokens).
 * sum               sum([u | g]) = sum(u) + sum(g), and the mean likewise (the square of a factorization machine).
+* positions         products of data with data, attention among them: graphs.split.blocks.
 * RMSNorm           r = ((|u|^2 + |g|^2) / K + eps)^-1/2;  W (gamma x r) = r (W_u (gamma_u u) + W_g (gamma_g g)).
 * LayerNorm         with means m_u, m_g and d = m_g - m_u: the mean is m_u + d K_g/K, the sum of squares about it
                     |u - m_u|^2 + |g - m_g|^2 + d^2 K_u K_g / K (pairwise, so nothing cancels), and
@@ -24,11 +25,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from graphs.base.cost import gemm_flops, nbytes, numel
+from graphs.base.cost import flops, gemm_flops, nbytes, numel
 from graphs.rows.sides import NodeSide
 from graphs.split.blocks.known_values import KnownValues
+from graphs.split.blocks.narrowing import narrow_positions
 from graphs.split.blocks.positions import separated
-from graphs.split.blocks.products import data_product, is_data_product, read_once
+from graphs.split.blocks.products import PRODUCTS, data_product, is_data_product, read_once
 from graphs.split.blocks.regions import Regions
 from graphs.split.blocks.written_out import simplified
 from graphs.split.column_provenance import Provenance, is_user, provenance_of
@@ -53,22 +55,43 @@ class Hoisted:
     state_bytes: int
 
 
-def hoist(traced: Traced, sides: Mapping[fx.Node, NodeSide]) -> tuple[Traced, tuple[Hoisted, ...]]:
-    """Return the model with user columns hoisted if that pays, and the hoisted products; the input is unchanged."""
+@dataclass(frozen=True)
+class Unmasked:
+    """An attention whose user positions see item positions, so that all of it runs per candidate.
+
+    ``movable_flops`` estimates the FLOPs per candidate that a mask between them would move to once per request: the
+    user positions' share of the attention and of all that is computed from it.
+    """
+
+    where: str
+    user_share: float
+    movable_flops: int
+
+
+def hoist(
+    traced: Traced, sides: Mapping[fx.Node, NodeSide]
+) -> tuple[Traced, tuple[Hoisted, ...], tuple[Unmasked, ...]]:
+    """Return the model with user columns hoisted if that pays, the hoisted products, and attentions without a mask.
+
+    The input is unchanged.
+    """
     rewriter = Rewriter(traced, sides)
     narrow_products(rewriter)
     known: dict[fx.Node, Provenance] = {}
     regions = Regions(rewriter, known, KnownValues(rewriter))
     done: list[Hoisted] = []
+    coupled: list[Unmasked] = []
     for node in list(rewriter.graph.nodes):
         if node.op == "call_function" and node.users and rewriter.side_of(node) == "item":
             for shown in simplified(regions, node):
-                _visit(regions, shown, done)
+                _visit(regions, shown, done, coupled)
     read_once(regions)
-    return rewriter.finish(), tuple(done)
+    if any(n.target in PRODUCTS for n in regions.known):
+        narrow_positions(rewriter)
+    return rewriter.finish(), tuple(done), tuple(coupled)
 
 
-def _visit(regions: Regions, node: fx.Node, done: list[Hoisted]) -> None:
+def _visit(regions: Regions, node: fx.Node, done: list[Hoisted], coupled: list[Unmasked]) -> None:
     """Note the segments of a node, and rewrite it if its user part can be computed apart."""
     rewriter, known = regions.rewriter, regions.known
     if node.target in (aten.linear.default, aten.matmul.default) and _split_product(rewriter, node, known, done):
@@ -77,6 +100,11 @@ def _visit(regions: Regions, node: fx.Node, done: list[Hoisted]) -> None:
         separate = data_product(regions, node)
         if separate is not None and separate.apart:
             done.append(Hoisted(location_of(node), separate.saved_flops, separate.state_bytes))
+        elif separate is not None:
+            later = sum(flops(n) for n in _computed_from(node))
+            coupled.append(
+                Unmasked(location_of(node), separate.share, separate.saved_flops + int(separate.share * later))
+            )
         if not node.users:
             rewriter.graph.erase_node(node)  # attention counts as random, hence not as dead code
         return
@@ -88,6 +116,17 @@ def _visit(regions: Regions, node: fx.Node, done: list[Hoisted]) -> None:
         found = separated(regions, node)
     if found is not None:
         known[node] = found
+
+
+def _computed_from(node: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    stack = list(node.users)
+    while stack:
+        reader = stack.pop()
+        if reader not in found:
+            found.add(reader)
+            stack.extend(reader.users)
+    return found
 
 
 def _split_product(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance], done: list[Hoisted]) -> bool:

@@ -14,7 +14,7 @@ from graphs.base.names import USER_INDEX, Side
 from graphs.rows.layout import Rows
 from graphs.rows.sides import NodeSide, assign_sides
 from graphs.split.cut import Cut, choose_state
-from graphs.split.hoist import Hoisted, hoist
+from graphs.split.hoist import Hoisted, Unmasked, hoist
 from graphs.split.independence import check_rows_independent
 from graphs.split.subgraphs import ancestors, build_item_subgraph, build_user_subgraph, state_row_shape
 from graphs.trace.frozen import check_same_scores_later
@@ -53,7 +53,7 @@ class Split:
     ``user(inputs [U, ...]) -> state``; ``item(inputs [N, ...], state [U, ...], user_index [N]) -> outputs``;
     ``full`` is the whole model in the same flat form. ``traced`` is the graph that was cut, after hoisting; ``sides``
     and ``rows`` have the side and row axis of its nodes. ``hoisted`` lists the products that moved, ``cut`` what
-    crosses and what is recomputed.
+    crosses and what is recomputed; ``unmasked`` the attentions that keep user positions per candidate.
     """
 
     full: Subgraph
@@ -69,6 +69,7 @@ class Split:
     rows: dict[fx.Node, Rows]
     cut: Cut
     hoisted: tuple[Hoisted, ...] = ()
+    unmasked: tuple[Unmasked, ...] = ()
 
     @property
     def user_inputs(self) -> tuple[str, ...]:
@@ -130,11 +131,12 @@ def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str], hoist
     sides = assign_sides(traced.module.graph, given)
     rows = check_rows_independent(traced)
     hoisted: tuple[Hoisted, ...] = ()
+    unmasked: tuple[Unmasked, ...] = ()
     if hoisting:
-        traced, hoisted = hoist(traced, sides)
+        traced, hoisted, unmasked = hoist(traced, sides)
         sides = assign_sides(traced.module.graph, given)
         rows = check_rows_independent(traced)
-    _check_both_sides(traced, sides, user, item)
+    _check_both_sides(traced, sides, user, item, unmasked)
     graph = traced.module.graph
     cut = choose_state(graph, sides)
     user_module, state_names = build_user_subgraph(traced, sides, cut, rows)
@@ -160,11 +162,16 @@ def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str], hoist
         rows=rows,
         cut=cut,
         hoisted=hoisted,
+        unmasked=unmasked,
     )
 
 
 def _check_both_sides(
-    traced: Traced, sides: dict[fx.Node, NodeSide], user: Sequence[str], item: Sequence[str]
+    traced: Traced,
+    sides: dict[fx.Node, NodeSide],
+    user: Sequence[str],
+    item: Sequence[str],
+    unmasked: Sequence[Unmasked],
 ) -> None:
     computed = [sides[n] for n in traced.module.graph.nodes if n.op == "call_function"]
     if "item" not in computed:
@@ -172,7 +179,12 @@ def _check_both_sides(
             f"nothing depends on the item inputs {list(item)}; name the inputs that differ between candidates"
         )
     if "user" not in computed:
-        raise UgsepError(f"nothing is computed from the user inputs {list(user)} alone, so there is nothing to reuse")
+        reason = "so there is nothing to reuse"
+        if unmasked:
+            reason = (
+                f"since {unmasked[0].where} lets user positions see item positions; hide these by a constant mask"
+            )
+        raise UgsepError(f"nothing is computed from the user inputs {list(user)} alone, {reason}")
 
 
 def _placeholders(module: fx.GraphModule) -> list[str]:

@@ -25,20 +25,20 @@ from graphs.split.column_provenance import is_user
 
 aten = torch.ops.aten
 
-__all__ = ["Separated", "data_product", "is_data_product", "read_once"]
+__all__ = ["PRODUCTS", "Separated", "data_product", "is_data_product", "read_once"]
 
-_PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.scaled_dot_product_attention.default)
+PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.scaled_dot_product_attention.default)
 
 
 @dataclass(frozen=True)
 class Separated:
-    """A product of data with data: FLOPs saved per candidate and bytes of the user's rows.
+    """A product of data with data: the user's share of its rows, FLOPs saved per candidate, and bytes of the rows.
 
     ``apart`` is false for one that stays per candidate because the user's rows see item positions: then
     ``saved_flops`` is what a mask would save.
     """
 
-    node: fx.Node
+    share: float
     saved_flops: int
     state_bytes: int
     apart: bool
@@ -46,7 +46,7 @@ class Separated:
 
 def is_data_product(node: fx.Node) -> bool:
     """Return whether the node may multiply data with data."""
-    return node.op == "call_function" and node.target in _PRODUCTS
+    return node.op == "call_function" and node.target in PRODUCTS
 
 
 def data_product(regions: Regions, node: fx.Node) -> Separated | None:
@@ -75,11 +75,11 @@ def data_product(regions: Regions, node: fx.Node) -> Separated | None:
     share = inside / sum(found.sizes())
     saved = int((gemm_flops(product) + _scores_flops(regions, product)) * share)
     if parts is None:
-        return Separated(node, saved, int(nbytes(node) * share), apart=False)
+        return Separated(share, saved, int(nbytes(node) * share), apart=False)
     whole = regions.joined(node, list(parts.segments), parts.axis)
     regions.rewriter.replace(node, whole)
     regions.known[node] = regions.known[whole] = parts
-    return Separated(node, saved, int(nbytes(node) * share), apart=True)
+    return Separated(share, saved, int(nbytes(node) * share), apart=True)
 
 
 def _scores_flops(regions: Regions, product: fx.Node) -> int:

@@ -12,7 +12,7 @@ they meet.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,11 +37,15 @@ Cut = Mapping[int, Ranges]
 
 @dataclass
 class Regions:
-    """Parts of nodes, made on demand and once; ``known`` has the segments of the nodes visited so far."""
+    """Parts of nodes, made on demand and once; ``known`` has the segments of the nodes visited so far.
+
+    Nodes outside of ``within``, if given, are computed whole anyway: their parts are slices.
+    """
 
     rewriter: Rewriter
     known: dict[fx.Node, Provenance]
     values: KnownValues
+    within: Collection[fx.Node] | None = None
     made: dict[tuple[fx.Node, tuple[tuple[int, Ranges], ...]], fx.Node] = field(default_factory=dict)
 
     def of(self, like: fx.Node, node: fx.Node, wanted: Cut) -> fx.Node:
@@ -103,7 +107,8 @@ class Regions:
         if rule is None and overload and torch.Tag.pointwise in node.target.tags:  # type: ignore[union-attr]  # an overload
             rule = _pointwise
         # What needs no item is computed once per request anyway, whole.
-        made = rule(self, like, node, cut) if rule is not None and self.rewriter.sides[node] == "item" else None
+        computed = self.rewriter.sides[node] == "item" and (self.within is None or node in self.within)
+        made = rule(self, like, node, cut) if rule is not None and computed else None
         if made is not None:
             return made
         for axis, ranges in cut.items():
