@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from io import StringIO
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from graphs.explain.explain import explain
 from graphs.explain.picture import draw
 from graphs.explain.text import amount, render, summary
 from graphs.split.split import Split, split
+from tests.graphs.split.blocks.sequence_models import APART, COUPLED, Sequence, sequence_example
 
 N = 4
 
@@ -120,3 +122,16 @@ def test_picture_is_self_contained_and_complete(masked: Split) -> None:
 
 def test_picture_does_not_depend_on_the_run(masked: Split) -> None:
     assert draw(masked, "m") == draw(masked, "m")
+
+
+def test_an_attention_that_a_mask_would_separate_is_named() -> None:
+    torch.manual_seed(0)
+    model = Sequence(COUPLED["unmasked"], layers=1).eval()
+    e = explain(split(model, sequence_example(), user=["history"], item=["item"]))
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(render(e))
+    text = console.export_text()
+    (row,) = (line for line in text.splitlines() if "scaled_dot_product_attention" in line and "79%" in line)
+    assert "layers.0" in row  # 11 of 14 positions are the history's
+    masked = Sequence(APART["is_causal"], layers=1).eval()
+    assert not explain(split(masked, sequence_example(), user=["history"], item=["item"])).unmasked
