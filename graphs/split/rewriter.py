@@ -71,7 +71,8 @@ class Rewriter:
         if node.op != "call_function" or self.sides[node] != "neutral" or is_row_count(node):
             return None
         inputs = {n: self.value(n) for n in node.all_input_nodes}
-        if any(v is None for v in inputs.values()):
+        # Weights that are read when a graph is written are on the meta device, and do not combine with others.
+        if any(v is None for v in inputs.values()) or len({v.is_meta for v in inputs.values() if v is not None}) > 1:
             return None
         arguments, options = pytree.tree_map_only(fx.Node, inputs.get, (node.args, node.kwargs))
         with torch.no_grad():

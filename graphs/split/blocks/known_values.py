@@ -79,6 +79,9 @@ class KnownValues:
             return None
         constant = self.rewriter.value(node)
         if constant is not None:
+            # Weights that are read when a graph is written have no values yet.
+            if constant.is_meta:
+                return None
             return Known(constant, torch.ones_like(constant, dtype=torch.bool))
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             return None

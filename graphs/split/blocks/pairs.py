@@ -81,7 +81,7 @@ def _read(regions: Regions, node: fx.Node) -> tuple[fx.Node, list[int], list[int
     if len(indices) not in (2, 3) or indices[0] is not None:
         return None
     values = [regions.rewriter.value(i) for i in indices[1:]]
-    if any(v is None or v.dim() != 1 or v.dtype is not torch.int64 for v in values):
+    if any(v is None or v.dim() != 1 or v.dtype is not torch.int64 or v.is_meta for v in values):
         return None
     product = _behind_slices(source)
     if product is not None and len(values) == 1:

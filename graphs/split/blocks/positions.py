@@ -77,6 +77,10 @@ def _reduced_axis(node: fx.Node, axis: int, rank: int) -> int | None:
     return axis if kept else axis - sum(d < axis for d in gone)
 
 
+def _holds_indices(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.int64 and not tensor.is_meta
+
+
 def _picked(regions: Regions, node: fx.Node) -> Provenance | None:
     """Follow constant positions of the segments' axis: ``x[:, [3, 0, 4]]``."""
     source = node.args[0]
@@ -93,7 +97,7 @@ def _picked(regions: Regions, node: fx.Node) -> Provenance | None:
             return None
         axis, index = at[0]
     positions = regions.rewriter.value(index)
-    if axis != found.axis or positions is None or positions.dim() != 1 or positions.dtype is not torch.int64:
+    if axis != found.axis or positions is None or positions.dim() != 1 or not _holds_indices(positions):
         return None
     ends = list(itertools.accumulate(found.sizes()))
     runs: list[tuple[int, list[int]]] = []

@@ -95,6 +95,7 @@ def attention(regions: Regions, node: fx.Node) -> fx.Node | None:
         scores = call(node, aten.add.Tensor, scores, mask)
     if mask is not None:
         constant = regions.rewriter.value(mask)
+        constant = None if constant is None or constant.is_meta else constant
         dark = constant is None or (~constant if constant.dtype is torch.bool else constant == -math.inf)
         sees = isinstance(dark, torch.Tensor) and not bool(dark.all(-1).any())
     # Attention gives 0, not NaN, for a row that sees nothing.

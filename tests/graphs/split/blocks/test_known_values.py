@@ -89,3 +89,10 @@ def test_zero_after_a_softmax_and_by_a_factor() -> None:
 def test_a_softmax_over_another_axis_zeroes_nothing() -> None:
     values, result = found(lambda s, there, later: s.masked_fill(later.mT, -INF).softmax(-2))
     assert values.zero(result) is None
+
+
+def test_a_mask_without_values_hides_nothing() -> None:
+    values, result = found(HIDES["added"])
+    later = next(n for n in values.rewriter.graph.nodes if n.op == "get_attr" and "later" in str(n.target))
+    values.rewriter.tensors[str(later.target)] = LATER.to("meta")
+    assert values.hidden(result) is None
