@@ -152,8 +152,6 @@ def _opened(path: Path) -> Iterator[tuple[tuple[str, ...], _Batches]]:
             def whole(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
                 columns = {n: _member(archive, n) for n in names}
                 for n, column in columns.items():
-                    if not isinstance(column, np.ndarray):  # NumPy returns the bytes of an entry that is no .npy
-                        raise UgsepError(f"'{path}': '{n}' is no NumPy array; write it with numpy.savez")
                     if column.ndim == 0:
                         raise UgsepError(f"'{path}': array '{n}' has no axes; give one row per candidate")
                 if len({len(c) for c in columns.values()}) != 1:

@@ -64,15 +64,15 @@ class Case:
             items["quality"][0] = exact.OVERFLOW
             user["user_id"][:] = 50  # a positive factor of the infinite term
         elif self.fault == "index":
-            made = dataclasses.replace(made, user_index=np.array([0] * (len(self.rows) - 1) + [9]))
+            made = made._replace(user_index=np.array([0] * (len(self.rows) - 1) + [9]))
         elif self.fault == "no index":
-            made = dataclasses.replace(made, user=exact.users(1, 2), user_index=None)
+            made = made._replace(user=exact.users(1, 2), user_index=None)
         elif self.fault == "too many users":
-            made = dataclasses.replace(made, user=exact.users(*range(5)), user_index=np.zeros(len(self.rows), int))
+            made = made._replace(user=exact.users(*range(5)), user_index=np.zeros(len(self.rows), int))
         elif self.fault == "too many candidates":
-            made = dataclasses.replace(made, user=exact.users(1), items=exact.items(13), user_index=None)
+            made = made._replace(user=exact.users(1), items=exact.items(13), user_index=None)
         elif self.fault == "late":
-            made = dataclasses.replace(made, deadline=time.monotonic() - 0.1)
+            made = made._replace(deadline=time.monotonic() - 0.1)
         return made
 
 
