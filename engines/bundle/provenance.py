@@ -12,8 +12,8 @@ __all__ = ["BUNDLE_CODE", "ENGINE_CODE", "code_sha256", "tool_versions"]
 #: The code that turns an ONNX file into an engine; edits elsewhere keep cached engines valid.
 ENGINE_CODE = (
     "graphs/base/config.py", "graphs/base/json_text.py", "graphs/base/names.py", "graphs/base/regular_file.py",
-    "export/activations.py", "export/graph_limits.py", "export/io.py", "export/names.py", "export/lowering", "engines/backends",
-    "engines/measure/interleave.py", "engines/measure/percentiles.py",
+    "export/activations.py", "export/graph_limits.py", "export/io.py", "export/names.py", "export/lowering",
+    "engines/backends", "engines/measure/interleave.py", "engines/measure/percentiles.py",
 )  # fmt: skip
 #: The code that determines a bundle's content: everything but the commands, the benchmarks and the serving runtime.
 #: Fixtures hold what engines compute; the runtime only routes it, and one that scores otherwise has to fail them.
