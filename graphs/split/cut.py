@@ -11,6 +11,7 @@ from torch import fx
 
 from graphs.base.cost import gemm_flops, nbytes
 from graphs.rows.sides import NodeSide
+from graphs.split.reach import reached
 
 aten = torch.ops.aten
 
@@ -87,11 +88,8 @@ def _reached(
     sides: Mapping[fx.Node, NodeSide],
 ) -> tuple[fx.Node, ...]:
     """Keep the recomputed nodes that the item side needs, in graph order."""
-    wanted: set[fx.Node] = set()
-    stack = [n for n in needed if n not in state]
-    while stack:
-        node = stack.pop()
-        if node not in wanted:
-            wanted.add(node)
-            stack.extend(n for n in node.all_input_nodes if sides[n] == "user" and n not in state)
+    wanted = reached(
+        (n for n in needed if n not in state),
+        lambda node: (n for n in node.all_input_nodes if sides[n] == "user" and n not in state),
+    )
     return tuple(n for n in recomputed if n in wanted)

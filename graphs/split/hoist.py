@@ -35,6 +35,7 @@ from graphs.split.blocks.regions import Regions
 from graphs.split.blocks.written_out import simplified
 from graphs.split.column_provenance import Provenance, is_user, provenance_of
 from graphs.split.prune_columns import narrow_products
+from graphs.split.reach import descendants
 from graphs.split.rewriter import Rewriter
 from graphs.trace.node_location import location_of
 from graphs.trace.trace import Traced
@@ -101,7 +102,7 @@ def _visit(regions: Regions, node: fx.Node, done: list[Hoisted], coupled: list[U
         if separate is not None and separate.apart:
             done.append(Hoisted(location_of(node), separate.saved_flops, separate.state_bytes))
         elif separate is not None:
-            later = sum(flops(n) for n in _computed_from(node))
+            later = sum(flops(n) for n in descendants(node))
             coupled.append(
                 Unmasked(location_of(node), separate.share, separate.saved_flops + int(separate.share * later))
             )
@@ -116,17 +117,6 @@ def _visit(regions: Regions, node: fx.Node, done: list[Hoisted], coupled: list[U
         found = separated(regions, node)
     if found is not None:
         known[node] = found
-
-
-def _computed_from(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    stack = list(node.users)
-    while stack:
-        reader = stack.pop()
-        if reader not in found:
-            found.add(reader)
-            stack.extend(reader.users)
-    return found
 
 
 def _split_product(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance], done: list[Hoisted]) -> bool:

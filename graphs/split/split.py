@@ -16,7 +16,8 @@ from graphs.rows.sides import NodeSide, assign_sides
 from graphs.split.cut import Cut, choose_state
 from graphs.split.hoist import Hoisted, Unmasked, hoist
 from graphs.split.independence import check_rows_independent
-from graphs.split.subgraphs import ancestors, build_item_subgraph, build_user_subgraph, state_row_shape
+from graphs.split.reach import ancestors
+from graphs.split.subgraphs import build_item_subgraph, build_user_subgraph, state_row_shape
 from graphs.trace.frozen import check_same_scores_later
 from graphs.trace.trace import Example, Traced, trace
 

@@ -14,6 +14,7 @@ from graphs.base.names import USER_INDEX
 from graphs.rows.layout import Rows
 from graphs.rows.sides import NodeSide, is_row_count
 from graphs.split.cut import Cut
+from graphs.split.reach import ancestors
 from graphs.trace.node_location import module_path
 from graphs.trace.trace import Traced, identifier
 
@@ -150,15 +151,3 @@ def build_item_subgraph(
             copier.copy(node)
     outputs = tuple(copier.copy(n) for n in result.args[0])
     return copier.finish(outputs)
-
-
-def ancestors(nodes: tuple[fx.Node, ...]) -> set[fx.Node]:
-    """Return the nodes and all nodes they are computed from."""
-    found: set[fx.Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return found
