@@ -32,9 +32,7 @@ def overload(bench: Bench) -> Result:
         bench.pin_generator()
         saturated(server.http, pool, bench.long(5, 0.3))
         before = saturated(server.http, pool, bench.long(15, 0.7), 16)
-        # The generator that finds the capacity does not spin between requests: on two threads of one physical core,
-        # one that does would take some of the server's.
-        overloaded = partial(at_rate, server.http, pool, 2 * rate_of(before), connections=512, spin=False)
+        overloaded = partial(at_rate, server.http, pool, 2 * rate_of(before), connections=512)
         # As many connections as the overload opens: their buffers are no leak.
         warm = overloaded(bench.long(10, 0.7))
         with Sampler(server, bench.long(0.5, 0.1)) as memory:

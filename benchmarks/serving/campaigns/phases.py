@@ -39,12 +39,11 @@ def at_rate(
     *,
     connections: int = 256,
     seed: int = 0,
-    spin: bool = True,
 ) -> Tally:
     """Send requests as they come at a rate per second, as a Poisson process."""
     arrivals = poisson(rate, seconds, seed)
     picks = uniform_picks(pool, len(arrivals), seed)
-    found: Tally = run(open_loop(address, pool, picks, arrivals, connections=connections, spin=spin))
+    found: Tally = run(open_loop(address, pool, picks, arrivals, connections=connections))
     return found
 
 

@@ -118,10 +118,8 @@ def _until(over: threading.Event, proxy: Server, pool: Pool, rate: float, second
         poisson(rate * _GRPC_SHARE, 10 * seconds, 1),
     )
     http, grpc = together(
-        open_loop(proxy.http, pool, uniform_picks(pool, len(http_times)), http_times, spin=False, stop=over.is_set),
-        grpc_open_loop(
-            proxy.grpc, pool, uniform_picks(pool, len(grpc_times), 1), grpc_times, spin=False, stop=over.is_set
-        ),
+        open_loop(proxy.http, pool, uniform_picks(pool, len(http_times)), http_times, stop=over.is_set),
+        grpc_open_loop(proxy.grpc, pool, uniform_picks(pool, len(grpc_times), 1), grpc_times, stop=over.is_set),
     )
     assert isinstance(http, Tally)
     assert isinstance(grpc, Tally)
@@ -171,7 +169,7 @@ def affinity(bench: Bench) -> Result:
             before = [cache_lookups(replica) for replica in replicas]
             arrivals = poisson(min(0.5 * full, 400.0), requests / min(0.5 * full, 400.0), bench.seed)
             number = min(len(arrivals), requests)
-            tally: Tally = run(open_loop(proxy.http, pool, picks[:number], arrivals[:number], spin=False))
+            tally: Tally = run(open_loop(proxy.http, pool, picks[:number], arrivals[:number]))
             after = [cache_lookups(replica) for replica in replicas]
         hits = sum(a[0] - b[0] for a, b in zip(after, before, strict=True))
         misses = sum(a[1] - b[1] for a, b in zip(after, before, strict=True))

@@ -42,8 +42,8 @@ def soak(bench: Bench, minutes: float = 30.0) -> Result:
         began = time.perf_counter()
         with Sampler(server, bench.long(5, 0.1)) as sampled:
             http, grpc = together(
-                open_loop(server.http, pool, zipf_picks(pool, len(http_times)), http_times, spin=False),
-                grpc_open_loop(server.grpc, pool, zipf_picks(pool, len(grpc_times), seed=1), grpc_times, spin=False),
+                open_loop(server.http, pool, zipf_picks(pool, len(http_times)), http_times),
+                grpc_open_loop(server.grpc, pool, zipf_picks(pool, len(grpc_times), seed=1), grpc_times),
             )
         took = time.perf_counter() - began
     assert isinstance(http, Tally)

@@ -70,9 +70,7 @@ def swaps(bench: Bench, other: Path) -> Result:
         actor = threading.Thread(target=act)
         actor.start()
         times = poisson(rate, 3600 if not bench.short else 120)
-        tally: Tally = run(
-            open_loop(server.http, pool, uniform_picks(pool, len(times)), times, spin=False, stop=over.is_set)
-        )
+        tally: Tally = run(open_loop(server.http, pool, uniform_picks(pool, len(times)), times, stop=over.is_set))
         actor.join()
         after, counted = server.resident(), outcomes(server)
     if failures:

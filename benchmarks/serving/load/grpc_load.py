@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.serving.load.http_load import Address
+from benchmarks.serving.load.pacing import Pacer
 from benchmarks.serving.load.pool import Entry, Pool
 from benchmarks.serving.load.tally import BROKEN, Tally
 from benchmarks.serving.load.wire import grpc_outputs
@@ -28,7 +29,6 @@ _AS_HTTP = {
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
 OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
-_POLL_SECONDS = 0.001
 
 
 async def grpc_open_loop(
@@ -38,7 +38,6 @@ async def grpc_open_loop(
     arrivals: NDArray[np.float64],
     *,
     grace: float = 30.0,
-    spin: bool = True,
     stop: Callable[[], bool] | None = None,
 ) -> Tally:
     """Send a request at each arrival, whatever became of those before; see ``http_load.open_loop``."""
@@ -62,16 +61,16 @@ async def grpc_open_loop(
             tally.add(200, due, sent, done)
             tally.check(entry, *grpc_outputs(message))
 
-        for pick, offset in zip(picks, arrivals, strict=True):
-            due = started + float(offset)
-            while (left := due - time.perf_counter()) > 0:
-                await asyncio.sleep(left if not spin else max(left - _POLL_SECONDS, 0))
-            tally.planned += 1
-            task = asyncio.get_running_loop().create_task(ask(pool.entries[int(pick)], due))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            if stop is not None and stop():
-                break
+        with Pacer() as pacer:
+            for pick, offset in zip(picks, arrivals, strict=True):
+                due = started + float(offset)
+                await pacer.until(due)
+                tally.planned += 1
+                task = asyncio.get_running_loop().create_task(ask(pool.entries[int(pick)], due))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                if stop is not None and stop():
+                    break
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
     return tally

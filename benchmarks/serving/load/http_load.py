@@ -15,11 +15,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.serving.load.pacing import Pacer
 from benchmarks.serving.load.pool import Entry, Pool
 from benchmarks.serving.load.tally import BROKEN, UNANSWERED, Tally
 
-#: The event loop's timers have a resolution of a millisecond; shorter waits are spent polling.
-_SPIN_SECONDS = 0.002
 _LENGTH = b"\r\ncontent-length:"
 
 
@@ -202,7 +201,6 @@ async def open_loop(
     *,
     connections: int = 256,
     grace: float = 30.0,
-    spin: bool = True,
     stop: Callable[[], bool] | None = None,
 ) -> Tally:
     """Send a request at each arrival, whatever became of those before.
@@ -214,22 +212,18 @@ async def open_loop(
         arrivals: seconds from the start.
         connections: the most to open; beyond, requests wait in this process, which counts as latency.
         grace: seconds to wait for answers after the last arrival.
-        spin: poll before each arrival instead of sleeping, for exact times; takes a whole core.
         stop: ends the run early when it returns true.
     """
     load = _Load(address, pool, connections)
     _ = [entry.http for entry in pool.entries]  # made now, not when they are due
     started = time.perf_counter() + 0.01
-    for pick, offset in zip(picks, arrivals, strict=True):
-        due = started + float(offset)
-        while (left := due - time.perf_counter()) > 0:
-            if not spin:
-                await asyncio.sleep(left)
-            else:
-                await asyncio.sleep(left - _SPIN_SECONDS if left > _SPIN_SECONDS else 0)
-        load.submit(pool.entries[int(pick)], due)
-        if stop is not None and stop():
-            break
+    with Pacer() as pacer:
+        for pick, offset in zip(picks, arrivals, strict=True):
+            due = started + float(offset)
+            await pacer.until(due)
+            load.submit(pool.entries[int(pick)], due)
+            if stop is not None and stop():
+                break
     return await load.finish(grace)
 
 

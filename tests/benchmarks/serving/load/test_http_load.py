@@ -26,7 +26,7 @@ def loaded(pool: Pool, built_bundle: Path, behave: Behave, requests: int = 60, g
         async with small_server(pool, bundle_version(built_bundle), behave) as address:
             arrivals = np.linspace(0, 0.1, requests)
             picks = uniform_picks(pool, requests)
-            return await open_loop(address, pool, picks, arrivals, connections=8, grace=grace, spin=False)
+            return await open_loop(address, pool, picks, arrivals, connections=8, grace=grace)
 
     return asyncio.run(main())
 
@@ -52,7 +52,7 @@ def test_a_version_without_reference_is_wrong(pool: Pool, built_bundle: Path) ->
 
     async def main() -> Tally:
         async with small_server(pool, bundle_version(built_bundle), lambda n: "answer") as address:
-            return await open_loop(address, other, [0, 1], np.zeros(2), grace=5, spin=False)
+            return await open_loop(address, other, [0, 1], np.zeros(2), grace=5)
 
     assert asyncio.run(main()).wrong == 2
 
@@ -68,7 +68,7 @@ def test_refusals_dropped_and_unanswered_requests_are_told_apart(pool: Pool, bui
 
 
 def test_a_server_that_is_not_there_loses_every_request(pool: Pool) -> None:
-    tally = asyncio.run(open_loop(Address("127.0.0.1", 1), pool, [0, 1, 2], np.zeros(3), grace=1, spin=False))
+    tally = asyncio.run(open_loop(Address("127.0.0.1", 1), pool, [0, 1, 2], np.zeros(3), grace=1))
     assert (tally.planned, tally.lost) == (3, 3)
 
 
@@ -77,7 +77,7 @@ def test_latency_counts_from_when_a_request_was_due(pool: Pool, built_bundle: Pa
 
     async def main() -> Tally:
         async with small_server(pool, bundle_version(built_bundle), lambda n: "answer", seconds=0.01) as address:
-            return await open_loop(address, pool, [0] * 20, np.zeros(20), connections=1, spin=False)
+            return await open_loop(address, pool, [0] * 20, np.zeros(20), connections=1)
 
     ms = asyncio.run(main()).milliseconds()
     assert ms.max() >= 190
