@@ -135,7 +135,8 @@ def _capacity(figures: Mapping[str, Any]) -> list[str]:
     ]
     runtimes = ", ".join(f"{name} {ms:.2f}" for name, ms in figures["runtimes_p50_ms"].items())
     return [
-        f"The highest rate with every request answered and p99 <= {figures['p99_ms']:.0f} ms, "
+        f"The highest rate with every request answered and p99 <= {figures['p99_ms']:.0f} ms, found by a staircase "
+        "for each server, in turn: up after a rate that was held, down after one that was not; "
         f"{figures['candidates']} candidates, {figures['users']} users. The whole model runs behind the same server "
         f"in its fastest runtime here, {figures['runtime']} (p50 of a request in ms: {runtimes}).",
         "",

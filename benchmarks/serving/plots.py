@@ -41,12 +41,12 @@ def latency_plot(figures: Mapping[str, Any]) -> str:
 
 
 def capacity_plot(figures: Mapping[str, Any]) -> str:
-    """Draw p99 over the rate, as the searches tried them."""
+    """Draw p99 over the rate, as the staircases tried them."""
     figure, axes = new_axes("p99 over requests per second", grid=True)
     for name, steps in figures["steps"].items():
         tried = sorted((rate, p99) for rate, p99, _ in steps if p99 > 0)
         colour = _NAMED.get(name)
-        axes.plot([r for r, _ in tried], [p for _, p in tried], marker="o", markersize=3, color=colour, label=name)
+        axes.plot([r for r, _ in tried], [p for _, p in tried], "o", markersize=3, color=colour, label=name)
     axes.axhline(figures["p99_ms"], color="#444", linewidth=1, linestyle="--")
     axes.set_yscale("log")
     axes.set_xlim(left=0)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.serving.campaigns.bench import Bench, Result, result
-from benchmarks.serving.campaigns.phases import Search, cache_lookups, rate_of, saturated, search
+from benchmarks.serving.campaigns.phases import Contender, cache_lookups, climb, rate_of, saturated
+from benchmarks.serving.campaigns.staircase import Staircase
 from benchmarks.serving.load.pool import Pool, make_pool
 from benchmarks.serving.load.tally import Tally
 from benchmarks.serving.servers.ours import our_server, whole_server
@@ -26,7 +27,7 @@ _WHOLE_TOLERANCE = 1e-3
 
 
 def capacity(bench: Bench) -> Result:
-    """Find the highest rate that each server holds; the three searches take turns.
+    """Find the highest rate that each server holds; the three staircases are climbed in turn.
 
     Raises:
         UgsepError: a server does not start, or no runtime of the whole model runs here.
@@ -46,15 +47,14 @@ def capacity(bench: Bench) -> Result:
             stack.enter_context(started(server))
         wait_until(lambda: "whole model" in servers[WHOLE].log.read_text(), 120, "switching to the whole model")
         bench.pin_generator()
-        searches, first = {}, {}
+        contenders, first = {}, {}
         for name, server in servers.items():
             saturated(server.http, pools[name], bench.long(4, 0.3))  # warm
             first[name] = saturated(server.http, pools[name], bench.long(8, 0.5))
-            full = rate_of(first[name])
-            searches[name] = Search(server.http, pools[name], 0.5 * full, 1.1 * full)
-        search(searches, holds, bench.long(12, 0.5), 2 if bench.short else 6)
+            contenders[name] = Contender(server.http, pools[name], Staircase(0.7 * rate_of(first[name])))
+        climb(contenders.values(), holds, bench.long(10, 0.5), 2 if bench.short else 15)
         lookups = {name: cache_lookups(servers[name]) for name in (WARM, COLD)}
-    rates = {name: found.low for name, found in searches.items()}
+    rates = {name: each.stairs.found() for name, each in contenders.items()}
     figures: dict[str, Any] = {
         "candidates": CANDIDATES,
         "users": users,
@@ -63,10 +63,10 @@ def capacity(bench: Bench) -> Result:
         "runtimes_p50_ms": {name: round(ms, 4) for name, ms in sorted(medians.items(), key=lambda pair: pair[1])},
         "per_second": {name: round(rate, 2) for name, rate in rates.items()},
         "saturation": {name: round(rate_of(tally), 2) for name, tally in first.items()},
-        "steps": {name: found.steps for name, found in searches.items()},
+        "steps": {name: each.stairs.steps for name, each in contenders.items()},
         "hit_ratio": {name: hits / max(1.0, hits + misses) for name, (hits, misses) in lookups.items()},
     }
-    tallies = {name: [first[name], *found.tallies] for name, found in searches.items()}
+    tallies = {name: [first[name], *each.tallies] for name, each in contenders.items()}
     checks = [
         Check(f"{what}, {name}", sum(getattr(tally, what) for tally in all_of), 0)
         for name, all_of in tallies.items()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from benchmarks.serving.campaigns.staircase import Staircase
 from benchmarks.serving.load.arrivals import poisson, uniform_picks
 from benchmarks.serving.load.http_load import Address, closed_loop, open_loop, run
 from benchmarks.serving.load.pool import Pool
@@ -52,33 +53,24 @@ def rate_of(tally: Tally) -> float:
     return tally.count(200) / tally.seconds if tally.seconds else 0.0
 
 
-@dataclass
-class Search:
-    """The highest rate that a server holds, narrowed down step by step."""
+@dataclass(frozen=True)
+class Contender:
+    """A server in a search for capacities: what it is sent, the rates tried, and what became of the requests."""
 
     address: Address
     pool: Pool
-    low: float
-    high: float
+    stairs: Staircase
     tallies: list[Tally] = field(default_factory=list)
-    steps: list[tuple[float, float, bool]] = field(default_factory=list)
-
-    def step(self, holds: Callable[[Tally], bool], seconds: float, seed: int) -> None:
-        """Try the rate in the middle."""
-        rate = (self.low + self.high) / 2
-        tally = at_rate(self.address, self.pool, rate, seconds, seed=seed)
-        held = holds(tally)
-        ms = tally.milliseconds()
-        self.steps.append((round(rate, 1), round(float(np.percentile(ms, 99)), 3) if len(ms) else -1.0, held))
-        self.tallies.append(tally)
-        self.low, self.high = (rate, self.high) if held else (self.low, rate)
 
 
-def search(searches: Mapping[str, Search], holds: Callable[[Tally], bool], seconds: float, steps: int) -> None:
-    """Narrow all searches down in turn, so that drift of the machine affects all alike."""
+def climb(contenders: Iterable[Contender], holds: Callable[[Tally], bool], seconds: float, steps: int) -> None:
+    """Try a rate on each server in turn, so that drift of the machine affects all alike."""
     for number in range(steps):
-        for each in searches.values():
-            each.step(holds, seconds, number)
+        for each in contenders:
+            tally = at_rate(each.address, each.pool, each.stairs.rate, seconds, seed=number)
+            ms = tally.milliseconds()
+            each.stairs.advance(float(np.percentile(ms, 99)) if len(ms) else -1.0, holds(tally))
+            each.tallies.append(tally)
 
 
 def together(*coroutines: object) -> list[object]:
