@@ -29,6 +29,8 @@ from engines.verify.failing_rows import save_worst_rows
 from engines.verify.validate import how_to_reproduce
 from graphs.base.errors import GateFailed, UgsepError
 from graphs.base.progress import Progress, ProgressCallback, silent
+from graphs.explain.reuse import little_reuse
+from graphs.split.split import Split
 from graphs.trace.widen import WIDENED
 from quant.requests.spec import Request
 
@@ -71,12 +73,17 @@ def run_stages(job: stages.BuildJob, source: SourceModel) -> Build:
         proof=dataclasses.replace(proof, checks=[*proof.checks, replayed]),
         calibration_sha256=samples.calibration.samples_sha256,
         synthetic=job.sources.synthetic,
-        notes=[*([WIDENED] if model.split.traced.widened else []), *compiled.notes, *batching.notes],
+        notes=[*_notes_on(model.split), *compiled.notes, *batching.notes],
         batching=batching.timings,
         tried=selection.tried,
         schemes=compared,
     )
     return Build(dataclasses.replace(manifest, batching=batching.timings), findings, samples.requests)
+
+
+def _notes_on(split: Split) -> list[str]:
+    little = little_reuse(split)
+    return [*([WIDENED] if split.traced.widened else []), *([little] if little else [])]
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ def build(
     sources: Sources,
     out: Path,
     *,
+    min_reuse: float = 0.0,
     force: bool = False,
     cache: Path | None = None,
     rebuild: str = "",
@@ -102,8 +110,9 @@ def build(
     """Build, verify and publish the bundle of one model; return early if ``out`` is up to date.
 
     If a gate fails, the bundle is published as ``<out>.failed`` with its report, the rows with the largest error as
-    ``<out>.failed.worst.npz``, and the old bundle stays. ``rebuild`` is the command that errors about the bundle
-    suggest, by default that of a shipped recipe.
+    ``<out>.failed.worst.npz``, and the old bundle stays. ``min_reuse`` is the share of the FLOPs that must run
+    once per request, 0 to 1. ``rebuild`` is the command that errors about the bundle suggest, by default that of a
+    shipped recipe.
 
     Raises:
         UgsepError: bad input, an unavailable backend, or an output directory that cannot be written.
@@ -114,7 +123,9 @@ def build(
     digest = module_sha256(source.module) if source is not None else ""
     key = content_key(name, recipe, sources, recipe.serving.backend, digest)
     if not force and _is_current(out, key):
-        return Outcome(out, True, read_report(out))
+        last = read_report(out)
+        if last["split"]["reusable_share"] >= min_reuse:  # else the stage that splits says why not
+            return Outcome(out, True, last)
     if recipe.serving.backend != AUTO:
         # Fail early if this cannot be built; first on missing software, which no setting can fix.
         here = find_backend(recipe.serving.backend).probe()
@@ -123,7 +134,7 @@ def build(
         serving_plans(recipe)
     failed = out.with_name(out.name + ".failed")
     with publish(out) as work:
-        job = stages.BuildJob(name, recipe, sources, work, cache, progress)
+        job = stages.BuildJob(name, recipe, sources, work, cache, progress, min_reuse)
         made = run_stages(job, source if source is not None else load_source_model(recipe, sources))
         found = made.findings
         (work / RECIPE).write_text(dump_recipe(recipe))

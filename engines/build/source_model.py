@@ -16,6 +16,7 @@ from graphs.base.errors import UgsepError
 from graphs.base.features import of_side, random_rows
 from graphs.base.names import USER_INDEX, GraphSide
 from graphs.base.progress import Progress, ProgressCallback, silent
+from graphs.explain.reuse import little_reuse
 from graphs.models.ranking_model import RankingModel
 from graphs.split.fresh_rows import fresh_rows
 from graphs.split.proof import RowSource
@@ -83,7 +84,9 @@ def split_source_model(source_model: SourceModel, progress: ProgressCallback = s
     """Split a SourceModel by the sides of its inputs; raises the errors of ``graphs.split.split``."""
     progress(Progress("split", 0, 1))
     split_model = split(source_model.module, source_model.example, user=source_model.user, item=source_model.item)
-    progress(Progress("split", 1, 1, f"{split_model.reusable_share:.0%} of the FLOPs are saved per candidate"))
+    saved = f"{split_model.reusable_share:.0%} of the FLOPs are saved per candidate"
+    little = little_reuse(split_model)
+    progress(Progress("split", 1, 1, f"warning: {little}" if little else saved))
     return split_model
 
 

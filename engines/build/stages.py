@@ -39,6 +39,7 @@ from export.metadata import OPSET
 from graphs.base.errors import UgsepError
 from graphs.base.names import GraphSide
 from graphs.base.progress import Progress, ProgressCallback
+from graphs.explain.reuse import check_reuse
 from graphs.split.proof import SplitProof, prove_split
 from graphs.split.split import Split
 from quant.calibration.calibrate import CALIBRATION_REQUESTS, calibrate
@@ -59,7 +60,10 @@ BATCHING_CACHE_BYTES = 1 << 30  # a limit: a few users' states are cached, howev
 
 @dataclass(frozen=True)
 class BuildJob:
-    """The inputs of every stage: the model's name, recipe and sources, the output folder and the engine cache."""
+    """The inputs of every stage: the model's name, recipe and sources, the output folder and the engine cache.
+
+    ``min_reuse`` is the share of the FLOPs, 0 to 1, that must run once per request.
+    """
 
     name: str
     recipe: Recipe
@@ -67,6 +71,7 @@ class BuildJob:
     work: Path
     cache: Path | None
     progress: ProgressCallback
+    min_reuse: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -116,10 +121,11 @@ def split_model(job: BuildJob, source: SourceModel) -> SplitModel:
     """Split the model and compare the user and item graph with it on random rows.
 
     Raises:
-        UgsepError: the errors of ``graphs.split.split``.
+        UgsepError: the errors of ``graphs.split.split``, or less to reuse than the job asks for.
         GateFailed: the graphs differ from the model.
     """
     split = split_source_model(source, job.progress)
+    check_reuse(split, job.min_reuse)
     return SplitModel(source, split, prove_split(split, rows_like=source.rows_like))
 
 

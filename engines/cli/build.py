@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.group import SEED, as_typed, echo_text
+from engines.cli.group import SEED, SHARE, as_typed, echo_text
 from engines.compile.cache import default_root
 from engines.recipes.recipe import Recipe, load_recipe
 from engines.render.json_text import json_text
@@ -109,10 +109,12 @@ class SourceOptions:
 @click.option("--backend", help="Override the recipe's backend; auto picks the fastest.")
 @click.option("--seed", type=SEED, default=0, show_default=True,
               help="Seed for random weights and synthetic requests.")  # fmt: skip
+@click.option("--min-reuse", type=SHARE, default=0.0, show_default=True,
+              help="Fail if a smaller share of the FLOPs runs once per request.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Build even if nothing changed.")
 @click.option("--cache/--no-cache", default=True, show_default=True, help="Reuse engines from the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json to stdout.")
-def build_command(out: Path | None, force: bool, cache: bool, as_json: bool, **source: Any) -> None:
+def build_command(out: Path | None, min_reuse: float, force: bool, cache: bool, as_json: bool, **source: Any) -> None:
     """Build a bundle for MODEL: split, export, quantize, compile, verify.
 
     MODEL is a shipped recipe, a recipe file, or path/to/file.py:factory, where factory takes no arguments and returns
@@ -127,8 +129,9 @@ def build_command(out: Path | None, force: bool, cache: bool, as_json: bool, **s
     # What the user's code prints is no part of the report.
     with redirect_stdout(sys.stderr), show_progress() as progress:
         outcome = pipeline.build(
-            options.name, recipe, sources, target, force=force, cache=root, rebuild=again, progress=progress
-        )
+            options.name, recipe, sources, target, min_reuse=min_reuse, force=force, cache=root, rebuild=again,
+            progress=progress,
+        )  # fmt: skip
     if as_json:
         click.echo(json_text(outcome.report))
         return

@@ -15,6 +15,7 @@ from graphs.base.errors import GateFailed, UgsepError, nearest, printable_line, 
 
 #: Seeds that both NumPy and PyTorch accept.
 SEED = click.IntRange(0, 2**63 - 1)
+SHARE = click.FloatRange(0, 1)
 
 _NO_THREAD = "can't start new thread"  # a RuntimeError of its own in CPython
 _DEBUG, _DEBUG_FLAG = "ugsep.debug", "--debug"
@@ -145,9 +146,9 @@ class LazyGroup(CommandGroup):
             formatter.write_dl(rows)
 
 
-def echo_text(text: str) -> None:
+def echo_text(text: str, err: bool = False) -> None:
     """Print lines in which names come from a file: what could control the terminal is escaped."""
-    click.echo(printable_text(text))
+    click.echo(printable_text(text), err=err)
 
 
 def as_typed(ctx: click.Context, without: Collection[str] = ("as_json", "force")) -> str:

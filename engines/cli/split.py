@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engines.cli.group import SHARE, echo_text
 from engines.render.console import stdout_console
 from graphs.base.errors import UgsepError
 
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Move the user columns of GEMMs to the user graph.",
 )
+@click.option(
+    "--min-reuse",
+    type=SHARE,
+    default=0.0,
+    show_default=True,
+    help="Fail if a smaller share of the FLOPs runs once per request.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the explanation and the proof as JSON.")
 def split_command(
     factory: str,
@@ -43,17 +51,20 @@ def split_command(
     explained: bool,
     graph: Path | None,
     hoisting: bool,
+    min_reuse: float,
     as_json: bool,
 ) -> None:
     """Split the model that FACTORY (path/to/file.py:function) returns, and verify the subgraphs on random rows.
 
-    The function takes no arguments and returns (module, example_inputs); all example tensors are batch first.
+    The function takes no arguments and returns (module, example_inputs); all example tensors are batch first. A model
+    with little to reuse is split all the same, with a warning.
     """
     if candidates < 1:
         raise UgsepError(f"--candidates is {candidates}; it must be an integer >= 1")
     # Imported here because these import torch, which would slow down every other command.
     from graphs.explain.explain import explain
     from graphs.explain.picture import draw
+    from graphs.explain.reuse import check_reuse, little_reuse
     from graphs.explain.text import render, summary
     from graphs.split.proof import prove_split
     from graphs.split.split import split
@@ -63,7 +74,10 @@ def split_command(
     with redirect_stdout(sys.stderr):  # keep prints of the user's code out of our output
         model, example = load_factory(factory)
         split_model = split(model, example, user=_names(user), item=_names(item), hoisting=hoisting)
+        check_reuse(split_model, min_reuse)
         proof = prove_split(split_model)
+    if little := little_reuse(split_model):
+        echo_text(f"warning: {little}", err=True)
     explanation = explain(split_model, candidates)
     if graph is not None:
         graph.write_text(draw(split_model, factory, candidates), encoding="utf-8")

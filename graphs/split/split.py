@@ -99,7 +99,8 @@ class Split:
 
     def speedup_limit(self, candidates: int) -> float:
         """Return the FLOP limit of the speed-up for one request of ``candidates`` items."""
-        return candidates * self.full_cost.flops / (self.user_cost.flops + candidates * self.item_cost.flops)
+        request = self.user_cost.flops + candidates * self.item_cost.flops
+        return candidates * self.full_cost.flops / request if request else 1.0  # a model that only moves data
 
 
 def split(
@@ -110,7 +111,7 @@ def split(
     ``hoisting=False`` disables ``graphs.split.hoist``, for comparison.
 
     Raises:
-        UgsepError: an input on both sides or on none, an unknown input, nothing to compute on one side, rows that
+        UgsepError: an input on both sides or on none, an unknown input, a side that no output depends on, rows that
             depend on each other, a model that torch.export cannot trace, or scores that change with the time or with
             random numbers.
     """
@@ -137,7 +138,7 @@ def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str], hoist
         traced, hoisted, unmasked = hoist(traced, sides)
         sides = assign_sides(traced.module.graph, given)
         rows = check_rows_independent(traced)
-    _check_both_sides(traced, sides, user, item, unmasked)
+    _check_both_sides(traced, sides, user, item)
     graph = traced.module.graph
     cut = choose_state(graph, sides)
     user_module, state_names = build_user_subgraph(traced, sides, cut, rows)
@@ -172,20 +173,18 @@ def _check_both_sides(
     sides: dict[fx.Node, NodeSide],
     user: Sequence[str],
     item: Sequence[str],
-    unmasked: Sequence[Unmasked],
 ) -> None:
-    computed = [sides[n] for n in traced.module.graph.nodes if n.op == "call_function"]
-    if "item" not in computed:
+    reached = ancestors(n for n in traced.module.graph.nodes if n.op == "output")
+    read = {sides[n] for n in reached if n.op != "output"}
+    if "item" not in read:
         raise UgsepError(
             f"nothing depends on the item inputs {list(item)}; name the inputs that differ between candidates"
         )
-    if "user" not in computed:
-        reason = "so there is nothing to reuse"
-        if unmasked:
-            reason = (
-                f"since {unmasked[0].where} lets user positions see item positions; hide these by a constant mask"
-            )
-        raise UgsepError(f"nothing is computed from the user inputs {list(user)} alone, {reason}")
+    if "user" not in read:
+        raise UgsepError(
+            f"nothing depends on the user inputs {list(user)}, so there is no user graph; name the inputs that all "
+            "candidates of a request share, or serve the whole model"
+        )
 
 
 def _placeholders(module: fx.GraphModule) -> list[str]:

@@ -4,10 +4,13 @@ import json
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from engines.bundle.manifest import read_manifest
 from engines.cli.main import main
+from engines.serve.ranker import Ranker
 from graphs.trace.widen import WIDENED
 
 FILE = """
@@ -37,6 +40,19 @@ def factory():
 
 def sixteen_bits():
     return Model().bfloat16().eval(), inputs()
+
+class Meeting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(6, 16)
+
+    def forward(self, user, history, mask, key):
+        rows = torch.cat([user, key[:, None] / 7, history[:, :1] / 50, mask[:, :1].float()], 1)
+        return nn.functional.glu(self.head(rows.tanh())).sum(1)
+
+def meeting():
+    return Meeting().eval(), inputs()
 
 class Empty(Model):
     def forward(self, user, history, mask, key):
@@ -70,6 +86,29 @@ def test_a_model_with_hashed_ids_and_masks_is_built(file: Path, factory: str, tm
     assert report["passed"] is True
     assert "forward ran" in result.stderr
     assert (WIDENED in json.dumps(report)) == (factory == "sixteen_bits")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_model_with_nothing_to_reuse_is_built(file: Path, backend: str, tmp_path: Path) -> None:
+    pytest.importorskip(backend)
+    out = tmp_path / "out"
+    asked = arguments(file, "meeting", out)
+    asked[asked.index("--backend") + 1] = backend
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 0, result.stderr
+    assert "warning: only 0.5% of the FLOPs run once per request; cat.default" in result.stderr
+    report = json.loads(result.stdout)
+    assert report["passed"] is True
+    assert report["latency"]["limit"] < 1.01
+    assert any("joins user and item" in note for note in report["notes"])
+    user = {"user": np.ones((1, 3), "f4"), "history": np.ones((1, 6), "i8"), "mask": np.ones((1, 6), "?")}
+    with Ranker.from_bundle(out) as ranker:
+        (scores,) = ranker.score(user, {"key": np.arange(5)}).values()
+    assert len(set(scores.tolist())) == 5  # the state reaches every candidate, and so do the items
+    again = CliRunner().invoke(main, [*asked, "--min-reuse", "0.1"])  # also if nothing changed
+    assert again.exit_code == 2
+    assert "less than --min-reuse 0.1" in again.stderr
+    assert read_manifest(out).passed
 
 
 def test_a_model_without_a_finite_score_is_refused_in_one_line(file: Path, tmp_path: Path) -> None:

@@ -99,6 +99,13 @@ def dropping():
 def noisy():
     return wrong(lambda u: u + torch.rand(4))
 
+class Meeting(Model):
+    def forward(self, profile, history, item):
+        return {"score": (profile * item).sum(-1) + history[:, 0]}
+
+def meeting():
+    return Meeting(False).eval(), inputs()
+
 def misnamed():
     model, rows = factory()
     return model, {"profil": rows.pop("profile"), **rows}
@@ -149,6 +156,24 @@ def test_json(file: Path) -> None:
     assert told["split"]["state"][0] == {
         "name": "state_tower_2", "dtype": "float32", "row_shape": [4], "bytes_per_user": 16,
     }  # fmt: skip
+
+
+def test_with_nothing_to_reuse_it_warns_and_fails_only_below_a_share_that_was_asked_for(
+    file: Path, tmp_path: Path
+) -> None:
+    result = run(file, "--explain", "--graph", str(tmp_path / "out.html"), factory="meeting")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("warning: only 0.0% of the FLOPs run once per request; mul.Tensor in the model (")
+    assert result.stderr.count("\n") == 1
+    assert "--min-reuse" not in result.stderr
+    assert run(file, "--min-reuse", "0", factory="meeting").exit_code == 0
+    result = run(file, "--min-reuse", "0.5", factory="meeting")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: 0.0% of the FLOPs run once per request, less than --min-reuse 0.5; ")
+    assert result.stderr.count("\n") == 1
+    assert run(file, "--min-reuse", "0.5").exit_code == 0
+    assert "warning" not in run(file).stderr
+    assert run(file, "--min-reuse", "2").exit_code == 2
 
 
 def test_what_the_model_prints_is_no_part_of_the_answer(file: Path) -> None:

@@ -189,10 +189,20 @@ def test_bad_sides() -> None:
 
 def test_nothing_on_a_side() -> None:
     example = {"u": torch.randn(N, D), "i": torch.randn(N, D)}
-    meets_at_once = Keywords(lambda m, u, i: (u * i).sum(-1))
-    assert "nothing is computed from the user inputs ['u'] alone" in refused(meets_at_once, example, ["u"], ["i"])
+    ignores_user = Keywords(lambda m, u, i: i.exp().sum(-1))
+    assert "nothing depends on the user inputs ['u']" in refused(ignores_user, example, ["u"], ["i"])
     ignores_item = Keywords(lambda m, u, i: u.exp().sum(-1))
     assert "nothing depends on the item inputs ['i']" in refused(ignores_item, example, ["u"], ["i"])
+
+
+def test_with_nothing_to_reuse_the_state_is_the_features() -> None:
+    example = {"u": torch.randn(N, D), "i": torch.randn(N, D)}
+    for work, flops in ((lambda m, u, i: u * i, D), (lambda m, u, i: torch.cat([u, i], 1), 0)):
+        split_model = split(Keywords(work), example, user=["u"], item=["i"])
+        assert [(s.name, s.row_shape) for s in split_model.state] == [("state_u", (D,))]
+        assert split_model.full_cost.flops == split_model.item_cost.flops == flops
+        assert (split_model.reusable_share, split_model.speedup_limit(256)) == (0.0, 1.0)
+        assert prove_split(split_model).max_abs == 0  # the same ops on the same numbers
 
 
 def test_an_input_called_user_index() -> None:
