@@ -168,5 +168,5 @@ def model_row(name: str, recipe: Recipe, features: Path) -> ModelRow:
     counts = config.counts()
     user, item = counts.user.active_flops, counts.item.active_flops
     limit = 256 * (user + item) / (user + 256 * item)
-    ratio = f"{config.user_tokens}:{config.item_tokens}" if config.ug_sep else f"0:{config.tokens}"
+    ratio = "{}:{}".format(*config.sides())
     return ModelRow(name, recipe.model, counts.parameters, user, item, ratio, counts.reusable_share, limit)

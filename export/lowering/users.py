@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from export import names
-from export.lowering.nodes import add_initializer, add_node, constant
+from export.lowering.nodes import add_initializer, add_node, constant, take_over
 from export.lowering.passes import Lowering, Pass
 from graphs.base.names import USER_INDEX
 
@@ -63,15 +63,44 @@ class _Users:
         return self.expanded[value]
 
     def matrix(self, value: ir.Value, before: ir.Node) -> ir.Value:
-        """Return a batch of one matrix [1, K, M] as the matrix."""
+        """Return the matrices [.., 1, K, M] of one user without the row axis."""
         if value not in self.matrices:
             assert value.shape is not None
-            axes = add_initializer(self.graph, names.shared("axes", 0), np.array([0], np.int64))
+            axis = self.axis[value]
+            axes = add_initializer(self.graph, names.shared("axes", axis), np.array([axis], np.int64))
             self.matrices[value] = add_node(
                 before, "Squeeze", [value, axes], name=names.derived(value.name, "matrix"), like=value
             )
-            self.matrices[value].shape = ir.Shape(value.shape[1:])
+            self.matrices[value].shape = ir.Shape([*value.shape[:axis], *value.shape[axis + 1 :]])
         return self.matrices[value]
+
+    def fold_rows(self, node: ir.Node, value: ir.Value) -> None:
+        """Multiply the rows [.., N, M, K] of all candidates by the matrices of one user: one product [.., N * M, K].
+
+        Without it, the runtime multiplies the M rows of every candidate, often a single one, by a matrix of its own.
+        """
+        left, out = node.inputs[0], node.outputs[0]
+        assert left is not None
+        assert left.shape is not None
+        assert out.shape is not None
+        # All sizes but that of the candidates, which is the third last, are known.
+        *batch, rows, width = [d for d in left.shape if isinstance(d, int)]
+        columns = out.shape[-1]
+        assert isinstance(columns, int)
+        folded = self._reshaped(node, left, [*batch, -1, width], "rows")
+        product = add_node(
+            node, "MatMul", [folded, self.matrix(value, node)], name=names.derived(out.name, "folded"), like=out
+        )
+        product.shape = ir.Shape([*batch, None, columns])
+        apart = self._reshaped(node, product, [*batch, -1, rows, columns], "separate")
+        take_over(out, apart)
+        self.graph.remove(node, safe=True)
+
+    def _reshaped(self, before: ir.Node, value: ir.Value, sizes: list[int], name: names.Role) -> ir.Value:
+        shape = add_initializer(self.graph, names.shape(sizes), np.array(sizes, np.int64))
+        made = add_node(before, "Reshape", [value, shape], name=names.derived(value.name, name), like=value)
+        made.shape = ir.Shape([None if size < 0 else size for size in sizes])
+        return made
 
     def _shape(self, rank: int, axis: int) -> ir.Value:
         """Return the shape [1, .., N, .., 1] as a value."""
@@ -168,6 +197,8 @@ def _visit(users: _Users, node: ir.Node) -> None:
             node.replace_input_with(position, users.all_rows(value, node))
         elif node.op_type == "MatMul" and position == 1 and value.shape is not None and len(value.shape) == 3:
             node.replace_input_with(position, users.matrix(value, node))
+        elif node.op_type == "MatMul" and position == 1 and _folds(node, value, users.axis[value]):
+            users.fold_rows(node, value)
 
 
 def _keeps_rows(node: ir.Node, axis: int | None) -> bool:
@@ -190,6 +221,16 @@ def _broadcasts(users: _Users, node: ir.Node, value: ir.Value) -> bool:
     if node.op_type == "MatMul":
         return aligned < len(out.shape) - 2  # a batch of matrices; the rows of a matrix are not broadcast
     return node.op_type in _ELEMENTWISE
+
+
+def _folds(node: ir.Node, value: ir.Value, axis: int) -> bool:
+    """Check that the rows are the axis before the matrices on both sides, and all other sizes are known and equal."""
+    left = node.inputs[0]
+    if left is None or left.shape is None or value.shape is None or len(left.shape) != len(value.shape):
+        return False
+    before = len(value.shape) - 3
+    known = all(isinstance(d, int) for i, d in enumerate((*left.shape, value.shape[-1])) if i != before)
+    return axis == before and known and list(left.shape[:before]) == list(value.shape[:before])
 
 
 def _inside(node: ir.Node) -> list[ir.Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -35,9 +35,9 @@ class FeatureEmbedding(nn.Module):
             assert isinstance(table, nn.Embedding)
             nn.init.normal_(table.weight, std=0.05)
 
-    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return each feature's vector [N, D] (dense: [N, width])."""
-        return {f.name: self._embed(f, inputs[f.name]) for f in self.features}
+    def forward(self, inputs: dict[str, Tensor], but: Collection[str] = ()) -> dict[str, Tensor]:
+        """Return the vector [N, D] (dense: [N, width]) of each feature ``but`` some."""
+        return {f.name: self._embed(f, inputs[f.name]) for f in self.features if f.name not in but}
 
     def _embed(self, feature: Feature, value: Tensor) -> Tensor:
         if feature.kind == "dense":

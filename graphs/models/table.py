@@ -12,6 +12,8 @@ __all__ = ["architectures", "model_class"]
 
 #: Modules that define ``MODEL``, imported on use.
 MODELS: Mapping[str, str] = {
+    "hstu": "graphs.models.hstu",
+    "onetrans": "graphs.models.onetrans",
     "rankmixer": "graphs.models.rankmixer",
     "tokenmixer-large": "graphs.models.tokenmixer_large",
     "unimixer": "graphs.models.unimixer",

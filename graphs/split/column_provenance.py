@@ -118,7 +118,7 @@ def _is_unary(node: fx.Node) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or len(node.all_input_nodes) != 1:
         return False
-    return torch.Tag.pointwise in target.tags or target is aten._to_copy.default
+    return torch.Tag.pointwise in target.tags or target in (aten._to_copy.default, aten.to.dtype)
 
 
 def _joined(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance]) -> Provenance | None:

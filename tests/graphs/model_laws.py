@@ -49,10 +49,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# Models over [history | item]: their layers take positions, not the tokens of both sides.
+SEQUENCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "hstu": ("hstu", {"attention_heads": 3, "user_tokens": 2, "item_tokens": 1}),
+    "hstu-several": ("hstu", {"attention_heads": 2, "user_tokens": 1, "item_tokens": 3}),
+    "onetrans": ("onetrans", {"attention_heads": 4, "hidden": 10, "user_tokens": 2, "item_tokens": 2}),
+    "onetrans-causal": ("onetrans", {"mask": "causal", "hidden": 10, "user_tokens": 3, "item_tokens": 1}),
+}
+ALL = {**VARIANTS, **SEQUENCES}
+
 
 def make_config(variant: str, ratio: str, **changes: Any) -> ModelConfig:
     """Return a tiny config; ``changes`` replace single fields."""
-    architecture, settings = VARIANTS[variant]
+    architecture, settings = ALL[variant]
     user, item = RATIOS[ratio]
     sizes = {"width": 36 if user + item == 9 else 24, "layers": 2, "tower": 8, "tasks": ("like", "share")}
     values = {"features": FEATURES, "user_tokens": user, "item_tokens": item, **sizes, **settings, **changes}
@@ -71,7 +80,7 @@ def make_model(config: ModelConfig, seed: int = 0) -> RankingModel:
 
 
 def _class_of(config: ModelConfig) -> Callable[[ModelConfig], RankingModel]:
-    names = {a for a, _ in VARIANTS.values()}
+    names = {a for a, _ in ALL.values()}
     return next(model_class(n) for n in names if model_class(n).config_class is type(config))
 
 

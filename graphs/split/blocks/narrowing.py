@@ -18,7 +18,10 @@ from graphs.split.rewriter import Rewriter
 
 aten = torch.ops.aten
 
-_SAME = (aten.clone.default, aten.contiguous.default, aten.alias.default, aten.dropout.default, aten._to_copy.default)
+_SAME = (
+    aten.clone.default, aten.contiguous.default, aten.alias.default, aten.dropout.default, aten._to_copy.default,
+    aten.to.dtype,
+)  # fmt: skip
 _VIEWS = (
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
 )  # fmt: skip

@@ -386,5 +386,5 @@ _RULES: dict[Any, Callable[[Regions, fx.Node, fx.Node, Cut], fx.Node | None]] = 
     aten.cat.default: _joined, aten.stack.default: _joined,
     operator.getitem: _element, aten.sum.dim_IntList: _reduced, aten.mean.dim: _reduced,
     aten.clone.default: _first_only, aten.contiguous.default: _first_only, aten.alias.default: _first_only,
-    aten.dropout.default: _first_only, aten._to_copy.default: _first_only,
+    aten.dropout.default: _first_only, aten._to_copy.default: _first_only, aten.to.dtype: _first_only,
 }  # fmt: skip

@@ -21,7 +21,7 @@ from graphs.split.split import Split
 from quant.schemes.schemes import scheme_from
 from quant.weights import quantize_side
 from tests.export.lowering_graphs import ffn, item, reference
-from tests.graphs.model_laws import make_config, make_model
+from tests.graphs.model_laws import SEQUENCES, make_config, make_model
 from tests.graphs.small_models import WORKS, D, Keywords, N, layers
 
 
@@ -71,6 +71,7 @@ def check_equal(source_model: SourceModel, folder: Path, view: str, tolerance: f
 VARIANTS = [
     *("zenith", "rankmixer", "rankmixer-regrouped", "rankmixer-moe", "tokenmixer-large", "tokenmixer-large-split"),
     *("tokenmixer-large-moe", "zenith-pp", "unimixer", "unimixing-lite"),
+    *SEQUENCES,
 ]
 
 
@@ -82,6 +83,24 @@ def test_models(tmp_path: Path, variant: str) -> None:
     assert USER_INDEX not in {i.name for i in inputs}
     states = [i.type.tensor_type.shape.dim[0].dim_value for i in inputs if i.name.startswith("state_")]
     assert states == [1] * len(states) != []
+
+
+@pytest.mark.parametrize("variant", SEQUENCES)
+def test_candidates_are_rows_of_one_product_per_head(tmp_path: Path, variant: str) -> None:
+    config = make_config(variant, "2:1")
+    _, _, one = both_forms(of_model(make_model(config)), tmp_path, "fp32")
+    graph = onnx.shape_inference.infer_shapes(onnx.load(one)).graph
+    states = {i.name for i in graph.input if i.name.startswith("state_")}
+    made = {output: node for node in graph.node for output in node.output}
+
+    def of_the_user(name: str) -> bool:
+        node = made.get(name)
+        return name in states if node is None else len(node.input) > 0 and of_the_user(node.input[0])
+
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.value_info, *graph.input)}
+    products = [n for n in graph.node if n.op_type == "MatMul" and of_the_user(n.input[1])]
+    assert len(products) == 2 * config.layers  # with the keys and with the values of every layer
+    assert all(ranks[n.input[1]] == 3 for n in products)  # [heads, .., ..]: no axis of the candidates
 
 
 @pytest.mark.parametrize("variant", ["zenith", "tokenmixer-large", "rankmixer-moe"])

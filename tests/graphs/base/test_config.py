@@ -10,17 +10,17 @@ import pytest
 from graphs.base.config import parse, to_mapping
 from graphs.base.errors import UgsepError
 from graphs.models.table import architectures, model_class
-from tests.graphs.model_laws import FEATURES, VARIANTS, make_config
+from tests.graphs.model_laws import ALL, FEATURES, make_config
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ALL)
 def test_a_config_survives_the_round_trip(variant: str) -> None:
     config = make_config(variant, "3:1")
     assert parse(type(config), to_mapping(config), "here") == config
 
 
 def test_every_architecture_is_under_test() -> None:
-    assert {architecture for architecture, _ in VARIANTS.values()} == set(architectures())
+    assert {architecture for architecture, _ in ALL.values()} == set(architectures())
 
 
 def test_an_unknown_architecture_names_the_nearest() -> None:
@@ -104,6 +104,19 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"active_experts": 5}, "active_experts is 5, but experts is 4; active_experts = 2 works"),
         ({"item_tokens": 1}, "item_tokens is 1, .* give at least 2"),
     ],
+    "hstu": [
+        ({"attention_heads": 5}, "width 24 is not divisible by the 5 attention_heads; width = 25 works"),
+        ({"history": ("histor",)}, r"'histor', but the user's sequences are \['history'\], did you mean 'history'"),
+        ({"history": ("tags",)}, "history names 'tags', but the user's sequences are"),
+        ({"features": (FEATURES[0], *FEATURES[2:])}, "no sequence of side 'user'"),
+        ({"compensation": True}, "compensation is for models .*; set compensation: false"),
+        ({"ug_sep": False}, "ug_sep is false, .*; set ug_sep: true"),
+        ({"item_tokens": 4096}, "context, history and candidate have 4102 tokens, above 4096"),
+    ],
+    "onetrans": [
+        ({"attention_heads": 0}, "attention_heads is 0; it must be at least 1"),
+        ({"hidden": 0}, "hidden is 0"),
+    ],
     "unimixer": [
         ({"block": 10}, "block 10 does not divide width 24, blocks would straddle tokens; block = 8 works"),
         ({"block": 48}, "block 48 does not divide width 24, .*; block = 24 works"),
@@ -116,7 +129,7 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
 
 
 def _bad() -> list[Any]:
-    every = [(variant, *case) for variant in VARIANTS for case in EVERY]
+    every = [(variant, *case) for variant in ALL for case in EVERY]
     own: list[tuple[str, dict[str, Any], str]] = [(v, *case) for v, cases in OWN.items() for case in cases]
     return [pytest.param(*case, id=f"{case[0]}-{case[1].keys()}") for case in every + own]
 

@@ -15,11 +15,11 @@ import torch
 
 from graphs.base.errors import UgsepError
 from graphs.models.pretrained import load_checkpoint, meta_model
-from tests.graphs.model_laws import VARIANTS, make_config, make_model, make_rows
+from tests.graphs.model_laws import ALL, make_config, make_model, make_rows
 from tests.mutations import mutated_bytes, mutated_json, refusal
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ALL)
 def test_a_saved_model_comes_back_bit_identical(tmp_path: Path, variant: str) -> None:
     model = make_model(make_config(variant, "2:1"))
     model.save_pretrained(tmp_path)

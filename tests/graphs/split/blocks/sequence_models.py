@@ -76,6 +76,12 @@ def pointwise(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> T
     return (F.silu(q @ k.mT + layer.bias[layer.distance]) / TOTAL * layer.mask) @ v
 
 
+def values_of_padding_are_zero(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
+    """Presence is cast to numbers, which lie along the positions too."""
+    weights = F.silu(q @ k.mT + (~layer.mask).to(q.dtype) * -3e4)
+    return weights @ (v * (there.to(v.dtype) / TOTAL)[:, None, :, None])
+
+
 def letters(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
     weights = F.silu(torch.einsum("bhnd,bhmd->bhnm", q, k)) * layer.mask
     return torch.einsum("bhnm,bhmd->bhnd", weights, v)
@@ -99,7 +105,7 @@ def masked_later(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -
 APART: dict[str, Attention] = {
     f.__name__: f
     for f in (is_causal, buffer, additive, written, finite, added, batched, padded, padded_twice, users_see_users)
-} | {"pointwise": pointwise, "letters": letters}
+} | {f.__name__: f for f in (pointwise, values_of_padding_are_zero, letters)}
 COUPLED: dict[str, Attention] = {f.__name__: f for f in (unmasked, finite_padded, masked_later)}
 
 
