@@ -122,6 +122,11 @@ def _checked_batches(path: Path, spec: RequestSpec) -> Iterator[dict[str, Array]
                 columns = {c.name: _checked(path, c, read[c.name]) for c in (*wanted, *labels)}
                 if len(columns[REQUEST_ID]):
                     yield columns
+    # Arrow's lengths are believed before the file is read. ArrowMemoryError is an ArrowException too.
+    except MemoryError as error:
+        raise UgsepError(
+            f"'{path}' claims more than memory holds; write it again, in smaller record batches"
+        ) from error
     # zipfile raises NotImplementedError and RuntimeError for a method it does not know and for an encrypted archive;
     # NumPy lets TokenError out of the header of an array.
     except (
@@ -130,13 +135,10 @@ def _checked_batches(path: Path, spec: RequestSpec) -> Iterator[dict[str, Array]
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:120]
         raise UgsepError(f"'{path}' is damaged or truncated ({reason}); write this file again") from error
-    except MemoryError as error:  # Arrow's lengths are believed before the file is read
-        raise UgsepError(
-            f"'{path}' claims more than memory holds; write it again, in smaller record batches"
-        ) from error
 
 
 _ARROW_FILE, _STREAM_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _Batches = Callable[[tuple[str, ...]], Iterator[dict[str, Any]]]
 
 
@@ -194,12 +196,12 @@ def _member(archive: np.lib.npyio.NpzFile, name: str) -> Array:
     stored = name if name in members.NameToInfo else f"{name}.npy"
     with members.open(stored) as file:
         version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        elif version == (2, 0):
-            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-        else:  # for names of fields that are not Latin-1; columns have none
+        if version not in _HEADERS:  # the others are for names of fields that are not Latin-1; columns have none
             raise ValueError(f"array '{name}' has format {version}")
+        try:
+            shape, _, dtype = _HEADERS[version](file)
+        except (MemoryError, RecursionError) as error:  # of Python's parser, for thousands of signs or brackets
+            raise ValueError(f"array '{name}' has a damaged header") from error
     if math.prod(shape) * dtype.itemsize > members.getinfo(stored).file_size:
         raise ValueError(f"array '{name}' is shorter than its shape")
     return archive[name]
@@ -230,7 +232,11 @@ def _checked(path: Path, spec: InputSpec, column: Any) -> Array:
             column = column.flatten()
         if column.null_count:
             raise UgsepError(f"{location} holds nulls; fill them")
-        values = column.to_numpy(zero_copy_only=False)
+        try:
+            values = column.to_numpy(zero_copy_only=False)
+        except pa.ArrowNotImplementedError as error:  # unions
+            kind = str(column.type)[:60]
+            raise UgsepError(f"{location} is {kind}, the graph takes {spec.dtype}; cast the column") from error
     if values.dtype.name != spec.dtype:
         raise UgsepError(f"{location} is {values.dtype.name}, the graph takes {spec.dtype}; cast the column")
     expected = (rows, *spec.row_shape)

@@ -17,8 +17,8 @@ from benchmarks.reliability.fuzz.worker import Ended, Worker
 
 __all__ = ["CAMPAIGN"]
 
-TIMEOUT = 60.0  # seconds of a run; several campaigns may share a core
-PATIENCE = 300.0  # of the commands that make the inputs
+LIMIT = 60.0  # seconds of a processor that a run may use
+MAKING = 300.0  # of the commands that make the inputs
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ def prepare(folder: Path) -> Workspace:
     import_all()
     sound = folder / "sound"
     sound.mkdir()
-    with Worker(PROGRAMS, folder / "making", PATIENCE) as maker:
+    with Worker(PROGRAMS, folder / "making", MAKING) as maker:
         inputs = make_inputs(sound, maker)
-    return Workspace(inputs, _fingerprint(sound), Worker(PROGRAMS, folder / "said", TIMEOUT), folder / "try")
+    return Workspace(inputs, _fingerprint(sound), Worker(PROGRAMS, folder / "said", LIMIT), folder / "try")
 
 
 def attempt(workspace: Workspace, index: int, rng: random.Random) -> Outcome:

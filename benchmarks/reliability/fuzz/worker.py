@@ -22,6 +22,8 @@ from typing import TextIO
 
 import psutil
 
+from benchmarks.reliability.fuzz.patience import Patience
+
 __all__ = ["Ended", "Program", "Worker"]
 
 #: What a child runs by name: it gets the arguments, and prints and exits as a command does.
@@ -29,11 +31,12 @@ Program = Callable[[Sequence[str]], object]
 RUNS = 50  # of one child: what a run leaves in memory does not add up
 MEMORY = 3 << 30  # bytes that a child may allocate on top of what it was forked with
 FILE_BYTES = 1 << 30
+_LOOK = 0.2  # seconds between two looks at a run
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: its exit status, minus the signal if it was killed, None if it took too long."""
+    """How a run ended: its exit status, minus the signal if it was killed, None if it hung."""
 
     status: int | None
     stdout: bytes
@@ -45,11 +48,12 @@ class Worker:
     """A child process, forked when first needed and again after ``RUNS`` runs, a crash or a hang.
 
     A child is forked from a process that has imported all packages but started no runtime, so that a run costs what
-    the command itself does. As a context manager, it ends the child on exit.
+    the command itself does. As a context manager, it ends the child on exit. ``limit`` is in seconds what a run may
+    use of a processor, and for how long it may wait without using any.
     """
 
-    def __init__(self, programs: Mapping[str, Program], scratch: Path, timeout: float) -> None:
-        self._programs, self._timeout = programs, timeout
+    def __init__(self, programs: Mapping[str, Program], scratch: Path, limit: float) -> None:
+        self._programs, self._limit = programs, limit
         self._output = tuple(scratch / name for name in ("stdout", "stderr"))
         self._child = 0
         self._runs = 0
@@ -57,7 +61,7 @@ class Worker:
         scratch.mkdir(parents=True, exist_ok=True)
 
     def run(self, program: str, arguments: Sequence[str]) -> Ended:
-        """Run one program and return how it ended; a run that takes longer than the time limit is killed."""
+        """Run one program and return how it ended; a run that hangs is killed."""
         if self._runs >= RUNS:
             self.close()
         if not self._child:
@@ -66,7 +70,9 @@ class Worker:
         started = time.perf_counter()
         message = pickle.dumps((program, list(arguments)))
         os.write(self._orders, struct.pack("<I", len(message)) + message)
-        ready, _, _ = select.select([self._answers], [], [], self._timeout)
+        patience = Patience(self._child, self._limit)
+        while not (ready := select.select([self._answers], [], [], _LOOK)[0]) and not patience.is_over():
+            continue
         answer = os.read(self._answers, 4) if ready else None
         seconds = time.perf_counter() - started
         status: int | None

@@ -227,7 +227,7 @@ def test_an_npy_file_called_npz_is_refused(spec, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", ["{'descr': '<i8', (", "'''", "{'descr': '<i8',\n  'x': 3,\n 'y'\n  : }", "[" * 900]
+    "header", ["{'descr': '<i8', (", "'''", "{'descr': '<i8',\n  'x': 3,\n 'y'\n  : }", "[" * 900, "-" * 9000]
 )
 def test_a_header_that_is_no_dictionary_is_refused(spec, make_columns, tmp_path, header) -> None:
     """NumPy parses such headers with ``tokenize``, whose error is no ValueError."""
@@ -315,6 +315,36 @@ def test_lists_whose_offsets_lead_out_of_the_column_are_refused(spec, tmp_path, 
     assert sound in raw
     (tmp_path / "a.arrow").write_bytes(raw.replace(sound, np.array(offsets, np.int32).tobytes()))
     with pytest.raises(UgsepError, match=r"a.arrow' is damaged or truncated"):
+        list(read_requests([tmp_path / "a.arrow"], spec))
+
+
+def test_an_arrow_stream_that_claims_more_than_memory_is_refused(spec, make_columns, make_table, tmp_path) -> None:
+    """Of a stream Arrow reads as many bytes as a message says it has, before it looks whether they are there."""
+    table = make_table(make_columns(12))
+    with ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    raw = (tmp_path / "a.arrow").read_bytes()
+    with ipc.open_stream(raw) as reader:
+        (batch,) = reader
+    body = ipc.read_message(batch.serialize()).body.size.to_bytes(8, "little")
+    start = raw.index(body, len(table.schema.serialize()))  # the header of the batch, behind the schema
+    (tmp_path / "a.arrow").write_bytes(raw[:start] + (1 << 62).to_bytes(8, "little") + raw[start + 8 :])
+    with pytest.raises(UgsepError, match=r"a.arrow' claims more than memory holds; write it again"):
+        list(read_requests([tmp_path / "a.arrow"], spec))
+
+
+@pytest.mark.parametrize("make", [pa.UnionArray.from_sparse, pa.UnionArray.from_dense])
+def test_a_column_of_a_type_without_an_array_is_named_with_its_type(
+    spec, make_columns, make_table, tmp_path, make
+) -> None:
+    table = make_table(make_columns(4))
+    rows = table.num_rows
+    places = (pa.array(range(rows), pa.int32()),) if make == pa.UnionArray.from_dense else ()
+    union = make(pa.array([0] * rows, pa.int8()), *places, [table["item_id"].combine_chunks()])
+    table = table.set_column(table.schema.get_field_index("item_id"), "item_id", union)
+    with ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(UgsepError, match=r"'item_id' is (sparse|dense)_union<.*>, the graph takes int64; cast the"):
         list(read_requests([tmp_path / "a.arrow"], spec))
 
 
