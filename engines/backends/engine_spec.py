@@ -54,6 +54,7 @@ class Profile:
 class BuildSpec:
     """What to build: one ONNX file (of the variant ``Backend.ONNX_VARIANT[precision]``) at one precision.
 
+    ``half_state``: user state crosses from engine to engine as float16, whatever the engines compute in.
     ``scratch``: a folder for what speeds up later builds, such as kernel timings; not part of the result.
     """
 
@@ -63,6 +64,7 @@ class BuildSpec:
     profiles: tuple[Profile, ...] = (Profile(),)
     options: Mapping[str, Option] = field(default_factory=dict)
     scratch: Path | None = None
+    half_state: bool = False
 
 
 def usual_rows(spec: BuildSpec) -> int:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engines.build import report_plots
 from engines.build.autoselect import Trial
 from engines.build.schemes import SchemeTable
@@ -78,7 +80,8 @@ def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any
             "reusable_share": split.reusable_share,
             "hoisted": [asdict(h) for h in split.hoisted],
             "random_rows": asdict(found.random_proof),
-            "state_bytes_per_user": split.state_bytes,
+            "state_bytes_per_user": _state_bytes(serving[0]),
+            "fp32_state_bytes_per_user": split.state_bytes,
             "state": [{"name": s.name, "shape": list(s.row_shape), "bytes": s.bytes_per_user} for s in split.state],
         },
         "engines": [_engine(e) for e in found.engines],
@@ -87,6 +90,11 @@ def report_document(name: str, recipe: Recipe, found: Findings) -> dict[str, Any
         "notes": list(found.notes),
         "tried": [{**asdict(t), "p50_ms": t.p50_ms if math.isfinite(t.p50_ms) else None} for t in found.tried],
     }
+
+
+def _state_bytes(user: Engine) -> int:
+    """Return the bytes of one user's state as the user engine returns it."""
+    return sum(math.prod(int(n) for n in o.shape[1:]) * np.dtype(o.dtype).itemsize for o in user.built.outputs)
 
 
 def _worst(by_task: Mapping[str, Agreement]) -> dict[str, float]:

@@ -88,6 +88,7 @@ def engine_key(backend: str, spec: BuildSpec, tools: Mapping[str, str], target: 
         "graph": content_sha256(spec.onnx),
         "side": spec.side,
         "precision": spec.precision,
+        "half_state": spec.half_state,
         "profiles": [dataclasses.asdict(profile) for profile in spec.profiles],
         "options": {name: [type(value).__name__, value] for name, value in spec.options.items()},
         "tools": dict(tools),

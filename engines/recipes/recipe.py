@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from graphs.base import config as config_file
 from graphs.base.errors import UgsepError, nearest
@@ -38,7 +38,8 @@ class Serving:
     ``precision`` is that of the serving backend, by side (see ``PRECISIONS`` of the backends); ``compile_for`` lists
     further backends to compile the W8A16 graphs for, if this machine can; ``candidates`` are the request sizes to
     measure, of which the last is reported; ``threads`` is pinned in the engines. Engines are tuned for one user and
-    accept up to ``max_users`` and ``max_candidates`` per call.
+    accept up to ``max_users`` and ``max_candidates`` per call. ``state``: what user states are kept in and
+    handed over in by engines that compute in FP32 or int8; ``fp16`` takes half the bytes, under the same gates.
 
     Raises:
         UgsepError: no request size, or a size or thread count that is out of range.
@@ -52,6 +53,7 @@ class Serving:
     max_candidates: int = 1024
     max_users: int = 16
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    state: Literal["fp32", "fp16"] = "fp32"
 
     def __post_init__(self) -> None:
         if not self.candidates:

@@ -9,6 +9,7 @@ from typing import Literal
 from export.activations import activation_ranges
 from export.lowering.embedding import GATHER_INT8_ROWS
 from export.lowering.feature_tokens import UNSTACK_TOKENS
+from export.lowering.half_state import HALVE_STATE
 from export.lowering.matmul_integer import MULTIPLY_INT8_ROWS
 from export.lowering.matmul_integer_static import MULTIPLY_CALIBRATED_ROWS
 from export.lowering.matmul_nbits import FUSE_INT8_GEMMS
@@ -61,15 +62,18 @@ def lower_for_cpu(
     int8_gemms: Int8Gemms = "keep",
     min_token_elements: int = 0,
     min_expert_elements: int = MIN_EXPERT_ELEMENTS,
+    half_state: bool = False,
 ) -> LoweredGraph:
     """Write ``source`` for a CPU runtime: one 2-D GEMM per feature token, chosen experts only, int8 tables as int8.
 
     Weights [T, K, N] with K * N below ``min_token_elements`` stay stacked; mixtures whose experts have fewer than
     ``min_expert_elements`` weights per feature token stay dense. Weights are streamed to ``<destination>.data``, so
     graphs beyond 2 GB pass. With ``calibrated-rows``, inputs of weights without a stamped range have a scale per row.
+    With ``half_state``, float32 state leaves a user graph and enters an item graph as float16.
 
     Raises:
-        UgsepError: ``source`` is missing or not ONNX, or has no ranges where ``calibrated-rows`` needs them.
+        UgsepError: ``source`` is missing or not ONNX, has no ranges where ``calibrated-rows`` needs them, or no state
+            where it shall be halved.
     """
     lowering = Lowering(read_inferred(source), source, min_token_elements, min_expert_elements)
     if int8_gemms == "calibrated-rows":
@@ -77,7 +81,8 @@ def lower_for_cpu(
         if ranges is None:
             raise UgsepError(f"'{source}' has no ranges of activations; quantize it again, with a calibration")
         lowering.ranges = ranges
-    return lower(lowering, TARGETS[f"cpu {int8_gemms}"], destination)
+    passes = TARGETS[f"cpu {int8_gemms}"]
+    return lower(lowering, (*passes, HALVE_STATE) if half_state else passes, destination)
 
 
 def lower_for_gpu(source: Path, destination: Path) -> LoweredGraph:

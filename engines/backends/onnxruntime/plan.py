@@ -81,6 +81,7 @@ def lower_any(spec: BuildSpec, folder: Path) -> LoweredGraph:
         folder / f"{ANY}.onnx",
         _MANY_ROWS_GEMMS.get(spec.precision, "keep"),
         _SMALL_TOKEN_WEIGHT if scales_rows or few_usual else 0,
+        half_state=spec.half_state,
     )
 
 
@@ -103,9 +104,8 @@ def plan_variants(
     many = _MANY_ROWS_GEMMS.get(spec.precision)
     if many is not None and lowered.fused:
         progress(f"onnxruntime: measuring which int8 GEMMs suit how many rows of the {spec.side} graph")
-        few = _read_back(
-            ort, spec, original, lower_for_cpu(spec.onnx, scratch / f"{FEW_ROWS}.onnx", _FEW_ROWS_GEMMS), session
-        )
+        few_rows = lower_for_cpu(spec.onnx, scratch / f"{FEW_ROWS}.onnx", _FEW_ROWS_GEMMS, half_state=spec.half_state)
+        few = _read_back(ort, spec, original, few_rows, session)
         pair = (_FEW_ROWS_GEMMS, few.session), (many, main.session)
         tolerance = None if lowered.calibrated else OTHER_SCALES
         rows = measure_row_variants(*pair, inputs, row_axis(spec.side), usual_rows(spec), tolerance)

@@ -32,10 +32,10 @@ def lower(spec: BuildSpec, folder: Path, progress: Notify) -> LoweredGraph:
     """
     import_openvino()
     check_options(NAME, spec.options, OPTIONS)
-    if ONNX_VARIANT[spec.precision] != "w8a32":
+    if ONNX_VARIANT[spec.precision] != "w8a32" and not spec.half_state:
         return LoweredGraph(spec.onnx)
     progress(f"openvino: lowering {spec.side} for the CPU ({spec.precision})")
-    return lower_for_cpu(spec.onnx, folder / f"{spec.side}.onnx")
+    return lower_for_cpu(spec.onnx, folder / f"{spec.side}.onnx", half_state=spec.half_state)
 
 
 def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Notify) -> BuiltEngine:
@@ -49,9 +49,9 @@ def compile(spec: BuildSpec, lowered: LoweredGraph, out_dir: Path, progress: Not
     options = check_options(NAME, spec.options, OPTIONS)
     session = _settings(spec.precision, options)
     progress(f"openvino: compiling {spec.side} ({spec.precision})")
-    inputs, outputs = graph_io(read_graph(spec.onnx))
     file = out_dir / f"{spec.side}.xml"
     graph = read_graph(lowered.path)
+    inputs, outputs = graph_io(graph)
     compiled = _compile(ov, lowered.path, file, session)
     _check_precision(spec, compiled)
     nodes = _compiled_nodes(compiled)

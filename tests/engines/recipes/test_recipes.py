@@ -7,16 +7,22 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from engines.build.pipeline import build
 from engines.build.sources import Sources, random_config
 from engines.recipes.recipe import Recipe, dump_recipe, load_recipe, recipe_names
-from graphs.base.features import Feature
+from engines.serve.ranker import Ranker
+from graphs.base.features import Feature, random_rows
+from quant.search.metrics import kendall_tau
 
 FEATURES = (
     Feature("user_id", "user", "id", vocab=50, group="user_id"),
     Feature("age", "user", "id", vocab=9, group="age"),
-    Feature("recent", "user", "sequence", vocab=61, width=5, table="item_id", group="history"),
+    *(
+        Feature(name, "user", "sequence", vocab=61, width=5, table="item_id", group="history")
+        for name in ("recent_items", "recent_likes", "recent_dislikes")
+    ),
     Feature("activity", "user", "dense", width=6, group="activity"),
     Feature("taste", "user", "dense", width=5, group="taste"),
     Feature("item_id", "item", "id", vocab=61, group="item_id"),
@@ -75,3 +81,26 @@ def test_a_recipe_builds_at_reduced_size(name: str, tmp_path: Path, features: Pa
     # some weights must be int8; at this size, embedding tables, which stay float, are most of the bytes
     weights = outcome.report["weights"]
     assert weights["quantized_bytes"] < 0.9 * weights["fp32_bytes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hstu", "zenith"])
+def test_state_in_half_the_bytes_passes_the_gates(name: str, tmp_path: Path, features: Path) -> None:
+    bundles = {}
+    for state in ("fp32", "fp16"):
+        recipe = reduced(load_recipe(name, [f"serving.state={state}"]))
+        bundles[state] = build(name, recipe, Sources(None, features=features), tmp_path / state)
+        assert bundles[state].report["passed"]
+    sizes = {state: outcome.report["split"] for state, outcome in bundles.items()}
+    assert sizes["fp32"]["state_bytes_per_user"] == sizes["fp32"]["fp32_state_bytes_per_user"]
+    assert 2 * sizes["fp16"]["state_bytes_per_user"] == sizes["fp16"]["fp32_state_bytes_per_user"]
+    rows = random_rows(FEATURES, 40, torch.Generator().manual_seed(3))
+    user = {f.name: rows[f.name][:1].numpy() for f in FEATURES if f.side == "user"}
+    items = {f.name: rows[f.name].numpy() for f in FEATURES if f.side == "item"}
+    order, held = {}, {}
+    for state, outcome in bundles.items():
+        with Ranker.from_bundle(outcome.bundle) as ranker:
+            order[state] = ranker.score(user, items)["like"]
+            held[state] = ranker.cache_info().bytes - sum(v.nbytes for v in user.values())
+    assert 2 * held["fp16"] == held["fp32"] == sizes["fp32"]["state_bytes_per_user"]
+    assert kendall_tau([order["fp32"]], [order["fp16"]]) > 0.95
