@@ -86,7 +86,7 @@ class PaddedCall:
         hooks = [p.register_forward_hook(note) for p in module.modules() if isinstance(p, Collection)]
         try:
             args, kwargs = self.arguments(inputs, {})
-            with torch.no_grad():
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 return module(*args, **kwargs), found
         finally:
             for hook in hooks:
@@ -95,7 +95,8 @@ class PaddedCall:
     def run(self, module: nn.Module, inputs: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> Any:
         """Call a module."""
         args, kwargs = self.arguments(inputs, vectors)
-        with torch.no_grad():
+        # A compiled part would be compiled for minutes, to be called a few times.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             return module(*args, **kwargs)
 
     def flat(self, module: nn.Module, vectors: frozenset[str]) -> nn.Module:

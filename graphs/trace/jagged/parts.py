@@ -41,8 +41,8 @@ def with_padded_parts(module: nn.Module, outside: Outside | None) -> nn.Module:
             return PaddedEmbeddings(path, part, named)
         if isinstance(part, (pooled, sequences)):
             raise UgsepError(
-                f"submodule '{path}' is a {type(part).__name__}; pass the model as it was before "
-                "sharding and quantization, with EmbeddingBagCollections and EmbeddingCollections"
+                f"submodule '{path}' is a {type(part).__name__} of {type(part).__module__}; pass the model as it was "
+                "before sharding and quantization, with EmbeddingBagCollections and EmbeddingCollections"
             )
         if regroup is not None and type(part) is regroup:
             known: Any = part

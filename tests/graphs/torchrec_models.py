@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+#: TorchRec is imported by the tests that use it, as this takes seconds.
+needs_torchrec = pytest.mark.skipif(
+    importlib.util.find_spec("torchrec") is None, reason="TorchRec is not installed; make torchrec"
+)
 USER, ITEM = ("history", "country"), ("item", "tags")
 VOCABULARY = {"history": 40, "country": 7, "item": 40, "tags": 12}
 WIDTH, DENSE = 8, 5
@@ -55,8 +61,8 @@ def spread(module: nn.Module) -> nn.Module:
     """Set parameters to values as large as a trained model's, so that wrong scores are visible."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in module.parameters():
-            deviation = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.1
+        for name, parameter in module.named_parameters():
+            deviation = 0.5 if "embedding" in name else parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.1
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
     return module.eval()
 
