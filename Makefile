@@ -29,7 +29,7 @@ BUILD = $(BIN)/ugsep build $(MODEL) --out $(OUT) --seed $(SEED) $(if $(BACKEND),
 REAL  = --calibration $(DATA)/calibration.parquet --requests $(DATA)/test.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data checkpoint engines parity serve bench bench-streaming bench-serving soak campaign quality test test-slow oldest proto lint clean
+.PHONY: help setup torchrec data checkpoint engines parity serve bench bench-streaming bench-serving soak campaign quality test test-slow oldest proto lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $(READY)
+
+torchrec: $(READY) ## add TorchRec for CPUs (50 MB); its own requirement, fbgemm-gpu, is half a gigabyte of CUDA
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement torchrec.txt
 
 data: $(READY) ## download MovieLens-100K and write request files to build/data/movielens
 	@$(BIN)/python -m examples.movielens data

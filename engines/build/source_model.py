@@ -22,6 +22,7 @@ from graphs.split.fresh_rows import fresh_rows
 from graphs.split.proof import RowSource
 from graphs.split.split import Split, split
 from graphs.trace.factory import load_factory
+from graphs.trace.jagged.flat import flat_model
 from graphs.trace.trace import Example
 from quant.requests.spec import Request
 
@@ -66,8 +67,8 @@ def load_source_model(recipe: Recipe, sources: Sources) -> SourceModel:
         UgsepError: an invalid factory, checkpoint or recipe.
     """
     if sources.factory:
-        module, example = load_factory(sources.factory)
-        return of_module(module, example, sources.user, sources.item)
+        flat = flat_model(*load_factory(sources.factory), sources.jagged)
+        return of_module(flat.module, flat.example, flat.inputs_of(sources.user), flat.inputs_of(sources.item))
     return of_model(load_model(recipe, sources))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from graphs.checkpoint.files import weight_files
 from graphs.models.pretrained import load_checkpoint, read_config
 from graphs.models.ranking_model import ModelConfig, RankingModel, initialise
 from graphs.models.table import model_class
+from graphs.trace.jagged.options import JaggedOptions
 from quant.requests.readers import request_files
 
 
@@ -36,7 +37,8 @@ class Sources:
     """What a build reads: a checkpoint folder, or None for random weights; request files, or () for synthetic ones.
 
     ``features`` is a features.json for random builds of recipes without features. ``factory`` replaces the checkpoint
-    by ``path/to/file.py:function``, which returns any module; ``user`` and ``item`` then name its inputs by side.
+    by ``path/to/file.py:function``, which returns any module; ``user`` and ``item`` then name its inputs by side, and
+    ``jagged`` declares its jagged features.
     """
 
     checkpoint: Path | None
@@ -47,6 +49,7 @@ class Sources:
     factory: str = ""
     user: tuple[str, ...] = ()
     item: tuple[str, ...] = ()
+    jagged: JaggedOptions = field(default_factory=JaggedOptions)
 
     @property
     def synthetic(self) -> bool:
@@ -127,7 +130,7 @@ def content_key(name: str, recipe: Recipe, sources: Sources, backend: str, modul
         files = [sources.checkpoint / "config.json", *weight_files(sources.checkpoint)]
         parts["checkpoint"] = [hash_file(file).sha256 for file in files]
     if sources.factory:
-        parts["factory"] = [module_sha256, sources.user, sources.item]
+        parts["factory"] = [module_sha256, sources.user, sources.item, asdict(sources.jagged)]
     if sources.features is not None and is_regular_file(sources.features, "pass a features.json with --features"):
         parts["features"] = hash_file(sources.features).sha256
     for role in ("calibration", "requests"):

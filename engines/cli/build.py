@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines.cli.group import SEED, SHARE, as_typed, echo_text
+from engines.cli.jagged import declared_features, jagged_options
 from engines.compile.cache import default_root
 from engines.recipes.recipe import Recipe, load_recipe
 from engines.render.json_text import json_text
@@ -39,6 +40,9 @@ class SourceOptions:
     changes: tuple[str, ...]
     backend: str | None
     seed: int
+    max_lengths: str = ""
+    single: str = ""
+    embeddings: str = "inside"
 
     @property
     def name(self) -> str:
@@ -70,9 +74,9 @@ class SourceOptions:
         from engines.build.sources import Sources
 
         user, item = (tuple(n.strip() for n in names.split(",") if n.strip()) for names in (self.user, self.item))
-        return Sources(
-            self.checkpoint, self.calibration, self.requests, self.features, self.seed, self.factory, user, item
-        )
+        jagged = declared_features(self.max_lengths, self.single, self.embeddings)
+        files = (self.checkpoint, self.calibration, self.requests, self.features)
+        return Sources(*files, self.seed, self.factory, user, item, jagged)
 
     def _factory_recipe(self) -> Recipe:
         recipe = load_recipe(self.recipe_file, self.changes) if self.recipe_file else Recipe(self.name)
@@ -101,6 +105,7 @@ class SourceOptions:
 @click.option("--features", type=click.Path(path_type=Path), help="features.json, for --init random.")
 @click.option("--user", default="", help="User-side inputs of a factory's module, comma-separated.")
 @click.option("--item", default="", help="Item-side inputs of a factory's module, comma-separated.")
+@jagged_options
 @click.option(
     "--recipe", "recipe_file", help="Recipe with the quantization, serving and gates for a factory's module."
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines.cli.group import SHARE, echo_text
+from engines.cli.jagged import declared_features, jagged_options
 from engines.render.console import stdout_console
 from graphs.base.errors import UgsepError
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Fail if a smaller share of the FLOPs runs once per request.",
 )
+@jagged_options
 @click.option("--json", "as_json", is_flag=True, help="Print the explanation and the proof as JSON.")
 def split_command(
     factory: str,
@@ -53,6 +55,7 @@ def split_command(
     hoisting: bool,
     min_reuse: float,
     as_json: bool,
+    **declared: str,
 ) -> None:
     """Split the model that FACTORY (path/to/file.py:function) returns, and verify the subgraphs on random rows.
 
@@ -69,11 +72,13 @@ def split_command(
     from graphs.split.proof import prove_split
     from graphs.split.split import split
     from graphs.trace.factory import load_factory
+    from graphs.trace.jagged.flat import flat_model
     from graphs.trace.widen import WIDENED
 
     with redirect_stdout(sys.stderr):  # keep prints of the user's code out of our output
-        model, example = load_factory(factory)
-        split_model = split(model, example, user=_names(user), item=_names(item), hoisting=hoisting)
+        flat = flat_model(*load_factory(factory), declared_features(**declared))
+        users, items = flat.inputs_of(_names(user)), flat.inputs_of(_names(item))
+        split_model = split(flat.module, flat.example, user=users, item=items, hoisting=hoisting)
         check_reuse(split_model, min_reuse)
         proof = prove_split(split_model)
     if little := little_reuse(split_model):
