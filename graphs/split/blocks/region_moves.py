@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import fx
 
+from graphs.split.blocks.known_values import Ranges
 from graphs.split.column_provenance import kept_axis, squeezed_axes
 from graphs.split.prune_columns import sliced as slice_bounds
-
-if TYPE_CHECKING:
-    from graphs.split.blocks.known_values import Ranges
-    from graphs.split.blocks.regions import Regions
+from graphs.split.rewriter import Rewriter
 
 aten = torch.ops.aten
 
 CUTS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 
-Cut = Mapping[int, "Ranges"]
+Cut = Mapping[int, Ranges]
+
+
+class Regions(Protocol):
+    """What makes the parts of other nodes: ``graphs.split.blocks.regions``."""
+
+    rewriter: Rewriter
+
+    def of(self, like: fx.Node, node: fx.Node, wanted: Cut) -> fx.Node:
+        """Return the node with the wanted ranges of some axes."""
+
+    def operand(self, like: fx.Node, node: fx.Node, rank: int, cut: Cut) -> fx.Node:
+        """Return the part of a tensor that is broadcast."""
+
+    def of_segments(self, like: fx.Node, segments: list[fx.Node], axis: int, cut: Cut) -> fx.Node:
+        """Return the part of tensors joined along an axis."""
 
 
 def _first(node: fx.Node) -> fx.Node:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from tests.graphs.split.random_networks import Network
-
 WIDTH, HEADS, LONGEST = 8, 2, 12
 
 INFINITE = float("-inf")
 
-Op = Callable[["Network", Tensor], Tensor]
+
+class Network(Protocol):
+    """What ops take from a network: its values so far, its layers, and its choices."""
+
+    pick: Any
+    ops: list[str]
+    sequences: list[Tensor]
+    masks: dict[int, list[Tensor]]
+
+    def layer(self, make: Callable[[], nn.Module]) -> nn.Module: ...
+    def weight(self, *shape: int) -> Tensor: ...
+    def linear(self, x: Tensor, out: int = ...) -> Tensor: ...
+    def vector(self) -> Tensor: ...
+    def sequence(self) -> Tensor: ...
+
+
+Op = Callable[[Network, Tensor], Tensor]
 
 
 def other(m: Network, x: Tensor) -> Tensor:
