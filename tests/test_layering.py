@@ -25,6 +25,7 @@ SCENARIOS = {
     "tests/test_layering.py": "the whole tree",
     "tests/test_readme.py": "the commands of README.md",
     "tests/test_wheel.py": "the wheel in a clean environment",
+    "tests/graphs/split/test_random_networks.py": "random networks, split against whole",
     "tests/engines/build/test_streaming_resume.py": "streamed builds killed at any moment",
     "tests/benchmarks/model_zoo/test_packages_of_models.py": "a few models of every package, measured",
     "tests/benchmarks/reliability/test_campaigns.py": "the short form of every campaign",

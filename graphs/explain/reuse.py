@@ -39,7 +39,8 @@ def _remedy(told: Explanation) -> str:
     """Return what keeps user and item together most, and how to separate them."""
     if told.unmasked:
         most = max(told.unmasked, key=lambda u: u.movable_flops)
-        return f"{most.where} lets user positions see item positions; hide these by a constant mask"
+        mask = "-inf, not by a finite number" if most.finite else "a constant mask"
+        return f"{most.where} lets user positions see item positions; hide these by {mask}"
     if told.meetings:
         return (
             f"{told.meetings[0].where} joins user and item; give the user a path of its own before it (UG-Sep), see "

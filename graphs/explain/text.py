@@ -90,7 +90,8 @@ def _unmasked(e: Explanation) -> Table:
         table.add_column(name, justify="right")
     for u in e.unmasked:
         part = f"{u.movable_flops / e.full_flops:.0%}"
-        table.add_row(u.where, f"{u.user_share:.0%}", amount(u.movable_flops, "FLOP"), part)
+        where = f"{u.where} (masked by a finite number: use -inf)" if u.finite else u.where
+        table.add_row(where, f"{u.user_share:.0%}", amount(u.movable_flops, "FLOP"), part)
     return table
 
 

@@ -98,6 +98,19 @@ def provenance_of(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Proven
     if target is aten.unsqueeze.default:
         dim = int(node.args[1]) % (rank + 1)  # type: ignore[arg-type]  # an int
         return on_each(found.axis + (dim <= found.axis), lambda s: (s, dim))
+    if target in (aten.squeeze.dim, aten.squeeze.dims):
+        gone = squeezed_axes(node)
+        # By name, since a segment of one position has more axes of size 1 than the whole.
+        axis = found.axis - sum(d < found.axis for d in gone)
+        made = (rewriter.call(node, aten.squeeze.dims, s, gone) for s in found.segments)
+        return Provenance(axis, tuple(made))
+    if target is aten.expand.default:
+        sizes = list(node.args[1])  # type: ignore[arg-type]  # a list of sizes
+        axis = found.axis + len(sizes) - rank
+        return on_each(axis, lambda s: (s, [*sizes[:axis], -1, *sizes[axis + 1 :]]))
+    if target is aten.repeat_interleave.self_int:
+        apart = len(node.args) > 2 and isinstance(node.args[2], int) and node.args[2] % rank != found.axis
+        return on_each(found.axis, lambda s: (s, *node.args[1:])) if apart else None
     if target is aten.slice.Tensor:
         dim, bounds = sliced(node)
         if dim != found.axis:
@@ -167,6 +180,32 @@ def kept_axis(before: Sequence[int | torch.SymInt], after: Sequence[int | torch.
     old, new = [_symbolic(s) for s in before], [_symbolic(s) for s in after]
     same = (i for i in range(len(old)) if old[i] == new[axis] and _product(old[:i]) == _product(new[:axis]))
     return next(same, None)
+
+
+def squeezed_axes(node: fx.Node) -> list[int]:
+    """Return the axes that a squeeze removes."""
+    source, given = node.args[:2]
+    assert isinstance(source, fx.Node)
+    shape = source.meta["val"].shape
+    dims = given if isinstance(given, (list, tuple)) else [given]
+    axes = sorted({int(d) % len(shape) for d in dims})  # type: ignore[arg-type]  # ints
+    return [d for d in axes if not isinstance(shape[d], torch.SymInt) and shape[d] == 1]
+
+
+def merged_axes(shape: Sequence[int | torch.SymInt], size: int | torch.SymInt) -> int | None:
+    """Return how many leading axes of a shape, two or more, a view merges to one of that size, if any."""
+    sizes, whole = [_symbolic(s) for s in shape], _symbolic(size)
+    return next((i for i in range(2, len(sizes) + 1) if _product(sizes[:i]) == whole), None)
+
+
+def leading_sizes(shape: Sequence[int | torch.SymInt], axis: int, size: int | torch.SymInt) -> list[int] | None:
+    """Return a shape of ``size`` elements that starts as ``shape`` does, up to ``axis``; -1 is its symbolic size."""
+    kept = [_symbolic(s) for s in shape[: axis + 1]]
+    rest = _symbolic(size) / _product(kept)
+    sizes = kept if rest == 1 else [*kept, rest]
+    if rest.as_numer_denom()[1] != 1 or sum(not s.is_Integer for s in sizes) > 1:
+        return None
+    return [int(s) if s.is_Integer else -1 for s in sizes]
 
 
 def _symbolic(size: int | torch.SymInt) -> sympy.Expr:

@@ -21,6 +21,7 @@ _MOVES = {
     "view", "reshape", "_unsafe_view", "transpose", "permute", "unsqueeze", "squeeze", "expand", "select", "slice",
     "cat", "stack", "split", "split_with_sizes", "chunk", "unbind", "clone", "contiguous", "_to_copy", "to", "repeat",
     "flatten", "unflatten", "t", "detach", "alias", "constant_pad_nd", "pad",
+    "repeat_interleave",
 }  # fmt: skip
 
 

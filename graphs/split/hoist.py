@@ -7,6 +7,7 @@ provenance finds them through joins, views and element-wise ops):
 * product over rows W [U; G] = W_U U + W_G G (a constant W that mixes tokens: UniMixer's W_G[G, U] h_U, RSA).
 * free axis         f([U; G]) = [f(U); f(G)] for any product along another axis (K and V of user tokens).
 * sum               sum([u | g]) = sum(u) + sum(g), and the mean likewise (the square of a factorization machine).
+* shares            softmax over positions of both sides, with the user's sums: graphs.split.blocks.weighted.
 * positions         products of data with data, attention among them: graphs.split.blocks.
 * RMSNorm           r = ((|u|^2 + |g|^2) / K + eps)^-1/2;  W (gamma x r) = r (W_u (gamma_u u) + W_g (gamma_g g)).
 * LayerNorm         with means m_u, m_g and d = m_g - m_u: the mean is m_u + d K_g/K, the sum of squares about it
@@ -32,6 +33,8 @@ from graphs.split.blocks.narrowing import narrow_positions
 from graphs.split.blocks.positions import separated
 from graphs.split.blocks.products import PRODUCTS, data_product, is_data_product, read_once
 from graphs.split.blocks.regions import Regions
+from graphs.split.blocks.unmerged import unmerged
+from graphs.split.blocks.weighted import Weighted, weighted
 from graphs.split.blocks.written_out import simplified
 from graphs.split.column_provenance import Provenance, is_user, provenance_of
 from graphs.split.prune_columns import narrow_products
@@ -61,12 +64,14 @@ class Unmasked:
     """An attention whose user positions see item positions, so that all of it runs per candidate.
 
     ``movable_flops`` estimates the FLOPs per candidate that a mask between them would move to once per request: the
-    user positions' share of the attention and of all that is computed from it.
+    user positions' share of the attention and of all that is computed from it. ``finite`` says that there is a mask
+    of a finite number, which need not hide them: -inf does.
     """
 
     where: str
     user_share: float
     movable_flops: int
+    finite: bool = False
 
 
 def hoist(
@@ -82,10 +87,16 @@ def hoist(
     regions = Regions(rewriter, known, KnownValues(rewriter))
     done: list[Hoisted] = []
     coupled: list[Unmasked] = []
+    shares: dict[fx.Node, Weighted] = {}
     for node in list(rewriter.graph.nodes):
         if node.op == "call_function" and node.users and rewriter.side_of(node) == "item":
-            for shown in simplified(regions, node):
-                _visit(regions, shown, done, coupled)
+            moved = unmerged(regions, node)
+            for shown in simplified(regions, node) if moved is None else moved:
+                pooled = weighted(regions, shown, shares)
+                if pooled is not None:
+                    done.append(Hoisted(location_of(shown), pooled.saved_flops, nbytes(shown)))
+                else:
+                    _visit(regions, shown, done, coupled)
     read_once(regions)
     if any(n.target in PRODUCTS for n in regions.known):
         narrow_positions(rewriter)
@@ -103,9 +114,8 @@ def _visit(regions: Regions, node: fx.Node, done: list[Hoisted], coupled: list[U
             done.append(Hoisted(location_of(node), separate.saved_flops, separate.state_bytes))
         elif separate is not None:
             later = sum(flops(n) for n in descendants(node))
-            coupled.append(
-                Unmasked(location_of(node), separate.share, separate.saved_flops + int(separate.share * later))
-            )
+            movable = separate.saved_flops + int(separate.share * later)
+            coupled.append(Unmasked(location_of(node), separate.share, movable, separate.finite))
         if not node.users:
             rewriter.graph.erase_node(node)  # attention counts as random, hence not as dead code
         return
@@ -127,6 +137,11 @@ def _split_product(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Prove
     swapped = left not in known
     data, constant = (right, left) if swapped else (left, right)
     found, weight = known.get(data), rewriter.value(constant)
+    if found is not None and found.plain and weight is not None and weight.dim() == 1 and not swapped:
+        if found.axis < data.meta["val"].dim() - 1:
+            parts = [rewriter.call(node, node.target, s, constant) for s in found.segments]
+            known[node] = Provenance(found.axis, tuple(parts))
+        return True
     if found is None or weight is None or weight.dim() < 2:
         return weight is not None
     # The contracted axes of the data and of the weight.

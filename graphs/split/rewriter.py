@@ -110,6 +110,10 @@ class Rewriter:
     def finish(self) -> Traced:
         """Return the rewritten model."""
         self.graph.eliminate_dead_code()
+        for node in self.graph.nodes:
+            # What stands in for a view's operand may have other strides.
+            if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+                node.target = torch.ops.aten.reshape.default
         whole = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
         for name, node in self.slices.items():
             # A slice is named below its parameter, which is an attribute itself if another node still reads it.

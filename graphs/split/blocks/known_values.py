@@ -1,4 +1,8 @@
-"""Which elements of a tensor are known without its inputs: what masks hide before a softmax, or set to 0 after it."""
+"""What is known of the elements of a tensor without inputs: what masks hide before a softmax, or zero after it.
+
+Every element has bounds that hold for every input; where both are equal, its value is known. A mask hides an element
+if its upper bound is so far below the lower bound of another one in its row that its share of the softmax is 0.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,20 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from graphs.base.cost import gemm_flops
+from graphs.split.blocks.bounds import BOUNDED, MONOTONE, Known, applied, between, everything, exact
 from graphs.split.rewriter import Rewriter
 
 aten = torch.ops.aten
 
-# What a mask adds to a score, or replaces it by, to hide it. e to the power of this is 0 in every precision, also if
-# scores differ by thousands.
-HIDDEN = -1e4
+# Products of data, norms and sums are taken to be smaller than this, as scores of attention are.
+LARGEST = 1e8
+
+# Below the largest score of its row by this much, a score has a share of exactly 0 in every precision: e^-746 is 0 in
+# float64.
+UNDERFLOW = 1000.0
 
 Ranges = tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Known:
-    """The elements of a tensor that are the same for every input: ``value`` where ``known`` is true.
-
-    Both have the tensor's rank; axes along which they do not vary, the batch among them, have size 1.
-    """
-
-    value: Tensor
-    known: Tensor
 
 
 @dataclass
@@ -48,30 +46,25 @@ class KnownValues:
     def zero(self, node: fx.Node) -> Tensor | None:
         """Return which elements are 0 for every finite input; booleans of the node's rank, sizes 1 broadcast."""
         known = self.of(node)
-        return None if known is None else known.known & (known.value == 0)
+        return None if known is None else known.known & (known.low == 0)
 
     def hidden(self, node: fx.Node) -> Tensor | None:
-        """Return which elements of the scores ``node`` a softmax over the last axis certainly makes 0."""
-        known = self.of(node)
-        if known is None or not known.value.is_floating_point():
-            return None
-        hidden = known.known & (known.value == -torch.inf)
-        low = known.known & (known.value <= HIDDEN)
-        # Of a row all of whose scores are hidden by a finite number, softmax is not 0. Only if no mask depends on
-        # data is it certain that every row sees something.
-        if bool((low & ~hidden).any()) and self._masks_are_constant(node):
-            sees = (~low).expand(*low.shape[:-1], node.meta["val"].shape[-1]).any(-1)
-            return low if bool(sees.all()) else hidden
-        return hidden
+        """Return which elements of the scores ``node`` a softmax over the last axis certainly makes 0.
 
-    def _masks_are_constant(self, node: fx.Node) -> bool:
-        """Check that between the product and ``node``, data meets constants only."""
-        while node.op == "call_function" and node.target not in (aten.matmul.default, aten.bmm.default):
-            data = [n for n in node.all_input_nodes if self.rewriter.sides[n] != "neutral"]
-            if len(data) != 1:
-                return False
-            node = data[0]
-        return node.op == "call_function"
+        Of a row all of whose scores are hidden by a finite number, none is certain: softmax is their mean.
+        """
+        known = self.of(node)
+        if known is None or not known.low.is_floating_point():
+            return None
+        low, high = known.low.double(), known.high.double()
+        return (high == -torch.inf) | (high - low.amax(-1, keepdim=True) <= -UNDERFLOW)
+
+    def finite(self, node: fx.Node) -> Tensor | None:
+        """Return which elements of the scores ``node`` a finite number keeps below 0, so that nothing is certain."""
+        known = self.of(node)
+        if known is None or not known.low.is_floating_point():
+            return None
+        return (known.high < -1) & (known.high > -torch.inf)
 
     def _of(self, node: fx.Node) -> Known | None:
         value = node.meta.get("val")
@@ -80,19 +73,27 @@ class KnownValues:
         constant = self.rewriter.value(node)
         if constant is not None:
             # Weights that are read when a graph is written have no values yet.
-            if constant.is_meta:
-                return None
-            return Known(constant, torch.ones_like(constant, dtype=torch.bool))
+            return None if constant.is_meta else exact(constant)
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             return None
-        filled = _FILLED.get(node.target)
+        filled = _filled(node)
         if filled is not None:
-            one = torch.full([1] * value.dim(), filled, dtype=value.dtype)
-            return Known(one, torch.ones_like(one, dtype=torch.bool))
+            return exact(torch.full([1] * value.dim(), filled, dtype=value.dtype))
         rule = _RULES.get(node.target)
         if rule is not None:
             return rule(self, node)
-        return self._pointwise(node) if torch.Tag.pointwise in node.target.tags else None
+        if torch.Tag.pointwise in node.target.tags or node.target in (aten._to_copy.default, aten.to.dtype):
+            return self._pointwise(node)
+        return between(-LARGEST, LARGEST, value) if value.is_floating_point() and self._is_data(node) else None
+
+    def _is_data(self, node: fx.Node) -> bool:
+        """Return whether a node holds products, norms or sums of what no constant of a mask has made large."""
+        bounds = [self.of(n) for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+        if node.target in _SUMS and None in bounds:
+            return False
+        if node.target not in _SUMS and node.target not in _NORMS and not gemm_flops(node):
+            return False
+        return all(k is None or bool((_size(k) <= LARGEST).all()) for k in bounds)
 
     def operands(self, node: fx.Node) -> dict[fx.Node, Known | None]:
         """Return what is known of the tensors a node reads, in its rank."""
@@ -100,27 +101,60 @@ class KnownValues:
         found: dict[fx.Node, Known | None] = {}
         for source in node.all_input_nodes:
             known = self.of(source)
-            found[source] = None if known is None else Known(_ranked(known.value, rank), _ranked(known.known, rank))
+            found[source] = None if known is None else applied(lambda t: _ranked(t, rank), known)
         return found
 
     def _pointwise(self, node: fx.Node) -> Known | None:
-        """An element is known if all operands' elements are, or if one of them decides alone."""
+        """Apply a rule of bounds, or the op itself to both bounds of a monotone one; and to all that is known."""
         operands = self.operands(node)
-        known: Known | None = None
-        given = {n: k for n, k in operands.items() if k is not None}
-        if not given:
+        if not all(isinstance(n.meta.get("val"), Tensor) for n in operands):
             return None
-        if len(given) == len(operands):
-            values = {n: k.value for n, k in given.items()}
+        if all(known is None and n.meta["val"].dtype is not torch.bool for n, known in operands.items()):
+            return None
+        given = {
+            n: everything(n.meta["val"], node.meta["val"].dim()) if k is None else k for n, k in operands.items()
+        }
+
+        def run(bound: Callable[[Known], Tensor]) -> Tensor:
+            values = {n: bound(k) for n, k in given.items()}
             arguments, options = pytree.tree_map_only(fx.Node, values.get, (node.args, node.kwargs))
-            every = _all([k.known for k in given.values()])
-            known = _known(node.target(*arguments, **options), every)  # type: ignore[operator]  # an aten overload
-        decides = _DECIDES.get(node.target)
-        if decides is not None:
-            for position, source in enumerate(node.args[:2]):
-                if isinstance(source, fx.Node) and given.get(source) is not None:
-                    known = _either(known, decides(given[source], position))
-        return known
+            return node.target(*arguments, **options)  # type: ignore[operator, no-any-return]  # an aten overload
+
+        result: Known | None = None
+        rule = BOUNDED.get(node.target)
+        if rule is not None:
+            arguments = [given[a] if isinstance(a, fx.Node) else a for a in node.args]
+            result = rule(node.meta["val"].dtype, arguments, dict(node.kwargs))
+            if result is not None and result.low.is_floating_point():
+                result = _kept_data(result, list(given.values()))
+        elif node.target in MONOTONE:
+            result = Known(run(lambda k: k.low), run(lambda k: k.high))
+        every = torch.tensor(True)
+        for known in given.values():
+            every = every & known.known
+        if not bool(every.any()):
+            return result
+        value = run(lambda k: k.low)
+        if result is None:
+            result = everything(value, value.dim())
+        return Known(torch.where(every, value, result.low), torch.where(every, value, result.high))
+
+
+def _size(known: Known) -> Tensor:
+    """Return the largest size that each element can have."""
+    return torch.maximum(known.low.double().abs(), known.high.double().abs())
+
+
+def _kept_data(result: Known, operands: list[Known]) -> Known:
+    """Sums and products of data, and of data with small constants, are data of the same size."""
+    data = torch.tensor(True)
+    for known in operands:
+        constant = known.known & (_size(known) <= LARGEST)
+        data = data & (constant | ((known.low == -LARGEST) & (known.high == LARGEST)))
+    return Known(
+        torch.where(data, result.low.clamp_min(-LARGEST), result.low),
+        torch.where(data, result.high.clamp_max(LARGEST), result.high),
+    )
 
 
 def taken(tensor: Tensor, ranges: Mapping[int, Ranges]) -> Tensor:
@@ -136,80 +170,38 @@ def _ranked(tensor: Tensor, rank: int) -> Tensor:
     return tensor.reshape(*[1] * (rank - tensor.dim()), *tensor.shape)
 
 
-def _all(flags: list[Tensor]) -> Tensor:
-    result = flags[0]
-    for other in flags[1:]:
-        result = result & other
-    return result
-
-
-def _known(value: Tensor, known: Tensor) -> Known | None:
-    return Known(value, known) if bool(known.any()) else None
-
-
-def _either(first: Known | None, second: Known | None) -> Known | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return Known(torch.where(first.known, first.value, second.value), first.known | second.known)
-
-
-def _zeroes(operand: Known, position: int) -> Known | None:
-    del position
-    return _known(torch.zeros_like(operand.value), operand.known & (operand.value == 0))
-
-
-def _numerator(operand: Known, position: int) -> Known | None:
-    return _zeroes(operand, position) if position == 0 else None
-
-
-def _hides(operand: Known, position: int) -> Known | None:
-    del position
-    if not operand.value.is_floating_point():
-        return None
-    return _known(operand.value, operand.known & (operand.value <= HIDDEN))
-
-
-def _subtracts(operand: Known, position: int) -> Known | None:
-    if not operand.value.is_floating_point():
-        return None
-    return _hides(Known(-operand.value, operand.known) if position else operand, position)
-
-
-def _false(operand: Known, position: int) -> Known | None:
-    return _zeroes(operand, position)
-
-
-def _true(operand: Known, position: int) -> Known | None:
-    del position
-    return _known(operand.value, operand.known & (operand.value != 0)) if operand.value.dtype is torch.bool else None
+def _filled(node: fx.Node) -> float | None:
+    """Return the number that a tensor of one number holds."""
+    if node.target in _FILLED:
+        return _FILLED[node.target]
+    if node.target in _FULL:
+        position = {aten.new_full.default: 2, aten.scalar_tensor.default: 0}.get(node.target, 1)
+        number = node.args[position] if len(node.args) > position else node.kwargs.get("fill_value")
+        return number if isinstance(number, (bool, int, float)) else None
+    return None
 
 
 def _chosen(values: KnownValues, node: fx.Node) -> Known | None:
-    """Where the mask is known, the chosen side; elsewhere what both sides agree on."""
+    """Where the mask is known, the chosen side; elsewhere the bounds of both."""
     operands = values.operands(node)
     if node.target is aten.where.self:
         mask, yes, no = node.args[:3]
     else:
         no, mask, yes = node.args[:3]
-    rank = node.meta["val"].dim()
+    value = node.meta["val"]
 
-    def known(side: object) -> Known | None:
+    def known(side: object) -> Known:
         if isinstance(side, fx.Node):
-            return operands[side]
+            found = operands[side]
+            return everything(side.meta["val"], value.dim()) if found is None else found
         assert isinstance(side, (bool, int, float))
-        one = torch.full([1] * rank, side, dtype=node.meta["val"].dtype)
-        return Known(one, torch.ones_like(one, dtype=torch.bool))
+        return exact(torch.full([1] * value.dim(), side, dtype=value.dtype))
 
-    chooses, a, b = known(mask), known(yes), known(no)
-    result: Known | None = None
-    if a is not None and b is not None:
-        result = _known(a.value, a.known & b.known & (a.value == b.value))
-    if chooses is None:
-        return result
-    for side, flags in ((a, chooses.value), (b, ~chooses.value)):
-        if side is not None:
-            result = _either(result, _known(side.value, side.known & chooses.known & flags))
-    return result
+    m, a, b = known(mask), known(yes), known(no)
+    a, b = (applied(lambda t: t.to(value.dtype), k) for k in (a, b))
+    low = torch.where(m.low, a.low, torch.where(m.high, torch.minimum(a.low, b.low), b.low))
+    high = torch.where(m.low, a.high, torch.where(m.high, torch.maximum(a.high, b.high), b.high))
+    return Known(low, high)
 
 
 def _moved(values: KnownValues, node: fx.Node) -> Known | None:
@@ -221,9 +213,9 @@ def _moved(values: KnownValues, node: fx.Node) -> Known | None:
     call: Callable[[Tensor], Tensor] = lambda t: node.target(t, *node.args[1:], **node.kwargs)  # type: ignore[operator]  # noqa: E731
     if node.target is aten.slice.Tensor:
         dim = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[arg-type]  # an int
-        if known.value.shape[dim] == 1:
+        if known.low.shape[dim] == 1:
             return known
-    return Known(call(known.value), call(known.known))
+    return applied(call, known)
 
 
 def _selected(values: KnownValues, node: fx.Node) -> Known | None:
@@ -232,8 +224,8 @@ def _selected(values: KnownValues, node: fx.Node) -> Known | None:
     known = values.of(source)
     if known is None:
         return None
-    at: Any = index if known.value.shape[dim] != 1 else 0  # type: ignore[index]  # an int
-    return Known(known.value.select(dim, at), known.known.select(dim, at))  # type: ignore[arg-type]  # ints
+    at: Any = index if known.low.shape[dim] != 1 else 0  # type: ignore[index]  # an int
+    return applied(lambda t: t.select(dim, at), known)  # type: ignore[arg-type]  # an int
 
 
 def _expanded(values: KnownValues, node: fx.Node) -> Known | None:
@@ -253,11 +245,66 @@ def _viewed(values: KnownValues, node: fx.Node) -> Known | None:
         if isinstance(old, torch.SymInt) or isinstance(new, torch.SymInt) or old != new:
             break
         kept += 1
-    rank, leading = len(after), known.value.dim() - kept
-    if any(s != 1 for s in known.value.shape[:leading]):
+    rank, leading = len(after), known.low.dim() - kept
+    if any(s != 1 for s in known.low.shape[:leading]):
         return None
-    value, flags = (t.reshape(t.shape[leading:]) for t in (known.value, known.known))
-    return Known(_ranked(value, rank), _ranked(flags, rank))
+    return applied(lambda t: _ranked(t.reshape(t.shape[leading:]), rank), known)
+
+
+def _squeezed(values: KnownValues, node: fx.Node) -> Known | None:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    known, before = values.of(source), source.meta["val"].shape
+    if known is None:
+        return None
+    given = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
+    gone = [int(d) % len(before) for d in given]  # type: ignore[arg-type]  # ints
+    gone = [d for d in gone if not isinstance(before[d], torch.SymInt) and before[d] == 1]
+    shape = [s for d, s in enumerate(known.low.shape) if d not in gone]
+    return applied(lambda t: t.reshape(shape), known)
+
+
+def _repeated(values: KnownValues, node: fx.Node) -> Known | None:
+    """Axes along which nothing varies, or that are not repeated."""
+    source, repeats = node.args[:2]
+    assert isinstance(source, fx.Node)
+    known = values.operands(node)[source]
+    assert isinstance(repeats, (list, tuple))
+    varies = known is not None and any(s != 1 and r != 1 for s, r in zip(known.low.shape, repeats, strict=True))
+    return None if varies else known
+
+
+def _joined(values: KnownValues, node: fx.Node) -> Known | None:
+    """The parts side by side: padding of the user's positions, and what is constant for the item's."""
+    given, rank = node.args[0], node.meta["val"].dim()
+    assert isinstance(given, (list, tuple))
+    dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % rank  # type: ignore[arg-type]  # an int
+    parts, dtype = [], node.meta["val"].dtype
+    if all(values.of(n) is None for n in given if isinstance(n, fx.Node)):
+        return None
+    for source in given:
+        assert isinstance(source, fx.Node)
+        length, found = source.meta["val"].shape[dim], values.of(source)
+        if isinstance(length, torch.SymInt) or source.meta["val"].dim() != rank:
+            return None
+        known = everything(source.meta["val"], rank) if found is None else found
+        shape = [int(length) if d == dim else -1 for d in range(rank)]
+        parts.append(applied(lambda t, shape=shape: t.expand(shape).to(dtype), known))  # type: ignore[misc]  # mypy has no bound default
+    rest = [p.low.select(dim, 0).shape for p in parts]
+    sizes = [max(each) for each in zip(*rest, strict=True)]
+    whole = [p.low.shape[dim] for p in parts]
+    lows, highs = (
+        [t.expand(*sizes[:dim], n, *sizes[dim:]) for t, n in zip(side, whole, strict=True)]
+        for side in ([p.low for p in parts], [p.high for p in parts])
+    )
+    return Known(torch.cat(lows, dim), torch.cat(highs, dim))
+
+
+def _looked_up(values: KnownValues, node: fx.Node) -> Known | None:
+    table = values.rewriter.value(node.args[0])
+    if table is None or table.is_meta or not 0 < table.numel() <= _SMALL_TABLE:
+        return None
+    return between(float(table.min()), float(table.max()), node.meta["val"])
 
 
 def _same(values: KnownValues, node: fx.Node) -> Known | None:
@@ -268,12 +315,12 @@ def _triangle(values: KnownValues, node: fx.Node) -> Known | None:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     shape = source.meta["val"].shape[-2:]
-    known = values.of(source)
-    if known is None or any(isinstance(s, torch.SymInt) for s in shape):
+    if any(isinstance(s, torch.SymInt) for s in shape):
         return None
-    value, flags = (t.expand(*t.shape[:-2], *shape) for t in (known.value, known.known))
-    outside = node.target(torch.ones(*shape, dtype=torch.bool), *node.args[1:]).logical_not()  # type: ignore[operator]  # an aten overload
-    return Known(node.target(value, *node.args[1:]), flags | outside)  # type: ignore[operator]  # an aten overload
+    known = values.of(source)
+    if known is None:
+        known = everything(source.meta["val"], source.meta["val"].dim())
+    return applied(lambda t: node.target(t.expand(*t.shape[:-2], *shape), *node.args[1:]), known)  # type: ignore[operator]  # an aten overload
 
 
 def _softmax(values: KnownValues, node: fx.Node) -> Known | None:
@@ -282,22 +329,28 @@ def _softmax(values: KnownValues, node: fx.Node) -> Known | None:
     if dim not in (-1, source.meta["val"].dim() - 1):
         return None
     hidden = values.hidden(source)
-    return None if hidden is None else _known(torch.zeros_like(hidden, dtype=node.meta["val"].dtype), hidden)
+    if hidden is None:
+        return None
+    zero = torch.zeros_like(hidden, dtype=node.meta["val"].dtype)
+    return Known(zero, zero.masked_fill(~hidden, 1.0))
 
 
 _FILLED: dict[Any, int] = {
     aten.ones.default: 1, aten.zeros.default: 0, aten.ones_like.default: 1, aten.zeros_like.default: 0,
     aten.new_ones.default: 1, aten.new_zeros.default: 0,
 }  # fmt: skip
-_DECIDES: dict[Any, Callable[[Known, int], Known | None]] = {
-    aten.mul.Tensor: _zeroes, aten.div.Tensor: _numerator, aten.add.Tensor: _hides, aten.sub.Tensor: _subtracts,
-    aten.bitwise_and.Tensor: _false, aten.logical_and.default: _false,
-    aten.bitwise_or.Tensor: _true, aten.logical_or.default: _true,
-}  # fmt: skip
+# Relative biases are in such tables; others are not worth the time to read them.
+_SMALL_TABLE = 1 << 20
+_FULL = (aten.full.default, aten.full_like.default, aten.new_full.default, aten.scalar_tensor.default)
+_SUMS = (aten.sum.dim_IntList, aten.mean.dim, aten.sum.default)
+_NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 _RULES: dict[Any, Callable[[KnownValues, fx.Node], Known | None]] = {
     aten.where.self: _chosen, aten.masked_fill.Scalar: _chosen, aten.masked_fill.Tensor: _chosen,
     aten.transpose.int: _moved, aten.permute.default: _moved, aten.unsqueeze.default: _moved,
-    aten.slice.Tensor: _moved, aten.select.int: _selected, aten.expand.default: _expanded,
+    aten.slice.Tensor: _moved, aten.squeeze.dim: _squeezed, aten.squeeze.dims: _squeezed,
+    aten.repeat.default: _repeated,
+    aten.cat.default: _joined, aten.embedding.default: _looked_up,
+    aten.select.int: _selected, aten.expand.default: _expanded,
     aten.view.default: _viewed, aten.reshape.default: _viewed, aten._unsafe_view.default: _viewed,
     aten.clone.default: _same, aten.contiguous.default: _same, aten.alias.default: _same,
     aten.dropout.default: _same, aten.tril.default: _triangle, aten.triu.default: _triangle,

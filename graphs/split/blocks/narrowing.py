@@ -11,8 +11,9 @@ from torch import Tensor, fx
 
 from graphs.base.cost import gemm_flops
 from graphs.split.blocks.known_values import KnownValues
-from graphs.split.blocks.regions import CUTS, Regions
-from graphs.split.column_provenance import kept_axis
+from graphs.split.blocks.region_moves import CUTS
+from graphs.split.blocks.regions import Regions
+from graphs.split.column_provenance import kept_axis, squeezed_axes
 from graphs.split.prune_columns import sliced
 from graphs.split.rewriter import Rewriter
 
@@ -128,6 +129,9 @@ def _operand_axis(node: fx.Node, operand: fx.Node, found: Mapping[fx.Node, int])
     if target is aten.permute.default:
         order = [int(d) for d in node.args[1]]  # type: ignore[union-attr, arg-type]  # a list of ints
         return order[axis] % int(rank)
+    if target in (aten.squeeze.dim, aten.squeeze.dims):
+        gone = squeezed_axes(node)
+        return [a for a in range(inner) if a not in gone][axis]
     if target is aten.slice.Tensor:
         return axis if sliced(node)[0] != axis else None
     return None

@@ -30,18 +30,23 @@ __all__ = ["PRODUCTS", "Separated", "data_product", "is_data_product", "read_onc
 PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.scaled_dot_product_attention.default)
 
 
+SOFTMAXES = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
+
+
 @dataclass(frozen=True)
 class Separated:
     """A product of data with data: the user's share of its rows, FLOPs saved per candidate, and bytes of the rows.
 
     ``apart`` is false for one that stays per candidate because the user's rows see item positions: then
-    ``saved_flops`` is what a mask would save.
+    ``saved_flops`` is what a mask would save, and ``finite`` says that there is one, of a number that does not hide
+    them for certain.
     """
 
     share: float
     saved_flops: int
     state_bytes: int
     apart: bool
+    finite: bool = False
 
 
 def is_data_product(node: fx.Node) -> bool:
@@ -75,7 +80,7 @@ def data_product(regions: Regions, node: fx.Node) -> Separated | None:
     share = inside / sum(found.sizes())
     saved = int((gemm_flops(product) + _scores_flops(regions, product)) * share)
     if parts is None:
-        return Separated(share, saved, int(nbytes(node) * share), apart=False)
+        return Separated(share, saved, int(nbytes(node) * share), apart=False, finite=_is_masked(regions, product))
     whole = regions.joined(node, list(parts.segments), parts.axis)
     regions.rewriter.replace(node, whole)
     regions.known[node] = regions.known[whole] = parts
@@ -92,6 +97,16 @@ def _scores_flops(regions: Regions, product: fx.Node) -> int:
         data = [n for n in sources if regions.rewriter.sides[n] == "item"]
         node = data[0] if data else None
     return 0
+
+
+def _is_masked(regions: Regions, product: fx.Node) -> bool:
+    """Return whether numbers that are not -inf lower some scores of an attention, for every input."""
+    node = product.args[0]
+    while isinstance(node, fx.Node) and node.op == "call_function" and node.target not in SOFTMAXES:
+        node = node.args[0] if node.args else None
+    scores = node.args[0] if isinstance(node, fx.Node) and node.op == "call_function" else None
+    finite = regions.values.finite(scores) if isinstance(scores, fx.Node) else None
+    return finite is not None and bool(finite.any())
 
 
 def numel_of(node: fx.Node) -> int:

@@ -20,17 +20,15 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from graphs.split.blocks import region_moves as moves
 from graphs.split.blocks.known_values import KnownValues, Ranges, taken
-from graphs.split.column_provenance import Provenance, is_user, kept_axis, provenance_of
-from graphs.split.prune_columns import sliced
+from graphs.split.column_provenance import Provenance, is_user, provenance_of
 from graphs.split.rewriter import Rewriter
 
 aten = torch.ops.aten
 
 # More alternations between user and item positions than this are not followed: every one is a node of its own.
 MOST_RUNS = 64
-
-CUTS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 
 Cut = Mapping[int, Ranges]
 
@@ -101,7 +99,7 @@ class Regions:
             return self.rewriter.constant(f"{self.rewriter.name(node)}.part", taken(constant, cut))
         found = self.known.get(node)
         if found is not None and found.plain and found.axis in cut:
-            return self._of_segments(like, list(found.segments), found.axis, cut)
+            return self.of_segments(like, list(found.segments), found.axis, cut)
         rule = _RULES.get(node.target) if node.op == "call_function" else None
         overload = isinstance(node.target, torch._ops.OpOverload)
         if rule is None and overload and torch.Tag.pointwise in node.target.tags:  # type: ignore[union-attr]  # an overload
@@ -116,7 +114,8 @@ class Regions:
             node = self.joined(like, parts, axis)
         return node
 
-    def _of_segments(self, like: fx.Node, segments: list[fx.Node], axis: int, cut: Cut) -> fx.Node:
+    def of_segments(self, like: fx.Node, segments: list[fx.Node], axis: int, cut: Cut) -> fx.Node:
+        """Return the part of tensors joined along an axis, of those that have some of it."""
         rest = {a: r for a, r in cut.items() if a != axis}
         pieces = []
         for low, high in cut[axis]:
@@ -170,7 +169,7 @@ def _chosen(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node
     found = regions.values.operands(node)[mask]
     if found is None or not bool(taken(found.known, cut).all()):
         return None
-    flags = taken(found.value, cut)
+    flags = taken(found.low, cut)
     side = yes if bool(flags.all()) else no if not bool(flags.any()) else None
     if not isinstance(side, fx.Node):
         return None
@@ -250,141 +249,23 @@ def _contracted(regions: Regions, like: fx.Node, node: fx.Node, rows: Cut, colum
     return total
 
 
-def _first_only(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
-    part = regions.of(like, _first(node), cut)
-    return regions.rewriter.call(like, node.target, part, *node.args[1:], **node.kwargs)
-
-
-def _leading(last: Callable[[fx.Node], int]) -> Callable[[Regions, fx.Node, fx.Node, Cut], fx.Node | None]:
-    """Return the rule of an op that keeps every axis and treats all but the ``last`` ones one by one."""
-
-    def rule(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
-        return None if max(cut) >= _rank(node) - last(node) else _first_only(regions, like, node, cut)
-
-    return rule
-
-
-def _embedding(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
-    table, ids = node.args[:2]
-    if not isinstance(ids, fx.Node) or max(cut) >= _rank(node) - 1:
-        return None
-    return regions.rewriter.call(like, node.target, table, regions.of(like, ids, cut), *node.args[2:], **node.kwargs)
-
-
-def _permuted(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
-    rank = _rank(node)
-    if node.target is aten.permute.default:
-        order = [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr, arg-type]  # a list of ints
-    else:
-        order = list(range(rank))
-        a, b = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]  # ints
-        order[a], order[b] = order[b], order[a]
-    source = regions.of(like, _first(node), {order[axis]: r for axis, r in cut.items()})
-    return regions.rewriter.call(like, node.target, source, *node.args[1:])
-
-
-def _unsqueezed(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
-    dim = int(node.args[1]) % _rank(node)  # type: ignore[arg-type]  # an int
-    source = regions.of(like, _first(node), {a - (a > dim): r for a, r in cut.items()})
-    return regions.rewriter.call(like, node.target, source, dim)
-
-
-def _selected(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
-    dim = int(node.args[1]) % _rank(_first(node))  # type: ignore[arg-type]  # an int
-    source = regions.of(like, _first(node), {a + (a >= dim): r for a, r in cut.items()})
-    return regions.rewriter.call(like, node.target, source, dim, *node.args[2:])
-
-
-def _sliced(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
-    source = _first(node)
-    dim, bounds = sliced(node)
-    if node.meta["val"].shape == source.meta["val"].shape:
-        return regions.of(like, source, cut)
-    if dim not in cut:
-        return _first_only(regions, like, node, cut)
-    if bounds is None:
-        return None
-    shifted = tuple((low + bounds[0], high + bounds[0]) for low, high in cut[dim])
-    return regions.of(like, source, {**cut, dim: shifted})
-
-
-def _expanded(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
-    sizes = list(node.args[1])  # type: ignore[arg-type]  # a list of sizes
-    for axis, ranges in cut.items():
-        sizes[axis] = sum(high - low for low, high in ranges)
-    source = regions.operand(like, _first(node), _rank(node), cut)
-    return regions.rewriter.call(like, node.target, source, sizes)
-
-
-def _viewed(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
-    source = _first(node)
-    before, after = source.meta["val"].shape, node.meta["val"].shape
-    at = {axis: kept_axis(before, after, axis) for axis in cut}
-    if None in at.values() or sum(isinstance(s, torch.SymInt) for s in after) > 1:
-        return None
-    shape = [-1 if isinstance(s, torch.SymInt) else int(s) for s in after]
-    for axis, ranges in cut.items():
-        shape[axis] = sum(high - low for low, high in ranges)
-    part = regions.of(like, source, {at[axis]: r for axis, r in cut.items()})  # type: ignore[misc]  # checked above
-    return regions.rewriter.call(like, aten.reshape.default, part, shape)
-
-
-def _joined(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
-    given = node.args[0]
-    assert isinstance(given, (list, tuple))
-    dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % _rank(node)  # type: ignore[arg-type]  # an int
-    nodes = [n for n in given if isinstance(n, fx.Node)]
-    if node.target is aten.stack.default and dim in cut:
-        return None
-    if node.target is aten.stack.default:
-        parts = [regions.of(like, n, {a - (a > dim): r for a, r in cut.items()}) for n in nodes]
-        return regions.rewriter.call(like, aten.stack.default, parts, dim)
-    if dim in cut:
-        return regions._of_segments(like, nodes, dim, cut)
-    return regions.rewriter.call(like, aten.cat.default, [regions.of(like, n, cut) for n in nodes], dim)
-
-
-def _reduced(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
-    source, dims = _first(node), node.args[1]
-    if not isinstance(dims, (list, tuple)) or not dims:
-        return None
-    gone = sorted(int(d) % _rank(source) for d in dims)  # type: ignore[arg-type]  # ints
-    kept = len(node.args) > 2 and bool(node.args[2])
-    left = [a for a in range(_rank(source)) if kept or a not in gone]
-    part = regions.of(like, source, {left[a]: r for a, r in cut.items()})
-    return regions.rewriter.call(like, node.target, part, *node.args[1:], **node.kwargs)
-
-
-def _element(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
-    """Take one tensor of a split, chunk or unbind along an axis that stays whole."""
-    whole = _first(node)
-    position = 1 if whole.target is aten.unbind.int else 2
-    if whole.target not in (*CUTS, aten.unbind.int):
-        return None
-    source = _first(whole)
-    dim = whole.args[position] if len(whole.args) > position else whole.kwargs.get("dim", 0)
-    dim = int(dim) % _rank(source)  # type: ignore[arg-type]  # an int
-    gone = whole.target is aten.unbind.int
-    if dim in cut and not gone:
-        return None
-    part = regions.of(like, source, {a + (gone and a >= dim): r for a, r in cut.items()})
-    pieces = regions.rewriter.call(like, whole.target, part, *whole.args[1:], **whole.kwargs)
-    return regions.rewriter.call(like, operator.getitem, pieces, node.args[1])
-
-
 _RULES: dict[Any, Callable[[Regions, fx.Node, fx.Node, Cut], fx.Node | None]] = {
     aten.softmax.int: _softmax, aten._softmax.default: _softmax, aten._safe_softmax.default: _softmax,
     aten.matmul.default: _product, aten.bmm.default: _product,
-    aten.linear.default: _leading(lambda node: 1),
-    aten.layer_norm.default: _leading(lambda node: len(node.args[1])),  # type: ignore[arg-type]  # a list of sizes
-    aten.rms_norm.default: _leading(lambda node: len(node.args[1])),  # type: ignore[arg-type]  # a list of sizes
-    aten.embedding.default: _embedding,
-    aten.transpose.int: _permuted, aten.permute.default: _permuted, aten.unsqueeze.default: _unsqueezed,
-    aten.select.int: _selected, aten.slice.Tensor: _sliced, aten.expand.default: _expanded,
-    aten.view.default: _viewed, aten.reshape.default: _viewed, aten._unsafe_view.default: _viewed,
-    aten.flatten.using_ints: _viewed, aten.unflatten.int: _viewed,
-    aten.cat.default: _joined, aten.stack.default: _joined,
-    operator.getitem: _element, aten.sum.dim_IntList: _reduced, aten.mean.dim: _reduced,
-    aten.clone.default: _first_only, aten.contiguous.default: _first_only, aten.alias.default: _first_only,
-    aten.dropout.default: _first_only, aten._to_copy.default: _first_only, aten.to.dtype: _first_only,
+    aten.linear.default: moves.leading(lambda node: 1),
+    aten.layer_norm.default: moves.leading(lambda node: len(node.args[1])),  # type: ignore[arg-type]  # a list of sizes
+    aten.rms_norm.default: moves.leading(lambda node: len(node.args[1])),  # type: ignore[arg-type]  # a list of sizes
+    aten.embedding.default: moves.embedding,
+    aten.transpose.int: moves.permuted, aten.permute.default: moves.permuted,
+    aten.unsqueeze.default: moves.unsqueezed,
+    aten.squeeze.dim: moves.squeezed, aten.squeeze.dims: moves.squeezed,
+    aten.repeat_interleave.self_int: moves.interleaved,
+    aten.select.int: moves.selected, aten.slice.Tensor: moves.sliced, aten.expand.default: moves.expanded,
+    aten.view.default: moves.viewed, aten.reshape.default: moves.viewed, aten._unsafe_view.default: moves.viewed,
+    aten.flatten.using_ints: moves.viewed, aten.unflatten.int: moves.viewed,
+    aten.cat.default: moves.joined, aten.stack.default: moves.joined,
+    operator.getitem: moves.element, aten.sum.dim_IntList: moves.reduced, aten.mean.dim: moves.reduced,
+    aten.clone.default: moves.first_only, aten.contiguous.default: moves.first_only,
+    aten.alias.default: moves.first_only,
+    aten.dropout.default: moves.first_only, aten._to_copy.default: moves.first_only, aten.to.dtype: moves.first_only,
 }  # fmt: skip

@@ -87,6 +87,53 @@ def letters(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Ten
     return torch.einsum("bhnm,bhmd->bhnd", weights, v)
 
 
+def lowest(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
+    """As transformers does: the smallest number of the dtype."""
+    mask = torch.full((TOTAL, TOTAL), torch.finfo(q.dtype).min, dtype=q.dtype).triu(1)
+    return ((q @ k.mT) * 0.5 + mask).softmax(-1) @ v
+
+
+def padded_mask(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
+    """A mask added to the scores: causal, and of the history's padding, which hides all of some rows."""
+    later = torch.zeros(TOTAL, TOTAL, dtype=q.dtype).masked_fill(~layer.mask, float("-inf"))
+    padding = torch.zeros_like(there, dtype=q.dtype).masked_fill(~there, float("-inf"))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=later + padding[:, None, None, :])
+
+
+def padding_chosen(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
+    later = torch.zeros(TOTAL, TOTAL, dtype=q.dtype).masked_fill(~layer.mask, float("-inf"))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=torch.where(there[:, None, None], later, float("-inf")))
+
+
+def padded_but_itself(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
+    """Every position sees itself, so that a finite number is enough."""
+    sees = torch.logical_and(layer.mask, there[:, None, None] | torch.eye(TOTAL, dtype=torch.bool))
+    return (q @ k.mT).masked_fill(~sees, torch.finfo(q.dtype).min).softmax(-1) @ v
+
+
+def grouped(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
+    """Two heads of queries for one of keys and values."""
+    sees = layer.mask & there[:, None, None]
+    return F.scaled_dot_product_attention(q, k[:, ::2], v[:, ::2], attn_mask=sees, enable_gqa=True)
+
+
+def interleaved(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
+    k, v = (t[:, ::2].repeat_interleave(2, 1) for t in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def repeated(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
+    """As transformers repeats keys and values."""
+    k, v = (t[:, ::2, None].expand(-1, -1, 2, -1, -1).reshape(q.shape) for t in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def one_head(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
+    """All heads of queries share one of keys and values."""
+    weights = (q @ k[:, :1].mT).masked_fill(~layer.mask, float("-inf")).softmax(-1)
+    return weights @ v[:, :1]
+
+
 def unmasked(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -97,6 +144,11 @@ def finite_padded(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) 
     return scores.softmax(-1) @ v
 
 
+def ten_thousand(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
+    """Below other scores, but for all we know not by as much as it takes."""
+    return (q @ k.mT).masked_fill(~layer.mask, -1e4).softmax(-1) @ v
+
+
 def masked_later(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
     """The softmax has summed over the item positions before the mask."""
     return ((q @ k.mT).softmax(-1) * layer.mask) @ v
@@ -104,9 +156,26 @@ def masked_later(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -
 
 APART: dict[str, Attention] = {
     f.__name__: f
-    for f in (is_causal, buffer, additive, written, finite, added, batched, padded, padded_twice, users_see_users)
+    for f in (
+        is_causal,
+        buffer,
+        additive,
+        written,
+        finite,
+        added,
+        batched,
+        padded,
+        padded_twice,
+        users_see_users,
+        lowest,
+        padded_mask,
+        padding_chosen,
+        padded_but_itself,
+    )
 } | {f.__name__: f for f in (pointwise, values_of_padding_are_zero, letters)}
-COUPLED: dict[str, Attention] = {f.__name__: f for f in (unmasked, finite_padded, masked_later)}
+SHARED: dict[str, Attention] = {f.__name__: f for f in (grouped, interleaved, repeated, one_head)}
+COUPLED: dict[str, Attention] = {f.__name__: f for f in (unmasked, finite_padded, ten_thousand, masked_later)}
+FINITE = ("finite_padded", "ten_thousand")
 
 
 class Layer(nn.Module):

@@ -13,6 +13,7 @@ from graphs.trace.trace import trace
 
 LATER = torch.ones(4, 4, dtype=torch.bool).triu(1)
 INF = float("inf")
+LOWEST = torch.finfo(torch.float32).min
 
 
 class Scores(nn.Module):
@@ -48,6 +49,25 @@ HIDES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "added triangle": lambda s, there, later: torch.full((4, 4), -INF).triu(1) + s,
     "subtracted": lambda s, there, later: s - later.float() * 1e9,
     "finite": lambda s, there, later: s.masked_fill(later, -1e9),
+    "finfo": lambda s, there, later: s.masked_fill(later, LOWEST),
+    "finfo added": lambda s, there, later: s + torch.full((4, 4), LOWEST).triu(1),
+    "finfo chosen": lambda s, there, later: torch.where(later, LOWEST, s * 0.5),
+    "finite bias": lambda s, there, later: (s + torch.linspace(-9, 9, 4)).masked_fill(later, -1e9),
+    "of a sum": lambda s, there, later: (s[..., None] * s[..., None]).sum(-1).masked_fill(later, -1e9),
+    # Every position sees itself, so no row is without scores.
+    "finite with padding but of itself": lambda s, there, later: s.masked_fill(
+        later | (~there[:, None, None] & ~torch.eye(4, dtype=torch.bool)), -1e9
+    ),
+    "small padding": lambda s, there, later: (s - 99.0 * ~there[:, None, None]).masked_fill(later, -1e9),
+    "sums of masks": lambda s, there, later: s + (
+        torch.zeros(4, 4).masked_fill(later, -INF) + torch.where(there, 0.0, -INF)[:, None, None]
+    ),
+    "padding chosen in a mask": lambda s, there, later: s + torch.where(
+        there[:, None, None], torch.zeros(4, 4).masked_fill(later, -INF), -INF
+    ),
+    "padding of zeros": lambda s, there, later: s.masked_fill(~(~later & there[:, None, None]), -INF),
+    "logical and": lambda s, there, later: torch.where(torch.logical_and(~later, there[:, None, None]), s, -INF),
+    "repeated": lambda s, there, later: s.masked_fill(later.repeat(s.shape[0], 2, 1, 1), -INF),
     "with padding": lambda s, there, later: s.masked_fill(later | ~there[:, None, None], -INF),
     "and padding": lambda s, there, later: torch.where(~later & there[:, None, None], s, -INF),
     "then padding": lambda s, there, later: s.masked_fill(later, -INF).masked_fill(~there[:, None, None], -INF),
@@ -58,6 +78,18 @@ SHOWS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "small": lambda s, there, later: s.masked_fill(later, -100.0),
     "the other side": lambda s, there, later: torch.where(later | ~later, s, -INF),
     "overwritten": lambda s, there, later: s.masked_fill(later, -INF).masked_fill(~there[:, None, None], -1e9),
+    # Below other scores, but for all we know not by as much as it takes.
+    "ten thousand": lambda s, there, later: s.masked_fill(later, -1e4),
+    "ten thousand added": lambda s, there, later: s + later * -1e4,
+    # A row of padding would not see anything, whatever makes the number large.
+    "padding by a sum": lambda s, there, later: (
+        s + torch.stack([~there * -1e9, ~there * -1.0], -1).sum(-1)[:, None, None]
+    ).masked_fill(later, -1e9),
+    "hidden by a sum that is taken back": lambda s, there, later: (s - later * 1e9) + later * 1e9,
+    "all of a row": lambda s, there, later: s.masked_fill(later | torch.ones(4, 1, dtype=torch.bool), LOWEST),
+    "sums of finfo with padding": lambda s, there, later: s + (
+        torch.zeros(4, 4).masked_fill(later, LOWEST) + torch.where(there, 0.0, LOWEST)[:, None, None]
+    ),
     # A row of padding sees nothing: then softmax is the mean of all positions.
     "finite with padding": lambda s, there, later: s.masked_fill(later | ~there[:, None, None], -1e9),
 }  # fmt: skip
@@ -95,4 +127,4 @@ def test_a_mask_without_values_hides_nothing() -> None:
     values, result = found(HIDES["added"])
     later = next(n for n in values.rewriter.graph.nodes if n.op == "get_attr" and "later" in str(n.target))
     values.rewriter.tensors[str(later.target)] = LATER.to("meta")
-    assert values.hidden(result) is None
+    assert not shown(values.hidden(result)).any()
