@@ -1,3 +1,3 @@
 """Measurements behind the documentation; not part of the distribution."""
 
-__all__ = ["experts", "score", "split", "streaming"]
+__all__ = ["experts", "model_zoo", "score", "split", "streaming"]

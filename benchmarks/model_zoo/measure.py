@@ -56,8 +56,8 @@ def measure(package: str, name: str, model: ZooModel, rounds: int = ROUNDS) -> R
         )
         found = dataclasses.replace(found, float32=prove_split(cut).max_rel, float64=_float64(model))
         found = dataclasses.replace(found, outcome="not exported")
-        found = _exported(found, model, cut, rounds)
-    except UgsepError as error:
+        found = _exported(found, cut, rounds)
+    except (UgsepError, GateFailed) as error:
         found = dataclasses.replace(found, reason=str(error))
     return dataclasses.replace(found, seconds=round(time.perf_counter() - started, 1))
 
@@ -77,7 +77,7 @@ def _float64(model: ZooModel) -> float | None:
     return prove_split(cut, tolerance=TOLERANCE64).max_rel
 
 
-def _exported(found: Result, model: ZooModel, cut: Split, rounds: int) -> Result:
+def _exported(found: Result, cut: Split, rounds: int) -> Result:
     """Export the three graphs, compare their scores with PyTorch's, and time them.
 
     Raises:

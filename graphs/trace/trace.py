@@ -20,6 +20,7 @@ from graphs.base.errors import UgsepError
 from graphs.base.gc_paused import gc_paused
 from graphs.rows.rules import has_rule
 from graphs.trace.call import call_of, scripted_part, unwrapped, without_dataclasses
+from graphs.trace.empty_pieces import drop_empty_pieces
 from graphs.trace.fold import fold_parameters
 from graphs.trace.trace_errors import NO_DATA_IN_CONTROL, check_any_number_of_rows, quiet, readable
 from graphs.trace.widen import LOW_PRECISION, widen
@@ -193,6 +194,7 @@ def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: 
         elif node.target is not torch.ops.aten._assert_tensor_metadata.default:
             copied[node] = graph.node_copy(node, lambda n: copied[n])
             _fix_squeeze(copied[node])
+    drop_empty_pieces(graph)
     graph.eliminate_dead_code()
     return Traced(fx.GraphModule(whole, graph), tuple(names), tuple(outputs), example, tuple(writes))
 

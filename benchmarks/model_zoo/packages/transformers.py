@@ -64,7 +64,7 @@ def _classifier(name: str, **settings: Any) -> Callable[[], ZooModel]:
         import transformers
 
         config = getattr(transformers, f"{name}Config")(
-            vocab_size=VOCABULARY, num_labels=2, pad_token_id=0, use_cache=False, **settings
+            vocab_size=VOCABULARY, num_labels=2, pad_token_id=0, **settings
         )
         model = getattr(transformers, f"{name}ForSequenceClassification")(config)
         return ZooModel(spread(Prefixed(model)), _example(), ("history",), ("item",))
@@ -76,7 +76,7 @@ def _last_hidden(name: str, **settings: Any) -> Callable[[], ZooModel]:
     def make() -> ZooModel:
         import transformers
 
-        config = getattr(transformers, f"{name}Config")(vocab_size=VOCABULARY, use_cache=False, **settings)
+        config = getattr(transformers, f"{name}Config")(vocab_size=VOCABULARY, **settings)
         model = getattr(transformers, f"{name}Model")(config)
         return ZooModel(spread(LastHidden(model)), _example(), ("history",), ("item",))
 
@@ -99,6 +99,8 @@ MODELS: Models = {
     "BLOOM": _classifier("Bloom", hidden_size=_HIDDEN, n_layer=_LAYERS, n_head=_HEADS),
     "Llama, last position": _last_hidden("Llama", **_LLAMA),
     "GPT-2, last position": _last_hidden("GPT2", n_embd=_HIDDEN, n_layer=_LAYERS, n_head=_HEADS, n_positions=64),
+    # Without a cache transformers looks for packed sequences, in positions that are the same in all rows.
+    "Llama, last position, no cache": _last_hidden("Llama", **_LLAMA, use_cache=False),
     "BERT": _classifier("Bert", **_BERT),
     "RoBERTa": _classifier("Roberta", **_BERT),
     "ELECTRA": _classifier("Electra", **_BERT, embedding_size=32),

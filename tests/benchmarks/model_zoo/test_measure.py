@@ -34,7 +34,7 @@ class Mixing(Tiny):
 
 
 class Constant(Tiny):
-    """All scores alike, up to a thousandth of a thousandth."""
+    """Scores that differ by a millionth of their size."""
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
         return super().forward(features).tanh() * 1e-6 + 1
