@@ -211,6 +211,9 @@ def _sum(values: Tensor, dims: Sequence[int] | None = None, keepdim: bool = Fals
     total = values.to(dtype or torch.int64)
     axes = sorted((d % values.dim() for d in dims or range(values.dim())), reverse=True)
     for axis in axes:
+        if total.shape[axis] == 0:  # has no last element
+            total = aten.sum.dim_IntList(total, [axis], keepdim, dtype=total.dtype)
+            continue
         total = torch.cumsum(total, axis, dtype=total.dtype).narrow(axis, total.shape[axis] - 1, 1)
         total = total if keepdim else total.squeeze(axis)
     return total
@@ -219,6 +222,8 @@ def _sum(values: Tensor, dims: Sequence[int] | None = None, keepdim: bool = Fals
 def _product(values: Tensor, dim: int, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Multiply along an axis; ONNX Runtime's ReduceProd of int64 uses floats."""
     columns = values.to(dtype or torch.int64).unbind(dim)
+    if not columns:
+        return _sum(values, [dim], keepdim, dtype=dtype) + 1
     total = columns[0]
     for column in columns[1:]:
         total = total * column
@@ -228,6 +233,8 @@ def _product(values: Tensor, dim: int, keepdim: bool = False, *, dtype: Any = No
 def _cumulative_product(values: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     """Multiply up to each position of an axis; ONNX has no such op."""
     columns = list(values.to(dtype or torch.int64).unbind(dim))
+    if not columns:
+        return values.to(dtype or torch.int64)
     for position in range(1, len(columns)):
         columns[position] = columns[position - 1] * columns[position]
     return torch.stack(columns, dim)
