@@ -1,8 +1,9 @@
 """Decompositions of ops that the ONNX exporter or ONNX Runtime compute otherwise than PyTorch does.
 
 Integers: hashed ids use all 64 bits, of which float32 holds 24 and float64 53; through floats a quotient-remainder
-embedding looks up other rows. Attention: PyTorch gives a query without keys the value 0, a plain softmax NaN. Others
-have no ONNX form that is valid.
+embedding looks up other rows. A division by 0, which PyTorch refuses, is one by 1: a runtime fails for all rows of a
+call, or ends its process. Attention: PyTorch gives a query without keys the value 0, a plain softmax NaN. Others have
+no ONNX form that is valid.
 """
 
 from __future__ import annotations
@@ -171,29 +172,35 @@ def _floored(dividend: Number, divisor: Number) -> Tensor:
         quotient: Tensor = -torch.as_tensor(dividend) if divisor == -1 else aten.floor_divide(dividend, divisor)
         return quotient
     dividend = torch.full_like(divisor, dividend) if isinstance(dividend, int) else dividend
-    if not divisor.dtype.is_signed:
-        unsigned: Tensor = aten.floor_divide(dividend, divisor)
-        return unsigned
-    negated = divisor == -1
-    return torch.where(negated, -dividend, aten.floor_divide(dividend, divisor.masked_fill(negated, 1)))
+    safe: Tensor = aten.floor_divide(dividend, _without_edges(divisor))
+    return torch.where(divisor == -1, -dividend, safe) if divisor.dtype.is_signed else safe
+
+
+def _without_edges(divisor: Tensor) -> Tensor:
+    """Return a divisor with 1 in the place of 0 and -1, by which processes end."""
+    edges = divisor == 0
+    return divisor.masked_fill(edges | (divisor == -1) if divisor.dtype.is_signed else edges, 1)
 
 
 def _remainder(dividend: Number, divisor: Number) -> Tensor:
     """Return the remainder with the sign of the divisor: 0 for -1, by which ONNX Runtime ends as in a division."""
-    if isinstance(divisor, int):
-        divisor = 1 if divisor == -1 else divisor
-    elif divisor.dtype.is_signed:
-        divisor = divisor.masked_fill(divisor == -1, 1)
+    divisor = (1 if divisor == -1 else divisor) if isinstance(divisor, int) else _without_edges(divisor)
     rest: Tensor = aten.remainder(dividend, divisor)
     return rest
 
 
 def _fmod(dividend: Tensor, divisor: Number) -> Tensor:
     """Return the remainder with the sign of the dividend; ONNX Runtime's Mod with fmod=1 uses floats."""
+    divisor = _without_zero(divisor)
     return dividend - _truncated(dividend, divisor) * divisor
 
 
+def _without_zero(divisor: Number) -> Number:
+    return divisor if isinstance(divisor, int) else divisor.masked_fill(divisor == 0, 1)
+
+
 def _truncated(dividend: Tensor, divisor: Number) -> Tensor:
+    divisor = _without_zero(divisor)
     floored = _floored(dividend, divisor)
     inexact = dividend - floored * divisor != 0
     return torch.where(inexact & (floored < 0), floored + 1, floored)
@@ -204,6 +211,9 @@ def _sum(values: Tensor, dims: Sequence[int] | None = None, keepdim: bool = Fals
     total = values.to(dtype or torch.int64)
     axes = sorted((d % values.dim() for d in dims or range(values.dim())), reverse=True)
     for axis in axes:
+        if total.shape[axis] == 0:  # has no last element
+            total = aten.sum.dim_IntList(total, [axis], keepdim, dtype=total.dtype)
+            continue
         total = torch.cumsum(total, axis, dtype=total.dtype).narrow(axis, total.shape[axis] - 1, 1)
         total = total if keepdim else total.squeeze(axis)
     return total
@@ -212,6 +222,8 @@ def _sum(values: Tensor, dims: Sequence[int] | None = None, keepdim: bool = Fals
 def _product(values: Tensor, dim: int, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Multiply along an axis; ONNX Runtime's ReduceProd of int64 uses floats."""
     columns = values.to(dtype or torch.int64).unbind(dim)
+    if not columns:
+        return _sum(values, [dim], keepdim, dtype=dtype) + 1
     total = columns[0]
     for column in columns[1:]:
         total = total * column
@@ -221,6 +233,8 @@ def _product(values: Tensor, dim: int, keepdim: bool = False, *, dtype: Any = No
 def _cumulative_product(values: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     """Multiply up to each position of an axis; ONNX has no such op."""
     columns = list(values.to(dtype or torch.int64).unbind(dim))
+    if not columns:
+        return values.to(dtype or torch.int64)
     for position in range(1, len(columns)):
         columns[position] = columns[position - 1] * columns[position]
     return torch.stack(columns, dim)

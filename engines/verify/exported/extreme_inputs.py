@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from engines.backends.contract import Array
+from engines.verify.exported.reference import Surviving, reference
 from graphs.split.split import Subgraph
 
 aten = torch.ops.aten
@@ -61,10 +62,10 @@ def extreme_columns(
 def _ranges(dtype: torch.dtype) -> list[tuple[int, int]]:
     """Return ranges of integers to try, the widest first."""
     limits = torch.iinfo(dtype)
-    found = [(limits.min, limits.max), (0, limits.max)]
+    found = [(limits.min, limits.max), (0, limits.max), (1, limits.max)]  # without 0: divisors
     for bits in _BITS[1:]:
         if 2**bits < limits.max:
-            found += [(-(2**bits) - 1, 2**bits + 1), (0, 2**bits + 1)]
+            found += [(-(2**bits) - 1, 2**bits + 1), (0, 2**bits + 1), (1, 2**bits + 1)]
     return found
 
 
@@ -96,8 +97,8 @@ def _is_looked_up(node: fx.Node) -> bool:
 def _is_finite(subgraph: Subgraph, given: Mapping[str, Tensor]) -> bool:
     """Return whether PyTorch accepts these inputs and computes something finite of them."""
     try:
-        found = subgraph(dict(given))
-    except (IndexError, RuntimeError):  # an id beyond a table
+        found = reference(subgraph, given)
+    except (IndexError, RuntimeError):  # an id beyond a table, a division by 0
         return False
     return any(bool(v.isfinite().any()) for v in found.values())
 
@@ -112,7 +113,7 @@ def exact_outputs(subgraph: Subgraph, given: Mapping[str, Tensor]) -> dict[str, 
     return {name: value.double().numpy() for name, value in zip(subgraph.outputs, found, strict=True)}
 
 
-class _Double(fx.Interpreter):
+class _Double(Surviving):
     """Runs a graph with float64 in the place of float32."""
 
     def run_node(self, n: fx.Node) -> Any:

@@ -122,6 +122,27 @@ def test_what_no_float32_can_compute_is_no_fault(part: Callable[[Tensor], Tensor
     check(Numeric(part), torch.arange(1, 99), tmp_path)
 
 
+@pytest.mark.parametrize("mode", ["trunc", "floor"])
+@pytest.mark.parametrize("divisor", [-1, torch.tensor(-1)], ids=["number", "tensor"])
+def test_the_least_integer_is_divided_by_minus_one(mode: str, divisor: int | Tensor, tmp_path: Path) -> None:
+    """PyTorch's own truncated division ends the process of the build there."""
+    check(Scored(lambda k: torch.div(k, divisor, rounding_mode=mode) % 101), torch.arange(99), tmp_path)
+
+
+def test_a_wrong_file_of_a_truncated_division_is_caught_at_any_id(tmp_path: Path) -> None:
+    module = Scored(lambda k: torch.div(k, -1, rounding_mode="trunc") % 101)
+    wrong = Scored(lambda k: torch.where(k == -(2**63), 1, -k) % 101)
+    with pytest.raises(GateFailed, match=r"'key' between -\d+ and \d+"):
+        check(module, torch.arange(99), tmp_path, wrong)
+
+
+def test_divisors_are_checked_over_the_widest_range_without_0() -> None:
+    graph = whole(Scored(lambda k: (2**60 + 1) // k % 101), torch.arange(1, 99))
+    rows = {"user": torch.randn(64, 3), "key": torch.randint(1, 99, (64,))}
+    (key,) = (column for name, column, _ in extreme_columns(graph, rows) if name == "key")
+    assert (key.min(), key.max()) == (1, 2**63 - 1)
+
+
 def test_ids_of_a_table_stay_in_it() -> None:
     graph = whole(Scored(lambda k: k), torch.arange(99))
     rows = {"user": torch.randn(64, 3), "key": torch.randint(0, 99, (64,))}
