@@ -42,8 +42,8 @@ def measure(package: str, name: str, model: ZooModel, rounds: int = ROUNDS) -> R
     started = time.perf_counter()
     torch.set_num_threads(1)
     parameters = sum(p.numel() for p in model.module.parameters())
-    sides = {"user": tuple(model.user), "item": tuple(model.item)}
-    found = Result(package, name, "refused", **sides, parameters=parameters, candidates=CANDIDATES)
+    found = Result(package, name, "refused", user=tuple(model.user), item=tuple(model.item))
+    found = dataclasses.replace(found, parameters=parameters, candidates=CANDIDATES)
     try:
         cut = split(model.module, model.example, user=model.user, item=model.item)
         found = dataclasses.replace(

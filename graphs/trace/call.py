@@ -32,8 +32,8 @@ class Call:
         """The tensors, in order."""
         return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
 
-    def with_tensors(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the positional and keyword arguments of the same call with other tensors."""
+    def with_tensors(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and keyword arguments of the same call with other tensors, or what acts as such."""
         given = iter(tensors)
         args, kwargs = pytree.tree_unflatten(
             [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves], self.spec

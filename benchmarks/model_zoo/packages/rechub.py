@@ -87,7 +87,7 @@ class NextItem(nn.Module):
 
     def forward(self, history: Tensor, item: Tensor) -> Tensor:
         """Return scores [N] of histories [N, L] and items [N]."""
-        logits = self.model(torch.cat([history, item[:, None]], 1))[:, -1]
+        logits: Tensor = self.model(torch.cat([history, item[:, None]], 1))[:, -1]
         return logits.gather(1, item[:, None]).squeeze(1)
 
 
