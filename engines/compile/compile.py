@@ -172,7 +172,8 @@ def _build_spec(recipe: Recipe, plan: EnginePlan, backend: Backend, onnx: Path, 
         options.setdefault("threads", recipe.serving.threads)
     # Kernel timings are shared by all engines of a backend and belong to none, so they lie next to the entries.
     scratch = cache / _SCRATCH if cache is not None else None
-    return BuildSpec(plan.side, source, plan.precision, (profile,), options, scratch, recipe.serving.state == "fp16")
+    half_state = recipe.serving.state == "fp16" and plan.side != "full"  # the whole model has no state
+    return BuildSpec(plan.side, source, plan.precision, (profile,), options, scratch, half_state)
 
 
 def _notify(plan: EnginePlan, progress: ProgressCallback) -> Callable[[str], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.backends.built_engine import BuiltEngine
@@ -117,6 +117,7 @@ def _fp32_engines(
     runners: dict[GraphSide, Runner] = {}
     # Deleted after the runners are closed: variants of an engine are read when a request first needs them.
     folder = loaded.enter_context(scratch_folder(".ugsep-reference-", scratch))
+    recipe = replace(recipe, serving=replace(recipe.serving, state="fp32"))  # a proof does not round
     for side in GRAPHS:
         plan = EnginePlan(side, "onnxruntime", "fp32")
         engines[side] = compile_engine(recipe, plan, onnx_file(bundle, side), folder, None, progress)
