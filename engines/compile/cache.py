@@ -141,18 +141,31 @@ def list_entries(root: Path, verify: bool = False) -> list[Entry]:
     for path in sorted(root.glob("*") if root.is_dir() else ()):
         if not _KEY.fullmatch(path.name) or not path.is_dir() or path.is_symlink():
             continue
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        unused = time.time() - path.stat().st_mtime
         try:
-            record = _read_record(path)
-            if verify:
-                verify_files(path / _ENGINE, record.files)
-        except UgsepError as error:
-            entries.append(Entry(path.name, "", "", "", size, unused, str(error)))
-        else:
-            built = record.built
-            entries.append(Entry(path.name, built.side, built.backend, built.precision, size, unused))
+            entries.append(_entry(path, verify))
+        except FileNotFoundError:  # another process removed it meanwhile
+            continue
     return sorted(entries, key=lambda entry: -entry.unused_seconds)
+
+
+def _entry(path: Path, verify: bool) -> Entry:
+    """Return one entry.
+
+    Raises:
+        FileNotFoundError: it is removed meanwhile.
+    """
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    unused = time.time() - path.stat().st_mtime
+    try:
+        record = _read_record(path)
+        if verify:
+            verify_files(path / _ENGINE, record.files)
+    except UgsepError as error:
+        if not path.is_dir():
+            raise FileNotFoundError(path) from error
+        return Entry(path.name, "", "", "", size, unused, str(error))
+    built = record.built
+    return Entry(path.name, built.side, built.backend, built.precision, size, unused)
 
 
 def collect(root: Path, max_bytes: int) -> list[Entry]:
@@ -169,10 +182,13 @@ def collect(root: Path, max_bytes: int) -> list[Entry]:
             continue
         try:
             with _lock(root, entry.key).acquire(timeout=0):
-                shutil.rmtree(root / entry.key, ignore_errors=True)
-        except TimeoutError:
+                if entry.problem and _sound(root / entry.key):
+                    continue  # another process built it again
+                total -= entry.bytes
+                with scratch_folder(f".{entry.key[:16]}{_BUILDING}", root) as work:
+                    (root / entry.key).rename(work / _ENGINE)  # at once: who reads it finds all of it, or nothing
+        except (TimeoutError, FileNotFoundError):  # another process uses it, or removed it
             continue
-        total -= entry.bytes
         removed.append(entry)
     for prefix in {scratch.name.partition(_BUILDING)[0] for scratch in root.glob(f".*{_BUILDING}*")}:
         remove_abandoned(root, f"{prefix}{_BUILDING}")

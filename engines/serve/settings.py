@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from graphs.base.errors import UgsepError
 __all__ = ["ServeSettings", "address"]
 
 MIB = 1 << 20
+_NAME = re.compile(r"[\w.-]*")  # shown in URLs, logs and labels of metrics as it is
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,14 @@ class ServeSettings:
         )
         for name, value, least, most in ranges:
             if not least <= value <= most:  # also refuses NaN
-                raise UgsepError(f"{name} is {value:g}; it must be from {least:g} to {most:g}")
-        if "/" in self.name or self.name in (".", "..") or not self.name.isprintable():
+                raise UgsepError(f"{name} is {_plain(value)}; it must be from {_plain(least)} to {_plain(most)}")
+        if not _NAME.fullmatch(self.name) or self.name in (".", ".."):
             raise UgsepError(f"name is {self.name!a}; it is a part of URLs: use letters, digits and - . _")
+
+
+def _plain(value: float) -> str:
+    """Return a number without an exponent, if it is a whole one."""
+    return str(int(value)) if isinstance(value, int) or value.is_integer() else f"{value:g}"
 
 
 def address(host: str, port: int) -> str:

@@ -101,7 +101,8 @@ class Watcher:
             forced = self._forced.is_set()
             self._forced.clear()
             try:
-                self._look(forced)
+                if self._look(forced) is None and forced:
+                    self._log.info("nothing to reload", version=self._slot.current().version)
             except NotReady:
                 return  # the slot was closed: the server is stopping
             except Exception as error:

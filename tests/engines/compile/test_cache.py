@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,11 +208,13 @@ def build(directory):
     with log.open("a") as lines:
         lines.write("built\\n")
     print("building", flush=True)
-    time.sleep(1)
+    while not log.with_name("waiting").exists():  # however long the other process takes to start
+        time.sleep(0.01)
     (directory / "a.bin").write_text("weights")
     return tiny_engine(".", "a.bin").built
 def wait(message):
     print("waiting", flush=True)
+    log.with_name("waiting").touch()
 print(cached_build(root, "k" * 64, out, build, wait)[1], flush=True)
 """
 
@@ -231,10 +234,12 @@ def test_two_processes_that_want_one_key_build_it_once(tmp_path: Path) -> None:
 
 
 def test_a_process_killed_while_building_leaves_the_key_to_the_next(tmp_path: Path) -> None:
-    code = _BUILD_ONCE.replace("time.sleep(1)", "time.sleep(60)")
     arguments = [str(tmp_path / part) for part in ("cache", "first", "log")]
     with subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
+        [sys.executable, "-c", _BUILD_ONCE, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "building\n"
@@ -245,6 +250,42 @@ def test_a_process_killed_while_building_leaves_the_key_to_the_next(tmp_path: Pa
     assert not cached_build(cache, "k" * 64, tmp_path / "second", _builder())[1]
     assert list(cache.glob(".*.building-*")) == [other]
     assert cached_build(cache, "k" * 64, tmp_path / "third", _builder())[1]
+
+
+def test_processes_that_collect_list_and_build_at_once_disturb_none_of_them(tmp_path: Path) -> None:
+    """An entry is there whole or not at all, whoever looks at it while others remove it or build it again."""
+    root, keys = tmp_path / "cache", [letter * 64 for letter in "abcdef"]
+    built, failures = threading.Event(), list[BaseException]()
+
+    def repeat(step: Callable[[], None]) -> None:
+        try:
+            while not built.is_set():
+                step()
+                time.sleep(0.001)  # a turn for those that wait for a lock
+        except BaseException as error:
+            failures.append(error)
+
+    def look() -> None:
+        assert [entry.problem for entry in list_entries(root, verify=True) if entry.problem] == []
+
+    collectors = [threading.Thread(target=repeat, args=(lambda: collect(root, 0),)) for _ in range(2)]
+    threads = [*collectors, threading.Thread(target=repeat, args=(look,))]
+    root.mkdir()
+    for thread in threads:
+        thread.start()
+    try:
+        for turn in range(10):
+            for key in keys:
+                out = tmp_path / f"{turn}{key[0]}"
+                cached_build(root, key, out, _builder())
+                assert (out / "a.bin").read_text() == "weights"
+    finally:
+        built.set()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    collect(root, 0)
+    assert not [path for path in root.iterdir() if path.is_dir()]
 
 
 def test_collect_keeps_the_recently_used_and_drops_the_damaged(tmp_path: Path) -> None:

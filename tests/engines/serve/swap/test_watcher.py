@@ -180,6 +180,16 @@ def test_poke_looks_at_once_and_without_watching_nothing_else_does(
         watched.wait_for(second)
 
 
+def test_who_asks_for_a_reload_reads_in_the_log_that_nothing_is_new(built_bundle: Path, path: Path) -> None:
+    version = bundles.put(built_bundle, path)
+    with watching(path, watch=0) as watched:
+        watched.watcher.poke()
+        watched.wait(lambda: "nothing to reload" in watched.lines.getvalue(), "no word in the log")
+        (line,) = [line for line in watched.lines.getvalue().splitlines() if "nothing to reload" in line]
+        assert version in line
+        assert watched.loads == []
+
+
 def test_a_rollback_does_not_wait_for_a_bundle_that_is_being_loaded(
     built_bundle: Path, second_bundle: Path, path: Path
 ) -> None:
