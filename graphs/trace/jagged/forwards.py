@@ -57,12 +57,11 @@ class PaddedCall:
         self, inputs: Mapping[str, Tensor], vectors: Mapping[str, Tensor]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of the model, with stand-ins for its features."""
-        return self.call.with_tensors(
-            [
-                self.layouts[name].stand_in(inputs, vectors) if name in self.layouts else inputs[name]
-                for name in self.call.names
-            ]
-        )
+        given: list[Any] = [
+            self.layouts[name].stand_in(inputs, vectors) if name in self.layouts else inputs[name]
+            for name in self.call.names
+        ]
+        return self.call.with_tensors(given)
 
     def looked_up(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Any, dict[str, Found]]:
         """Call a module that looks up inside; return its result and, by path, what every collection found.

@@ -21,7 +21,7 @@ RECIPE = """
 model: torchrec
 serving: {precision: {user: fp32, item: fp32}, candidates: [4], backend: onnxruntime}
 """
-DECLARED = ("--user", "history,country", "--item", "item,tags,dense_features", "--single", "item,country")
+DECLARED = ("--user", "history,country,dense_features", "--item", "item,tags", "--single", "item,country")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_split_names_features_by_side(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["proof"]["max_rel"] < 1e-5
-    assert found["split"]["reusable_share"] > 0.2
+    assert found["split"]["reusable_share"] > 0.1
 
 
 @needs_torchrec
@@ -103,7 +103,7 @@ def test_a_bundle_scores_as_the_model_does_on_jagged_features(
     tensors = pad(features, {"history": 9, "tags": 3})
     for name in ("history.values", "history.lengths", "country"):
         tensors[name] = tensors[name][:1].expand_as(tensors[name])
-    dense = torch.randn(n, 5, generator=torch.Generator().manual_seed(2))
+    dense = torch.randn(1, 5, generator=torch.Generator().manual_seed(2)).expand(n, 5)
     with torch.no_grad():
         wanted = module(dense, same_user(features, n))[:, 0]
         if embeddings == "outside":
@@ -112,7 +112,7 @@ def test_a_bundle_scores_as_the_model_does_on_jagged_features(
     inputs = {
         name: np.ascontiguousarray(value.numpy()) for name, value in {**tensors, "dense_features": dense}.items()
     }
-    users = {name: value[:1] for name, value in inputs.items() if name.split(".")[0] in user}
+    users = {name: value[:1] for name, value in inputs.items() if name.split(".")[0] in (*user, "dense_features")}
     items = {name: value for name, value in inputs.items() if name not in users}
     with Ranker.from_bundle(out) as ranker:
         (scores,) = ranker.score(users, items).values()
