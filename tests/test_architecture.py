@@ -20,6 +20,7 @@ from engines.cli.quant.main import main as quant
 from engines.recipes.recipe import Gates
 from graphs.split.hoist import Hoisted
 from quant.policy import Rule
+from tests.graphs import refusals_page
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
@@ -212,3 +213,10 @@ def test_the_code_refers_only_to_modules_that_exist() -> None:
 def is_module(parts: list[str]) -> bool:
     path = ROOT.joinpath(*parts)
     return (path / "__init__.py").is_file() or path.with_suffix(".py").is_file()
+
+
+def test_the_page_of_refusals_is_what_the_code_says() -> None:
+    assert refusals_page.PAGE.read_text() == refusals_page.page(), "run python -m tests.graphs.refusals_page"
+    said = dict(refusals_page.refusals())
+    assert said["is not known to keep rows apart"] == "rewrite it with row-wise operations"
+    assert len(said) > 60

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from graphs.explain.changes import Change, ranked
 from graphs.explain.explain import Explanation
 
 _SIDES = {"user": "cyan", "item": "yellow", "constant": "dim"}
@@ -47,6 +48,8 @@ def render(e: Explanation) -> RenderableType:
         for h in e.hoisted:
             hoisted.add_row(h.where, amount(h.saved_flops, "FLOP"), amount(h.state_bytes, "B"))
         shown.append(hoisted)
+    if changes := ranked(e):
+        shown.append(_changes(changes, e.speedup_limit))
     if e.unmasked:
         shown.append(_unmasked(e))
     if e.meetings:
@@ -77,6 +80,18 @@ def _state(e: Explanation) -> Table:
     for s in e.state:
         shape = " x ".join(str(n) for n in s.row_shape) or "1"
         table.add_row(s.name, shape, str(s.dtype).removeprefix("torch."), amount(s.bytes_per_user, "B"))
+    return table
+
+
+def _changes(changes: tuple[Change, ...], now: float) -> Table:
+    title = f"What keeps user and item together, by what a change would win (limit now {now:.2f}x)"
+    table = Table("", "where", "change", title=title, caption="upper bounds, of each change alone")
+    for name in ("saved per candidate", "of the FLOPs", "limit"):
+        table.add_column(name, justify="right")
+    for rank, c in enumerate(changes[:MEETINGS], start=1):
+        table.add_row(
+            str(rank), c.where, c.change, amount(c.saved_flops, "FLOP"), f"{c.share:.0%}", f"{c.speedup_limit:.2f}x"
+        )
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor, fx
@@ -59,8 +60,18 @@ def layout_of_call(call: Call) -> Layout:
     if UNIFORM in promoted:
         raise MixesRows("is applied to a tensor with more than one batch axis; keep one")
     if rule is None:
-        raise MixesRows("is not known to keep rows apart; rewrite it with row-wise operations")
+        _refuse(call)
     return rule(call)
+
+
+def _refuse(call: Call) -> NoReturn:
+    if call.name == "masked_scatter":
+        raise MixesRows("takes values in one order over all rows; use torch.where, or gather by the mask's cumsum")
+    if call.name in ("histc", "bincount", "histogram", "unique_dim", "unique2", "_unique2"):
+        raise MixesRows("counts values over all rows; compare with the values and sum within a row")
+    if call.name == "embedding_renorm":
+        raise MixesRows("rescales a table that later calls read (max_norm); rescale it once, before the split")
+    raise MixesRows("is not known to keep rows apart; rewrite it with row-wise operations")
 
 
 def has_rule(op: torch._ops.OpOverload) -> bool:
@@ -168,7 +179,8 @@ _BY_RULE: tuple[tuple[Callable[[Call], Layout], tuple[str, ...]], ...] = (
             "mode", "median", "cosine_similarity",
         ),
     ),
-    (moves.take, ("select", "slice", "narrow", "split", "split_with_sizes", "chunk", "unbind", "tensor_split")),
+    (moves.take, ("select", "slice", "narrow", "split", "split_with_sizes", "chunk", "unbind", "tensor_split",
+                 "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk")),
     (moves.scatter_slice, ("select_scatter", "slice_scatter")),
     (moves.join, ("cat", "concat", "stack")),
     (moves.pad, ("constant_pad_nd", "pad")),

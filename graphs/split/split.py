@@ -116,7 +116,9 @@ def split(
             random numbers.
     """
     traced = trace(module, example)
-    by_side = _sides_of_inputs(traced.inputs, tuple(user), tuple(item))
+    # What is given as None or a number is part of the model, on no side.
+    named = ([n for n in names if n not in traced.constants] for names in (user, item))
+    by_side = _sides_of_inputs(traced.inputs, *named)
     made = split_traced(traced, by_side["user"], by_side["item"], hoisting)
     if traced.original is not None:
         check_same_scores_later(traced.original, dict(zip(traced.inputs, traced.example, strict=True)))

@@ -21,11 +21,15 @@ _CONSTANTS = (type(None), bool, int, float, str)
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of a call, flattened: the ``leaves`` of ``spec``, of which ``tensors`` have ``names``."""
+    """The arguments of a call, flattened: the ``leaves`` of ``spec``, of which ``tensors`` have ``names``.
+
+    ``constants`` are the names of the others: None, numbers and strings.
+    """
 
     names: tuple[str, ...]
     leaves: tuple[Any, ...]
     spec: pytree.TreeSpec
+    constants: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -127,6 +131,7 @@ def call_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     parameters = list(signature.parameters.values())
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     paths: list[tuple[str, ...]] = []
+    constants: list[str] = []
     in_sequence: list[bool] = []  # a position alone is not a name
     found, spec = pytree.tree_flatten_with_path((args, kwargs))
     for path, leaf in found:
@@ -136,6 +141,7 @@ def call_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             keys[0] = positional[position] if position < len(positional) else f"arg{position}"
         name = ".".join(keys)
         if isinstance(leaf, _CONSTANTS):
+            constants.append(name)
             continue
         if not isinstance(leaf, Tensor):
             raise UgsepError(f"example input '{name}' is a {type(leaf).__name__}; give tensors, numbers or None")
@@ -150,4 +156,4 @@ def call_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise UgsepError(f"the example inputs {list(names)} do not match the model's forward: {error}") from error
-    return Call(names, tuple(leaf for _, leaf in found), spec)
+    return Call(names, tuple(leaf for _, leaf in found), spec, tuple(constants))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import itertools
 import keyword
-import operator
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +17,19 @@ from torch._ops import OpOverload
 
 from graphs.base.errors import UgsepError
 from graphs.base.gc_paused import gc_paused
-from graphs.rows.rules import has_rule
 from graphs.trace.call import call_of, scripted_part, unwrapped, without_dataclasses
+from graphs.trace.complex_numbers import without_complex_numbers
+from graphs.trace.einsum import explicit
 from graphs.trace.empty_pieces import drop_empty_pieces
+from graphs.trace.familiar import decompositions, is_plain
 from graphs.trace.fold import fold_parameters
-from graphs.trace.trace_errors import NO_DATA_IN_CONTROL, check_any_number_of_rows, quiet, readable
+from graphs.trace.trace_errors import (
+    NO_DATA_IN_CONTROL,
+    check_any_number_of_rows,
+    quiet,
+    readable,
+    steps_through_packed_sequence,
+)
 from graphs.trace.widen import LOW_PRECISION, widen
 
 Example = Mapping[str, Any] | Sequence[Any]
@@ -43,7 +50,8 @@ class Traced:
     Its graph is functional (no in-place op) and refers to the parameters of the traced model, not copies.
     ``example`` holds the flat example tensors, TRACE_ROWS rows each. ``buffer_writes`` lists the buffers that
     forward updates, with the nodes of the dropped values. ``original`` calls the model as given. ``widened`` says
-    that the graph computes in float32 what the model computes in bfloat16 or float16.
+    that the graph computes in float32 what the model computes in bfloat16 or float16. ``constants`` names the
+    arguments that were given as None, numbers or strings.
     """
 
     module: fx.GraphModule
@@ -53,14 +61,16 @@ class Traced:
     buffer_writes: tuple[tuple[str, fx.Node], ...] = ()
     original: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     widened: bool = False
+    constants: tuple[str, ...] = ()
 
 
 def trace(module: nn.Module, example: Example) -> Traced:
     """Trace ``module`` on ``example``: a mapping of keyword arguments, or positional arguments in order.
 
     Arguments may be nested dicts, lists or tuples of tensors; the first axis of every tensor is the batch. None,
-    numbers and strings among them become constants of the traced model. Wrappers such as ``torch.compile`` and
-    ``DataParallel`` are taken off.
+    numbers and strings among them become constants of the traced model. A tensor of one row beside others of N, such
+    as a user's features that forward broadcasts over the items, is traced with N rows. Wrappers such as
+    ``torch.compile`` and ``DataParallel`` are taken off.
 
     Raises:
         UgsepError: an input that has no batch axis, different batch sizes, a TorchScript module, or a model that
@@ -71,8 +81,10 @@ def trace(module: nn.Module, example: Example) -> Traced:
     call = call_of(module, args, kwargs)
     names, leaves = call.names, call.tensors
     rows = {name: leaf.shape[0] for name, leaf in zip(names, leaves, strict=True)}
-    if len(set(rows.values())) > 1:
-        raise UgsepError(f"example inputs have different batch sizes {rows}; give every tensor the same first axis")
+    if len({*rows.values()} - {1}) > 1:
+        raise UgsepError(
+            f"example inputs have different batch sizes {rows}; give every tensor the same first axis, or 1"
+        )
     tiled = [leaf.index_select(0, torch.arange(TRACE_ROWS, device=leaf.device) % leaf.shape[0]) for leaf in leaves]
     # AUTO accepts guards that hold only for some batch sizes, of which torch's own shape logic makes many; those of
     # the model are found below.
@@ -80,17 +92,22 @@ def trace(module: nn.Module, example: Example) -> Traced:
     try:
         with torch.no_grad(), quiet(), gc_paused():
             exported = torch.export.export(call.flat(module), (tiled,), dynamic_shapes=(shapes,), strict=False)
-            if not _is_plain(exported.graph):  # takes as long as the export
-                exported = exported.run_decompositions(_unfamiliar(exported.graph))
+            exported = _familiar(exported)
     except Exception as error:  # torch.export raises many types
         _run(module, *call.with_tensors(tiled))  # the model's own error is clearer
         if scripted := scripted_part(module):
             raise UgsepError(
                 f"submodule '{scripted}' is TorchScript; build the model with the original module"
             ) from error
+        if steps_through_packed_sequence(error):
+            raise UgsepError(
+                f"the model steps through a packed sequence, whose shape depends on data: {readable(error)}; give "
+                "the recurrence the padded history, and read its output at the last step by torch.gather"
+            ) from error
         raise UgsepError(f"torch.export cannot trace the model: {readable(error)}; {NO_DATA_IN_CONTROL}") from error
     traced = _flatten(exported, list(names), tuple(tiled))
     check_any_number_of_rows(traced.module.graph)
+    without_complex_numbers(traced.module)
     fold_parameters(traced.module)
 
     def original(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,7 +116,7 @@ def trace(module: nn.Module, example: Example) -> Traced:
         values = pytree.tree_leaves(_run(module, *call.with_tensors(given)))
         return dict(zip(traced.outputs, values, strict=True))
 
-    traced = replace(traced, original=original)
+    traced = replace(traced, original=original, constants=call.constants)
     if not widen(traced.module):
         return traced
     wide = tuple(t.float() if t.dtype in LOW_PRECISION else t for t in traced.example)
@@ -125,6 +142,18 @@ def _check_widened(traced: Traced, original: Callable[[Mapping[str, Tensor]], di
                 f"'{name}' in float32 is {float(difference.abs().max()):.3g} off its value in 16-bit floats, more "
                 "than their roundings; call .float() on the model to accept the float32 scores"
             )
+
+
+def _familiar(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Decompose ops without a row rule, and those in their decompositions; each round takes as long as a trace."""
+    before: set[OpOverload] | None = None
+    while not is_plain(exported.graph):
+        table = decompositions(exported.graph)
+        if before is not None and set(table) <= before:
+            break
+        exported = exported.run_decompositions(table)
+        before = (before or set()) | set(table)
+    return exported
 
 
 def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -153,22 +182,6 @@ def identifier(name: str, taken: Container[str] = ()) -> str:
     return next(n for n in itertools.chain([base], (f"{base}__{i}" for i in itertools.count(1))) if n not in taken)
 
 
-def _is_plain(graph: fx.Graph) -> bool:
-    """Return whether row rules cover all ops of a graph and none writes into a tensor."""
-    called = [n.target for n in graph.nodes if n.op == "call_function"]
-    neutral = (operator.getitem, torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten.sym_size.int)
-    calls = [t for t in called if t not in neutral]
-    return all(isinstance(t, OpOverload) and has_rule(t) and not t._schema.is_mutable for t in calls)
-
-
-def _unfamiliar(graph: fx.Graph) -> dict[OpOverload, Callable[..., Any]]:
-    """Return decompositions of the composite ops without a row rule, such as tensordot; others stay whole."""
-    used = {n.target for n in graph.nodes if isinstance(n.target, OpOverload)}
-    composite = (o for o in used if o._can_decompose() and not has_rule(o))
-    known = torch.export.default_decompositions()
-    return {op: known[op] for op in sorted(composite, key=str) if op in known}
-
-
 def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: tuple[Tensor, ...]) -> Traced:
     whole = exported.module(check_guards=False)
     assert isinstance(whole, fx.GraphModule)
@@ -194,6 +207,7 @@ def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: 
         elif node.target is not torch.ops.aten._assert_tensor_metadata.default:
             copied[node] = graph.node_copy(node, lambda n: copied[n])
             _fix_squeeze(copied[node])
+            _fix_einsum(copied[node])
     drop_empty_pieces(graph)
     graph.eliminate_dead_code()
     return Traced(fx.GraphModule(whole, graph), tuple(names), tuple(outputs), example, tuple(writes))
@@ -217,6 +231,15 @@ def _fix_squeeze(node: fx.Node) -> None:
     dims = [int(d) % len(shape) for d in (given if isinstance(given, (list, tuple)) else [given])]  # type: ignore[arg-type]  # fx arguments
     node.target = aten.squeeze.dims
     node.args = (source, [d for d in dims if not isinstance(shape[d], torch.SymInt) and shape[d] == 1])
+
+
+def _fix_einsum(node: fx.Node) -> None:
+    """Name every axis of an einsum."""
+    if node.target is torch.ops.aten.einsum.default:
+        equation, operands, *path = node.args
+        assert isinstance(operands, (list, tuple))
+        ranks = [n.meta["val"].dim() for n in operands if isinstance(n, fx.Node)]
+        node.args = (explicit(str(equation), ranks), operands, *path)
 
 
 def _output_names(structured: Any) -> list[str]:

@@ -38,6 +38,13 @@ def readable(error: Exception) -> str:
     return f"{reason.rstrip('.')}{at}"
 
 
+def steps_through_packed_sequence(error: Exception) -> bool:
+    """Return whether a recurrence that was given a PackedSequence raised the error."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    inside = (f for f in frames if f.f_code.co_filename.endswith(str(Path("nn", "modules", "rnn.py"))))
+    return any(f.f_locals.get("batch_sizes") is not None for f in inside)
+
+
 def _shown(line: str | None) -> str:
     line = printable_line(line or "")
     return line if len(line) <= _LONGEST_CODE else f"{line[:_LONGEST_CODE]}..."

@@ -21,6 +21,7 @@ from export.onnx_file import export_subgraph
 from graphs.base.errors import UgsepError
 from graphs.split.split import Subgraph, split
 from tests import tiny
+from tests.graphs.unfamiliar_models import UNFAMILIAR, unfamiliar
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +195,18 @@ def test_an_output_named_like_an_input_is_refused(tmp_path: Path) -> None:
         export_subgraph(
             subgraph, rows, dict.fromkeys(rows, "candidates"), tmp_path / "a.onnx", Stamp("m", "full", "fp32", ())
         )
+
+
+@pytest.mark.parametrize("name", UNFAMILIAR)
+def test_decomposed_ops_give_pytorch_s_values(name: str, tmp_path: Path) -> None:
+    model, example = unfamiliar(name, torch.float32)
+    source = of_module(model, example, ("u",), ("i",))
+    found = split_source_model(source)
+    paths = export_graphs("unfamiliar", source, found, tmp_path)
+    feeds = fresh_feeds(source, found, 3, 9, seed=1)
+    for side, subgraph in (("full", found.full), ("user", found.user), ("item", found.item)):
+        session = ort.InferenceSession(str(paths[side]), providers=["CPUExecutionProvider"])
+        got = session.run(list(subgraph.outputs), {k: v.numpy() for k, v in feeds[side].items()})
+        for value, wanted in zip(got, subgraph(feeds[side]).values(), strict=True):
+            # FP32 sums of up to a few hundred terms in another order.
+            np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-4, atol=1e-4)

@@ -205,6 +205,28 @@ def test_with_nothing_to_reuse_the_state_is_the_features() -> None:
         assert prove_split(split_model).max_abs == 0  # the same ops on the same numbers
 
 
+def test_one_row_of_the_user_beside_many_items() -> None:
+    model = Keywords(lambda m, u, i: (m.a(u) * i).sum(-1), a=nn.Linear(D, D)).eval()
+    example = {"u": torch.randn(1, D), "i": torch.randn(N, D)}
+    split_model = split(model, example, user=["u"], item=["i"])
+    assert prove_split(split_model).max_rel <= 1e-6
+    one, many = model(**example), split_model.full({"u": example["u"].expand(N, D), "i": example["i"]})["output"]
+    assert torch.allclose(one, many, rtol=1e-6, atol=1e-6)  # sums of six terms of size about 1 in another order
+
+
+def test_optional_inputs_without_a_tensor_are_part_of_the_model() -> None:
+    class Optional(nn.Module):
+        def forward(self, u: Tensor, i: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+            return (u.exp() * i if mask is None else u * mask * i).sum(-1) * scale
+
+    example = {"u": torch.randn(N, D), "i": torch.randn(N, D), "mask": None, "scale": 0.5}
+    split_model = split(Optional(), example, user=["u", "mask"], item=["i", "scale"])
+    assert split_model.full.inputs == ("u", "i")
+    assert prove_split(split_model).max_rel <= 1e-6
+    in_order = split(Optional(), tuple(example.values()), user=["u", "mask"], item=["i", "scale"])
+    assert in_order.full.inputs == ("u", "i")
+
+
 def test_an_input_called_user_index() -> None:
     class Taken(nn.Module):
         def forward(self, u: Tensor, user_index: Tensor) -> Tensor:
