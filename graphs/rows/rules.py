@@ -36,7 +36,7 @@ def layout_of_call(call: Call) -> Layout:
     is_random = call.name in _RANDOM or call.name.startswith("rand")
     if is_random or (call.name.startswith("rrelu") and call.arguments.get("training")):
         raise MixesRows("draws random numbers, so scores differ between calls; call .eval() or remove it")
-    if call.name in _UNIFORM:
+    if call.name in UNIFORM_OPS:
         if isinstance(call.arguments.get("fill_value"), fx.Node):
             raise MixesRows("uses the number of rows as a value; scores must not depend on it")
         return UNIFORM
@@ -77,7 +77,7 @@ def _refuse(call: Call) -> NoReturn:
 def has_rule(op: torch._ops.OpOverload) -> bool:
     """Return whether a rule covers the op."""
     name = op._schema.name.split("::")[1]
-    return name in _RULES or name in _UNIFORM or name == "arange" or torch.Tag.pointwise in op.tags
+    return name in _RULES or name in UNIFORM_OPS or name == "arange" or torch.Tag.pointwise in op.tags
 
 
 def _arange(call: Call) -> Layout:
@@ -139,7 +139,7 @@ def _table(rule: Callable[[Call], Layout], names: str) -> dict[str, Callable[[Ca
 
 
 _RANDOM = {"bernoulli", "multinomial", "normal", "normal_functional", "exponential", "uniform", "native_dropout"}
-_UNIFORM = {
+UNIFORM_OPS = {
     "zeros", "ones", "full", "empty", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones",
     "new_full", "new_empty", "scalar_tensor", "empty_strided", "fill", "new_empty_strided",
 }  # fmt: skip
@@ -154,7 +154,7 @@ _BAGS = ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 _KEEP_POSITION = {*_VIEWS, *_SAME, *_PERMUTES, "expand", "slice", "index", *_BAGS}
 _KEEP_UNIFORM = (_pointwise, moves.view, moves.permute, moves.expand, moves.take, moves.same)
 
-_BY_RULE: tuple[tuple[Callable[[Call], Layout], tuple[str, ...]], ...] = (
+BY_RULE: tuple[tuple[Callable[[Call], Layout], tuple[str, ...]], ...] = (
     (moves.view, _VIEWS),
     (moves.same, _SAME),
     (moves.same, ("one_hot",)),
@@ -211,4 +211,4 @@ _BY_RULE: tuple[tuple[Callable[[Call], Layout], tuple[str, ...]], ...] = (
     (products.attention, ("scaled_dot_product_attention",)),
     (products.recurrent, ("gru", "lstm", "rnn_tanh", "rnn_relu")),
 )  # fmt: skip
-_RULES = {name: rule for rule, names in _BY_RULE for name in names}
+_RULES = {name: rule for rule, names in BY_RULE for name in names}

@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 from graphs.rows.rules import has_rule
 from graphs.trace.complex_numbers import has_real_form
 
-__all__ = ["decompositions", "is_plain"]
+__all__ = ["OWN", "decompositions", "is_plain"]
 
 aten = torch.ops.aten
 
@@ -40,7 +40,7 @@ def decompositions(graph: fx.Graph) -> dict[OpOverload, Callable[..., Any]]:
     for op in sorted(used, key=str):
         if has_rule(op) or has_real_form(op) or op.namespace != "aten":
             continue
-        for table in (_OWN, composite, decomposition_table):
+        for table in (OWN, composite, decomposition_table):
             if op in table:
                 found[op] = table[op]
                 break
@@ -128,7 +128,7 @@ def _diagonal(values: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> 
     return moved.flatten(-2).index_select(-1, flat)
 
 
-_OWN: dict[OpOverload, Callable[..., Any]] = {
+OWN: dict[OpOverload, Callable[..., Any]] = {
     aten.bilinear.default: _bilinear,
     aten.cdist.default: _distances,
     aten._cdist_forward.default: _distances,

@@ -29,14 +29,14 @@ complex numbers become pairs of real ones, and a Fourier transform a product wit
 def page() -> str:
     """Return the page."""
     lines = ["## Ops with a row rule", "", "| rule | ops |", "|---|---|"]
-    for rule, names in rules._BY_RULE:
+    for rule, names in rules.BY_RULE:
         said = (rule.__doc__ or "").split("\n")[0].rstrip(".")
         kind = said if said and "Return" not in said else rule.__name__.strip("_")
         if kind == "rule":
             kind = f"Along an axis within a row ({next(c.cell_contents for c in rule.__closure__ or ())})"
         lines.append(f"| {kind} | {', '.join(f'`{n}`' for n in names)} |")
-    lines.append(f"| The same for any row | {', '.join(f'`{n}`' for n in sorted(rules._UNIFORM))}, `arange` |")
-    own = ", ".join(f"`{str(op).removeprefix('aten.')}`" for op in familiar._OWN)
+    lines.append(f"| The same for any row | {', '.join(f'`{n}`' for n in sorted(rules.UNIFORM_OPS))}, `arange` |")
+    own = ", ".join(f"`{str(op).removeprefix('aten.')}`" for op in familiar.OWN)
     lines += ["", f"Decomposed by ugsep itself: {own}.", "", "## Refusals", "", "| what is said | remedy |"]
     lines += ["|---|---|"]
     lines += sorted({f"| {problem} | {remedy} |" for problem, remedy in refusals()})
