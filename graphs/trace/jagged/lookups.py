@@ -75,13 +75,13 @@ class PaddedBags(Collection):
         weights = ids.row_weights if self.weighted else None
         if ids.counts is None:
             return vectors if weights is None else vectors * weights.unsqueeze(1)
-        shares = ids.filled().to(vectors.dtype)
-        if weights is not None:
-            shares = shares * weights
+        filled = ids.filled().to(vectors.dtype)
+        shares = filled if weights is None else filled * weights
         total = (vectors * shares.unsqueeze(2)).sum(1)
         if lookup.table not in self.mean:
             return total
-        return total / ids.counts.clamp(min=1).to(total.dtype).unsqueeze(1)  # the mean of no vectors is 0
+        # Of the places, not of the lengths, which may exceed what a float or a runtime's Clip holds; of none it is 0.
+        return total / filled.sum(1, keepdim=True).clamp(min=1)
 
 
 class PaddedEmbeddings(Collection):
