@@ -15,8 +15,6 @@ from graphs.layers.tokenwise import Head
 from graphs.models.ranking_model import RankingModel, check_divides
 from graphs.models.sequence import SequenceConfig, SequenceTokens, heads_first, heads_last
 
-HIDDEN = -3e4  # SiLU of it is 0 in float32 and in float16, which ends at 65504
-
 
 @dataclass(frozen=True, kw_only=True)
 class HSTUConfig(SequenceConfig):
@@ -50,8 +48,8 @@ class HSTUConfig(SequenceConfig):
 class HSTULayer(nn.Module):
     """``f2(LN(A V) * U) + x`` with ``A = SiLU(Q K^T + bias) / n`` and ``U, V, Q, K = SiLU(f1(LN(x)))``.
 
-    The bias is a parameter per head and distance; positions that a mask hides have the bias ``HIDDEN``, which SiLU
-    maps to 0. Padding is hidden by values V of 0, so that no [.., n, n] mask depends on the data.
+    The bias is a parameter per head and distance; A is multiplied by a lower-triangular mask, after SiLU: no finite
+    bias hides for certain. Padding is hidden by values V of 0, so that no [.., n, n] mask depends on the data.
     """
 
     def __init__(self, width: int, count: int, positions: int) -> None:
@@ -75,8 +73,9 @@ class HSTULayer(nn.Module):
         v, q, k = (heads_first(t, self.heads) for t in (values * share, queries, keys))  # [H, N, T, D / H]
         place = torch.arange(x.shape[1])
         distance = place.unsqueeze(1) - place  # [T, T], of a query to a key
-        bias = self.bias[:, distance.clamp_min(0)].masked_fill(distance < 0, HIDDEN).unsqueeze(1)  # [H, 1, T, T]
-        seen = functional.silu(q @ k.transpose(2, 3) + bias) @ v  # [H, N, T, D / H]
+        bias = self.bias[:, distance.clamp_min(0)].unsqueeze(1)  # [H, 1, T, T]
+        past = (distance >= 0).to(x.dtype)  # [T, T]
+        seen = (functional.silu(q @ k.transpose(2, 3) + bias) * past) @ v  # [H, N, T, D / H]
         added: Tensor = self.out(self.between(heads_last(seen)) * gate)
         return x + added
 

@@ -43,7 +43,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reduced(recipe: Recipe) -> Recipe:
     """Return the recipe with small widths but the same graph structure."""
-    config = {k: SMALL.get(k, v) for k, v in recipe.config.items()}
+    config = {k: min(v, SMALL[k]) if k in SMALL else v for k, v in recipe.config.items()}
     config["layers"] = min(config["layers"], 3)
     serving = dataclasses.replace(recipe.serving, candidates=(1, 9), compile_for=(), max_candidates=300)
     # Tiny random weights give nearly equal logits, and their routers hardly prefer any expert, so the bounds on rank
@@ -93,7 +93,9 @@ def test_state_in_half_the_bytes_passes_the_gates(name: str, tmp_path: Path, fea
         assert bundles[state].report["passed"]
     sizes = {state: outcome.report["split"] for state, outcome in bundles.items()}
     assert sizes["fp32"]["state_bytes_per_user"] == sizes["fp32"]["fp32_state_bytes_per_user"]
-    assert 2 * sizes["fp16"]["state_bytes_per_user"] == sizes["fp16"]["fp32_state_bytes_per_user"]
+    # Which positions of a history are there is a state of one byte each, in both.
+    flags = 2 * sizes["fp16"]["state_bytes_per_user"] - sizes["fp16"]["fp32_state_bytes_per_user"]
+    assert 0 <= flags <= sum(f.width for f in FEATURES if f.kind == "sequence") + SMALL["user_tokens"]
     rows = random_rows(FEATURES, 40, torch.Generator().manual_seed(3))
     user = {f.name: rows[f.name][:1].numpy() for f in FEATURES if f.side == "user"}
     items = {f.name: rows[f.name].numpy() for f in FEATURES if f.side == "item"}
@@ -102,5 +104,5 @@ def test_state_in_half_the_bytes_passes_the_gates(name: str, tmp_path: Path, fea
         with Ranker.from_bundle(outcome.bundle) as ranker:
             order[state] = ranker.score(user, items)["like"]
             held[state] = ranker.cache_info().bytes - sum(v.nbytes for v in user.values())
-    assert 2 * held["fp16"] == held["fp32"] == sizes["fp32"]["state_bytes_per_user"]
+    assert held == {state: size["state_bytes_per_user"] for state, size in sizes.items()}
     assert kendall_tau([order["fp32"]], [order["fp16"]]) > 0.95

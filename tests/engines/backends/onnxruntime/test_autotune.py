@@ -135,12 +135,12 @@ def test_an_engine_with_a_form_for_few_rows_takes_as_many_as_without(
 class Fixed:
     """A session with a constant output."""
 
-    def __init__(self, value: float) -> None:
-        self.value, self.asked = value, 0
+    def __init__(self, value: float | np.ndarray) -> None:
+        self.value, self.asked = np.full(3, value, np.float32) if isinstance(value, float) else value, 0
 
     def run(self, names: None, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         self.asked += 1
-        return [np.full(3, self.value, np.float32)]
+        return [np.asarray(self.value)]
 
 
 def test_measuring_ends_where_the_form_for_few_rows_falls_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +157,17 @@ def test_measuring_ends_where_the_form_for_few_rows_falls_behind(monkeypatch: py
 def test_forms_that_differ_fail_the_build(other: float) -> None:
     with pytest.raises(UgsepError, match="differ between a and b"):
         measure_row_variants(("a", Fixed(other)), ("b", Fixed(0.0)), (), "candidates", 4)
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_forms_agree_in_the_flags_of_their_state(other: bool) -> None:
+    """Which positions of a history are there: booleans have no difference."""
+    one, another = Fixed(np.array([[True, False]])), Fixed(np.array([[True, other]]))
+    if other:
+        with pytest.raises(UgsepError, match="differ between a and b"):
+            measure_row_variants(("a", one), ("b", another), (), "candidates", 1)
+    else:
+        assert measure_row_variants(("a", one), ("b", another), (), "candidates", 1).ms.keys() == {1}
 
 
 def test_variants_with_calibrated_scales_need_not_agree_on_random_rows(
