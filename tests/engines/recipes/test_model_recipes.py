@@ -64,6 +64,6 @@ def test_recipes_run_at_reduced_size(name: str) -> None:
     with torch.no_grad():
         logits = model.eval().for_inference()(rows)
     assert all(v.shape == (3,) and v.isfinite().all() for v in logits.values())
-    # user:item is 1:1 in all of them but the sequence models, whose history has 60 positions
-    least, most = (0.9, 1.0) if name in SEQUENCES else (0.3, 0.7)
+    # user:item is 1:1 in all of them but the sequence models, with 1 or 4 positions of 45 for the item
+    least, most = (0.85, 1.0) if name in SEQUENCES else (0.3, 0.7)
     assert least < config.counts().reusable_share < most

@@ -78,7 +78,7 @@ def pointwise(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> T
 
 def values_of_padding_are_zero(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
     """Presence is cast to numbers, which lie along the positions too."""
-    weights = F.silu(q @ k.mT + (~layer.mask).to(q.dtype) * -3e4)
+    weights = F.silu(q @ k.mT) * layer.mask.to(q.dtype)
     return weights @ (v * (there.to(v.dtype) / TOTAL)[:, None, :, None])
 
 
