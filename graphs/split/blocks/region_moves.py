@@ -36,19 +36,21 @@ class Regions(Protocol):
         """Return the part of tensors joined along an axis."""
 
 
-def _first(node: fx.Node) -> fx.Node:
+def first(node: fx.Node) -> fx.Node:
+    """Return a node's first argument."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
     return source
 
 
-def _rank(node: fx.Node) -> int:
+def rank_of(node: fx.Node) -> int:
+    """Return the number of axes of a node's value."""
     return int(node.meta["val"].dim())
 
 
 def first_only(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
     """Apply an op to the part of its first operand."""
-    part = regions.of(like, _first(node), cut)
+    part = regions.of(like, first(node), cut)
     return regions.rewriter.call(like, node.target, part, *node.args[1:], **node.kwargs)
 
 
@@ -56,7 +58,7 @@ def leading(last: Callable[[fx.Node], int]) -> Callable[[Regions, fx.Node, fx.No
     """Return the rule of an op that keeps every axis and treats all but the ``last`` ones one by one."""
 
     def rule(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
-        return None if max(cut) >= _rank(node) - last(node) else first_only(regions, like, node, cut)
+        return None if max(cut) >= rank_of(node) - last(node) else first_only(regions, like, node, cut)
 
     return rule
 
@@ -64,41 +66,41 @@ def leading(last: Callable[[fx.Node], int]) -> Callable[[Regions, fx.Node, fx.No
 def embedding(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
     """Look the ids of the part up."""
     table, ids = node.args[:2]
-    if not isinstance(ids, fx.Node) or max(cut) >= _rank(node) - 1:
+    if not isinstance(ids, fx.Node) or max(cut) >= rank_of(node) - 1:
         return None
     return regions.rewriter.call(like, node.target, table, regions.of(like, ids, cut), *node.args[2:], **node.kwargs)
 
 
 def permuted(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
     """Permute the part."""
-    rank = _rank(node)
+    rank = rank_of(node)
     if node.target is aten.permute.default:
         order = [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr, arg-type]  # a list of ints
     else:
         order = list(range(rank))
         a, b = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]  # ints
         order[a], order[b] = order[b], order[a]
-    source = regions.of(like, _first(node), {order[axis]: r for axis, r in cut.items()})
+    source = regions.of(like, first(node), {order[axis]: r for axis, r in cut.items()})
     return regions.rewriter.call(like, node.target, source, *node.args[1:])
 
 
 def unsqueezed(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
     """Add an axis to the part."""
-    dim = int(node.args[1]) % _rank(node)  # type: ignore[arg-type]  # an int
-    source = regions.of(like, _first(node), {a - (a > dim): r for a, r in cut.items()})
+    dim = int(node.args[1]) % rank_of(node)  # type: ignore[arg-type]  # an int
+    source = regions.of(like, first(node), {a - (a > dim): r for a, r in cut.items()})
     return regions.rewriter.call(like, node.target, source, dim)
 
 
 def selected(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
     """Select a position of another axis."""
-    dim = int(node.args[1]) % _rank(_first(node))  # type: ignore[arg-type]  # an int
-    source = regions.of(like, _first(node), {a + (a >= dim): r for a, r in cut.items()})
+    dim = int(node.args[1]) % rank_of(first(node))  # type: ignore[arg-type]  # an int
+    source = regions.of(like, first(node), {a + (a >= dim): r for a, r in cut.items()})
     return regions.rewriter.call(like, node.target, source, dim, *node.args[2:])
 
 
 def sliced(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
     """Take the ranges out of the sliced tensor."""
-    source = _first(node)
+    source = first(node)
     dim, bounds = slice_bounds(node)
     if node.meta["val"].shape == source.meta["val"].shape:
         return regions.of(like, source, cut)
@@ -115,13 +117,13 @@ def expanded(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Nod
     sizes = list(node.args[1])  # type: ignore[arg-type]  # a list of sizes
     for axis, ranges in cut.items():
         sizes[axis] = sum(high - low for low, high in ranges)
-    source = regions.operand(like, _first(node), _rank(node), cut)
+    source = regions.operand(like, first(node), rank_of(node), cut)
     return regions.rewriter.call(like, node.target, source, sizes)
 
 
 def viewed(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
     """Reshape the part, if the view keeps its axes."""
-    source = _first(node)
+    source = first(node)
     before, after = source.meta["val"].shape, node.meta["val"].shape
     at = {axis: kept_axis(before, after, axis) for axis in cut}
     if None in at.values() or sum(isinstance(s, torch.SymInt) for s in after) > 1:
@@ -137,7 +139,7 @@ def joined(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node 
     """Join the parts; along the axis itself, only the tensors that have some of it."""
     given = node.args[0]
     assert isinstance(given, (list, tuple))
-    dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % _rank(node)  # type: ignore[arg-type]  # an int
+    dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % rank_of(node)  # type: ignore[arg-type]  # an int
     nodes = [n for n in given if isinstance(n, fx.Node)]
     if node.target is aten.stack.default and dim in cut:
         return None
@@ -151,25 +153,25 @@ def joined(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node 
 
 def reduced(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
     """Reduce the part over other axes."""
-    source, dims = _first(node), node.args[1]
+    source, dims = first(node), node.args[1]
     if not isinstance(dims, (list, tuple)) or not dims:
         return None
-    gone = sorted(int(d) % _rank(source) for d in dims)  # type: ignore[arg-type]  # ints
+    gone = sorted(int(d) % rank_of(source) for d in dims)  # type: ignore[arg-type]  # ints
     kept = len(node.args) > 2 and bool(node.args[2])
-    left = [a for a in range(_rank(source)) if kept or a not in gone]
+    left = [a for a in range(rank_of(source)) if kept or a not in gone]
     part = regions.of(like, source, {left[a]: r for a, r in cut.items()})
     return regions.rewriter.call(like, node.target, part, *node.args[1:], **node.kwargs)
 
 
 def element(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
     """Take one tensor of a split, chunk or unbind along an axis that stays whole."""
-    whole = _first(node)
+    whole = first(node)
     position = 1 if whole.target is aten.unbind.int else 2
     if whole.target not in (*CUTS, aten.unbind.int):
         return None
-    source = _first(whole)
+    source = first(whole)
     dim = whole.args[position] if len(whole.args) > position else whole.kwargs.get("dim", 0)
-    dim = int(dim) % _rank(source)  # type: ignore[arg-type]  # an int
+    dim = int(dim) % rank_of(source)  # type: ignore[arg-type]  # an int
     gone = whole.target is aten.unbind.int
     if dim in cut and not gone:
         return None
@@ -180,8 +182,8 @@ def element(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node
 
 def squeezed(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
     """Remove axes of one position."""
-    source, gone = _first(node), squeezed_axes(node)
-    left = [a for a in range(_rank(source)) if a not in gone]
+    source, gone = first(node), squeezed_axes(node)
+    left = [a for a in range(rank_of(source)) if a not in gone]
     part = regions.of(like, source, {left[a]: r for a, r in cut.items()})
     return regions.rewriter.call(like, aten.squeeze.dims, part, gone)
 
@@ -189,4 +191,4 @@ def squeezed(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Nod
 def interleaved(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
     """Repeat heads."""
     dim = node.args[2] if len(node.args) > 2 else None
-    return first_only(regions, like, node, cut) if isinstance(dim, int) and dim % _rank(node) not in cut else None
+    return first_only(regions, like, node, cut) if isinstance(dim, int) and dim % rank_of(node) not in cut else None

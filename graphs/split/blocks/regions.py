@@ -140,18 +140,8 @@ def _closed(ranges: list[tuple[int, int]]) -> Ranges:
     return tuple(result)
 
 
-def _first(node: fx.Node) -> fx.Node:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    return source
-
-
-def _rank(node: fx.Node) -> int:
-    return int(node.meta["val"].dim())
-
-
 def _pointwise(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
-    rank = _rank(node)
+    rank = moves.rank_of(node)
     if node.target in (aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.self):
         chosen = _chosen(regions, like, node, cut)
         if chosen is not None:
@@ -179,7 +169,7 @@ def _chosen(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node
 
 def _softmax(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
     """Columns that are hidden from all rows of the part do not enter their softmax."""
-    source, dim = _first(node), _rank(node) - 1
+    source, dim = moves.first(node), moves.rank_of(node) - 1
     if node.args[1] not in (-1, dim):
         return None
     if dim in cut:
@@ -204,14 +194,19 @@ def seen(hidden: Tensor | None, node: fx.Node, cut: Cut) -> Tensor:
 
 def _product(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
     left, right = node.args[:2]
-    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or _rank(left) < 2 or _rank(right) < 2:
+    if (
+        not isinstance(left, fx.Node)
+        or not isinstance(right, fx.Node)
+        or moves.rank_of(left) < 2
+        or moves.rank_of(right) < 2
+    ):
         return None
-    rank = _rank(node)
+    rank = moves.rank_of(node)
     batch = {a: r for a, r in cut.items() if a < rank - 2}
     if batch:
         return None
-    contracted, across = _rank(right) - 2, _rank(right) - 1
-    rows = {_rank(left) - 2: cut[rank - 2]} if rank - 2 in cut else {}
+    contracted, across = moves.rank_of(right) - 2, moves.rank_of(right) - 1
+    rows = {moves.rank_of(left) - 2: cut[rank - 2]} if rank - 2 in cut else {}
     columns: Ranges = cut.get(rank - 1, ((0, int(right.meta["val"].shape[-1])),))
     found = regions.known.get(right)
     if found is not None and found.plain and found.axis == contracted:
@@ -236,13 +231,17 @@ def _contracted(regions: Regions, like: fx.Node, node: fx.Node, rows: Cut, colum
         at += length
     if not ranges:
         return None
-    weights = regions.of(like, left, {**rows, _rank(left) - 1: _closed(ranges)})
+    weights = regions.of(like, left, {**rows, moves.rank_of(left) - 1: _closed(ranges)})
     groups = regions.groups(right, axis, _closed(ranges))
     total: fx.Node | None = None
     at = 0
     for group in groups:
         length = sum(high - low for low, high in group)
-        part = weights if len(groups) == 1 else regions.of(like, weights, {_rank(left) - 1: ((at, at + length),)})
+        part = (
+            weights
+            if len(groups) == 1
+            else regions.of(like, weights, {moves.rank_of(left) - 1: ((at, at + length),)})
+        )
         term = regions.rewriter.call(like, node.target, part, regions.of(like, right, {**columns, axis: group}))
         total = term if total is None else regions.rewriter.call(like, aten.add.Tensor, total, term)
         at += length
