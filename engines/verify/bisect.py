@@ -14,6 +14,7 @@ import onnx
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.contract import Array
 from engines.backends.onnxruntime.session import import_onnxruntime, plain_settings, start_session
+from engines.backends.openvino.library import core
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import Engine, engine_for
 from export.io import read_graph
@@ -259,17 +260,13 @@ def _read_openvino(
     file: Path, session: Mapping[str, Any], feeds: Mapping[str, Array], names: Sequence[str]
 ) -> dict[str, Array]:
     """Return the tensors of an OpenVINO IR that still carry a name among ``names``."""
-    try:
-        import openvino as ov
-    except ImportError as error:
-        raise UgsepError("this engine needs openvino; pip install 'ugsep[openvino]'") from error
-    core = ov.Core()
-    model = core.read_model(str(file))
+    openvino = core()
+    model = openvino.read_model(str(file))
     wanted = set(names)
     present = {n for op in model.get_ordered_ops() for port in op.outputs() for n in port.get_names() & wanted}
     already = {n for port in model.outputs for n in port.get_names()}
     model.add_outputs(sorted(present - already))
-    compiled = core.compile_model(model, "CPU", dict(session))
+    compiled = openvino.compile_model(model, "CPU", dict(session))
     given = {n: feeds[n] for port in compiled.inputs for n in port.get_names() if n in feeds}
     results = compiled.create_infer_request().infer(given)
     return {n: np.array(value) for port, value in results.items() for n in port.get_names() & wanted}

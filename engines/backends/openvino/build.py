@@ -15,7 +15,7 @@ from engines.backends.checks import check_options
 from engines.backends.contract import Notify
 from engines.backends.engine_spec import BuildSpec, Option
 from engines.backends.graph_io import graph_io
-from engines.backends.openvino.library import NAME, ONNX_VARIANT, OPTIONS, RUNS_AS, import_openvino, runs_as
+from engines.backends.openvino.library import NAME, ONNX_VARIANT, OPTIONS, RUNS_AS, core, import_openvino, runs_as
 from engines.backends.openvino.runner import last_line
 from export.io import read_graph
 from export.lowering import LoweredGraph, lower_for_cpu
@@ -97,7 +97,7 @@ def _compile(ov: Any, source: Path, file: Path, session: Mapping[str, Option]) -
     """Write the graph as OpenVINO IR (``.xml`` and ``.bin``) and compile that."""
     try:
         ov.save_model(ov.convert_model(str(source)), str(file), compress_to_fp16=False)
-        return ov.Core().compile_model(str(file), "CPU", dict(session))
+        return core().compile_model(str(file), "CPU", dict(session))
     except Exception as error:  # openvino raises RuntimeError or its own classes
         raise UgsepError(f"{source}: OpenVINO cannot compile it ({last_line(error)}); export it again") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from engines.backends.contract import Availability
@@ -28,6 +29,20 @@ def import_openvino() -> Any:
     return ov
 
 
+@cache
+def core() -> Any:
+    """Return the process's only OpenVINO core, which lives as long as the process does.
+
+    The CPU plugin gives the thread that loads it another stack for signal handlers, and unmaps that stack when the
+    last core or model that holds the plugin is released, whichever thread does it. Were that another one, as in a
+    server that replaces its bundle, the next signal to the first would end the process with a segmentation fault.
+
+    Raises:
+        UgsepError: openvino is not installed.
+    """
+    return import_openvino().Core()
+
+
 #: OpenVINO's name of the precision it computes in, for each of ours.
 RUNS_AS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "w8a32": "float32", "w8a8-dynamic": "float32"}
 
@@ -51,7 +66,7 @@ def probe() -> Availability:
         ov = import_openvino()
     except UgsepError as error:
         return Availability(False, False, str(error))
-    capabilities = ", ".join(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    capabilities = ", ".join(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     return Availability(True, True, f"openvino {ov.__version__}, CPU ({capabilities})")
 
 

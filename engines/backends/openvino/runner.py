@@ -11,7 +11,7 @@ import numpy as np
 from engines.backends.built_engine import BuiltEngine, TensorSpec
 from engines.backends.checks import check_feeds, check_loaded
 from engines.backends.contract import Array
-from engines.backends.openvino.library import RUNS_AS, import_openvino, runs_as
+from engines.backends.openvino.library import RUNS_AS, core, runs_as
 from graphs.base.errors import UgsepError
 
 
@@ -24,13 +24,13 @@ def load(
         UgsepError: openvino is missing, a file is missing or broken, this CPU has no GEMMs of the precision, or the
             tensors are not those the manifest names.
     """
-    ov = import_openvino()
+    openvino = core()
     session = dict(built.session)
     if threads is not None:
         session["INFERENCE_NUM_THREADS"] = threads
     file = directory / f"{built.side}.xml"
     try:
-        compiled = ov.Core().compile_model(str(file), "CPU", session)
+        compiled = openvino.compile_model(str(file), "CPU", session)
     except Exception as error:  # openvino raises RuntimeError or its own classes
         raise UgsepError(f"{file}: OpenVINO cannot load it ({last_line(error)}); build the bundle again") from error
     computes_in = runs_as(compiled)

@@ -9,6 +9,7 @@ import numpy as np
 
 from engines.backends.contract import Array
 from engines.backends.graph_io import graph_io
+from engines.backends.openvino.library import core, import_openvino
 from engines.bench.baselines.contract import BaselineSource, Bind, Run
 from export.io import read_graph
 from graphs.base.errors import UgsepError
@@ -39,17 +40,14 @@ def compressed_int8(source: BaselineSource, threads: int) -> Bind:
 
 
 def _compiled(path: Path, threads: int, precision: str) -> Bind:
-    try:
-        import openvino as ov
-    except ImportError as error:
-        raise UgsepError("needs openvino; pip install 'ugsep[openvino]'") from error
+    ov = import_openvino()
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
     }
-    compiled = ov.Core().compile_model(str(path), "CPU", settings)
+    compiled = core().compile_model(str(path), "CPU", settings)
     runs_in = compiled.get_property("INFERENCE_PRECISION_HINT")
     if runs_in != getattr(ov.Type, precision):
         raise UgsepError(f"this CPU computes in {runs_in.to_string()}, not in {precision}")
