@@ -37,10 +37,24 @@ def test_the_loop_answers_while_a_request_waits_for_its_time() -> None:
     assert asyncio.run(order()) == ["an answer", "the next request"]
 
 
-def test_what_is_due_already_needs_no_thread_and_none_is_left_behind() -> None:
-    async def threads() -> int:
+def test_what_is_due_already_needs_no_thread() -> None:
+    async def threads() -> list[str]:
+        before = set(threading.enumerate())  # those of other tests may still be ending
         with Pacer() as pacer:
             await pacer.until(time.perf_counter() - 1)
-            return sum(thread.name.startswith("pacer") for thread in threading.enumerate())
+            return [thread.name for thread in set(threading.enumerate()) - before]
 
-    assert asyncio.run(threads()) == 0
+    assert asyncio.run(threads()) == []
+
+
+def test_the_thread_ends_with_the_pacer() -> None:
+    async def used() -> threading.Thread:
+        before = set(threading.enumerate())
+        with Pacer() as pacer:
+            await pacer.until(time.perf_counter() + 0.01)
+            (thread,) = set(threading.enumerate()) - before
+        return thread
+
+    thread = asyncio.run(used())
+    thread.join(timeout=10)
+    assert not thread.is_alive()
