@@ -39,7 +39,9 @@ def test_the_limit_counts_flops_for_items_and_bytes_for_the_user() -> None:
     ]
 
 
-@pytest.mark.parametrize(("precision", "least_gain"), [("fp32", 1.0), ("w8a8-dynamic", -1e9)])
+@pytest.mark.parametrize(
+    ("precision", "least_gain"), [pytest.param("fp32", 1.0, marks=pytest.mark.slow), ("w8a8-dynamic", -1e9)]
+)
 def test_a_tiny_model(monkeypatch: pytest.MonkeyPatch, precision: str, least_gain: float) -> None:
     monkeypatch.setattr(autotune, "LEAST_GAIN", least_gain)  # items of one user: gathered, broadcast
     found = bench("tiny", RECIPE, precision, candidates=9)

@@ -22,6 +22,7 @@ from graphs.base.errors import UgsepError
 from graphs.split.split import Subgraph, split
 from tests import tiny
 from tests.graphs.unfamiliar_models import UNFAMILIAR, unfamiliar
+from tests.suites import slow_but
 
 
 @pytest.fixture(scope="module")
@@ -200,17 +201,13 @@ def test_an_output_named_like_an_input_is_refused(tmp_path: Path) -> None:
 #: One of each kind in every run; the others take seconds each, and are compared with PyTorch before the export.
 OF_EACH_KIND = (
     "einsum with an ellipsis",
-    "gru cells",
     "index_add",
     "searchsorted",
     "rotary embedding",
-    "filtered history",
 )
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in OF_EACH_KIND else pytest.param(n, marks=pytest.mark.slow) for n in UNFAMILIAR]
-)
+@pytest.mark.parametrize("name", slow_but(OF_EACH_KIND, UNFAMILIAR))
 def test_decomposed_ops_give_pytorch_s_values(name: str, tmp_path: Path) -> None:
     model, example = unfamiliar(name, torch.float32)
     source = of_module(model, example, ("u",), ("i",))

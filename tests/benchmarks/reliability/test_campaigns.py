@@ -11,6 +11,7 @@ from benchmarks.reliability.journal import journal_path, read_journal
 from benchmarks.reliability.registry import CAMPAIGNS, campaign
 
 
+@pytest.mark.slow  # CI has a step of its own for it
 @pytest.mark.parametrize("name", CAMPAIGNS)
 def test_the_short_form_finds_no_defect(name: str, tmp_path: Path) -> None:
     assert importlib.util.find_spec(CAMPAIGNS[name]) is not None

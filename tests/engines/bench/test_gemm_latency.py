@@ -58,6 +58,7 @@ def test_fp16_is_no_faster_where_the_runtime_widens_it(
     assert kernels[0] == kernels[1]
 
 
+@pytest.mark.slow  # a weight larger than a core's caches
 def test_a_large_weight_is_faster_in_int8_at_one_row() -> None:
     # a quarter of the bytes, 2.4 to 3 times as fast when measured; 16 MB of float32 exceed a core's caches
     found = gemm_timer("onnxruntime", 1)((2048, 2048), 1)

@@ -128,6 +128,7 @@ def test_a_baseline_with_wrong_scores_is_left_out_and_our_wrong_engine_fails(
         measure([dataclasses.replace(static, chosen=True)], source, request, COSTS, QUICK, peak=lambda _: fixed)
 
 
+@pytest.mark.slow
 def test_pytorch_baselines_without_weights_are_left_out(built_bundle: Path) -> None:
     found = run_bench(built_bundle, ("pytorch",), dataclasses.replace(QUICK, candidates=(3,)))
     assert "pass --checkpoint DIR, or --random" in found.measured.left_out["pytorch"]

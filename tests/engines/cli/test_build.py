@@ -12,6 +12,7 @@ from engines.bundle.manifest import read_manifest
 from engines.cli.main import main
 from engines.serve.ranker import Ranker
 from graphs.trace.widen import WIDENED
+from tests.suites import slow_but
 
 FILE = """
 import torch
@@ -78,7 +79,7 @@ def arguments(file: Path, factory: str, out: Path) -> list[str]:
     return ["build", f"{file}:{factory}", *sides, *loose, *small, "--out", str(out)]
 
 
-@pytest.mark.parametrize("factory", ["factory", "sixteen_bits"])
+@pytest.mark.parametrize("factory", slow_but({"factory"}, ["factory", "sixteen_bits"]))
 def test_a_model_with_hashed_ids_and_masks_is_built(file: Path, factory: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, arguments(file, factory, tmp_path / "out"))
     assert result.exit_code == 0, result.stderr
@@ -88,7 +89,7 @@ def test_a_model_with_hashed_ids_and_masks_is_built(file: Path, factory: str, tm
     assert (WIDENED in json.dumps(report)) == (factory == "sixteen_bits")
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", slow_but({"onnxruntime"}, ["onnxruntime", "openvino"]))
 def test_a_model_with_nothing_to_reuse_is_built(file: Path, backend: str, tmp_path: Path) -> None:
     pytest.importorskip(backend)
     out = tmp_path / "out"

@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from engines.cli.main import main
+from tests.suites import slow_but
 
 FILE = """
 import torch
@@ -146,7 +147,7 @@ def test_wrappers_that_only_change_how_a_model_runs_do_not_matter_to_split(file:
     assert proof["row_max_abs"] == 0
 
 
-@pytest.mark.parametrize("factory", ["all_at_once", "compiled_forward"])
+@pytest.mark.parametrize("factory", slow_but({"all_at_once"}, ["all_at_once", "compiled_forward"]))
 def test_wrappers_that_only_change_how_a_model_runs_do_not_matter_to_build(
     file: Path, factory: str, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from graphs.layers.moe import SoftmaxRouter
 from graphs.models.ranking_model import RankingModel
 from quant.requests.spec import Request
 from tests.graphs.model_laws import FEATURES, make_config, make_model
+from tests.suites import slow_but
 
 USERS, CANDIDATES = 7, 9
 
@@ -66,7 +67,7 @@ def moved(model: RankingModel, size: float) -> RankingModel:
     return other
 
 
-@pytest.fixture(scope="module", params=["tokenmixer-large-moe", "zenith-pp"])
+@pytest.fixture(scope="module", params=slow_but({"zenith-pp"}, ["tokenmixer-large-moe", "zenith-pp"]))
 def model(request: pytest.FixtureRequest) -> RankingModel:
     return make_model(make_config(request.param, "1:1", layers=1))
 

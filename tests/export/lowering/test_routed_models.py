@@ -16,6 +16,7 @@ from export.lowering import LoweredGraph, lower_for_cpu
 from graphs.base.names import GraphSide
 from graphs.split.split import Subgraph
 from tests.graphs.model_laws import make_config, make_model
+from tests.suites import slow_but
 
 SIDES: tuple[GraphSide, ...] = ("user", "item")
 
@@ -34,7 +35,9 @@ def elements(file: Path) -> dict[str, int]:
     return {i.name: math.prod(i.dims) for i in onnx.load(file, load_external_data=False).graph.initializer}
 
 
-@pytest.mark.parametrize("variant", ["rankmixer-moe", "tokenmixer-large-moe", "zenith-pp"])
+@pytest.mark.parametrize(
+    "variant", slow_but({"rankmixer-moe"}, ["rankmixer-moe", "tokenmixer-large-moe", "zenith-pp"])
+)
 def test_a_sparse_model_routed(variant: str, tmp_path: Path) -> None:
     model = make_model(make_config(variant, "2:1", layers=1))
     source_model = of_model(model)

@@ -18,6 +18,7 @@ from engines.build.graph_exports import export_graphs
 from engines.build.source_model import of_module, split_source_model
 from export.lowering import lower_for_cpu, lower_for_one_user
 from graphs.base.names import USER_INDEX
+from tests.suites import slow_but
 
 HISTORY, WIDTH, HEADS, N = 512, 64, 4, 512
 
@@ -65,7 +66,7 @@ def largest(graph: ir.Graph, **sizes: int) -> tuple[int, str]:
     return found
 
 
-@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize("name", slow_but({"softmax"}, ATTENTIONS))
 def test_the_history_is_not_copied_to_the_candidates(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     example = {"history": torch.randint(0, 50, (2, HISTORY)), "item": torch.randint(0, 50, (2, 1))}

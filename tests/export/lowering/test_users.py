@@ -23,6 +23,7 @@ from quant.weights import quantize_side
 from tests.export.lowering_graphs import ffn, item, reference
 from tests.graphs.model_laws import SEQUENCES, make_config, make_model
 from tests.graphs.small_models import WORKS, D, Keywords, N, layers
+from tests.suites import slow_but
 
 
 def both_forms(source_model: SourceModel, folder: Path, view: str) -> tuple[Split, Path, Path]:
@@ -75,7 +76,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", slow_but({"zenith", "rankmixer-moe", "hstu"}, VARIANTS))
 def test_models(tmp_path: Path, variant: str) -> None:
     # Exactly the same products of the same rows, batched otherwise: FP32 sums of at most a few hundred terms.
     one = check_equal(of_model(make_model(make_config(variant, "2:1"))), tmp_path, "fp32", 1e-5)
@@ -85,7 +86,7 @@ def test_models(tmp_path: Path, variant: str) -> None:
     assert states == [1] * len(states) != []
 
 
-@pytest.mark.parametrize("variant", SEQUENCES)
+@pytest.mark.parametrize("variant", slow_but({"hstu"}, SEQUENCES))
 def test_candidates_are_rows_of_one_product_per_head(tmp_path: Path, variant: str) -> None:
     config = make_config(variant, "2:1")
     _, _, one = both_forms(of_model(make_model(config)), tmp_path, "fp32")
@@ -103,7 +104,7 @@ def test_candidates_are_rows_of_one_product_per_head(tmp_path: Path, variant: st
     assert all(ranks[n.input[1]] == 3 for n in products)  # [heads, .., ..]: no axis of the candidates
 
 
-@pytest.mark.parametrize("variant", ["zenith", "tokenmixer-large", "rankmixer-moe"])
+@pytest.mark.parametrize("variant", slow_but({"rankmixer-moe"}, ["zenith", "tokenmixer-large", "rankmixer-moe"]))
 @pytest.mark.parametrize("view", ["w8a32", "w8a8"])
 def test_quantized_models(tmp_path: Path, variant: str, view: str) -> None:
     # int8 activations are quantized row by row: one that rounding moves over the edge of a step changes by 1/127 of
@@ -112,7 +113,11 @@ def test_quantized_models(tmp_path: Path, variant: str, view: str) -> None:
     check_equal(of_model(make_model(make_config(variant, "2:1"))), tmp_path, view, tolerance)
 
 
-@pytest.mark.parametrize("name", WORKS)
+#: Those in which the user enters the item graph in ways of their own.
+OF_EACH_KIND = ("token major", "folded state", "in place", "mask", "product from the left", "heads", "tied weights")
+
+
+@pytest.mark.parametrize("name", slow_but(OF_EACH_KIND, WORKS))
 def test_third_party_models(tmp_path: Path, name: str) -> None:
     torch.manual_seed(1)
     example = {"u": torch.randn(N, D), "i": torch.randn(N, D)}

@@ -8,7 +8,7 @@ import torch
 from graphs.base.errors import UgsepError
 from tests.graphs.split.random_networks import case, checked
 
-FAST, MANY = 15, 3000
+FAST, MANY = 10, 3000
 
 
 def outcomes(seeds: range) -> collections.Counter[str]:

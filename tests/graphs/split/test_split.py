@@ -100,7 +100,7 @@ def test_weights_are_shared_not_copied() -> None:
         assert {p.data_ptr() for p in held} <= {p.data_ptr() for p in model.parameters()}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10_000), steps=st.integers(2, 8))
 def test_random_graphs(seed: int, steps: int) -> None:
     """A random expression over user, item and parameters: the subgraphs always equal the whole model."""

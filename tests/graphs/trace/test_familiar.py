@@ -11,12 +11,20 @@ from graphs.split.proof import prove_split
 from graphs.split.split import split
 from tests.graphs.small_models import Keywords
 from tests.graphs.unfamiliar_models import LENGTH, ROWS, UNFAMILIAR, WIDTH, unfamiliar
+from tests.suites import slow_but
 
 # Sums of at most a few hundred terms of size about 1 in double precision.
 EXACT = 1e-13
 
 
-@pytest.mark.parametrize("name", UNFAMILIAR)
+#: One of each kind in every run; the others take seconds each.
+OF_EACH_KIND = (
+    *("bilinear", "einsum with an ellipsis", "gru cells", "index_add", "cdist", "searchsorted", "quantile"),
+    *("rotary embedding", "filtered history"),
+)
+
+
+@pytest.mark.parametrize("name", slow_but(OF_EACH_KIND, UNFAMILIAR))
 def test_an_unfamiliar_op_is_split_exactly(name: str) -> None:
     model, example = unfamiliar(name, torch.float64)
     found = split(model, example, user=["u"], item=["i"])

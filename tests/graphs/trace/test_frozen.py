@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from graphs.base.errors import UgsepError
 from graphs.split.split import Split, split
+from tests.suites import slow_but
 
 
 class Scaled(nn.Module):
@@ -76,7 +77,11 @@ CHANGING: dict[str, tuple[Callable[[], float | Tensor], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGING)
+#: One of each source.
+OF_EACH_KIND = ("time", "date", "a new UUID", "Python's random", "NumPy's Generator", "a random branch")
+
+
+@pytest.mark.parametrize("name", slow_but(OF_EACH_KIND, CHANGING))
 def test_what_a_trace_would_freeze_is_named_with_its_line(name: str) -> None:
     factor, named = CHANGING[name]
     random.seed(0)

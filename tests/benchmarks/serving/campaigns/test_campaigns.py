@@ -18,6 +18,7 @@ from benchmarks.serving.campaigns.swaps import CORRUPTIONS, swaps
 from engines.build.pipeline import build
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # CI has a step of its own for it
 needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
 
 

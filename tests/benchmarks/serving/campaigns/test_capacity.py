@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks.serving.campaigns.bench import Bench
 from benchmarks.serving.campaigns.capacity import capacity
 
 
+@pytest.mark.slow  # CI has a step of its own for the campaigns
 def test_the_whole_model_is_served_the_same_way(built_bundle: Path, tmp_path: Path) -> None:
     found = capacity(Bench(built_bundle, tmp_path, short=True))
     assert [str(check) for check in found.checks if not check.passed] == []

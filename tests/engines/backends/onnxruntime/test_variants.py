@@ -160,7 +160,7 @@ def test_a_replaced_bundle_is_not_mixed_with_the_loaded_one(tmp_path: Path, monk
         runner.close()
 
 
-@pytest.mark.parametrize("gain", [ALWAYS, NEVER])
+@pytest.mark.parametrize("gain", [ALWAYS, pytest.param(NEVER, marks=pytest.mark.slow)])
 def test_a_bundle_with_either_variant(
     tiny_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float
 ) -> None:

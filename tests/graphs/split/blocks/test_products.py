@@ -20,9 +20,13 @@ from tests.graphs.split.blocks.sequence_models import (
     made,
     sequence_example,
 )
+from tests.suites import slow_but
+
+#: A mask of each kind in every run; the others take seconds each.
+OF_EACH_KIND = ("padding_chosen", "padded_mask", "written", "finite", "pointwise", "is_causal")
 
 
-@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("name", slow_but(OF_EACH_KIND, APART))
 def test_history_is_computed_once(name: str) -> None:
     torch.manual_seed(0)
     found = made(Sequence(APART[name]), sequence_example(), ["history"]).split
@@ -34,7 +38,7 @@ def test_history_is_computed_once(name: str) -> None:
     assert kept <= found.state_bytes <= kept + HISTORY * 8
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", slow_but({"grouped"}, SHARED))
 def test_heads_that_share_keys(name: str) -> None:
     torch.manual_seed(0)
     found = made(Sequence(SHARED[name]), sequence_example(), ["history"]).split
@@ -46,7 +50,7 @@ def test_heads_that_share_keys(name: str) -> None:
     assert kept <= found.state_bytes <= kept + HISTORY * 8
 
 
-@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize("name", slow_but({"unmasked", "ten_thousand"}, COUPLED))
 def test_no_mask_no_separation(name: str) -> None:
     """Without a mask that hides the items, the user's keys and values of the first layer are all there is."""
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.graphs.split.blocks.sequence_models import HISTORY, IDS, ITEMS, TOTAL, WIDTH, made, sequence_example
+from tests.suites import slow_but
 
 LATER = torch.ones(TOTAL, TOTAL, dtype=torch.bool).triu(1)
 
@@ -50,7 +51,7 @@ CALLS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", slow_but({"causal", "numbers, padded"}, CALLS))
 def test_encoder_layers(name: str, norm_first: bool) -> None:
     torch.manual_seed(0)
     found = made(Encoder(norm_first, CALLS[name]), sequence_example(), ["history"]).split
