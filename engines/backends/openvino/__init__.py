@@ -1,3 +1,3 @@
 """OpenVINO on CPUs."""
 
-__all__ = ["backend"]
+__all__ = ["backend", "library"]
