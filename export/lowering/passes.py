@@ -18,6 +18,7 @@ from onnx_ir.passes.common import (
 
 from export.activations import ActivationRange
 from export.io import check_file, read_model, write_model
+from graphs.base.errors import UgsepError, first_line, printable_line
 
 _log = logging.getLogger(__name__)
 Match = TypeVar("Match")
@@ -143,7 +144,23 @@ def read_inferred(source: Path) -> ir.Model:
     """Read an ONNX file with shapes inferred and constants lifted to initializers; weights stay on disk.
 
     Raises:
-        UgsepError: the file is missing or not ONNX.
+        UgsepError: the file is missing or not ONNX, or shapes and types contradict each other.
     """
     model = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(read_model(source)).model
-    return ShapeInferencePass()(model).model
+    failures: list[BaseException] = []
+
+    def kept(record: logging.LogRecord) -> bool:
+        failures.extend(error for _, error, _ in [record.exc_info or (None, None, None)] if error is not None)
+        return False
+
+    # The pass logs the exception of a graph that contradicts itself with its traceback, and leaves shapes unknown.
+    log = logging.getLogger(ShapeInferencePass.__module__)
+    log.addFilter(kept)
+    try:
+        inferred = ShapeInferencePass()(model).model
+    finally:
+        log.removeFilter(kept)
+    if failures:
+        reason = printable_line(first_line(failures[0]))
+        raise UgsepError(f"'{source}' is not valid ONNX ({reason:.300}); export the model again") from failures[0]
+    return inferred

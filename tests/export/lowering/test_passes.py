@@ -204,6 +204,20 @@ def test_missing_and_broken_files_are_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_shapes_that_contradict_each_other_are_one_line(
+    tmp_path: Path, rng: np.random.Generator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = ffn(tmp_path / "full.onnx", rng, False, "gelu")
+    model = onnx.load(source)
+    axis = onnx.numpy_helper.from_array(np.array([4], np.int64), "no_such_axis")
+    model.graph.initializer.append(axis)
+    model.graph.node.append(onnx.helper.make_node("ReduceMean", ["x", "no_such_axis"], ["mean"], name="node_mean"))
+    onnx.save(model, source)
+    with pytest.raises(UgsepError, match=r"full.onnx' is not valid ONNX \(.*axis must be in.*; export"):
+        lower_for_cpu(source, tmp_path / "lowered.onnx")
+    assert capfd.readouterr() == ("", ""), "no traceback of the library's log"
+
+
 def test_small_weights_can_stay_stacked(tmp_path: Path, rng: np.random.Generator) -> None:
     tokens, width, hidden = FFN_SHAPE
     source = ffn(tmp_path / "a.onnx", rng, True, "swiglu")
