@@ -12,6 +12,7 @@ from graphs.base.config import check_plain, parse
 from graphs.base.errors import UgsepError
 from graphs.base.finite import finite
 from graphs.base.json_text import read_json
+from graphs.base.json_words import shown
 from quant.graph.gemms import Weight, load_graph
 from quant.policy import BITS, Precision
 
@@ -137,7 +138,7 @@ def _problems(row: QuantRow) -> Iterator[tuple[str, str]]:
     if row.bits not in BITS.values():
         yield "bits", f"{row.bits}, not 8, 16 or 32"
     if row.kind not in _KINDS:
-        yield "kind", f"{row.kind!a:.60}, not {' or '.join(_KINDS)}"
+        yield "kind", f"{shown(row.kind)}, not {' or '.join(_KINDS)}"
     for name in ("block", "fp32_bytes", "quantized_bytes"):
         if getattr(row, name) < 0:
             yield name, f"{getattr(row, name)}, which is out of range"

@@ -48,6 +48,7 @@ SCENARIOS = {
     "tests/engines/serve/test_loading_time.py": "the time to load a large bundle",
     "tests/engines/serve/test_ranker_contract.py": "what the ranker asks of any runner",
     "tests/engines/serve/test_runtime_imports.py": "the packages a fresh interpreter loads to serve",
+    "tests/engines/serve/test_zero_divisors.py": "divisors of 0 from the model to the server",
     "tests/engines/serve/swap/test_swaps_under_load.py": "swaps while requests are scored",
     "tests/export/lowering/test_routed_models.py": "every model with experts, exported and lowered",
     "tests/export/lowering/test_sequence_states.py": "sequence models, exported for one user",

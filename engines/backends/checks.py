@@ -10,6 +10,7 @@ from engines.backends.built_engine import BuiltEngine, TensorSpec
 from engines.backends.contract import Array, Backend
 from engines.backends.engine_spec import Option
 from graphs.base.errors import UgsepError, nearest
+from graphs.base.json_words import named_type, shown
 
 
 def check_precision(name: str, backend: Backend, precision: str) -> str:
@@ -35,8 +36,8 @@ def check_options(name: str, given: Mapping[str, Option], defaults: Mapping[str,
         if key not in defaults:
             raise UgsepError(f"backend '{name}': unknown option '{key}'{nearest(key, defaults)}")
         if type(value) is not type(defaults[key]):
-            want = type(defaults[key]).__name__
-            raise UgsepError(f"backend '{name}': option '{key}' is {value!r}; give {want}, like {defaults[key]!r}")
+            want = f"{named_type(type(defaults[key]))}, like {shown(defaults[key])}"
+            raise UgsepError(f"backend '{name}': option '{key}' is {shown(value)}; give {want}")
     return {**defaults, **given}
 
 

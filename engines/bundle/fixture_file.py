@@ -16,6 +16,7 @@ from engines.backends.contract import Array
 from engines.bundle.document import read_document, read_file
 from graphs.base.config import check_plain, parse
 from graphs.base.errors import UgsepError, first_line, printable_line
+from graphs.base.json_words import shown
 
 __all__ = ["FIXTURE_VERSION", "Fixture", "Fixtures", "load_fixtures", "save_fixtures"]
 
@@ -150,7 +151,7 @@ def load_fixtures(folder: Path, stem: str, fix: str) -> Fixtures:
     raw = read_document(folder, path.name, f"; {fix}", fix)
     version = raw.get("version")
     if type(version) is not int or version != FIXTURE_VERSION:
-        raise UgsepError(f"{path}: version is {version!r:.60}; this ugsep reads {FIXTURE_VERSION}; {fix}")
+        raise UgsepError(f"{path}: version is {shown(version)}; this ugsep reads {FIXTURE_VERSION}; {fix}")
     try:
         check_plain(raw, stem)
         document = parse(_Document, raw, stem)

@@ -9,6 +9,7 @@ from engines.backends.built_engine import BuiltEngine, TensorSpec
 from engines.backends.engine_spec import Option
 from engines.bundle.files import FileEntry
 from graphs.base.errors import UgsepError
+from graphs.base.json_words import shown
 
 __all__ = ["check_batching", "check_built", "check_files", "check_path", "check_rows"]
 
@@ -106,7 +107,7 @@ def check_batching(path: Path, timings: Sequence[tuple[int, int, float, float]])
 def _check_tensor(path: Path, spec: TensorSpec) -> None:
     if spec.dtype not in _DTYPES:
         raise UgsepError(
-            f"{path}: tensor '{spec.name}': dtype {spec.dtype!a:.60} is none that engines have; build it again"
+            f"{path}: tensor '{spec.name}': dtype {shown(spec.dtype)} is none that engines have; build it again"
         )
     fixed = [dim for dim in spec.shape if isinstance(dim, int)]
     elements = 1
@@ -122,8 +123,8 @@ def _check_tensor(path: Path, spec: TensorSpec) -> None:
 def _check_setting(path: Path, name: str, value: Option) -> None:
     """Reject what no build writes: settings are names, switches and small counts, never paths."""
     if isinstance(value, str) and ("/" in value or "\\" in value):
-        raise UgsepError(f"{path}: setting '{name}' is {value!r:.60}, which is a path; do not use this bundle")
+        raise UgsepError(f"{path}: setting '{name}' is {shown(value)}, which is a path; do not use this bundle")
     if isinstance(value, int) and not 0 <= value <= _MAX_SETTING:
         raise UgsepError(
-            f"{path}: setting '{name}' is {value!r:.60}, out of range (max {_MAX_SETTING}); do not use this bundle"
+            f"{path}: setting '{name}' is {shown(value)}, out of range (max {_MAX_SETTING}); do not use this bundle"
         )

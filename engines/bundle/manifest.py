@@ -16,6 +16,7 @@ from engines.bundle.files import MANIFEST, FileEntry, hash_files
 from engines.bundle.limits import check_batching, check_built, check_files, check_path, check_rows
 from graphs.base.config import check_plain, parse
 from graphs.base.errors import UgsepError
+from graphs.base.json_words import shown
 
 __all__ = ["FORMAT_VERSION", "BatchTiming", "Engine", "Manifest", "engine_for", "read_manifest", "write_manifest"]
 
@@ -147,11 +148,11 @@ def _check_version(path: Path, raw: Mapping[str, Any]) -> None:
     version = raw.get("version")
     if type(version) is not int or version < FORMAT_VERSION:
         raise UgsepError(
-            f"{path}: manifest version is {version!r:.60}; this ugsep reads {FORMAT_VERSION}; build the bundle again"
+            f"{path}: manifest version is {shown(version)}; this ugsep reads {FORMAT_VERSION}; build the bundle again"
         )
     if version > FORMAT_VERSION:
         raise UgsepError(
-            f"{path}: manifest version {version!r:.60} is newer than {FORMAT_VERSION}, the newest this ugsep reads; "
+            f"{path}: manifest version {shown(version)} is newer than {FORMAT_VERSION}, the newest this ugsep reads; "
             "upgrade: pip install -U ugsep"
         )
 

@@ -12,7 +12,8 @@ from msgspec import Meta
 
 from engines.bundle.document import read_document
 from graphs.base.config import check_plain
-from graphs.base.errors import UgsepError, first_line
+from graphs.base.errors import UgsepError
+from graphs.base.json_words import rejection
 
 __all__ = ["REPORT", "read_report"]
 
@@ -98,6 +99,8 @@ def read_report(bundle: Path) -> dict[str, Any]:
     try:
         check_plain(document, "report")
         msgspec.convert(document, _Report, strict=True)
-    except (UgsepError, msgspec.ValidationError) as error:
-        raise UgsepError(f"{bundle / REPORT}: {first_line(error)}; {_FIX}") from error
+    except msgspec.ValidationError as error:
+        raise UgsepError(f"{bundle / REPORT}: {rejection(error)}; {_FIX}") from error
+    except UgsepError as error:
+        raise UgsepError(f"{bundle / REPORT}: {error}; {_FIX}") from error
     return document

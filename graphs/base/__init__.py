@@ -8,6 +8,7 @@ __all__ = [
     "finite",
     "gc_paused",
     "json_text",
+    "json_words",
     "limits",
     "names",
     "progress",

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import msgspec
 
 from graphs.base.errors import UgsepError, nearest
+from graphs.base.json_words import named_type, shown
 
 __all__ = ["check_plain", "parse", "to_mapping", "unique_names"]
 
@@ -36,7 +37,7 @@ def parse(cls: type[T], values: Any, location: str, *, complete: bool = False) -
             field.
     """
     if not isinstance(values, Mapping):
-        raise UgsepError(f"{location}: expected a mapping of settings, got {type(values).__name__}")
+        raise UgsepError(f"{location}: expected a mapping of settings, got {named_type(type(values))}")
     for path, problem in _wrong_names(cls, values, (), complete):
         raise UgsepError(f"{_named(location, path)}{problem}")
     for path, problem in _unusable(values, ()):
@@ -48,7 +49,7 @@ def parse(cls: type[T], values: Any, location: str, *, complete: bool = False) -
     except UgsepError as error:  # of a __post_init__
         raise UgsepError(f"{location}: {error}") from error
     found, kind = _value_at(values, path), _type_at(cls, path)
-    raise UgsepError(f"{_named(location, path)} is {_shown(found)}, not {_wanted(kind)}; correct the value")
+    raise UgsepError(f"{_named(location, path)} is {shown(found)}, not {_wanted(kind)}; correct the value")
 
 
 def check_plain(value: Any, location: str) -> None:
@@ -66,23 +67,16 @@ def check_plain(value: Any, location: str) -> None:
         for i, item in enumerate(value):
             check_plain(item, f"{location}[{i}]")
     elif _out_of_range(value):
-        raise UgsepError(f"{location} is {_shown(value)}, which is out of range")
+        raise UgsepError(f"{location} is {shown(value)}, which is out of range")
     elif isinstance(value, str) and not value.isprintable():
         if any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
-            raise UgsepError(f"{location} is {value!a:.60}, which holds characters that cannot be printed")
+            raise UgsepError(f"{location} is {shown(value)}, which holds characters that cannot be printed")
 
 
 def _out_of_range(value: Any) -> bool:
     if type(value) is int:
         return not -_MAX_INTEGER - 1 <= value <= _MAX_INTEGER
     return type(value) is float and not abs(value) < _MAX_NUMBER
-
-
-def _shown(value: Any) -> str:
-    """Return a value as it is shown in errors; Python refuses to print integers of more than 4,300 digits."""
-    if type(value) is int and value.bit_length() > 200:
-        return f"an integer of {value.bit_length()} bits"
-    return f"{value!a:.60}"
 
 
 def _unusable(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
@@ -96,9 +90,9 @@ def _unusable(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
         for i, item in enumerate(value):
             yield from _unusable(item, (*path, i))
     elif _out_of_range(value):
-        yield path, f"is {_shown(value)}, which is out of range"
+        yield path, f"is {shown(value)}, which is out of range"
     elif isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        yield path, f"is {value!a:.60}, which is not a valid text"
+        yield path, f"is {shown(value)}, which is not a valid text"
 
 
 def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -205,7 +199,7 @@ def _wanted(kind: Any) -> str:
         elif dataclasses.is_dataclass(member) or get_origin(member) in (Mapping, dict):
             words.append("an object")
         else:
-            words.append("null" if member is type(None) else getattr(member, "__name__", str(member)))
+            words.append(named_type(member))
     return " or ".join(words)
 
 

@@ -12,6 +12,7 @@ import safetensors
 
 from graphs.base.errors import UgsepError
 from graphs.base.json_text import read_json
+from graphs.base.json_words import named_type
 
 _METADATA = "__metadata__"
 
@@ -49,6 +50,6 @@ def read_header(file: Path, fix: str) -> tuple[dict[str, TensorEntry], Mapping[s
 def _entry(file: Path, name: str, entry: Any, start: int, fix: str) -> TensorEntry:
     if not isinstance(entry, dict):  # the library also takes a list of the three values
         raise UgsepError(
-            f"{file}: the header's entry of '{name:.60}' is a {type(entry).__name__}, not a mapping; {fix}"
+            f"{file}: the header's entry of '{name:.60}' is {named_type(type(entry))}, not a mapping; {fix}"
         )
     return TensorEntry(entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])

@@ -9,6 +9,7 @@ import torch
 
 from graphs.base.errors import UgsepError
 from graphs.base.json_text import read_json
+from graphs.base.json_words import named_type
 from graphs.base.regular_file import is_regular_file
 from graphs.checkpoint.files import PICKLES, check_weights, stored_weights, weight_files
 from graphs.models.ranking_model import RankingModel
@@ -56,5 +57,5 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise UgsepError(f"no checkpoint at {directory}: {path.name} is missing; {hint}")
     config = read_json(path.read_bytes(), str(path), "save the checkpoint again")
     if not isinstance(config, dict):
-        raise UgsepError(f"{path} contains a {type(config).__name__}, not a mapping; save the checkpoint again")
+        raise UgsepError(f"{path} contains {named_type(type(config))}, not a mapping; save the checkpoint again")
     return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -107,6 +108,24 @@ class Call:
         if given is None or given == []:
             return list(range(rank))
         return [d % rank for d in (given if isinstance(given, (list, tuple)) else [given])] if rank else []
+
+
+def with_adopted_rows(call: Call) -> Call:
+    """Return the call with uniform tensors along the rows of the others, where axis and size are the same.
+
+    Rows times heads of zeros, as ``nn.MultiheadAttention(add_zero_attn=True)`` joins to its keys, fit any order of
+    rows and heads: their values are all the same.
+    """
+    rows = {(r.axis - n.meta["val"].dim(), r) for n in call.tensors() if isinstance(r := call.of(n), Rows)}
+    if len({(back, r.outer, r.inner) for back, r in rows}) != 1:
+        return call
+    back, found = rows.pop()
+    adopted: dict[fx.Node, Layout] = {}
+    for node in call.tensors():
+        axis = back + node.meta["val"].dim()
+        if call.of(node) is UNIFORM and symbolic_axes(node.meta["val"]) == {axis: found.outer * found.inner}:
+            adopted[node] = Rows(axis, found.outer, found.inner)
+    return Call(call.node, ChainMap(adopted, dict(call.found)))
 
 
 def agree(layouts: list[Layout]) -> Layout:

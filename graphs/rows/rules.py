@@ -21,6 +21,7 @@ from graphs.rows.layout import (
     agree,
     aligned,
     symbolic_axes,
+    with_adopted_rows,
 )
 from graphs.rows.sides import is_row_count
 
@@ -57,6 +58,9 @@ def layout_of_call(call: Call) -> Layout:
         axes = symbolic_axes(value) if isinstance(value, Tensor) else {}
         # A parameter expanded to the rows becomes a tensor of rows; any other constant stays one.
         return Rows(next(iter(axes))) if call.name in _EXPANDS and list(axes.values()) == [1] else CONSTANT
+    if UNIFORM in promoted and rule in (_pointwise, moves.join):
+        call = with_adopted_rows(call)
+        promoted = [call.of(n) for n in call.tensors()]
     if UNIFORM in promoted:
         raise MixesRows("is applied to a tensor with more than one batch axis; keep one")
     if rule is None:

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from graphs.base.config import check_plain, parse
 from graphs.base.errors import UgsepError
 from graphs.base.json_text import read_json
+from graphs.base.json_words import shown
 from graphs.base.regular_file import is_regular_file
 from graphs.checkpoint.header import read_header
 from quant.arrays import Doubles
@@ -94,7 +95,7 @@ def load_calibration(folder: Path) -> Calibration:
     document = read_json(text.read_bytes(), f"'{text}' is damaged", _AGAIN)
     found = document.get("format") if isinstance(document, dict) else None
     if found != FORMAT:
-        raise UgsepError(f"'{text}' has format {found!a:.60}, not {FORMAT}; {_AGAIN}")
+        raise UgsepError(f"'{text}' has format {shown(found)}, not {FORMAT}; {_AGAIN}")
     check_plain(document, f"'{text}'")
     read = parse(_Document, document, f"'{text}'")
     try:

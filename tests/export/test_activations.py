@@ -66,7 +66,7 @@ def test_a_stamp_reads_back_from_either_kind_of_model(model: onnx.ModelProto) ->
         ("[]", r"'a.onnx': ugsep.activations: ranges is \[\], not"),
         ('{"up.weight": {"scale": 1}}', "ranges.up.weight: 'zero' is missing"),
         ('{"up.weight": {"scale": 1, "zero": 3, "sero": 3}}', "sero"),
-        ('{"up.weight": {"scale": "1", "zero": 3}}', "up.weight.*scale is '1', not"),
+        ('{"up.weight": {"scale": "1", "zero": 3}}', 'up.weight.*scale is "1", not'),
         ('{"up.weight": {"scale": 0, "zero": 3}}', "ranges.up.weight.scale is 0.*out of range"),
         ('{"up.weight": {"scale": -1, "zero": 3}}', "ranges.up.weight.scale is -1.*out of range"),
         ('{"up.weight": {"scale": 1e-60, "zero": 3}}', "ranges.up.weight.scale is 1e-60, which is out of range"),

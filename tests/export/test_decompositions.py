@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from export.metadata import Stamp
 from export.onnx_file import export_subgraph
 from graphs.base.errors import UgsepError
+from graphs.split.proof import prove_split
 from graphs.split.split import split
 from tests.suites import slow_but
 
@@ -248,12 +249,13 @@ class Attention(nn.Module):
         super().__init__()
         self.form = form
         self.history, self.item = nn.Embedding(50, 8), nn.Embedding(40, 8)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        added = form == "module, keys added"
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=added, add_zero_attn=added)
 
     def forward(self, history: Tensor, item: Tensor) -> Tensor:
         padding = history == 0
         keys, query = self.history(history), self.item(item)[:, None]
-        if self.form == "module":
+        if self.form in ("module", "module, keys added"):
             attended, _ = self.attention(query, keys, keys, key_padding_mask=padding, need_weights=False)
         elif self.form == "module, NaN replaced":  # as users write who have seen NaN elsewhere
             attended, _ = self.attention(query, keys, keys, key_padding_mask=padding, need_weights=False)
@@ -278,12 +280,22 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize(
     "form",
-    ["module", "module, NaN replaced", "module on itself", "bool mask", "float mask", "grouped heads", "causal"],
+    [
+        "module",
+        "module, keys added",
+        "module, NaN replaced",
+        "module on itself",
+        "bool mask",
+        "float mask",
+        "grouped heads",
+        "causal",
+    ],
 )
 def test_attention_gives_pytorch_s_values_without_any_key(form: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Attention(form).eval()
     made = split(module, (torch.randint(1, 50, (7, 6)), torch.arange(7)), user=("history",), item=("item",))
+    assert prove_split(made).max_rel <= 1e-5
     patterns = torch.tensor([[int(b) for b in f"{n:06b}"] for n in range(64)])  # every padding, none kept included
     feeds = {"history": torch.randint(1, 50, (64, 6)) * patterns, "item": torch.randint(0, 40, (64,))}
     stamp = Stamp("attention", "full", "fp32", ())

@@ -23,6 +23,8 @@ class Inner(nn.Module):
         self.conv = nn.Conv1d(T, 2, 3)
         self.bag = nn.EmbeddingBag(9, D, mode="mean")
         self.encoder = nn.TransformerEncoderLayer(D, 2, 7, batch_first=True)
+        self.to_zeros = nn.MultiheadAttention(D, 2, batch_first=True, add_zero_attn=True)
+        self.extra_keys = nn.MultiheadAttention(D, 2, batch_first=True, add_bias_kv=True, add_zero_attn=True)
 
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         return self.work(self, x, ids)

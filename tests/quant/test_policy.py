@@ -17,11 +17,11 @@ def test_policies_read_back_and_name_their_mistakes(tmp_path) -> None:
         ({"weights": [{"glob": "a", "precision": "int4"}]}, r"weights\[0\].precision is .int4., not one of"),
         ({"weights": ["a"]}, r"weights\[0\] is .a., not an object"),
         ({"weights": [{"precision": "int8"}]}, r"weights\[0\]: .glob. is missing"),
-        ({"weights": {"glob": "a"}}, "weights is {'glob': 'a'}, not a list"),
+        ({"weights": {"glob": "a"}}, 'weights is {"glob": "a"}, not a list'),
         ({"keep_fp32_ops": 3}, "keep_fp32_ops is 3, not a list"),
-        ({"tables": "no"}, "tables is 'no', not bool"),
+        ({"tables": "no"}, 'tables is "no", not a boolean'),
         ({"block": -1}, "block is -1"),
-        ({"default": "fp8"}, "default is 'fp8', not one of int8"),
+        ({"default": "fp8"}, 'default is "fp8", not one of int8'),
     ):
         with pytest.raises(UgsepError, match=message):
             policy_from(document)

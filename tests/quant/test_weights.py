@@ -201,12 +201,12 @@ def test_the_table_tells_what_became_of_each_weight(graphs, calibration, tmp_pat
     ("text", "message"),
     [
         ("{", "ugsep.quant: not valid JSON"),
-        ("[]", "ugsep.quant: expected a mapping of settings, got list"),
+        ("[]", "ugsep.quant: expected a mapping of settings, got a list"),
         ('{"graph": 1}', "ugsep.quant: '(scheme|rows|samples_sha256)' is missing"),
         ('{"graph": "item", "scheme": "", "samples_sha256": "", "rows": [3]}', r"rows\[0\] is 3, not an object"),
-        ({"bits": "8"}, r"rows\[0\].bits is '8', not int"),
+        ({"bits": "8"}, r'rows\[0\].bits is "8", not an integer'),
         ({"bits": 7}, r"rows\[0\].bits is 7, not 8, 16 or 32"),
-        ({"shape": [1, None]}, r"rows\[0\].shape\[1\] is None, not int"),
+        ({"shape": [1, None]}, r"rows\[0\].shape\[1\] is null, not an integer"),
         ({"other": 1}, r"rows\[0\]: unknown setting 'other'"),
     ],
 )

@@ -15,6 +15,7 @@ from engines.backends.checks import check_options
 from engines.backends.contract import Notify
 from engines.backends.engine_spec import BuildSpec, Option
 from engines.backends.graph_io import graph_io
+from engines.backends.openvino.integers import check_integers
 from engines.backends.openvino.library import NAME, ONNX_VARIANT, OPTIONS, RUNS_AS, core, import_openvino, runs_as
 from engines.backends.openvino.runner import last_line
 from export.io import read_graph
@@ -28,10 +29,12 @@ def lower(spec: BuildSpec, folder: Path, progress: Notify) -> LoweredGraph:
     """Lower int8 weights, which OpenVINO would dequantize on every run if they were stacked; nothing else changes.
 
     Raises:
-        UgsepError: openvino is missing, an option is wrong, or the source is missing or broken.
+        UgsepError: openvino is missing, an option is wrong, the source is missing or broken, or OpenVINO would round
+            integers that the graph computes with.
     """
     import_openvino()
     check_options(NAME, spec.options, OPTIONS)
+    check_integers(read_graph(spec.onnx).graph)
     if ONNX_VARIANT[spec.precision] != "w8a32" and not spec.half_state:
         return LoweredGraph(spec.onnx)
     progress(f"openvino: lowering {spec.side} for the CPU ({spec.precision})")

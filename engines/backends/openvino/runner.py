@@ -14,6 +14,8 @@ from engines.backends.contract import Array
 from engines.backends.openvino.library import RUNS_AS, core, runs_as
 from graphs.base.errors import UgsepError
 
+_INT32 = np.iinfo(np.int32)
+
 
 def load(
     directory: Path, built: BuiltEngine, threads: int | None = None, runtime_cache: Path | None = None
@@ -52,12 +54,15 @@ class OpenVinoRunner:
     def __init__(self, compiled: Any, built: BuiltEngine) -> None:
         self._compiled, self._built = compiled, built
         self._idle: list[Any] = []  # append and pop are atomic
+        self._ids = [spec.name for spec in built.inputs if spec.dtype == "int64"]
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; raises UgsepError for wrong feeds or after ``close``."""
+        """Run once; raises UgsepError for wrong feeds, ids beyond 32 bits, or after ``close``."""
         if self._compiled is None:
             raise UgsepError("the engine is closed; load it again")
         checked = check_feeds(self._built.inputs, feeds)
+        for name in self._ids:
+            _check_ids(name, checked[name])
         try:
             request = self._idle.pop()
         except IndexError:
@@ -75,6 +80,14 @@ class OpenVinoRunner:
     def close(self) -> None:
         """Release the compiled model."""
         self._compiled, self._idle = None, []
+
+
+def _check_ids(name: str, ids: Array) -> None:
+    """Refuse what OpenVINO would cut: its CPU plugin computes in int32 whatever the type of an input is."""
+    if ids.max() > _INT32.max or ids.min() < _INT32.min:
+        raise UgsepError(
+            f"input '{name}' holds an id beyond 32 bits, which OpenVINO cuts; serve one of backend 'onnxruntime'"
+        )
 
 
 def ports(listed: tuple[TensorSpec, ...], ports: Any) -> tuple[TensorSpec, ...]:

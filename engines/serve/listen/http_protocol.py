@@ -17,6 +17,8 @@ from engines.serve.listen.request_head import MALFORMED, Fault, fault_of, refuse
 __all__ = ["bounded_protocol"]
 
 MOST_HEADER_BYTES = 64 << 10  # of a request's line, headers and trailers
+_FRAME = 3  # bytes of a header beside its name and its value, at least: the colon and the end of the line
+_TOO_LARGE: Fault = (400, "the request's headers are too large; send fewer")
 FRESH = 0.25  # seconds for a new connection's first request when the server stops
 GRACE = 1.0  # seconds after which the connection is cut although it should have been answered
 
@@ -71,13 +73,9 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
                 if not data:
                     return
             self._unset_keepalive_if_required()
-            self._idle_bytes += len(data)
             self._handled = False
             self._parse(data)
             if self.parser is None or self.transport.is_closing():
-                return
-            if self._idle_bytes > MOST_HEADER_BYTES:
-                self._refuse((400, "the request's headers are too large; send fewer"))
                 return
             self._watch()
 
@@ -120,15 +118,21 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
 
         def _parse(self, data: bytes) -> None:
             while data:
-                try:
-                    self.parser.feed_data(data)
+                room = MOST_HEADER_BYTES - self._idle_bytes
+                if room <= 0:
+                    self._refuse(_TOO_LARGE)
                     return
+                # No more than that at once: it may be headers that the parser counts only when they are there whole.
+                piece, data = data[:room], data[room:]
+                self._idle_bytes += len(piece)
+                try:
+                    self.parser.feed_data(piece)
                 except httptools.HttpParserUpgrade as upgrade:
                     if self.parser.get_method() == b"CONNECT":
                         self._refuse((400, "CONNECT is for proxies; send the request itself"))
                         return
                     # The parser takes what follows for the other protocol, the body included, and is of no more use.
-                    data = self._head_without_upgrade() + data[upgrade.args[0] :]
+                    data = self._head_without_upgrade() + piece[upgrade.args[0] :] + data
                     self.parser = httptools.HttpRequestParser(self)
                     self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
                 except httptools.HttpParserError:
@@ -149,7 +153,7 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
             super().on_url(url)
 
         def on_header(self, name: bytes, value: bytes) -> None:
-            self._count(len(name) + len(value))
+            self._count(len(name) + len(value) + _FRAME)
             if not self._headed:  # a trailer is dropped: it must not pass for a header (RFC 9110, 6.5.1)
                 super().on_header(name, value)
 
@@ -323,7 +327,8 @@ def bounded_protocol(patience: float, admit: Admit = lambda url, headers: None) 
         def _count(self, size: int) -> None:
             self._header_bytes += size
             if self._header_bytes > MOST_HEADER_BYTES:
-                raise ValueError("header too large")  # the parser reports it as malformed: 400, closed
+                self._fault = _TOO_LARGE
+                raise ValueError(_TOO_LARGE[1])  # the parser stops and reports an error of a callback
 
         def _arm(self) -> None:
             self._disarm()

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engines.backends.lacking import lacking
 from engines.bundle.manifest import engine_for
 from engines.serve.core.served_bundle import ServedBundle
 from engines.serve.errors import NotReady
@@ -109,6 +110,7 @@ def _engines(context: ServerContext, served: ServedBundle) -> list[dict[str, Any
             "precision": engine.built.precision,
             "bytes": engine.built.bytes,
             "chosen": engine.directory in serving,
+            "cannot_run": "" if engine.directory in serving else lacking(engine.built),
         }
         for engine in served.manifest.engines
     ]

@@ -84,13 +84,13 @@ def tensor(name: str, value: Any) -> Edit:
 
 
 BAD: dict[str, tuple[Edit, str]] = {
-    "version missing": (lambda raw, _: raw.pop("version"), "version is None; this ugsep reads 1; fix it"),
+    "version missing": (lambda raw, _: raw.pop("version"), "version is null; this ugsep reads 1; fix it"),
     "newer version": (lambda raw, _: raw.update(version=2), "version is 2"),
-    "version of another type": (lambda raw, _: raw.update(version=True), "version is True"),
+    "version of another type": (lambda raw, _: raw.update(version=True), "version is true"),
     "unknown field": (lambda raw, _: raw.update(surprise=1), "unknown setting 'surprise'"),
     "missing field": (lambda raw, _: raw["requests"][0].pop("users"), "'users' is missing"),
     "requests are no list": (lambda raw, _: raw.update(requests={}), "fixtures: requests is {}, not a list"),
-    "rows are text": (entry(users="1"), r"requests\[1\].users is '1', not int"),
+    "rows are text": (entry(users="1"), r'requests\[1\].users is "1", not an integer'),
     "a huge number": (entry(candidates=10**400), "out of range"),
     "a name given twice": (entry(name="one"), "request 'one' is given twice"),
     "no name": (entry(name=""), "a request has no name"),
@@ -105,7 +105,7 @@ BAD: dict[str, tuple[Edit, str]] = {
     "NaN": (tensor("same/expected/like", np.array([1, np.nan, 3], np.float32)), "not made of finite numbers"),
     "infinite": (tensor("one/user/age", np.full((1, 2), np.inf)), "tensor 'one/user/age' is not made of finite"),
     "complex": (tensor("one/user/age", np.ones((1, 2), np.complex64)), "finite numbers|NumPy types"),
-    "tolerance is text": (lambda raw, _: raw.update(tolerances={"like": "1"}), "tolerances.like is '1', not float"),
+    "tolerance is text": (lambda raw, _: raw.update(tolerances={"like": "1"}), 'like is "1", not a number'),
     "tolerance is NaN": (lambda raw, _: raw.update(tolerances={"like": float("nan")}), "NaN is not a JSON number"),
     "text that controls a terminal": (entry(label="\x1b[2J"), "cannot be printed"),
     "tensor name that controls a terminal": (tensor("\x1b[2J", np.ones(1)), "cannot be printed"),

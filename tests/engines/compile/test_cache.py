@@ -340,7 +340,7 @@ def test_an_entry_that_names_another_directory_is_built_again(tmp_path: Path) ->
         (lambda raw: raw.pop("files"), "engine: 'files' is missing"),
         (lambda raw: raw["files"]["a.bin"].update(bytes=-1), "size -1 is out of range"),
         (lambda raw: raw["built"].update(files=["b.bin"]), "engine file 'b.bin' is not among the hashed files"),
-        (lambda raw: raw["built"].update(session={"cache": "/etc"}), "setting 'cache' is '/etc'"),
+        (lambda raw: raw["built"].update(session={"cache": "/etc"}), "setting 'cache' is \"/etc\""),
     ],
 )
 def test_a_record_is_read_as_strictly_as_a_manifest(

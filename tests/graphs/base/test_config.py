@@ -35,7 +35,7 @@ def test_an_unknown_architecture_names_the_nearest() -> None:
         ({"width": "8"}, "recipe: .*width"),
         ({"width": 8.5}, "recipe: .*width"),
         ({"ug_sep": 1}, "recipe: .*ug_sep"),
-        ([], "recipe: expected a mapping of settings, got list"),
+        ([], "recipe: expected a mapping of settings, got a list"),
         ({"features": [{"name": "a", "side": "both", "kind": "id", "vocab": 3}]}, "feature"),
     ],
 )
@@ -48,7 +48,7 @@ def test_strict_reading(values: Any, message: str) -> None:
 
 def test_a_choice_of_words_lists_them() -> None:
     config = make_config("tokenmixer-large", "1:1")
-    with pytest.raises(UgsepError, match="recipe: global_token is 'both', not one of item, split"):
+    with pytest.raises(UgsepError, match='recipe: global_token is "both", not one of item, split'):
         parse(type(config), {**to_mapping(config), "global_token": "both"}, "recipe")
 
 

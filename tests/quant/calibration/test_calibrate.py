@@ -166,13 +166,13 @@ def test_damaged_calibration_files_are_refused(graphs, requests, tmp_path) -> No
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("samples", 0, "requests"), "3", r"calibration.json': samples\[0\].requests is '3', not int"),
+        (("samples", 0, "requests"), "3", r"calibration.json': samples\[0\].requests is \"3\", not an integer"),
         (("samples", 0, "extra"), 1, r"calibration.json': samples\[0\]: unknown setting 'extra'"),
-        (("sides", "user", "counts", "user_x"), "9", r"calibration.json': sides.user.counts.user_x is '9', not int"),
+        (("sides", "user", "counts", "user_x"), "9", r"sides.user.counts.user_x is \"9\", not an integer"),
         (("sides", "item", "feeds"), [], r"calibration.json': sides.item.feeds is \[\], not an object"),
-        (("sides", "item"), None, r"calibration.json': sides.item is None, not an object"),
-        (("token",), 3, "calibration.json': token is 3, not str"),
-        (("format",), "2", "calibration.json' has format '2', not 2"),
+        (("sides", "item"), None, r"calibration.json': sides.item is null, not an object"),
+        (("token",), 3, "calibration.json': token is 3, not a string"),
+        (("format",), "2", 'calibration.json\' has format "2", not 2'),
         (("sides", "user", "counts", "other"), 1, "is damaged .*user/other/squares"),
     ],
 )

@@ -79,7 +79,7 @@ def test_an_interrupted_sensitivity_goes_on(graphs, requests, calibration, tmp_p
     document = json.loads(cache.read_text())
     document["effects"] = {key: {**effect, "sqnr_db": "9"} for key, effect in document["effects"].items()}
     cache.write_text(json.dumps(document))
-    with pytest.raises(UgsepError, match=r"cache.json': effects\..*: sqnr_db is '9', not float"):
+    with pytest.raises(UgsepError, match=r"cache.json': effects\..*: sqnr_db is \"9\", not a number"):
         sensitivity(*graphs, requests, cache=cache, **kinds)
     for text, message in (
         ("[]", "is not a sensitivity cache"),

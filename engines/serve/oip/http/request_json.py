@@ -12,7 +12,8 @@ from msgspec import UNSET, Raw, UnsetType
 
 from engines.backends.contract import Array
 from engines.serve.oip.signature import Input
-from graphs.base.errors import UgsepError, first_line
+from graphs.base.errors import UgsepError
+from graphs.base.json_words import rejection
 
 __all__ = ["InferJson", "InputJson", "numbers", "parse_request"]
 
@@ -147,8 +148,10 @@ def _present(struct: msgspec.Struct) -> int:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, msgspec.MsgspecError):
+        return rejection(error)
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return "not UTF-8"
-    return first_line(error)
+    return "a number is out of range" if isinstance(error, OverflowError) else "its lists differ in length"

@@ -116,9 +116,12 @@ const gates = (found) => !found?.length ? empty("This bundle has no gates.") : t
   [["gate"], ["value", true], ["bound", true], ["result"]],
   found.map((g) => [g.name, scientific(g.value), `${relation(g)}${scientific(g.bound)}`, el("span", { className: g.passed ? "good" : "bad" }, g.passed ? "✓ passed" : "✗ failed")]));
 
+const useOf = (e) => e.chosen ? el("span", { className: "good" }, "serving")
+  : el("span", { className: "soft" }, e.cannot_run ? `built, cannot run here: ${e.cannot_run}` : "available");
+
 const engines = (found) => !found?.length ? empty("No engines are loaded.") : table("Engines",
   [["side"], ["backend"], ["precision"], ["size", true], [""]],
-  found.map((e) => [e.side, e.backend, el("code", {}, e.precision), bytes(e.bytes), e.chosen ? el("span", { className: "good" }, "serving") : el("span", { className: "soft" }, "available")]));
+  found.map((e) => [e.side, e.backend, el("code", {}, e.precision), bytes(e.bytes), useOf(e)]));
 
 function batching(found) {
   if (!found?.measured?.length) return empty("This bundle measured no calls of several users; every request is scored by itself.");

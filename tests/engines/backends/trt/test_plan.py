@@ -32,7 +32,7 @@ def test_an_outcome_is_read_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyP
     says.write_text("#!/bin/sh\necho '{\"layers\": 3}'\n")
     says.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(says))
-    with pytest.raises(UgsepError, match="the outcome of TensorRT-RTX: layers is 3, not str"):
+    with pytest.raises(UgsepError, match="the outcome of TensorRT-RTX: layers is 3, not a string"):
         build_plan(PlanJob("tensorrt_rtx", "a.onnx", "a.engine", (), Settings()))
 
 

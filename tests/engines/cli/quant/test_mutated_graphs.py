@@ -106,7 +106,7 @@ def test_300_mutated_stamps_are_read_or_refused_in_one_line(quantized: Path, tmp
         ("ugsep.quant", '{"rows": 3}', "ugsep.quant: 'graph' is missing"),
         ("ugsep.quant", "[" * 9_000, "nested more than 64 levels deep"),
         ("ugsep.keep_float", "3", "keep_float is 3, not a list"),
-        ("ugsep.keep_float", '["a", 1]', "keep_float[1] is 1, not str"),
+        ("ugsep.keep_float", '["a", 1]', "keep_float[1] is 1, not a string"),
         ("ugsep.keep_float", "nan", "ugsep.keep_float: not valid JSON"),
     ],
 )
@@ -128,12 +128,12 @@ def test_a_bad_stamp_is_named_with_its_field(
     ("field", "value", "message"),
     [
         ("bits", 4, "rows[1].bits is 4, not 8, 16 or 32"),
-        ("kind", "conv", "rows[1].kind is 'conv', not matmul or table"),
+        ("kind", "conv", 'rows[1].kind is "conv", not matmul or table'),
         ("shape", [3, -1], "rows[1].shape[1] is -1, which is out of range"),
         ("quantized_bytes", -1, "rows[1].quantized_bytes is -1, which is out of range"),
         ("fp32_bytes", 2**63, "rows[1].fp32_bytes is 9223372036854775808, which is out of range"),
-        ("sqnr_db", "x", "rows[1].sqnr_db is 'x', not float"),
-        ("weight", None, "rows[1].weight is None, not str"),
+        ("sqnr_db", "x", 'rows[1].sqnr_db is "x", not a number'),
+        ("weight", None, "rows[1].weight is null, not a string"),
     ],
 )
 def test_a_field_of_the_table_out_of_range(

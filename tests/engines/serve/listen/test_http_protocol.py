@@ -167,6 +167,39 @@ def test_many_headers_are_refused(connect) -> None:
     assert connection.recv(100).startswith(b"HTTP/1.1 400")
 
 
+EMPTY = b"a:\r\n"  # one byte of name and value
+BEFORE, BODY = b"POST / HTTP/1.1\r\nHost: a\r\n", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "filler", "after"),
+    [
+        (BEFORE, EMPTY, BODY + b"\r\n"),
+        (BEFORE, b"a:" + b" " * 94 + b"\r\n", BODY + b"\r\n"),
+        (b"", b"\r\n", BEFORE + BODY + b"\r\n"),
+        (BEFORE + BODY, EMPTY, b"\r\n"),
+    ],
+    ids=["empty", "spaces", "blank lines", "trailers"],
+)
+def test_headers_are_bounded_by_their_bytes_not_by_their_names_and_values(
+    connect, before: bytes, filler: bytes, after: bytes
+) -> None:
+    few = (MOST_HEADER_BYTES - len(before + after)) // len(filler)
+    for count, wanted in ((few, b"HTTP/1.1 200"), (MOST_HEADER_BYTES // len(filler) + 1, b"HTTP/1.1 400")):
+        connection = connect()
+        connection.sendall(before + count * filler + after)
+        received = receive_until(connection, lambda got: b"\r\n\r\n" in got and got[-1:] in b"3}")
+        assert received.startswith(wanted), received
+        assert (b"too large" in received) == wanted.endswith(b"400")
+
+
+@pytest.mark.parametrize("folded", [b"x\r\n y", b"\r\n y", b"\r\n" + b" \r\n" * 5000 + b" y"])
+def test_folded_headers_are_refused(connect, folded: bytes) -> None:
+    connection = connect()
+    connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nA: " + folded + b"\r\n\r\n")
+    assert connection.recv(100).startswith(b"HTTP/1.1 400")
+
+
 HALF = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345"
 
 

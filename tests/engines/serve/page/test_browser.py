@@ -80,7 +80,8 @@ def test_it_shows_the_status_and_asks_nobody_else(browser: Browser, page: Runnin
         "clock",
     ):
         assert words in text
-    for words in ("33.9", "✗ failed", "2.81×", "refused", "differs by 0.4", "230.0 MiB", "87 min"):
+    for words in ("33.9", "✗ failed", "2.81×", "refused", "differs by 0.4", "230.0 MiB", "87 min", "available",
+                  "built, cannot run here: no NVIDIA driver or GPU found"):  # fmt: skip
         assert words in text
     assert browser.js("document.title") == "tiny: ready"
     assert browser.complaints() == []
@@ -184,7 +185,16 @@ def test_names_never_become_markup(browser: Browser, built_bundle: Path, tmp_pat
         name=HOSTILE,
         misses=[{"feature": HOSTILE, "share": 0.5, "count": 2}],
         gates=[{"name": HOSTILE, "value": 1, "bound": 2, "passed": True}],
-        engines=[{"side": HOSTILE, "backend": HOSTILE, "precision": HOSTILE, "bytes": 1, "chosen": True}],
+        engines=[
+            {
+                "side": HOSTILE,
+                "backend": HOSTILE,
+                "precision": HOSTILE,
+                "bytes": 1,
+                "chosen": False,
+                "cannot_run": HOSTILE,
+            }
+        ],
         swaps=[{"at": 1, "from": HOSTILE, "to": HOSTILE, "outcome": HOSTILE, "reason": HOSTILE, "seconds": 1}],
     )
     server.status["traffic"]["codes"] = {HOSTILE: 3}

@@ -101,6 +101,22 @@ def test_what_serves_and_what_it_did(context: ServerContext, built_bundle: Path)
     context.slot.close(10)
 
 
+def test_an_engine_that_cannot_run_here_is_not_called_available(context: ServerContext) -> None:
+    loaded = load_bundle(context.settings)
+    first = loaded.manifest.engines[0]
+    foreign = dataclasses.replace(
+        first, directory="engines/other", built=dataclasses.replace(first.built, backend="tensorrt-next")
+    )
+    spare = dataclasses.replace(first, directory="engines/spare")
+    manifest = dataclasses.replace(loaded.manifest, engines=(*loaded.manifest.engines, foreign, spare))
+    context.slot.switch(dataclasses.replace(loaded, manifest=manifest))
+    found = read(context)["engines"]
+    assert found[-2]["cannot_run"] == "backend 'tensorrt-next' is unknown to this version"
+    assert [e["cannot_run"] for e in found if e is not found[-2]] == [""] * (len(found) - 1)
+    assert not found[-1]["chosen"]
+    context.slot.close(10)
+
+
 @pytest.mark.parametrize(
     "report",
     [
