@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphs.trace.jagged.options import JaggedOptions
 from graphs.trace.jagged.padding import pad
-from graphs.trace.jagged.stand_ins import PaddedKeys
+from graphs.trace.jagged.stand_ins import PaddedKeys, PaddedRows
 
 _PARTS = ("", ".values", ".lengths", ".weights")
 
@@ -33,7 +33,9 @@ class KeyedLayout:
 
     def stand_in(self, inputs: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> PaddedKeys:
         """Return what the model is given in place of the KeyedJaggedTensor."""
-        return PaddedKeys(inputs, self.bases, frozenset(self.bases) - frozenset(self.max_lengths), vectors)
+        return PaddedKeys(
+            {f: PaddedRows(f, inputs, base, f not in self.max_lengths, vectors) for f, base in self.bases.items()}
+        )
 
     def inputs_of(self, feature: str) -> list[str]:
         """Return all names that inputs of a feature may have."""

@@ -155,16 +155,6 @@ class Reads(nn.Module):
         return y
 
 
-def assembled(model: Reads, features: Any) -> Tensor:
-    from torchrec import KeyedJaggedTensor
-
-    item = features["item"].values()
-    keys = [*USER, *ITEM]
-    made = KeyedJaggedTensor(keys=keys, values=item.repeat(4) % 7, lengths=torch.ones_like(item).repeat(4))
-    y: Tensor = model.bags(made)["item"].sum(1)
-    return y
-
-
 REFUSED = {
     "jagged values": (
         lambda _, features: features["history"].values().sum().float(),
@@ -173,18 +163,13 @@ REFUSED = {
     ),
     "offsets": (
         lambda _, features: features.offsets().sum().float(),
-        "the model reads offsets() of a KeyedJaggedTensor, whose rows have no fixed places there; read "
+        "the model reads the jagged offsets of a KeyedJaggedTensor, whose rows have no fixed places there; read "
         "to_padded_dense(K), or declare features of one id per row with --single",
     ),
     "a length of the batch": (
         lambda _, features: features["history"].to_padded_dense().float().shape[1],
         "padded features change the model's scores on random ids; read jagged features only through "
         "EmbeddingBagCollection, EmbeddingCollection and to_padded_dense(K), which ignore the padding",
-    ),
-    "assembled features": (
-        assembled,
-        "submodule 'bags' looks up features that the model assembles itself; make the KeyedJaggedTensor an input of "
-        "the model, where each feature has a side",
     ),
 }
 
