@@ -20,6 +20,7 @@ from graphs.trace.jagged.layout import layouts_of
 from graphs.trace.jagged.of_inputs import made_of_inputs
 from graphs.trace.jagged.options import JaggedOptions
 from graphs.trace.jagged.outside import outside_lookups
+from graphs.trace.jagged.padding import check_whole
 from graphs.trace.jagged.parts import collections_of, is_keyed_jagged, with_padded_parts
 from graphs.trace.jagged.same_scores import check_equal, check_same_scores
 from graphs.trace.trace import Example
@@ -55,6 +56,8 @@ def flat_model(module: nn.Module, example: Example, options: JaggedOptions) -> F
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
     leaves = pytree.tree_leaves((args, kwargs), is_leaf=is_keyed_jagged)
     jagged = [leaf for leaf in leaves if is_keyed_jagged(leaf)]
+    for keyed in jagged:
+        check_whole(keyed)
     if not jagged and not is_imported():
         options.check(())
         return FlatModel(module, example, {})

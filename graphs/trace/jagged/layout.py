@@ -45,7 +45,7 @@ class KeyedLayout:
 def layouts_of(jagged: Mapping[str, Any], others: Collection[str], options: JaggedOptions) -> dict[str, KeyedLayout]:
     """Return the layout of each KeyedJaggedTensor, by the name of its argument.
 
-    Inputs are named after the feature, preceded by the argument if another one, or an input, has that name.
+    Inputs are named after the feature, preceded by the argument if another one's, or an input, has its name.
     """
     features = [feature for keyed in jagged.values() for feature in keyed.keys()]
     declared = dict(options.max_lengths)
@@ -53,7 +53,8 @@ def layouts_of(jagged: Mapping[str, Any], others: Collection[str], options: Jagg
     for argument, keyed in jagged.items():
         bases, max_lengths = {}, {}
         for name, feature in keyed.to_dict().items():
-            bases[name] = name if features.count(name) == 1 and name not in others else f"{argument}.{name}"
+            unique = features.count(name) == 1 and not any(f"{name}{part}" in others for part in _PARTS)
+            bases[name] = name if unique else f"{argument}.{name}"
             if name not in options.single:
                 longest = int(feature.lengths().max()) if len(feature.lengths()) else 1
                 max_lengths[name] = declared.get(name, max(1, longest))

@@ -23,7 +23,7 @@ def pad(features: Any, max_lengths: Mapping[str, int]) -> dict[str, Tensor]:
         UgsepError: a row with more ids than declared, or with none or several where one is declared, lengths that are
             not those of the ids, or batches of different sizes.
     """
-    _check(features)
+    check_whole(features)
     inputs: dict[str, Tensor] = {}
     for name, feature in features.to_dict().items():
         lengths, weights = feature.lengths(), feature.weights_or_none()
@@ -57,8 +57,13 @@ def refuse_other_rows() -> NoReturn:
     raise UgsepError("a KeyedJaggedTensor has another number of rows per feature; give every feature all rows")
 
 
-def _check(features: Any) -> None:
-    """Check that a KeyedJaggedTensor is whole; TorchRec itself does not."""
+def check_whole(features: Any) -> None:
+    """Check a KeyedJaggedTensor, which TorchRec itself does not.
+
+    Raises:
+        UgsepError: its features have batches of their own or one name, its lengths are negative, too few or not those
+            of its ids, or weights are missing.
+    """
     if features.variable_stride_per_key() or features.inverse_indices_or_none() is not None:
         refuse_other_rows()
     keys, lengths, ids = features.keys(), features.lengths(), features.values()

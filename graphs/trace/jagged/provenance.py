@@ -99,6 +99,8 @@ class Provenance(TorchFunctionMode):
         if tensor.dim() == 1:
             return self.pieces(tensor)
         made, axis = self._made.get(id(tensor)), 0
+        if made is not None and made.name in ("contiguous", "clone"):
+            return self._rows(made.first)
         if made is not None and made.name in _TURNS and tensor.dim() == 2:
             made, axis = self._made.get(id(made.first)), 1
         if made is None or made.name != "stack" or tensor.dim() != 2:

@@ -189,23 +189,32 @@ def test_made_features_are_read_as_dense_ones() -> None:
     assert cut.reusable_share > 0.5
 
 
+class Joins(nn.Module):
+    """Looks up a user's and an item's features in one jagged tensor."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__()
+        self.by, self.bags = by, bags()
+
+    def forward(self, user: Any, item: Any) -> Tensor:
+        from torchrec import KeyedJaggedTensor
+
+        if self.by == "concat":
+            features = KeyedJaggedTensor.concat([user, item])
+        else:
+            features = KeyedJaggedTensor.from_jt_dict({**user.to_dict(), **item.to_dict()})
+        found = self.bags(features=features)
+        y: Tensor = (found["history"] * found["item"] + found["country"] * found["tags"]).sum(1)
+        return y
+
+
 @needs_torchrec
 @pytest.mark.parametrize("outside", [False, True])
-def test_features_of_two_inputs_are_joined(outside: bool) -> None:
-    from torchrec import KeyedJaggedTensor
-
-    class Joins(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bags = bags()
-
-        def forward(self, user: Any, item: Any) -> Tensor:
-            found = self.bags(features=KeyedJaggedTensor.concat([user, item]))
-            y: Tensor = found["history"] * found["item"] + found["country"] * found["tags"]
-            return y.sum(1)
-
+@pytest.mark.parametrize("by", ["concat", "dict"])
+def test_features_of_two_inputs_are_joined(by: str, outside: bool) -> None:
     user, item = jagged({"history": [2, 0, 4], "country": [1, 1, 1]}), jagged({"item": [1, 1, 1], "tags": [0, 2, 3]})
-    flat = flat_model(spread(Joins()), {"user": user, "item": item}, JaggedOptions(single=("item",), outside=outside))
+    options = JaggedOptions(single=("item",), outside=outside)
+    flat = flat_model(spread(Joins(by)), {"user": user, "item": item}, options)
     parts = [""] if outside else [".values", ".lengths"]
     assert flat.features["user"] == tuple(f"{n}{part}" for n in ("history", "country") for part in parts)
     cut = split(flat.module, flat.example, user=flat.inputs_of(["user"]), item=flat.inputs_of(["item"]))

@@ -200,3 +200,45 @@ def test_a_collection_called_twice_cannot_be_looked_up_outside() -> None:
     flat_model(module, example, OPTIONS["padded"])
     with pytest.raises(UgsepError, match="submodule 'bags' is called twice"):
         flat_model(module, example, OPTIONS["outside"])
+
+
+@needs_torchrec
+def test_a_weighted_collection_without_weights_is_refused() -> None:
+    module, example = MODELS["weighted"]()
+    bare = {**example, "sparse_features": dlrm()[1]["sparse_features"]}
+    with pytest.raises(
+        UgsepError, match="is weighted, but 'history' has no weights; give the KeyedJaggedTensor weights"
+    ):
+        flat_model(module, bare, OPTIONS["padded"])
+
+
+@needs_torchrec
+def test_jagged_results_are_refused() -> None:
+    class Returns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bags = bags()
+
+        def forward(self, features: Any) -> Any:
+            return self.bags(features)
+
+    with pytest.raises(UgsepError, match="the model returns a jagged or keyed tensor; return tensors only"):
+        flat_model(spread(Returns()), {"features": MODELS["regroups"]()[1]["features"]}, JaggedOptions())
+
+
+@needs_torchrec
+def test_an_input_that_has_the_name_of_a_features_part_stays() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bags = bags()
+
+        def forward(self, features: Any, others: dict[str, Tensor]) -> Tensor:
+            y: Tensor = self.bags(features).values().sum(1) + others["history.lengths"]
+            return y
+
+    keyed = MODELS["regroups"]()[1]["features"]
+    example = {"features": keyed, "others": {"history.lengths": torch.randn(4)}}
+    flat = flat_model(spread(Named()), example, OPTIONS["padded"])
+    assert flat.features["history"] == ("features.history.values", "features.history.lengths")
+    assert "history.lengths" in flat.example["inputs"]
