@@ -14,10 +14,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from graphs.trace.call import call_of, unwrapped
+from graphs.trace.jagged.assembled import is_imported
 from graphs.trace.jagged.forwards import PaddedCall, Recorded
 from graphs.trace.jagged.layout import layouts_of
+from graphs.trace.jagged.of_inputs import made_of_inputs
 from graphs.trace.jagged.options import JaggedOptions
 from graphs.trace.jagged.outside import outside_lookups
+from graphs.trace.jagged.padding import check_whole
 from graphs.trace.jagged.parts import collections_of, is_keyed_jagged, with_padded_parts
 from graphs.trace.jagged.same_scores import check_equal, check_same_scores
 from graphs.trace.trace import Example
@@ -39,7 +42,7 @@ class FlatModel:
 
 
 def flat_model(module: nn.Module, example: Example, options: JaggedOptions) -> FlatModel:
-    """Return a model whose inputs are tensors; one without a KeyedJaggedTensor among its inputs as it is.
+    """Return a model whose inputs are tensors; one that neither takes nor makes jagged tensors as it is.
 
     A jagged feature ``f`` becomes ``f.values [N, L]`` and ``f.lengths [N]``, with ``f.weights [N, L]`` if they are
     used, or ``f [N]`` if every row has one id. With lookups outside it becomes ``f [N, width]``, pooled, and
@@ -53,19 +56,27 @@ def flat_model(module: nn.Module, example: Example, options: JaggedOptions) -> F
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
     leaves = pytree.tree_leaves((args, kwargs), is_leaf=is_keyed_jagged)
     jagged = [leaf for leaf in leaves if is_keyed_jagged(leaf)]
-    options.check(feature for keyed in jagged for feature in keyed.keys())
-    if not jagged:
+    for keyed in jagged:
+        check_whole(keyed)
+    if not jagged and not is_imported():
+        options.check(())
         return FlatModel(module, example, {})
-    module = unwrapped(module)
+    given_module, module = module, unwrapped(module)
     # A tensor in place of each, so that each has the name that a tensor there would have.
     marks = {id(keyed): torch.zeros(keyed.stride()) for keyed in jagged}
     marked = pytree.tree_map(lambda leaf: marks.get(id(leaf), leaf), (args, kwargs), is_leaf=is_keyed_jagged)
     call = call_of(module, *marked)
     pairs = list(zip(call.names, call.tensors, strict=True))
     named: dict[str, Any] = {n: next((k for k in jagged if marks[id(k)] is t), t) for n, t in pairs}
+    made = made_of_inputs(module, args, kwargs, named)
+    parts = {name: (one.argument, kind) for one in made or () for kind, name in one.inputs.items()}
+    named = {n: t for n, t in named.items() if n not in parts} | {one.argument: one.keyed for one in made or ()}
+    options.check(feature for keyed in named.values() if is_keyed_jagged(keyed) for feature in keyed.keys())
+    if not jagged and made is None:
+        return FlatModel(given_module, example, {})
     others = {n: t for n, t in named.items() if not is_keyed_jagged(t)}
     layouts = layouts_of({n: k for n, k in named.items() if n not in others}, others, options)
-    padded_call = PaddedCall(call, layouts)
+    padded_call = PaddedCall(call, layouts, parts)
     given = dict(others)
     for name, layout in layouts.items():
         given |= layout.inputs(named[name])

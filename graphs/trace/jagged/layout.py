@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphs.trace.jagged.options import JaggedOptions
 from graphs.trace.jagged.padding import pad
-from graphs.trace.jagged.stand_ins import PaddedKeys
+from graphs.trace.jagged.stand_ins import PaddedKeys, PaddedRows
 
 _PARTS = ("", ".values", ".lengths", ".weights")
 
@@ -33,7 +33,9 @@ class KeyedLayout:
 
     def stand_in(self, inputs: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> PaddedKeys:
         """Return what the model is given in place of the KeyedJaggedTensor."""
-        return PaddedKeys(inputs, self.bases, frozenset(self.bases) - frozenset(self.max_lengths), vectors)
+        return PaddedKeys(
+            {f: PaddedRows(f, inputs, base, f not in self.max_lengths, vectors) for f, base in self.bases.items()}
+        )
 
     def inputs_of(self, feature: str) -> list[str]:
         """Return all names that inputs of a feature may have."""
@@ -43,7 +45,7 @@ class KeyedLayout:
 def layouts_of(jagged: Mapping[str, Any], others: Collection[str], options: JaggedOptions) -> dict[str, KeyedLayout]:
     """Return the layout of each KeyedJaggedTensor, by the name of its argument.
 
-    Inputs are named after the feature, preceded by the argument if another one, or an input, has that name.
+    Inputs are named after the feature, preceded by the argument if another one's, or an input, has its name.
     """
     features = [feature for keyed in jagged.values() for feature in keyed.keys()]
     declared = dict(options.max_lengths)
@@ -51,7 +53,8 @@ def layouts_of(jagged: Mapping[str, Any], others: Collection[str], options: Jagg
     for argument, keyed in jagged.items():
         bases, max_lengths = {}, {}
         for name, feature in keyed.to_dict().items():
-            bases[name] = name if features.count(name) == 1 and name not in others else f"{argument}.{name}"
+            unique = features.count(name) == 1 and not any(f"{name}{part}" in others for part in _PARTS)
+            bases[name] = name if unique else f"{argument}.{name}"
             if name not in options.single:
                 longest = int(feature.lengths().max()) if len(feature.lengths()) else 1
                 max_lengths[name] = declared.get(name, max(1, longest))

@@ -37,16 +37,19 @@ class Collection(nn.Module):
         """Return the features that the model looks up.
 
         Raises:
-            UgsepError: the model assembles them itself.
+            UgsepError: they are kept in the model, or one is missing.
         """
         if not isinstance(given, PaddedKeys):
             raise UgsepError(
-                f"submodule '{self.where}' looks up features that the model assembles itself; make the "
-                "KeyedJaggedTensor an input of the model, where each feature has a side"
+                f"submodule '{self.where}' looks up a {type(given).__name__} that is neither an input nor made in "
+                "forward; make the KeyedJaggedTensor an input of the model, where each feature has a side"
             )
         for lookup in self.lookups:
             if lookup.feature not in given.features:
-                raise UgsepError(f"submodule '{self.where}' looks up '{lookup.feature}', which the example lacks")
+                raise UgsepError(
+                    f"submodule '{self.where}' looks up '{lookup.feature}', which the KeyedJaggedTensor lacks; add "
+                    "the feature to the example"
+                )
         return given
 
 
@@ -66,11 +69,14 @@ class PaddedBags(Collection):
         return PooledEmbeddings({lookup.name: self._pooled(given, lookup) for lookup in self.lookups})
 
     def _pooled(self, features: PaddedKeys, lookup: Lookup) -> Tensor:
-        if self.outside is not None:
-            return features.vectors[self.outside[lookup.name]]
         ids = features[lookup.feature]
-        if self.weighted and ids.row_weights is None:
-            raise UgsepError(f"submodule '{self.where}' is weighted, but '{lookup.feature}' has no weights")
+        if self.outside is not None:
+            return ids.vectors[self.outside[lookup.name]]
+        if self.weighted and not ids.has_weights:
+            raise UgsepError(
+                f"submodule '{self.where}' is weighted, but '{lookup.feature}' has no weights; give the "
+                "KeyedJaggedTensor weights, or the collection is_weighted=False"
+            )
         vectors = functional.embedding(ids.rows, self.embedding_bags[lookup.table].weight).float()
         weights = ids.row_weights if self.weighted else None
         if ids.counts is None:
@@ -100,11 +106,10 @@ class PaddedEmbeddings(Collection):
     def _vectors(self, features: PaddedKeys, lookup: Lookup) -> PaddedRows:
         ids = features[lookup.feature]
         if self.outside is not None:
-            vectors = features.vectors[self.outside[lookup.name]]
+            vectors = ids.vectors[self.outside[lookup.name]]
         else:
             vectors = functional.embedding(ids.rows, self.embeddings[lookup.table].weight).float()
-        found = {"rows": vectors} if ids.counts is None else {"rows": vectors, "counts": ids.counts}
-        return PaddedRows(lookup.name, found, "rows", "counts" if "counts" in found else None)
+        return PaddedRows.of(lookup.name, vectors, ids.counts, mask=ids.own.get("mask"))
 
 
 class Regrouped(nn.Module):

@@ -33,12 +33,18 @@ def outside_lookups(
     """Return the inputs in place of the lookups that gave ``found`` on ``inputs``.
 
     Raises:
-        UgsepError: the model looks up nothing.
+        UgsepError: the model looks up nothing, or features that are no input.
     """
     lookups = [(part, lookup) for part in collections.values() if part.where in found for lookup in part.lookups]
     if not lookups:
         raise UgsepError("the model looks up no embeddings; remove --embeddings outside")
     bases = [found[part.where].bases[lookup.feature] for part, lookup in lookups]
+    for base, (part, lookup) in zip(bases, lookups, strict=True):
+        if not base:
+            raise UgsepError(
+                f"submodule '{part.where}' looks up '{lookup.feature}', which the model makes of tensors; look it up "
+                "inside, or make the KeyedJaggedTensor an input of the model"
+            )
     ids = {f"{base}{end}" for base in bases for end in ("", ".values", ".weights")}  # sequences keep their lengths
     others = {n: t for n, t in inputs.items() if n not in ids}
     shorts = [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from graphs.base.errors import UgsepError
 from graphs.trace.call import without_dataclasses
 from graphs.trace.jagged.forwards import PaddedCall
 from graphs.trace.jagged.lookups import Collection
+from graphs.trace.jagged.pieces import Pieces
+from graphs.trace.jagged.stand_ins import PaddedKeys, PaddedRows, PooledEmbeddings
 from graphs.trace.trace_errors import readable
 from graphs.trace.widen import LOW_PRECISION
 
@@ -38,29 +41,39 @@ def check_same_scores(module: nn.Module, padded: nn.Module, call: PaddedCall, ex
     generator = torch.Generator().manual_seed(0)
     # Batches whose longest row is as long as declared, and shorter.
     for missing in (0, 1):
-        given: list[Any] = []
-        inputs: dict[str, Tensor] = {}
-        for name in call.call.names:
-            value = example[name]
-            if name in call.layouts:
-                most = {f: max(1, length - missing) for f, length in call.layouts[name].max_lengths.items()}
-                value = _random(value, _table_rows(padded), most, generator)
-                inputs |= call.layouts[name].inputs(value)
-            else:
-                value = value.index_select(0, torch.arange(_ROWS, device=value.device) % len(value))
-                inputs[name] = value.clone()  # a model may write into its inputs
-            given.append(value)
-        found = call.run(padded, inputs, {})
-        args, kwargs = call.call.with_tensors(given)
-        try:
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                wanted = module(*args, **kwargs)
-        except Exception as error:  # whatever the model raises
-            raise UgsepError(
-                f"the model fails on random jagged features: {readable(error)}; declare features of one id per "
-                "row with --single, and give to_padded_dense a length"
-            ) from error
+        keyed = {
+            name: _random(example[name], _table_rows(padded), layout.max_lengths, missing, generator)
+            for name, layout in call.layouts.items()
+        }
+        others = {
+            name: value.index_select(0, torch.arange(_ROWS, device=value.device) % len(value))
+            for name, value in example.items()
+            if name not in keyed
+        }
+        inputs = {name: value.clone() for name, value in others.items()}  # a model may write into its inputs
+        for name, layout in call.layouts.items():
+            inputs |= layout.inputs(keyed[name])
+        found = _scores("padded rows", partial(call.run, padded, inputs, {}))
+        arguments = call.jagged_arguments(keyed, others)
+        wanted = _scores("jagged features", partial(_called, module, *arguments))
         check_equal(wanted, found, _CHANGED, tolerance)
+
+
+def _scores(features: str, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except UgsepError:
+        raise
+    except Exception as error:  # whatever the model raises
+        raise UgsepError(
+            f"the model fails on random {features}: {readable(error)}; declare features of one id per row with "
+            "--single, and give to_padded_dense a length"
+        ) from error
+
+
+def _called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        return module(*args, **kwargs)
 
 
 def _table_rows(padded: nn.Module) -> dict[str, int]:
@@ -76,9 +89,12 @@ def check_equal(wanted: Any, found: Any, message: str, tolerance: float = 0.0) -
     """Compare the results of two calls, relative to max(1, largest).
 
     Raises:
-        UgsepError: ``message``, they differ.
+        UgsepError: ``message``: they differ; or another error if a result is no tensor.
     """
-    pairs = zip(*(pytree.tree_leaves(without_dataclasses(result)) for result in (wanted, found)), strict=True)
+    given, others = (pytree.tree_leaves(without_dataclasses(result)) for result in (wanted, found))
+    if any(isinstance(other, (PaddedRows, PaddedKeys, Pieces, PooledEmbeddings)) for other in others):
+        raise UgsepError("the model returns a jagged or keyed tensor; return tensors only")
+    pairs = zip(given, others, strict=True)
     if not all(_close(one, other, tolerance) for one, other in pairs if isinstance(one, Tensor)):
         raise UgsepError(message)
 
@@ -91,14 +107,20 @@ def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
     return torch.allclose(one.double(), other.double(), rtol=0, atol=tolerance * max(1.0, largest), equal_nan=True)
 
 
-def _random(keyed: Any, rows: Mapping[str, int], max_lengths: Mapping[str, int], generator: torch.Generator) -> Any:
-    """Return random features like ``keyed``, ids from whole tables: a row without ids, a full one, others between."""
+def _random(
+    keyed: Any, rows: Mapping[str, int], max_lengths: Mapping[str, int], missing: int, generator: torch.Generator
+) -> Any:
+    """Return random features like ``keyed``, ids from whole tables: a row without ids, a full one, others between.
+
+    A full row has ``missing`` ids less than declared.
+    """
     values, lengths, weights = [], [], []
     for name, feature in keyed.to_dict().items():
-        ids, most = feature.values(), max_lengths.get(name)
-        if most is None:
+        ids = feature.values()
+        if name not in max_lengths:
             counts = torch.ones(_ROWS, dtype=torch.int64)
         else:
+            most = max(1, max_lengths[name] - missing)
             counts = torch.randint(0, most + 1, (_ROWS,), generator=generator)
             counts[:2] = torch.tensor([0, most])
         below = rows.get(name, int(ids.max()) + 1 if len(ids) else 1)

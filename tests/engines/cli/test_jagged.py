@@ -105,7 +105,7 @@ def test_a_bundle_scores_as_the_model_does_on_jagged_features(
         tensors[name] = tensors[name][:1].expand_as(tensors[name])
     dense = torch.randn(1, 5, generator=torch.Generator().manual_seed(2)).expand(n, 5)
     with torch.no_grad():
-        wanted = module(dense, same_user(features, n))[:, 0]
+        wanted = module(dense, same_user(features, n))  # [n, 1]
         if embeddings == "outside":
             pooled = module.sparse_arch.embedding_bag_collection(same_user(features, n))  # type: ignore[union-attr, operator]
             tensors = pooled.to_dict()

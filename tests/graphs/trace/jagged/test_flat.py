@@ -155,16 +155,6 @@ class Reads(nn.Module):
         return y
 
 
-def assembled(model: Reads, features: Any) -> Tensor:
-    from torchrec import KeyedJaggedTensor
-
-    item = features["item"].values()
-    keys = [*USER, *ITEM]
-    made = KeyedJaggedTensor(keys=keys, values=item.repeat(4) % 7, lengths=torch.ones_like(item).repeat(4))
-    y: Tensor = model.bags(made)["item"].sum(1)
-    return y
-
-
 REFUSED = {
     "jagged values": (
         lambda _, features: features["history"].values().sum().float(),
@@ -173,18 +163,13 @@ REFUSED = {
     ),
     "offsets": (
         lambda _, features: features.offsets().sum().float(),
-        "the model reads offsets() of a KeyedJaggedTensor, whose rows have no fixed places there; read "
+        "the model reads the jagged offsets of a KeyedJaggedTensor, whose rows have no fixed places there; read "
         "to_padded_dense(K), or declare features of one id per row with --single",
     ),
     "a length of the batch": (
         lambda _, features: features["history"].to_padded_dense().float().shape[1],
         "padded features change the model's scores on random ids; read jagged features only through "
         "EmbeddingBagCollection, EmbeddingCollection and to_padded_dense(K), which ignore the padding",
-    ),
-    "assembled features": (
-        assembled,
-        "submodule 'bags' looks up features that the model assembles itself; make the KeyedJaggedTensor an input of "
-        "the model, where each feature has a side",
     ),
 }
 
@@ -215,3 +200,45 @@ def test_a_collection_called_twice_cannot_be_looked_up_outside() -> None:
     flat_model(module, example, OPTIONS["padded"])
     with pytest.raises(UgsepError, match="submodule 'bags' is called twice"):
         flat_model(module, example, OPTIONS["outside"])
+
+
+@needs_torchrec
+def test_a_weighted_collection_without_weights_is_refused() -> None:
+    module, example = MODELS["weighted"]()
+    bare = {**example, "sparse_features": dlrm()[1]["sparse_features"]}
+    with pytest.raises(
+        UgsepError, match="is weighted, but 'history' has no weights; give the KeyedJaggedTensor weights"
+    ):
+        flat_model(module, bare, OPTIONS["padded"])
+
+
+@needs_torchrec
+def test_jagged_results_are_refused() -> None:
+    class Returns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bags = bags()
+
+        def forward(self, features: Any) -> Any:
+            return self.bags(features)
+
+    with pytest.raises(UgsepError, match="the model returns a jagged or keyed tensor; return tensors only"):
+        flat_model(spread(Returns()), {"features": MODELS["regroups"]()[1]["features"]}, JaggedOptions())
+
+
+@needs_torchrec
+def test_an_input_that_has_the_name_of_a_features_part_stays() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bags = bags()
+
+        def forward(self, features: Any, others: dict[str, Tensor]) -> Tensor:
+            y: Tensor = self.bags(features).values().sum(1) + others["history.lengths"]
+            return y
+
+    keyed = MODELS["regroups"]()[1]["features"]
+    example = {"features": keyed, "others": {"history.lengths": torch.randn(4)}}
+    flat = flat_model(spread(Named()), example, OPTIONS["padded"])
+    assert flat.features["history"] == ("features.history.values", "features.history.lengths")
+    assert "history.lengths" in flat.example["inputs"]

@@ -7,7 +7,7 @@ import torch
 
 from graphs.base.errors import UgsepError
 from graphs.trace.jagged.padding import pad
-from graphs.trace.jagged.stand_ins import PaddedKeys, PooledEmbeddings
+from graphs.trace.jagged.stand_ins import PaddedKeys, PaddedRows, PooledEmbeddings
 from tests.graphs.torchrec_models import LENGTHS, jagged, needs_torchrec
 
 MOST = {"history": 6, "country": 1, "tags": 3}
@@ -15,7 +15,8 @@ MOST = {"history": 6, "country": 1, "tags": 3}
 
 def both() -> tuple[Any, PaddedKeys]:
     keyed = jagged(LENGTHS, weighted=True)
-    return keyed, PaddedKeys(pad(keyed, MOST), {name: name for name in LENGTHS}, frozenset({"item"}), {})
+    inputs = pad(keyed, MOST)
+    return keyed, PaddedKeys({name: PaddedRows(name, inputs, name, name == "item") for name in LENGTHS})
 
 
 @needs_torchrec
@@ -48,16 +49,34 @@ def test_features_are_split_and_permuted_as_by_torchrec() -> None:
 
 @needs_torchrec
 def test_what_padding_changes_is_refused_by_name() -> None:
-    _, stand_in = both()
+    keyed, stand_in = both()
     with pytest.raises(UgsepError, match=r"the model reads the jagged values of 'history'.*to_padded_dense"):
-        stand_in["history"].values()
+        stand_in["history"].values().sum()
     with pytest.raises(UgsepError, match=r"the model reads the jagged weights of 'history'"):
-        stand_in["history"].weights()
+        torch.relu(stand_in["history"].weights())
     with pytest.raises(UgsepError, match=r"the model reads offsets\(\) of 'history'"):
         stand_in["history"].offsets()
-    with pytest.raises(UgsepError, match=r"the model reads values\(\) of a KeyedJaggedTensor"):
-        stand_in.values()
-    assert not hasattr(stand_in, "offsets")
+    with pytest.raises(UgsepError, match=r"the model reads the jagged values of a KeyedJaggedTensor"):
+        len(stand_in.values().shape)
+    with pytest.raises(UgsepError, match=r"the model reads the jagged lengths of a KeyedJaggedTensor"):
+        stand_in.lengths() + stand_in.lengths()
+    with pytest.raises(UgsepError, match=r"the model reads offset_per_key\(\) of a KeyedJaggedTensor"):
+        stand_in.offset_per_key()
+    assert not hasattr(stand_in["history"], "offsets")
+    assert stand_in.stride() == keyed.stride()
+
+
+@needs_torchrec
+def test_weights_are_padded_as_by_torchrec() -> None:
+    keyed, stand_in = both()
+    for name in ("history", "item"):
+        wanted = keyed[name].to_padded_dense_weights(5, -1.0)
+        assert torch.equal(stand_in[name].to_padded_dense_weights(5, -1.0), wanted)
+    bare = PaddedRows("history", pad(jagged(LENGTHS), MOST), "history", False)
+    assert bare.weights_or_none() is None
+    assert bare.to_padded_dense_weights(5) is None
+    with pytest.raises(UgsepError, match="reads the missing weights of 'history'"):
+        bare.weights()
 
 
 @needs_torchrec
