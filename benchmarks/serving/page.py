@@ -111,20 +111,49 @@ def _left_out(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _latency(figures: Mapping[str, Any]) -> list[str]:
-    keys = ("saturation", "rate", "unloaded_p50_ms", "p50_ms", "p99_ms", "ideal_p50_ms", "ideal_p99_ms")
-    rows = [(name, *(f"{one[key]:,.2f}" for key in keys)) for name, one in figures["median"].items()]
-    turns = len(next(iter(figures["turns"].values())))
-    heads = ("", "saturation/s", "rate/s", "unloaded p50", "p50", "p99", "ideal queue p50", "ideal queue p99")
+    columns = {
+        "before": "saturation/s before",
+        "after": "after",
+        "rate": "rate/s",
+        "unloaded_p50_ms": "unloaded p50",
+        "p50_ms": "p50",
+        "p99_ms": "p99",
+        "p99_over_unloaded": "p99 over unloaded p50",
+        "measured_p50_ms": "ideal queue p50",
+        "measured_p99_ms": "ideal queue p99",
+        "constant_p99_ms": "M/D/1 p99",
+    }
+    rows = [
+        (name, f"{len(figures['steady'][name])}", *(f"{one[key]:,.2f}" for key in columns))
+        for name, one in figures["median"].items()
+        if one
+    ]
     return [
-        f"Poisson arrivals at {figures['share']:.0%} of what each server answers when it never waits, "
-        f"{figures['candidates']} candidates, users cached; medians of {turns} turns, milliseconds. "
-        " The ideal queue answers one request at a time without any cost of its own and saturates at "
-        "the same rate: no server on one core can have a lower p99 at that load, unless it shares "
-        "work between requests.",
+        f"Poisson arrivals at {figures['share']:.0%} of what the server answered right before when it never waited, "
+        f"{figures['candidates']} candidates, users cached; medians of the steady turns, milliseconds. The machine "
+        "changes its speed within minutes, so each turn measures the saturation before and after the load. A turn "
+        f"in which the two differ by more than {figures['most_change']:.0%} is not steady: its load was another "
+        "share of the saturation than it was to be. It is set apart and repeated.",
         "",
-        *table(heads, rows),
+        "The ideal queue gets the arrivals of the turn and answers one request at a time, in their order, without "
+        "any cost of its own. Each takes as long as a request took while the server was saturated, pauses of the "
+        "machine included; in M/D/1 all take the mean of these times. The difference between the two is the "
+        "machine's, what is above the ideal queue is the server's.",
+        "",
+        *table(("", "steady turns", *columns.values()), rows),
+        *_set_apart(figures),
         *_left_out(figures),
     ]
+
+
+def _set_apart(figures: Mapping[str, Any]) -> list[str]:
+    """Return a line on the turns that do not count, of each server that has some."""
+    lines = []
+    for name, turns in figures["set_apart"].items():
+        listed = "; ".join(f"{t['before']:.0f} to {t['after']:.0f}/s, p99 {t['p99_ms']:.1f} ms" for t in turns)
+        if listed:
+            lines += ["", f"Set apart, {name}, {len(turns)} turns: {listed}."]
+    return lines
 
 
 def _capacity(figures: Mapping[str, Any]) -> list[str]:

@@ -27,16 +27,16 @@ def overhead_plot(figures: Mapping[str, Any]) -> str:
 
 def latency_plot(figures: Mapping[str, Any]) -> str:
     """Draw p50 and p99 at the load, beside those of the ideal queue."""
-    median = figures["median"]
+    median = {name: one for name, one in figures["median"].items() if one}
     figure, axes = new_axes(f"At {figures['share']:.0%} of saturation, milliseconds", 6.4, 0.8 + 0.6 * len(median))
     for at, (name, one) in enumerate(reversed(median.items())):
         colour = _OURS if name.startswith("ugsep") else _OTHERS
         axes.plot([one["p50_ms"], one["p99_ms"]], [at, at], color=colour, linewidth=6, solid_capstyle="butt")
-        axes.plot([one["ideal_p50_ms"], one["ideal_p99_ms"]], [at - 0.25] * 2, color="#444", linewidth=1.2)
+        axes.plot([one["measured_p50_ms"], one["measured_p99_ms"]], [at - 0.25] * 2, color="#444", linewidth=1.2)
     axes.set_yticks(range(len(median)), list(reversed(median)))
     axes.set_ylim(-0.6, len(median) - 0.4)
     axes.set_xlim(left=0)
-    axes.set_xlabel("p50 to p99; thin: the ideal queue of the same saturation", fontsize=8)
+    axes.set_xlabel("p50 to p99; thin: the ideal queue of the same arrivals and service times", fontsize=8)
     return _document(to_svg(figure))
 
 

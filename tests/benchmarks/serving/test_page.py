@@ -56,3 +56,30 @@ def test_every_campaign_has_a_section() -> None:
     from benchmarks.serving.__main__ import NAMES
 
     assert tuple(SECTIONS) == NAMES
+
+
+def test_turns_of_a_machine_that_changed_are_listed_apart(tmp_path: Path) -> None:
+    keys = ("unloaded_p50_ms", "p50_ms", "p99_ms", "p99_over_unloaded", "measured_p50_ms", "measured_p99_ms")
+    steady = dict.fromkeys((*keys, "constant_p50_ms", "constant_p99_ms"), 2.5)
+    apart = {**steady, "before": 342.4, "after": 249.6, "rate": 239.7, "p99_ms": 95.25}
+    steady |= {"before": 300.125, "after": 290.25, "rate": 210.5}
+    figures = {
+        "candidates": 64,
+        "share": 0.7,
+        "most_change": 0.15,
+        "left_out": {},
+        "steady": {"ugsep serve": [steady], "triton": []},
+        "set_apart": {"ugsep serve": [], "triton": [apart, apart]},
+        "median": {"ugsep serve": steady, "triton": {}},
+    }
+    out = tmp_path / "page.md"
+    write_page(
+        {"latency": Result("latency", False, (Check("steady turns, triton", 0, 3, ">="),), figures, MACHINE)}, out
+    )
+    text = out.read_text()
+    assert "| ugsep serve | 1 | 300.12 | 290.25 | 210.50 | 2.50 |" in text
+    assert "| triton |" not in text  # it has no figure
+    assert "Set apart, triton, 2 turns: 342 to 250/s, p99 95.2 ms; 342 to 250/s, p99 95.2 ms." in text
+    assert "Set apart, ugsep serve" not in text
+    assert "| latency | steady turns, triton | 0 | >= 3 | **no** |" in text
+    assert (tmp_path / "serving-latency.svg").read_text().startswith("<svg")
