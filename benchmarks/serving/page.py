@@ -152,7 +152,7 @@ def _set_apart(figures: Mapping[str, Any]) -> list[str]:
     for name, turns in figures["set_apart"].items():
         listed = "; ".join(f"{t['before']:.0f} to {t['after']:.0f}/s, p99 {t['p99_ms']:.1f} ms" for t in turns)
         if listed:
-            lines += ["", f"Set apart, {name}, {len(turns)} turns: {listed}."]
+            lines += ["", f"Set apart, {name}: {listed}."]
     return lines
 
 

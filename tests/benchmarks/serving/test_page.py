@@ -79,7 +79,7 @@ def test_turns_of_a_machine_that_changed_are_listed_apart(tmp_path: Path) -> Non
     text = out.read_text()
     assert "| ugsep serve | 1 | 300.12 | 290.25 | 210.50 | 2.50 |" in text
     assert "| triton |" not in text  # it has no figure
-    assert "Set apart, triton, 2 turns: 342 to 250/s, p99 95.2 ms; 342 to 250/s, p99 95.2 ms." in text
+    assert "Set apart, triton: 342 to 250/s, p99 95.2 ms; 342 to 250/s, p99 95.2 ms." in text
     assert "Set apart, ugsep serve" not in text
     assert "| latency | steady turns, triton | 0 | >= 3 | **no** |" in text
     assert (tmp_path / "serving-latency.svg").read_text().startswith("<svg")
