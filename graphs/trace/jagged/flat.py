@@ -13,6 +13,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from graphs.base.errors import UgsepError
 from graphs.trace.call import call_of, unwrapped
 from graphs.trace.jagged.assembled import is_imported
 from graphs.trace.jagged.forwards import PaddedCall, Recorded
@@ -58,14 +59,21 @@ def flat_model(module: nn.Module, example: Example, options: JaggedOptions) -> F
     jagged = [leaf for leaf in leaves if is_keyed_jagged(leaf)]
     for keyed in jagged:
         check_whole(keyed)
+    as_it_is = FlatModel(module, example, {})
     if not jagged and not is_imported():
         options.check(())
-        return FlatModel(module, example, {})
-    given_module, module = module, unwrapped(module)
+        return as_it_is
     # A tensor in place of each, so that each has the name that a tensor there would have.
     marks = {id(keyed): torch.zeros(keyed.stride()) for keyed in jagged}
     marked = pytree.tree_map(lambda leaf: marks.get(id(leaf), leaf), (args, kwargs), is_leaf=is_keyed_jagged)
-    call = call_of(module, *marked)
+    try:
+        module = unwrapped(module)
+        call = call_of(module, *marked)
+    except UgsepError:
+        if jagged:
+            raise
+        options.check(())
+        return as_it_is  # a trace says the same
     pairs = list(zip(call.names, call.tensors, strict=True))
     named: dict[str, Any] = {n: next((k for k in jagged if marks[id(k)] is t), t) for n, t in pairs}
     made = made_of_inputs(module, args, kwargs, named)
@@ -73,7 +81,7 @@ def flat_model(module: nn.Module, example: Example, options: JaggedOptions) -> F
     named = {n: t for n, t in named.items() if n not in parts} | {one.argument: one.keyed for one in made or ()}
     options.check(feature for keyed in named.values() if is_keyed_jagged(keyed) for feature in keyed.keys())
     if not jagged and made is None:
-        return FlatModel(given_module, example, {})
+        return as_it_is
     others = {n: t for n, t in named.items() if not is_keyed_jagged(t)}
     layouts = layouts_of({n: k for n, k in named.items() if n not in others}, others, options)
     padded_call = PaddedCall(call, layouts, parts)

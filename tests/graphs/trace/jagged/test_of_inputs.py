@@ -100,5 +100,9 @@ def test_a_model_that_makes_no_jagged_tensors_is_told_apart() -> None:
     assert made_of_inputs(module, (x,), {}, {"input": x}) is None
     flat = flat_model(module, {"input": x}, JaggedOptions())
     assert flat.module is module
+    bad = flat_model(module, {"input": torch.tensor(1.0)}, JaggedOptions())
+    assert bad.module is module, "a trace says what is wrong with the example"
+    with pytest.raises(UgsepError, match="no example input is a TorchRec KeyedJaggedTensor"):
+        flat_model(module, {"input": torch.tensor(1.0)}, JaggedOptions(outside=True))
     # What fails is the model's own; a trace says so.
     assert made_of_inputs(module, (x[:, :1],), {}, {"input": x}) is None
