@@ -97,10 +97,11 @@ def _decompose(
     results = list(made) if isinstance(made, (list, tuple)) else [made]
     replaced: dict[str, str] = {}
     for value, position in _values(node).items():
-        if position >= len(results) or not isinstance(results[position], fx.Node):
+        result = results[position] if position < len(results) else None
+        if not isinstance(result, fx.Node):
             raise UgsepError(f"{location_of(node)} returns several values")
-        value.replace_all_uses_with(results[position])
-        replaced[value.name] = results[position].name
+        value.replace_all_uses_with(result)
+        replaced[value.name] = result.name
     for unused in [*node.users, node]:
         graph.erase_node(unused)
     return replaced

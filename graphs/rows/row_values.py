@@ -46,7 +46,7 @@ def values_of_rows(graph: fx.Graph, wanted: Sequence[fx.Node], tensor_of: Callab
         elif node.op == "call_function" and all(n in values for n in node.all_input_nodes) and _is_computed(node):
             arguments, options = pytree.tree_map_only(fx.Node, values.__getitem__, (node.args, node.kwargs))
             with torch.no_grad():
-                values[node] = node.target(*arguments, **options)  # type: ignore[operator]  # an op
+                values[node] = node.target(*arguments, **options)
     return values
 
 
