@@ -54,8 +54,8 @@ class Program(ExportedProgram):
             replaced |= exact is not None
             if exact is not None or node.target in table or _is_composite_view(node.target):
                 parts = exact or table.get(node.target, node.target)
-                value = _only_value(node)
-                self.graph_signature.replace_all_uses(value.name, _decompose(self.graph, node, parts, table).name)
+                for value, result in _decompose(self.graph, node, parts, table).items():
+                    self.graph_signature.replace_all_uses(value, result)
         # Attention by the decomposition has another memory layout than by the kernel, of which a view may not exist.
         for node in self.graph.find_nodes(op="call_function", target=aten.view.default) if replaced else ():
             node.target = aten.reshape.default
@@ -71,8 +71,14 @@ def _is_composite_view(target: Any) -> bool:
 
 def _decompose(
     graph: fx.Graph, node: fx.Node, parts_of: Callable[..., Any], table: Mapping[Any, Callable[..., Any]]
-) -> fx.Node:
-    """Replace a node by what ``parts_of`` computes, decomposed by ``table``; returns the node of the result."""
+) -> dict[str, str]:
+    """Replace a node by what ``parts_of`` computes, decomposed by ``table``.
+
+    Returns the names of the values that the graph reads, and of the nodes in their place.
+
+    Raises:
+        UgsepError: the graph reads a value of the node that ``parts_of`` does not compute.
+    """
     inputs = list(node.all_input_nodes)
 
     def whole(*values: Any) -> Any:
@@ -87,23 +93,25 @@ def _decompose(
         part.meta |= {k: node.meta[k] for k in ("stack_trace", "nn_module_stack") if k in node.meta}
     with graph.inserting_before(node):
         copied = dict(zip(parts.graph.find_nodes(op="placeholder"), inputs, strict=True))
-        result = graph.graph_copy(parts.graph, copied)
-    assert isinstance(result, fx.Node)
-    value = _only_value(node)
-    value.replace_all_uses_with(result)
-    for unused in [*(u for u in node.users if not u.users), node]:
+        made = graph.graph_copy(parts.graph, copied)
+    results = list(made) if isinstance(made, (list, tuple)) else [made]
+    replaced: dict[str, str] = {}
+    for value, position in _values(node).items():
+        result = results[position] if position < len(results) else None
+        if not isinstance(result, fx.Node):
+            raise UgsepError(f"{location_of(node)} returns several values")
+        value.replace_all_uses_with(result)
+        replaced[value.name] = result.name
+    for unused in [*node.users, node]:
         graph.erase_node(unused)
-    return result
+    return replaced
 
 
-def _only_value(node: fx.Node) -> fx.Node:
-    """Return the node whose value the graph reads: the node itself, or the first of the values it returns."""
+def _values(node: fx.Node) -> dict[fx.Node, int]:
+    """Return the values of a node that the graph reads: the node itself, or those of the several that it returns."""
     if not isinstance(node.meta["val"], (tuple, list)):
-        return node
-    read = [user for user in node.users if user.users]
-    if [user.args[1] for user in read] != [0]:
-        raise UgsepError(f"{location_of(node)} returns several values")
-    return read[0]
+        return {node: 0}
+    return {user: int(user.args[1]) for user in node.users if user.users}  # type: ignore[arg-type]  # a getitem
 
 
 def program_of(subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> Program:

@@ -30,6 +30,7 @@ SCENARIOS = {
     "tests/benchmarks/model_zoo/test_packages_of_models.py": "a few models of every package, measured",
     "tests/benchmarks/reliability/test_campaigns.py": "the short form of every campaign",
     "tests/benchmarks/serving/campaigns/test_campaigns.py": "the short form of every campaign",
+    "tests/export/test_split_graphs.py": "what the splitter writes, exported",
     "tests/quant/test_weights_pair.py": "both graphs of a model quantized together",
     "tests/quant/test_weights_ranges.py": "the ranges of activations in quantized graphs",
     "tests/engines/bundle/test_bad_bundles.py": "bundles damaged on disk, from the files to the command",

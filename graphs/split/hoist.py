@@ -40,6 +40,7 @@ from graphs.split.column_provenance import Provenance, is_user, provenance_of
 from graphs.split.prune_columns import narrow_products
 from graphs.split.reach import descendants
 from graphs.split.rewriter import Rewriter
+from graphs.split.row_constants import fold_row_constants
 from graphs.trace.node_location import location_of
 from graphs.trace.trace import Traced
 
@@ -82,6 +83,7 @@ def hoist(
     The input is unchanged.
     """
     rewriter = Rewriter(traced, sides)
+    fold_row_constants(rewriter)
     narrow_products(rewriter)
     known: dict[fx.Node, Provenance] = {}
     regions = Regions(rewriter, known, KnownValues(rewriter))

@@ -80,14 +80,14 @@ class Rewriter:
         return result if isinstance(result, Tensor) else None
 
     def constant(self, name: str, tensor: Tensor) -> fx.Node:
-        """Return the node of a constant ``name``, numbered if another constant has that name.
+        """Return the node of a constant ``name``, numbered if another tensor has that name.
 
         Views of a parameter share its memory, and equal slices of it are one node.
         """
         for free in itertools.chain([name], (f"{name}{i}" for i in itertools.count(2))):
-            if free not in self.slices:
+            if free not in self.tensors:
                 break
-            if _same(self.tensors[free], tensor):
+            if free in self.slices and _same(self.tensors[free], tensor):
                 return self.slices[free]
         with self.graph.inserting_before(next(iter(self.graph.nodes))):
             node = self.graph.create_node("get_attr", free)

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from graphs.base.errors import UgsepError
 
+_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]  # a descriptor
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]  # a descriptor
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 _CONSTANTS = (type(None), bool, int, float, str)
 
@@ -58,10 +61,23 @@ class Call:
 
         def forward(tensors: list[Tensor]) -> Any:
             args, kwargs = self.with_tensors(tensors)
-            return without_dataclasses(original(*args, **kwargs))
+            with _DetachedData():
+                return without_dataclasses(original(*args, **kwargs))
 
         flat.forward = forward
         return flat
+
+
+class _DetachedData(TorchFunctionMode):
+    """Takes ``tensor.data`` as ``tensor.detach()``; a trace does not see the former."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _SET_DATA:
+            raise UgsepError(
+                "the model assigns to the .data of a tensor, which a trace does not see; compute a new tensor, or "
+                "write into it with copy_"
+            )
+        return args[0].detach() if func == _DATA else func(*args, **(kwargs or {}))
 
 
 def without_dataclasses(value: Any) -> Any:

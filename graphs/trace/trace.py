@@ -22,7 +22,9 @@ from graphs.trace.complex_numbers import without_complex_numbers
 from graphs.trace.einsum import explicit
 from graphs.trace.empty_pieces import drop_empty_pieces
 from graphs.trace.familiar import decompositions, is_plain
+from graphs.trace.flex_attention import write_out_attention
 from graphs.trace.fold import fold_parameters
+from graphs.trace.masked_scatter import write_out_scatters
 from graphs.trace.trace_errors import (
     NO_DATA_IN_CONTROL,
     check_any_number_of_rows,
@@ -92,7 +94,10 @@ def trace(module: nn.Module, example: Example) -> Traced:
     try:
         with torch.no_grad(), quiet(), gc_paused():
             exported = torch.export.export(call.flat(module), (tiled,), dynamic_shapes=(shapes,), strict=False)
+            write_out_attention(exported)
             exported = _familiar(exported)
+    except UgsepError:
+        raise
     except Exception as error:  # torch.export raises many types
         _run(module, *call.with_tensors(tiled))  # the model's own error is clearer
         if scripted := scripted_part(module):
@@ -107,6 +112,7 @@ def trace(module: nn.Module, example: Example) -> Traced:
         raise UgsepError(f"torch.export cannot trace the model: {readable(error)}; {NO_DATA_IN_CONTROL}") from error
     traced = _flatten(exported, list(names), tuple(tiled))
     check_any_number_of_rows(traced.module.graph)
+    write_out_scatters(traced.module)
     without_complex_numbers(traced.module)
     fold_parameters(traced.module)
 

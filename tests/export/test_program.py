@@ -19,7 +19,10 @@ from graphs.split.split import Subgraph, split
 
 
 class Parts(nn.Module):
-    """Ops that the exporter only knows in parts, one of which writes in place (RMSNorm), and one that counts rows."""
+    """Ops that the exporter only knows in parts: one writes in place (RMSNorm), one returns several tensors (chunk).
+
+    Another one counts rows.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +34,8 @@ class Parts(nn.Module):
         user = self.first(self.norm(u))  # [N, 4]
         wide = nn.functional.pad(user, [0, 2]).unsqueeze(0).movedim(1, 0).squeeze(1)  # [N, 6]
         rows = torch.zeros(i.shape[0], 1) + self.fixed.sum()
-        return torch.addmm(rows, wide * i, torch.ones(6, 1)).squeeze(-1)
+        _, left, right = i.chunk(3, 1)
+        return torch.addmm(rows, wide * i, torch.ones(6, 1)).squeeze(-1) + (left - 2 * right).sum(1)
 
 
 @pytest.fixture(scope="module")

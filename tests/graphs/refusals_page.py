@@ -21,7 +21,8 @@ This page is written from the code by `python -m tests.graphs.refusals_page`; a 
 
 Every op must keep the rows of a batch apart. PyTorch marks the element-wise ops; those are known. The ops below have
 a rule of their own. Any other op is decomposed into these, by PyTorch's decompositions or ours, before it is refused;
-complex numbers become pairs of real ones, and a Fourier transform a product with a constant matrix.
+complex numbers become pairs of real ones, and a Fourier transform a product with a constant matrix;
+`flex_attention` is written out, and `masked_scatter` with a mask that is the same in every row becomes a lookup.
 
 """
 

@@ -16,11 +16,12 @@ from torch.utils import _pytree as pytree
 
 from graphs.base.cost import gemm_flops
 from graphs.split.blocks.bounds import BOUNDED, MONOTONE, Known, applied, between, everything, exact
+from graphs.split.blocks.norm_bounds import LengthBounds
 from graphs.split.rewriter import Rewriter
 
 aten = torch.ops.aten
 
-# Products of data, norms and sums are taken to be smaller than this, as scores of attention are.
+# Products of data, norms and sums of which nothing is known are taken to be smaller than this, as scores are.
 LARGEST = 1e8
 
 # Below the largest score of its row by this much, a score has a share of exactly 0 in every precision: e^-746 is 0 in
@@ -36,6 +37,10 @@ class KnownValues:
 
     rewriter: Rewriter
     found: dict[fx.Node, Known | None] = field(default_factory=dict)
+    lengths: LengthBounds = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lengths = LengthBounds(self.rewriter)
 
     def of(self, node: fx.Node) -> Known | None:
         """Return the known elements of a node, None if there are none."""
@@ -84,7 +89,12 @@ class KnownValues:
             return rule(self, node)
         if torch.Tag.pointwise in node.target.tags or node.target in (aten._to_copy.default, aten.to.dtype):
             return self._pointwise(node)
-        return between(-LARGEST, LARGEST, value) if value.is_floating_point() and self._is_data(node) else None
+        if not value.is_floating_point():
+            return None
+        size = self.lengths.score(node)
+        if size < LARGEST:
+            return between(-size, size, value)
+        return between(-LARGEST, LARGEST, value) if self._is_data(node) else None
 
     def _is_data(self, node: fx.Node) -> bool:
         """Return whether a node holds products, norms or sums of what no constant of a mask has made large."""

@@ -22,6 +22,7 @@ __all__ = ["unmerged"]
 _VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints)
 _FIRST = (aten.linear.default, aten.layer_norm.default, aten.rms_norm.default, aten.dropout.default,
           aten.clone.default, aten.contiguous.default, aten.alias.default, aten._to_copy.default)  # fmt: skip
+_PRODUCTS = (aten.matmul.default,)
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 
 
@@ -43,12 +44,13 @@ def unmerged(regions: Regions, node: fx.Node) -> list[fx.Node] | None:
         result = call(node, aten.reshape.default, before, _sizes(value.shape))
         regions.rewriter.replace(node, result)
         return [result]
-    alone = _on_each(regions, node)
+    product = _product_on_each(regions, node)
+    alone = _on_each(regions, node) if product is None else product
     if alone is None:
         return None
     merged = call(node, aten.reshape.default, alone, [-1, *_sizes(value.shape[1:])])
     regions.rewriter.replace(node, merged)
-    return [alone]
+    return [alone] if product is None else [*(n for n in alone.all_input_nodes if n.target in _PRODUCTS), alone]
 
 
 def _sizes(shape: Any) -> list[int]:
@@ -84,6 +86,21 @@ def _apart(regions: Regions, node: fx.Node, source: fx.Node) -> list[fx.Node] | 
     merged = regions.rewriter.call(node, aten.reshape.default, kept, [-1, *_sizes(shape[1:])])
     regions.rewriter.replace(node, merged)
     return [kept]
+
+
+def _product_on_each(regions: Regions, node: fx.Node) -> fx.Node | None:
+    """Return a product with a weight, and its bias, on the tensor before the view (``addmm``, as in GPT-2)."""
+    if node.target not in (aten.addmm.default, aten.mm.default, aten.matmul.default):
+        return None
+    bias, left, right = (None, *node.args[:2]) if node.target is not aten.addmm.default else node.args[:3]
+    before, weight = _before(regions, left), regions.rewriter.value(right)
+    scaled = any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta"))
+    if before is None or weight is None or weight.dim() != 2 or scaled:
+        return None
+    if isinstance(bias, fx.Node) and (bias.meta["val"].dim() > 1 or regions.rewriter.value(bias) is None):
+        return None
+    product = regions.rewriter.call(node, aten.matmul.default, before, right)
+    return product if bias is None else regions.rewriter.call(node, aten.add.Tensor, product, bias)
 
 
 def _on_each(regions: Regions, node: fx.Node) -> fx.Node | None:

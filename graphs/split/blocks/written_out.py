@@ -28,6 +28,14 @@ def simplified(regions: Regions, node: fx.Node) -> list[fx.Node]:
         if result is not None:
             regions.rewriter.replace(node, result)
             return []
+    elif node.target in (aten.addmm.default, aten.mm.default) and any(
+        n in regions.known for n in node.all_input_nodes
+    ):
+        if all(node.kwargs.get(name, 1) == 1 for name in ("beta", "alpha")):
+            product = call(node, aten.matmul.default, *node.args[-2:])
+            total = call(node, aten.add.Tensor, product, node.args[0]) if len(node.args) == 3 else product
+            regions.rewriter.replace(node, total)
+            return [product] if total is product else [product, total]
     elif node.target is aten.baddbmm.default and any(n in regions.known for n in node.all_input_nodes):
         if all(node.kwargs.get(name, 1) == 1 for name in ("beta", "alpha")) and len(node.args) == 3:
             product = call(node, aten.bmm.default, *node.args[1:])

@@ -172,3 +172,35 @@ def test_a_long_or_coloured_message_of_a_model_stays_one_line() -> None:
         split(Raises().eval(), ROWS, user=["user"], item=["item"])
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 500
+
+
+class DetachedData(Dot):
+    """Reads ``.data`` of an intermediate result and of a parameter."""
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        found = self.u(user).data * self.i(item)
+        found.data.add_(nn.functional.linear(item, self.i.weight.data))
+        return found.sum(1)
+
+
+def test_data_of_a_tensor_is_traced() -> None:
+    torch.manual_seed(0)
+    model = DetachedData().double().eval()
+    found = split(model, {n: v.double() for n, v in ROWS.items()}, user=["user"], item=["item"])
+    assert [s.row_shape for s in found.state] == [(4,)]
+    # Sums of four products of size about 1, against the model as given.
+    assert prove_split(found, candidates=(1, 5)).max_rel <= 1e-14
+
+
+class AssignedData(Dot):
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        found = self.u(user)
+        found.data = found.data * 2
+        return (found * self.i(item)).sum(1)
+
+
+def test_an_assignment_to_data_is_refused() -> None:
+    with pytest.raises(
+        UgsepError, match=r"assigns to the \.data of a tensor, which a trace does not see; compute a "
+    ):
+        split(AssignedData().eval(), ROWS, user=["user"], item=["item"])

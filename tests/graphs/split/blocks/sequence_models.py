@@ -145,8 +145,18 @@ def finite_padded(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) 
 
 
 def ten_thousand(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
-    """Below other scores, but for all we know not by as much as it takes."""
+    """Queries and keys come from a norm, so that scores are smaller than that for certain."""
     return (q @ k.mT).masked_fill(~layer.mask, -1e4).softmax(-1) @ v
+
+
+def half_lowest(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
+    """The smallest number of 16-bit floats."""
+    return (q @ k.mT + torch.full((TOTAL, TOTAL), -65504.0, dtype=q.dtype).triu(1)).softmax(-1) @ v
+
+
+def of_squares(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
+    """Below other scores, but for all we know not by as much as it takes."""
+    return ((q * q) @ k.mT).masked_fill(~layer.mask, -1e4).softmax(-1) @ v
 
 
 def masked_later(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
@@ -171,11 +181,13 @@ APART: dict[str, Attention] = {
         padded_mask,
         padding_chosen,
         padded_but_itself,
+        ten_thousand,
+        half_lowest,
     )
 } | {f.__name__: f for f in (pointwise, values_of_padding_are_zero, letters)}
 SHARED: dict[str, Attention] = {f.__name__: f for f in (grouped, interleaved, repeated, one_head)}
-COUPLED: dict[str, Attention] = {f.__name__: f for f in (unmasked, finite_padded, ten_thousand, masked_later)}
-FINITE = ("finite_padded", "ten_thousand")
+COUPLED: dict[str, Attention] = {f.__name__: f for f in (unmasked, finite_padded, of_squares, masked_later)}
+FINITE = ("finite_padded", "of_squares")
 
 
 class Layer(nn.Module):
