@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from benchmarks.reliability.__main__ import main
+from benchmarks.reliability.commands import main
 
 
 def run(*arguments: str) -> Result:
