@@ -35,6 +35,8 @@ from graphs.trace.node_location import location_of
 
 aten = torch.ops.aten
 
+LENGTH = "history"  # of the history, in files whose graphs take any
+
 
 class Program(ExportedProgram):
     """A program whose graph the ONNX exporter can write, except for single ops that it decomposes."""
@@ -54,8 +56,8 @@ class Program(ExportedProgram):
             replaced |= exact is not None
             if exact is not None or node.target in table or _is_composite_view(node.target):
                 parts = exact or table.get(node.target, node.target)
-                value = _only_value(node)
-                self.graph_signature.replace_all_uses(value.name, _decompose(self.graph, node, parts, table).name)
+                for old, new in _decompose(self.graph, node, parts, table).items():
+                    self.graph_signature.replace_all_uses(old, new.name)
         # Attention by the decomposition has another memory layout than by the kernel, of which a view may not exist.
         for node in self.graph.find_nodes(op="call_function", target=aten.view.default) if replaced else ():
             node.target = aten.reshape.default
@@ -71,8 +73,8 @@ def _is_composite_view(target: Any) -> bool:
 
 def _decompose(
     graph: fx.Graph, node: fx.Node, parts_of: Callable[..., Any], table: Mapping[Any, Callable[..., Any]]
-) -> fx.Node:
-    """Replace a node by what ``parts_of`` computes, decomposed by ``table``; returns the node of the result."""
+) -> dict[str, fx.Node]:
+    """Replace a node by what ``parts_of`` computes, decomposed by ``table``; return the new nodes by old name."""
     inputs = list(node.all_input_nodes)
 
     def whole(*values: Any) -> Any:
@@ -88,12 +90,16 @@ def _decompose(
     with graph.inserting_before(node):
         copied = dict(zip(parts.graph.find_nodes(op="placeholder"), inputs, strict=True))
         result = graph.graph_copy(parts.graph, copied)
-    assert isinstance(result, fx.Node)
-    value = _only_value(node)
-    value.replace_all_uses_with(result)
+    if isinstance(result, (tuple, list)):  # of a chunk, its elements
+        replaced = {user: result[user.args[1]] for user in node.users}  # type: ignore[index]  # an int
+    else:
+        assert isinstance(result, fx.Node)
+        replaced = {_only_value(node): result}
+    for value, new in replaced.items():
+        value.replace_all_uses_with(new)
     for unused in [*(u for u in node.users if not u.users), node]:
         graph.erase_node(unused)
-    return result
+    return {value.name: new for value, new in replaced.items()}
 
 
 def _only_value(node: fx.Node) -> fx.Node:
@@ -106,20 +112,29 @@ def _only_value(node: fx.Node) -> fx.Node:
     return read[0]
 
 
-def program_of(subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> Program:
+def program_of(
+    subgraph: Subgraph,
+    feeds: Mapping[str, Tensor],
+    rows: Mapping[str, str],
+    lengths: Mapping[str, tuple[int, int]] | None = None,
+) -> Program:
     """Return the program of ``subgraph``.
 
     Args:
         subgraph: the graph.
         feeds: example tensors by input name, at least 2 rows each.
         rows: the name of each input's first axis; inputs left out keep their size.
+        lengths: of inputs that follow the length of the history, the axis and by how much it is longer.
 
     Raises:
-        UgsepError: the shapes of an op hold for some numbers of rows only.
+        UgsepError: the shapes of an op hold for some numbers of rows or lengths only.
     """
+    lengths = {name: at for name, at in (lengths or {}).items() if name in subgraph.inputs}
     environment = ShapeEnv()
     mode = FakeTensorMode(shape_env=environment)
     sizes = {rows[name]: feeds[name].shape[0] for name in subgraph.inputs if name in rows}
+    for name, (axis, more) in lengths.items():
+        sizes[LENGTH] = feeds[name].shape[axis] - more
     symbols = {axis: _symbol(environment, axis, size) for axis, size in sorted(sizes.items())}
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -147,6 +162,9 @@ def program_of(subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[st
                 name = next(given)
                 example = feeds[name]
                 shape = [symbols[rows[name]] if name in rows else example.shape[0], *example.shape[1:]]
+                if name in lengths:
+                    axis, more = lengths[name]
+                    shape[axis] = symbols[LENGTH] + more
                 new.meta = {"val": torch.empty(shape, dtype=example.dtype, device=example.device)}
                 inputs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(new.name), None))
                 continue
