@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -21,7 +22,7 @@ from export.decompositions import exporter_differs
 from export.exporter_errors import refusal
 from export.io import check_file, write_model
 from export.metadata import IR_VERSION, OPSET, Stamp
-from export.program import program_of
+from export.program import LENGTH, program_of
 from graphs.base.errors import UgsepError
 from graphs.base.gc_paused import gc_paused
 from graphs.split.split import Subgraph
@@ -43,7 +44,12 @@ class OnnxFile:
 
 
 def export_subgraph(
-    subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str], path: Path, stamp: Stamp
+    subgraph: Subgraph,
+    feeds: Mapping[str, Tensor],
+    rows: Mapping[str, str],
+    path: Path,
+    stamp: Stamp,
+    lengths: Mapping[str, tuple[int, int]] | None = None,
 ) -> OnnxFile:
     """Export ``subgraph`` to ``path`` with dynamic first axes, in canonical form, checked by onnx.
 
@@ -53,11 +59,12 @@ def export_subgraph(
         rows: the name of each input's first axis, ``users`` or ``candidates``; inputs left out keep their size.
         path: the file to write; large weights go to ``<name>.data`` next to it.
         stamp: the metadata to write into the file.
+        lengths: ``axes`` of ``graphs.split.lengths.AnyLength``, whose axes become dynamic too.
 
     Raises:
         UgsepError: the exporter or the checker refuses the graph.
     """
-    model = to_onnx(subgraph, feeds, rows)
+    model = to_onnx(subgraph, feeds, rows, lengths)
     finish_model(model, subgraph, stamp)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_suffix(path.suffix + ".data")
@@ -76,7 +83,12 @@ def finish_model(model: ir.Model, subgraph: Subgraph, stamp: Stamp) -> None:
     _name_ends(model, subgraph)
 
 
-def to_onnx(subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> ir.Model:
+def to_onnx(
+    subgraph: Subgraph,
+    feeds: Mapping[str, Tensor],
+    rows: Mapping[str, str],
+    lengths: Mapping[str, tuple[int, int]] | None = None,
+) -> ir.Model:
     """Run the ONNX exporter on a subgraph.
 
     Raises:
@@ -88,29 +100,38 @@ def to_onnx(subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, 
         warnings.simplefilter("ignore")
         graph = subgraph.module.graph
         try:
-            made = program_of(subgraph, feeds, rows)
+            made = program_of(subgraph, feeds, rows, lengths)
             graph = made.graph
-            program = _written(made, subgraph, feeds, rows)
+            program = _written(made, subgraph, feeds, rows, lengths or {})
         except Exception as error:  # the exporter raises many types; it then traces the module itself
-            if any(exporter_differs(node) for node in subgraph.module.graph.nodes):
+            if lengths or any(exporter_differs(node) for node in subgraph.module.graph.nodes):
                 raise refusal([(error, graph)]) from error  # its own forms would give other scores
             _log.info("tracing the graph again (%s)", error)
             try:
-                program = _written(subgraph.module, subgraph, feeds, rows)
+                program = _written(subgraph.module, subgraph, feeds, rows, {})
             except Exception as again:
                 raise refusal([(error, graph), (again, subgraph.module.graph)]) from again
     return program.model
 
 
 def _written(
-    source: ExportedProgram | fx.GraphModule, subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]
+    source: ExportedProgram | fx.GraphModule,
+    subgraph: Subgraph,
+    feeds: Mapping[str, Tensor],
+    rows: Mapping[str, str],
+    lengths: Mapping[str, tuple[int, int]],
 ) -> ONNXProgram:
-    dims = {name: torch.export.Dim(name) for name in sorted(set(rows.values()))}
+    dims = {name: torch.export.Dim(name) for name in sorted({*rows.values(), LENGTH})}
+    dynamic: list[dict[int, Any]] = [{0: dims[rows[n]]} if n in rows else {} for n in subgraph.inputs]
+    for name, of_input in zip(subgraph.inputs, dynamic, strict=True):
+        if name in lengths:
+            axis, more = lengths[name]
+            of_input[axis] = dims[LENGTH] + more if more else dims[LENGTH]
     program = torch.onnx.export(
         source,
         tuple(feeds[name] for name in subgraph.inputs),
         dynamo=True,
-        dynamic_shapes=tuple({0: dims[rows[name]]} if name in rows else {} for name in subgraph.inputs),
+        dynamic_shapes=tuple(dynamic),
         opset_version=OPSET,
         optimize=False,
         verbose=False,

@@ -35,6 +35,8 @@ from graphs.trace.node_location import location_of
 
 aten = torch.ops.aten
 
+LENGTH = "history"  # of the history, in files whose graphs take any
+
 
 class Program(ExportedProgram):
     """A program whose graph the ONNX exporter can write, except for single ops that it decomposes."""
@@ -114,20 +116,29 @@ def _values(node: fx.Node) -> dict[fx.Node, int]:
     return {user: int(user.args[1]) for user in node.users if user.users}  # type: ignore[arg-type]  # a getitem
 
 
-def program_of(subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[str, str]) -> Program:
+def program_of(
+    subgraph: Subgraph,
+    feeds: Mapping[str, Tensor],
+    rows: Mapping[str, str],
+    lengths: Mapping[str, tuple[int, int]] | None = None,
+) -> Program:
     """Return the program of ``subgraph``.
 
     Args:
         subgraph: the graph.
         feeds: example tensors by input name, at least 2 rows each.
         rows: the name of each input's first axis; inputs left out keep their size.
+        lengths: of inputs that follow the length of the history, the axis and by how much it is longer.
 
     Raises:
-        UgsepError: the shapes of an op hold for some numbers of rows only.
+        UgsepError: the shapes of an op hold for some numbers of rows or lengths only.
     """
+    lengths = {name: at for name, at in (lengths or {}).items() if name in subgraph.inputs}
     environment = ShapeEnv()
     mode = FakeTensorMode(shape_env=environment)
     sizes = {rows[name]: feeds[name].shape[0] for name in subgraph.inputs if name in rows}
+    for name, (axis, more) in lengths.items():
+        sizes[LENGTH] = feeds[name].shape[axis] - more
     symbols = {axis: _symbol(environment, axis, size) for axis, size in sorted(sizes.items())}
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -155,6 +166,9 @@ def program_of(subgraph: Subgraph, feeds: Mapping[str, Tensor], rows: Mapping[st
                 name = next(given)
                 example = feeds[name]
                 shape = [symbols[rows[name]] if name in rows else example.shape[0], *example.shape[1:]]
+                if name in lengths:
+                    axis, more = lengths[name]
+                    shape[axis] = symbols[LENGTH] + more
                 new.meta = {"val": torch.empty(shape, dtype=example.dtype, device=example.device)}
                 inputs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(new.name), None))
                 continue

@@ -291,7 +291,11 @@ def _combined(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance
         cut = other
         if not by_row:
             held = constant.narrow(found.axis - rank, at, length)
-            cut = rewriter.constant(f"{rewriter.name(other)}.part", held)
+            cut = (
+                rewriter.constant(f"{rewriter.name(other)}.part", held)
+                if rewriter.folds
+                else rewriter.call(node, aten.slice.Tensor, other, found.axis - rank, at, at + length)
+            )
         segments.append(rewriter.call(node, node.target, segment, cut))
         at += length
     return Provenance(found.axis, tuple(segments), scale=found.scale)

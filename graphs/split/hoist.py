@@ -76,13 +76,13 @@ class Unmasked:
 
 
 def hoist(
-    traced: Traced, sides: Mapping[fx.Node, NodeSide]
+    traced: Traced, sides: Mapping[fx.Node, NodeSide], folds: bool = True
 ) -> tuple[Traced, tuple[Hoisted, ...], tuple[Unmasked, ...]]:
     """Return the model with user columns hoisted if that pays, the hoisted products, and attentions without a mask.
 
-    The input is unchanged.
+    The input is unchanged. ``folds`` is that of ``Rewriter``.
     """
-    rewriter = Rewriter(traced, sides)
+    rewriter = Rewriter(traced, sides, folds)
     fold_row_constants(rewriter)
     narrow_products(rewriter)
     known: dict[fx.Node, Provenance] = {}

@@ -21,10 +21,13 @@ class Rewriter:
     """A copy of a traced graph to which nodes are added; ``finish`` drops unused ones.
 
     ``sides`` has the side of every node. Constants are parameters, or slices of them that share their memory.
+    ``folds``: parts of what is computed from constants are constants; else slices of what computes them, so that
+    masks and positions follow the length of a history (``graphs.split.lengths``).
     """
 
-    def __init__(self, traced: Traced, sides: Mapping[fx.Node, NodeSide]) -> None:
+    def __init__(self, traced: Traced, sides: Mapping[fx.Node, NodeSide], folds: bool = True) -> None:
         self.traced = traced
+        self.folds = folds
         self.graph = fx.Graph()
         copied: dict[fx.Node, fx.Node] = {}
         self.graph.output(self.graph.graph_copy(traced.module.graph, copied))

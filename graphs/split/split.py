@@ -104,11 +104,17 @@ class Split:
 
 
 def split(
-    module: nn.Module, example: Example, *, user: Iterable[str], item: Iterable[str], hoisting: bool = True
+    module: nn.Module,
+    example: Example,
+    *,
+    user: Iterable[str],
+    item: Iterable[str],
+    hoisting: bool = True,
+    folds: bool = True,
 ) -> Split:
     """Split ``module``, traced on ``example``, by naming its user-side and item-side inputs.
 
-    ``hoisting=False`` disables ``graphs.split.hoist``, for comparison.
+    ``hoisting=False`` disables ``graphs.split.hoist``, for comparison; ``folds`` is that of ``Rewriter``.
 
     Raises:
         UgsepError: an input on both sides or on none, an unknown input, a side that no output depends on, rows that
@@ -119,13 +125,15 @@ def split(
     # What is given as None or a number is part of the model, on no side.
     named = ([n for n in names if n not in traced.constants] for names in (user, item))
     by_side = _sides_of_inputs(traced.inputs, *named)
-    made = split_traced(traced, by_side["user"], by_side["item"], hoisting)
+    made = split_traced(traced, by_side["user"], by_side["item"], hoisting, folds)
     if traced.original is not None:
         check_same_scores_later(traced.original, dict(zip(traced.inputs, traced.example, strict=True)))
     return made
 
 
-def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str], hoisting: bool = True) -> Split:
+def split_traced(
+    traced: Traced, user: Sequence[str], item: Sequence[str], hoisting: bool = True, folds: bool = True
+) -> Split:
     """Split an already traced model; raises as ``split``."""
     if USER_INDEX in traced.inputs:
         raise UgsepError(f"an input is named '{USER_INDEX}', which the item graph adds itself; rename it")
@@ -137,7 +145,7 @@ def split_traced(traced: Traced, user: Sequence[str], item: Sequence[str], hoist
     hoisted: tuple[Hoisted, ...] = ()
     unmasked: tuple[Unmasked, ...] = ()
     if hoisting:
-        traced, hoisted, unmasked = hoist(traced, sides)
+        traced, hoisted, unmasked = hoist(traced, sides, folds)
         sides = assign_sides(traced.module.graph, given)
         rows = check_rows_independent(traced)
     _check_both_sides(traced, sides, user, item)

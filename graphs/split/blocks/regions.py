@@ -95,7 +95,7 @@ class Regions:
 
     def _part(self, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node:
         constant = self.rewriter.value(node)
-        if constant is not None:
+        if constant is not None and self.rewriter.folds:
             return self.rewriter.constant(f"{self.rewriter.name(node)}.part", taken(constant, cut))
         found = self.known.get(node)
         if found is not None and found.plain and found.axis in cut:

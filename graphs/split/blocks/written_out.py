@@ -160,7 +160,11 @@ def attention(regions: Regions, node: fx.Node) -> fx.Node | None:
     scores = call(node, aten.matmul.default, call(node, aten.mul.Scalar, query, scale), turned)
     mask, sees = given["attn_mask"], True
     if given["is_causal"]:
-        later = regions.rewriter.constant(f"later{length}", torch.ones(length, keys, dtype=torch.bool).triu(1))
+        if regions.rewriter.folds:
+            later = regions.rewriter.constant(f"later{length}", torch.ones(length, keys, dtype=torch.bool).triu(1))
+        else:
+            every = call(node, aten.full.default, [length, keys], True, dtype=torch.bool)
+            later = call(node, aten.triu.default, every, 1)
         scores = call(node, aten.masked_fill.Scalar, scores, later, -math.inf)
     elif mask is not None and mask.meta["val"].dtype is torch.bool:
         scores = call(node, aten.masked_fill.Scalar, scores, call(node, aten.logical_not.default, mask), -math.inf)
