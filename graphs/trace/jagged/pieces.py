@@ -13,9 +13,11 @@ from graphs.base.errors import UgsepError
 #: What KeyedJaggedTensors are made of.
 KINDS = ("values", "weights", "lengths", "offsets")
 JOINS = {"cat", "concat", "concatenate"}
+#: The same numbers.
+CASTS = {"long", "int", "to", "type", "contiguous", "clone", "detach"}
 #: Element by element, if all others are numbers: the same for padded places.
-ELEMENT_WISE = {
-    *("long", "int", "float", "half", "to", "type", "contiguous", "clone", "detach"),
+ELEMENT_WISE = CASTS | {
+    *("float", "half"),
     *("remainder", "clamp", "clamp_min", "clamp_max", "clip", "abs", "add", "sub", "mul"),
 }
 
@@ -54,7 +56,7 @@ class Pieces:
         if name in JOINS:
             return _joined(list(first or ()))
         if name in ELEMENT_WISE and isinstance(first, Pieces):
-            return first._each(lambda rows: func(rows, *args[1:], **given), (args[1:], given))
+            return first._each(name, lambda rows: func(rows, *args[1:], **given), (args[1:], given))
         next(p for p in pytree.tree_leaves((args, given)) if isinstance(p, Pieces))._refuse()
 
     @property
@@ -63,11 +65,11 @@ class Pieces:
         found: torch.device = self.blocks[0].device() if callable(self.blocks[0].device) else self.blocks[0].device
         return found
 
-    def _each(self, function: Callable[..., Any], others: Any) -> Pieces:
+    def _each(self, name: str, function: Callable[..., Any], others: Any) -> Pieces:
         if any(isinstance(other, (torch.Tensor, Pieces)) for other in pytree.tree_leaves(others)):
             self._refuse()
         if self.kind in ("lengths", "offsets"):
-            return self
+            return self if name in CASTS else self._refuse()
         blocks = [b.mapped(self.kind, function) if hasattr(b, "mapped") else function(b) for b in self.blocks]
         return Pieces(self.kind, blocks)
 
@@ -87,10 +89,16 @@ class Pieces:
     def __mul__(self, other: Any) -> Any:
         return torch.mul(self, other)  # type: ignore[arg-type]  # dispatched to __torch_function__
 
+    def __getitem__(self, index: Any) -> NoReturn:
+        self._refuse()
+
+    def __len__(self) -> NoReturn:
+        self._refuse()
+
     def __getattr__(self, name: str) -> Any:
         if name in ELEMENT_WISE:
             method = getattr(torch.Tensor, name)
-            return lambda *args, **kwargs: self._each(lambda rows: method(rows, *args, **kwargs), (args, kwargs))
+            return lambda *args, **given: self._each(name, lambda rows: method(rows, *args, **given), (args, given))
         self._refuse()
 
 

@@ -10,18 +10,16 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from graphs.trace.jagged.pieces import ELEMENT_WISE, JOINS, Pieces
+from graphs.trace.jagged.pieces import CASTS, ELEMENT_WISE, JOINS, Pieces
 from graphs.trace.jagged.stand_ins import PaddedRows
 
 _FLATTEN = {"reshape", "view", "flatten", "ravel"}
 #: Of a constant tensor these have the same value in every place.
 _KEEP_VALUE = {
-    *_FLATTEN,
-    *("long", "int", "to", "type", "contiguous", "clone", "detach"),
+    *(_FLATTEN | CASTS),
     *("expand", "repeat", "unsqueeze", "squeeze", "t", "__getitem__"),
 }
-_CASTS = {"long", "int", "to", "contiguous"}
-_KEEP_PLACES = _CASTS | {"expand", "unsqueeze", "__getitem__"}
+_KEEP_PLACES = CASTS | {"expand", "unsqueeze", "__getitem__"}
 _ONES, _ZEROS = {"ones", "ones_like", "new_ones"}, {"zeros", "zeros_like", "new_zeros"}
 _TURNS = {"t", "T", "transpose"}  # of two axes
 _FULL = {"full", "full_like", "new_full"}
@@ -150,11 +148,11 @@ class Provenance(TorchFunctionMode):
         if made.name in JOINS and len(made.first) == 2:
             zero, sums = made.first
             return self._summed(sums) if zero.numel() == 1 and self.constant(zero) == 0 else None
-        return self.lengths_of_offsets(made.first) if made.name in _CASTS else None
+        return self.lengths_of_offsets(made.first) if made.name in CASTS else None
 
     def _summed(self, sums: Tensor) -> Tensor | None:
         made = self._made.get(id(sums))
-        if made is not None and made.name in _CASTS:
+        if made is not None and made.name in CASTS:
             return self._summed(made.first)
         return self._tensor(made.first) if made is not None and made.name == "cumsum" else None
 

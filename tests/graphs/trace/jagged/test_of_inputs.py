@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,8 +65,12 @@ def test_features_of_inputs_are_inputs(by: str, weighted: bool) -> None:
 
 
 @needs_torchrec
-def test_features_of_inputs_have_sides() -> None:
-    flat = flat_model(spread(Given("lengths")), given("lengths", LENGTHS, False, 0)[1], OPTIONS)
+@pytest.mark.parametrize("outside", [False, True])
+def test_features_of_inputs_have_sides(outside: bool) -> None:
+    options = replace(OPTIONS, outside=outside)
+    flat = flat_model(spread(Given("lengths")), given("lengths", LENGTHS, False, 0)[1], options)
+    parts = ("",) if outside else (".values", ".lengths")
+    assert flat.features["tags"] == tuple(f"tags{part}" for part in parts)
     user, item = flat.inputs_of(["history", "country", "dense"]), flat.inputs_of(["item", "tags"])
     cut = split(flat.module, flat.example, user=user, item=item)
     assert prove_split(cut).max_rel <= 1e-5
