@@ -16,8 +16,8 @@ __all__ = [
 Role = Literal[
     "T", "all_rows", "before", "blocks", "calibrated", "cells", "column", "columns", "cut", "dequantized", "experts",
     "first", "flat", "float", "folded", "fp32", "inner", "int8", "joined", "lists", "matrix", "maximum", "one_row",
-    "places", "product", "rounded", "row", "rows", "scale", "separate", "size", "sizes", "step", "token",
-    "tokens", "users", "zeros",
+    "places", "product", "rounded", "row", "rows", "scale", "separate", "size", "sizes", "step", "sum", "token",
+    "tokens", "turned", "users", "zeros",
 ]  # fmt: skip
 
 

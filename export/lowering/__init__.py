@@ -14,6 +14,7 @@ from export.lowering.matmul_integer import MULTIPLY_INT8_ROWS
 from export.lowering.matmul_integer_static import MULTIPLY_CALIBRATED_ROWS
 from export.lowering.matmul_nbits import FUSE_INT8_GEMMS
 from export.lowering.moe import MIN_EXPERT_ELEMENTS, ROUTE_EXPERTS
+from export.lowering.one_position import MULTIPLY_POSITIONS
 from export.lowering.passes import REMOVE_UNUSED, LoweredGraph, Lowering, Pass, lower, read_inferred, run_passes
 from export.lowering.tensorrt import (
     FOLD_INT8,
@@ -41,7 +42,9 @@ Int8Gemms = Literal["keep", "matmul-nbits", "integer-rows", "calibrated-rows"]
 #: "fp16": an FP32-typed graph made FP16-typed.
 TensorRTWeights = Literal["int8", "folded", "fp16"]
 
-_SPARSE_2D = (GATHER_INT8_ROWS, ROUTE_EXPERTS, REMOVE_UNUSED, UNSTACK_TOKENS, REMOVE_UNUSED)
+_SPARSE_2D = (
+    GATHER_INT8_ROWS, ROUTE_EXPERTS, REMOVE_UNUSED, UNSTACK_TOKENS, REMOVE_UNUSED, MULTIPLY_POSITIONS, REMOVE_UNUSED,
+)  # fmt: skip
 
 TARGETS: Mapping[str, tuple[Pass, ...]] = {
     "cpu keep": _SPARSE_2D,

@@ -146,6 +146,10 @@ def _pointwise(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.N
         chosen = _chosen(regions, like, node, cut)
         if chosen is not None:
             return chosen
+    if node.target is aten.mul.Tensor:
+        alone = _times_one(regions, like, node, cut)
+        if alone is not None:
+            return alone
     arguments, options = pytree.tree_map_only(
         fx.Node, lambda n: regions.operand(like, n, rank, cut), (node.args, node.kwargs)
     )
@@ -165,6 +169,21 @@ def _chosen(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node
         return None
     whole = side.meta["val"].shape == node.meta["val"].shape and side.meta["val"].dtype == node.meta["val"].dtype
     return regions.of(like, side, cut) if whole else None
+
+
+def _times_one(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:
+    """Leave a factor out that is 1 for the whole part, as a mask that multiplies is where it hides nothing."""
+    rank = moves.rank_of(node)
+    for factor, other in (node.args, node.args[::-1]):
+        value = regions.rewriter.value(factor)
+        if value is None or value.is_meta or not isinstance(other, fx.Node):
+            continue
+        shift = rank - value.dim()
+        own = {a - shift: r for a, r in cut.items() if a >= shift and value.shape[a - shift] != 1}
+        whole = other.meta["val"].shape == node.meta["val"].shape
+        if whole and other.meta["val"].dtype == node.meta["val"].dtype and bool((taken(value, own) == 1).all()):
+            return regions.of(like, other, cut)
+    return None
 
 
 def _softmax(regions: Regions, like: fx.Node, node: fx.Node, cut: Cut) -> fx.Node | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 
@@ -38,6 +40,13 @@ def test_the_state_is_keys_and_values(variant: str) -> None:
     # Per layer K and V [user, D]; onetrans also reads the padding of the history's 4 positions.
     bound = config.layers * 2 * user * config.width * 4 + user * 4
     assert config.layers * 2 * user * config.width * 4 <= halves(variant).state_bytes <= bound
+
+
+def test_a_mask_that_hides_nothing_is_left_out() -> None:
+    """The candidate sees every position, so its scores are not multiplied by ones."""
+    module = halves("hstu").item.module
+    held = [operator.attrgetter(str(n.target))(module) for n in module.graph.nodes if n.op == "get_attr"]
+    assert not any(bool((tensor == 1).all()) for tensor in held if tensor.numel() > 1)
 
 
 @pytest.mark.parametrize("variant", SEQUENCES)
