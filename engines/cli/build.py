@@ -15,7 +15,7 @@ import click
 from engines.cli.group import SEED, SHARE, as_typed, echo_text
 from engines.cli.jagged import declared_features, jagged_options
 from engines.compile.cache import default_root
-from engines.recipes.recipe import Recipe, load_recipe
+from engines.recipes.recipe import Recipe, default_recipe, load_recipe
 from engines.render.json_text import json_text
 from graphs.base.errors import UgsepError
 from graphs.base.progress import show_progress
@@ -79,7 +79,11 @@ class SourceOptions:
         return Sources(*files, self.seed, self.factory, user, item, jagged)
 
     def _factory_recipe(self) -> Recipe:
-        recipe = load_recipe(self.recipe_file, self.changes) if self.recipe_file else Recipe(self.name)
+        recipe = (
+            load_recipe(self.recipe_file, self.changes)
+            if self.recipe_file
+            else default_recipe(self.name, self.changes)
+        )
         if not self.user or not self.item:
             raise UgsepError("the sides of a factory's inputs are unknown; pass --user a,b --item c,d")
         if self.checkpoint is not None:

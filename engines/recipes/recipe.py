@@ -128,6 +128,18 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
     return config_file.parse(Recipe, values or {}, path.name)
 
 
+def default_recipe(model: str, changes: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a model that has none: all defaults, with ``changes`` as in ``load_recipe``.
+
+    Raises:
+        UgsepError: an unknown setting, or a value of the wrong type.
+    """
+    values: dict[str, Any] = {"model": model}
+    for change in changes:
+        _change(values, change)
+    return config_file.parse(Recipe, values, f"the recipe of {model}")
+
+
 def _change(values: Any, change: str) -> None:
     """Replace one setting of a recipe's mapping in place."""
     key, equals, text = change.partition("=")

@@ -36,7 +36,8 @@ class Agreement:
 
 
 def agreement(reference: Sequence[Array], actual: Sequence[Array], k: int = 10) -> Agreement:
-    """Compare the logits of requests, one array [N_i] per request; NaN in either makes every figure NaN."""
+    """Compare the logits of requests, one array [N_i] or [N_i, 1] each; NaN in either makes every figure NaN."""
+    reference, actual = ([np.ravel(logits) for logits in given] for given in (reference, actual))
     r, a = np.concatenate(reference).astype(np.float64), np.concatenate(actual).astype(np.float64)
     if not (np.isfinite(r).all() and np.isfinite(a).all()):
         nan = float("nan")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.recipes.recipe import load_recipe
+from engines.recipes.recipe import Recipe, default_recipe, load_recipe
 from graphs.base.errors import UgsepError
 
 
@@ -53,3 +53,10 @@ def test_bad_recipes_are_one_line(tmp_path: Path, text: str, message: str) -> No
     with pytest.raises(UgsepError, match=message) as caught:
         load_recipe(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_settings_change_the_defaults_of_a_model_without_a_recipe() -> None:
+    assert default_recipe("mine") == Recipe("mine")
+    assert default_recipe("mine", ["gates.kendall_tau=0.5"]).gates.kendall_tau == 0.5
+    with pytest.raises(UgsepError, match="kendal"):
+        default_recipe("mine", ["gates.kendal=0.5"])
