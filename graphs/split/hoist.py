@@ -8,6 +8,7 @@ provenance finds them through joins, views and element-wise ops):
 * free axis         f([U; G]) = [f(U); f(G)] for any product along another axis (K and V of user tokens).
 * sum               sum([u | g]) = sum(u) + sum(g), and the mean likewise (the square of a factorization machine).
 * shares            softmax over positions of both sides, with the user's sums: graphs.split.blocks.weighted.
+* cross layers      x0 * (W z) + x of low rank, by a matrix per user: graphs.split.blocks.low_rank.
 * positions         products of data with data, attention among them: graphs.split.blocks.
 * RMSNorm           r = ((|u|^2 + |g|^2) / K + eps)^-1/2;  W (gamma x r) = r (W_u (gamma_u u) + W_g (gamma_g g)).
 * LayerNorm         with means m_u, m_g and d = m_g - m_u: the mean is m_u + d K_g/K, the sum of squares about it
@@ -29,6 +30,7 @@ from torch import Tensor, fx
 from graphs.base.cost import flops, gemm_flops, nbytes, numel
 from graphs.rows.sides import NodeSide
 from graphs.split.blocks.known_values import KnownValues
+from graphs.split.blocks.low_rank import Crosses
 from graphs.split.blocks.narrowing import narrow_positions
 from graphs.split.blocks.positions import separated
 from graphs.split.blocks.products import PRODUCTS, data_product, is_data_product, read_once
@@ -90,8 +92,13 @@ def hoist(
     done: list[Hoisted] = []
     coupled: list[Unmasked] = []
     shares: dict[fx.Node, Weighted] = {}
+    crosses = Crosses(regions, FLOPS_PER_ELEMENT)
     for node in list(rewriter.graph.nodes):
         if node.op == "call_function" and node.users and rewriter.side_of(node) == "item":
+            saved = crosses.visit(node)
+            if saved is not None:
+                done.append(Hoisted(location_of(node), saved, nbytes(node)))
+                continue
             moved = unmerged(regions, node)
             for shown in simplified(regions, node) if moved is None else moved:
                 pooled = weighted(regions, shown, shares)

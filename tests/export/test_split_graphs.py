@@ -18,6 +18,7 @@ from export.metadata import Stamp
 from export.onnx_file import export_subgraph
 from graphs.base.names import USER_INDEX
 from graphs.split.split import Subgraph, split
+from tests.suites import slow_but
 
 HISTORY, ITEMS, WIDTH, HEADS = 5, 2, 8, 2
 TOTAL = HISTORY + ITEMS
@@ -110,9 +111,7 @@ def run(subgraph: Subgraph, feeds: dict[str, Tensor], rows: dict[str, str], path
     return [torch.from_numpy(np.asarray(v)) for v in values]
 
 
-@pytest.mark.parametrize(
-    "form", ["nothing_seen", *(pytest.param(f, marks=pytest.mark.slow) for f in FORMS if f != "nothing_seen")]
-)
+@pytest.mark.parametrize("form", slow_but({"nothing_seen"}, FORMS))
 def test_both_graphs_in_onnx_runtime(form: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Attended(form).eval()

@@ -1,3 +1,13 @@
 """Separation along an axis within a row: what each op computes from the user's positions, and from the rest."""
 
-__all__ = ["known_values", "narrowing", "positions", "products", "regions", "unmerged", "weighted", "written_out"]
+__all__ = [
+    "known_values",
+    "low_rank",
+    "narrowing",
+    "positions",
+    "products",
+    "regions",
+    "unmerged",
+    "weighted",
+    "written_out",
+]

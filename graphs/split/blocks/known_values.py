@@ -24,6 +24,9 @@ aten = torch.ops.aten
 # Products of data, norms and sums of which nothing is known are taken to be smaller than this, as scores are.
 LARGEST = 1e8
 
+# What is certainly smaller than this makes such a sum no larger: looked-up vectors in a residual sum.
+SMALL = 1e6
+
 # Below the largest score of its row by this much, a score has a share of exactly 0 in every precision: e^-746 is 0 in
 # float64.
 UNDERFLOW = 1000.0
@@ -139,6 +142,8 @@ class KnownValues:
                 result = _kept_data(result, list(given.values()))
         elif node.target in MONOTONE:
             result = Known(run(lambda k: k.low), run(lambda k: k.high))
+        if result is not None and _is_unknown(result, operands):
+            result = None
         every = torch.tensor(True)
         for known in given.values():
             every = every & known.known
@@ -155,16 +160,25 @@ def _size(known: Known) -> Tensor:
     return torch.maximum(known.low.double().abs(), known.high.double().abs())
 
 
+def _is_unknown(result: Known, operands: Mapping[fx.Node, Known | None]) -> bool:
+    """Return whether nothing is known of what is made of unknown and small numbers, as a norm times its gain."""
+    unknown = [n.meta["val"].dtype for n, known in operands.items() if known is None]
+    small = all(bool((_size(known) <= LARGEST).all()) for known in operands.values() if known is not None)
+    # A boolean is known: times a number, it is 0 or that.
+    floats = bool(unknown) and all(dtype.is_floating_point for dtype in unknown)
+    return floats and small and result.low.is_floating_point() and bool((_size(result) > LARGEST).all())
+
+
 def _kept_data(result: Known, operands: list[Known]) -> Known:
     """Sums and products of data, and of data with small constants, are data of the same size."""
-    data = torch.tensor(True)
+    every, some = torch.tensor(True), torch.tensor(False)
     for known in operands:
-        constant = known.known & (_size(known) <= LARGEST)
-        data = data & (constant | ((known.low == -LARGEST) & (known.high == LARGEST)))
-    return Known(
-        torch.where(data, result.low.clamp_min(-LARGEST), result.low),
-        torch.where(data, result.high.clamp_max(LARGEST), result.high),
-    )
+        constant = (known.known & (_size(known) <= LARGEST)) | (_size(known) <= SMALL)
+        data = (known.low == -LARGEST) & (known.high == LARGEST)
+        every, some = every & (constant | data), some | data
+    # Of the same size, not smaller: a sum of products with cosines and sines is data again.
+    kept = every & some & ~result.known
+    return Known(torch.where(kept, -LARGEST, result.low), torch.where(kept, LARGEST, result.high))
 
 
 def taken(tensor: Tensor, ranges: Mapping[int, Ranges]) -> Tensor:
@@ -307,7 +321,10 @@ def _joined(values: KnownValues, node: fx.Node) -> Known | None:
         [t.expand(*sizes[:dim], n, *sizes[dim:]) for t, n in zip(side, whole, strict=True)]
         for side in ([p.low for p in parts], [p.high for p in parts])
     )
-    return Known(torch.cat(lows, dim), torch.cat(highs, dim))
+    low, high = torch.cat(lows, dim), torch.cat(highs, dim)
+    first = (low.narrow(dim, 0, 1), high.narrow(dim, 0, 1))
+    same = torch.equal(low, first[0].expand_as(low)) and torch.equal(high, first[1].expand_as(high))
+    return Known(*first) if same else Known(low, high)
 
 
 def _looked_up(values: KnownValues, node: fx.Node) -> Known | None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from graphs.split.proof import prove_split
 from graphs.split.split import split
 from tests.graphs.split.blocks.sequence_models import (
     EXACT,
@@ -18,6 +19,7 @@ from tests.graphs.split.blocks.sequence_models import (
     made,
     sequence_example,
 )
+from tests.suites import slow_but
 
 LAST = 2 * WIDTH  # FLOPs of the head, which only the last position has
 
@@ -48,10 +50,13 @@ def ones_of_all_rows(layer: Layer, q: Tensor, k: Tensor, v: Tensor, there: Tenso
     return (q @ k.mT).masked_fill(~sees, float("-inf")).softmax(-1) @ v
 
 
-@pytest.mark.parametrize("attention", [looked_up, without_padding, ones_of_all_rows])
-def test_a_mask_made_for_all_rows_hides(attention: Attention) -> None:
+FORMS: dict[str, Attention] = {f.__name__: f for f in (looked_up, without_padding, ones_of_all_rows)}
+
+
+@pytest.mark.parametrize("name", slow_but({"looked_up"}, FORMS))
+def test_a_mask_made_for_all_rows_hides(name: str) -> None:
     torch.manual_seed(0)
-    found = made(Sequence(attention, layers=1), sequence_example(), ["history"])
+    found = made(Sequence(FORMS[name], layers=1), sequence_example(), ["history"])
     assert found.error <= EXACT
     assert found.split.item_cost.gemm_flops <= found.split.full_cost.gemm_flops * ITEMS / TOTAL + LAST
     assert found.split.unmasked == ()
@@ -159,12 +164,13 @@ def test_decoders_of_transformers(name: str, attention: str, padded: bool) -> No
             return self.core(input_ids=ids, attention_mask=mask).logits  # type: ignore[no-any-return]  # untyped
 
     example = {"history": torch.randint(1, 50, (5, 7)), "item": torch.randint(1, 50, (5, 1))}
-    found = made(Scores(), example, ["history"])
-    assert found.error <= EXACT
+    found = split(Scores().double(), example, user=["history"], item=["item"])
+    # Llama's softmax is computed in single precision: sums of 8 shares, through two layers.
+    prove_split(found, tolerance=1e-6 if name == "Llama" and attention == "eager" else EXACT, candidates=(1, 5))
     if attention == "eager" and padded:
         # The mask is a finite number, and of a row that sees only padding the mean of all positions, the item's too.
-        assert found.split.unmasked
+        assert [u.finite for u in found.unmasked] == [True]
         return
-    assert found.split.unmasked == ()
+    assert found.unmasked == ()
     # A candidate has one of eight positions.
-    assert found.split.item_cost.gemm_flops <= found.split.full_cost.gemm_flops / 8 + LAST
+    assert found.item_cost.gemm_flops <= found.full_cost.gemm_flops / 8 + LAST

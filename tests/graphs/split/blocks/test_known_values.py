@@ -54,6 +54,13 @@ HIDES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "finfo chosen": lambda s, there, later: torch.where(later, LOWEST, s * 0.5),
     "finite bias": lambda s, there, later: (s + torch.linspace(-9, 9, 4)).masked_fill(later, -1e9),
     "of a sum": lambda s, there, later: (s[..., None] * s[..., None]).sum(-1).masked_fill(later, -1e9),
+    "of joined products": lambda s, there, later: (
+        torch.cat([s[:, :1], s[:, 1:]], 1).view(-1, 4, 2, 2).flatten(2).view(-1, 2, 4, 4) @ s
+    ).masked_fill(later, LOWEST),
+    "of norms with gains": lambda s, there, later: (
+        (torch.linspace(0.5, 2, 4) * (s.sigmoid() * torch.rsqrt(s.sum(-1, keepdim=True).exp()))) @ s
+    ).masked_fill(later, LOWEST),
+    "of sums of scaled products": lambda s, there, later: ((s * 0.6 - s.mT * 0.8) @ s).masked_fill(later, LOWEST),
     # Every position sees itself, so no row is without scores.
     "finite with padding but of itself": lambda s, there, later: s.masked_fill(
         later | (~there[:, None, None] & ~torch.eye(4, dtype=torch.bool)), -1e9
@@ -84,6 +91,9 @@ SHOWS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     # A row of padding would not see anything, whatever makes the number large.
     "padding by a sum": lambda s, there, later: (
         s + torch.stack([~there * -1e9, ~there * -1.0], -1).sum(-1)[:, None, None]
+    ).masked_fill(later, -1e9),
+    "padding times a number, in a product": lambda s, there, later: (
+        (s + ~there[:, None, None] * -1e9) @ s
     ).masked_fill(later, -1e9),
     "hidden by a sum that is taken back": lambda s, there, later: (s - later * 1e9) + later * 1e9,
     "all of a row": lambda s, there, later: s.masked_fill(later | torch.ones(4, 1, dtype=torch.bool), LOWEST),

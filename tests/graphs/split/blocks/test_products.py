@@ -23,7 +23,7 @@ from tests.graphs.split.blocks.sequence_models import (
 from tests.suites import slow_but
 
 #: A mask of each kind in every run; the others take seconds each.
-OF_EACH_KIND = ("padding_chosen", "padded_mask", "written", "finite", "pointwise", "is_causal")
+OF_EACH_KIND = ("padding_chosen", "padded_mask", "written", "finite", "half_lowest", "pointwise", "is_causal")
 
 
 @pytest.mark.parametrize("name", slow_but(OF_EACH_KIND, APART))
