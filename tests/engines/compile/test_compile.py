@@ -187,7 +187,7 @@ def test_the_code_in_an_engine_s_key_imports_nothing_else_of_ours() -> None:
     places = [ROOT / place for place in ENGINE_CODE]
     files = [f for place in places for f in ([place] if place.is_file() else place.rglob("*.py"))]
     ours = {"graphs", "export", "quant", "engines"}
-    allowed = ["graphs.base.errors"]  # errors: messages are not part of an engine
+    allowed = ["graphs.base.errors", "graphs.base.json_words"]  # messages are not part of an engine
     taken = {
         f"{node.module}.{alias.name}"
         for f in files

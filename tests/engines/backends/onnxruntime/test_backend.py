@@ -224,7 +224,7 @@ def test_names_and_options_are_checked(tmp_path: Path, rng: np.random.Generator)
     with pytest.raises(UgsepError, match="does not build precision 'w8a16'"):
         check_precision("onnxruntime", found, "w8a16")
     source = ffn(tmp_path / "onnx" / "full.onnx", rng, False, "gelu")
-    for options, says in [({"thread": 1}, "did you mean 'threads'"), ({"threads": "1"}, "give int")]:
+    for options, says in [({"thread": 1}, "did you mean 'threads'"), ({"threads": "1"}, "give an integer")]:
         with pytest.raises(UgsepError, match=says):
             build_engine(backend, BuildSpec("full", source, "fp32", options=options), tmp_path, _silent)  # type: ignore[arg-type]  # invariant
 
