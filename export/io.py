@@ -57,9 +57,15 @@ def read_model(path: Path) -> ir.Model:
     """Read an ONNX file as onnx_ir; external data stays on disk. What it says of its tensors is checked.
 
     Raises:
-        UgsepError: as ``read_graph``.
+        UgsepError: as ``read_graph``, or its external data has hard links, which onnx_ir refuses to read.
     """
     proto = read_graph(path)
+    for location in sorted({ExternalDataInfo(t).location for t in proto.graph.initializer if uses_external_data(t)}):
+        if path.with_name(location).stat().st_nlink > 1:
+            raise UgsepError(
+                f"'{path.with_name(location)}' has hard links, which the ONNX libraries take for an attack; copy the "
+                "folder without them, as cp -r does"
+            )
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises many classes for a broken graph

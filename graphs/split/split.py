@@ -161,7 +161,7 @@ def split_traced(
     user_nodes = [n for n in graph.nodes if n in once and sides[n] == "user" and n.op == "call_function"]
     item_nodes = [n for n in graph.nodes if (sides[n] == "item" or n in recomputed) and n.op == "call_function"]
     return Split(
-        full=Subgraph(whole.module, whole.inputs, traced.outputs),
+        full=_without_unread_inputs(whole),
         user=Subgraph(user_module, used_user, state_names),
         item=Subgraph(item_module, (*used_item, *state_names, USER_INDEX), traced.outputs),
         state=state,
@@ -176,6 +176,20 @@ def split_traced(
         hoisted=hoisted,
         unmasked=unmasked,
     )
+
+
+def _without_unread_inputs(whole: Traced) -> Subgraph:
+    """Return the whole model; like both subgraphs, it takes no input that nothing reads: requests have none such."""
+    given = [n for n in whole.module.graph.nodes if n.op == "placeholder"]
+    if all(node.users for node in given):
+        return Subgraph(whole.module, whole.inputs, whole.outputs)
+    graph, copied = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph.output(graph.graph_copy(whole.module.graph, copied))
+    for node in given:
+        if not node.users:
+            graph.erase_node(copied[node])
+    read = tuple(name for node, name in zip(given, whole.inputs, strict=True) if node.users)
+    return Subgraph(fx.GraphModule(whole.module, graph), read, whole.outputs)
 
 
 def _check_both_sides(

@@ -137,6 +137,7 @@ def _checked_batches(path: Path, spec: RequestSpec) -> Iterator[dict[str, Array]
         raise UgsepError(f"'{path}' is damaged or truncated ({reason}); write this file again") from error
 
 
+_MOST_ROWS = (1 << 63) - 1  # that NumPy can count
 _ARROW_FILE, _STREAM_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _Batches = Callable[[tuple[str, ...]], Iterator[dict[str, Any]]]
@@ -200,8 +201,12 @@ def _member(archive: np.lib.npyio.NpzFile, name: str) -> Array:
             raise ValueError(f"array '{name}' has format {version}")
         try:
             shape, _, dtype = _HEADERS[version](file)
-        except (MemoryError, RecursionError) as error:  # of Python's parser, for thousands of signs or brackets
+        # MemoryError and RecursionError are of Python's parser, for thousands of signs or brackets; TypeError is of
+        # NumPy, for keys and numbers of other types.
+        except (MemoryError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"array '{name}' has a damaged header") from error
+    if any(type(length) is not int or not 0 <= length <= _MOST_ROWS for length in shape):
+        raise ValueError(f"array '{name}' has a shape that no array has")
     if math.prod(shape) * dtype.itemsize > members.getinfo(stored).file_size:
         raise ValueError(f"array '{name}' is shorter than its shape")
     return archive[name]
@@ -238,7 +243,8 @@ def _checked(path: Path, spec: InputSpec, column: Any) -> Array:
             kind = str(column.type)[:60]
             raise UgsepError(f"{location} is {kind}, the graph takes {spec.dtype}; cast the column") from error
     if values.dtype.name != spec.dtype:
-        raise UgsepError(f"{location} is {values.dtype.name}, the graph takes {spec.dtype}; cast the column")
+        kind = str(column.type)[:60] if values.dtype == object and values is not column else values.dtype.name
+        raise UgsepError(f"{location} is {kind}, the graph takes {spec.dtype}; cast the column")
     expected = (rows, *spec.row_shape)
     if values.size != int(np.prod(expected)):
         width = values.size / rows if rows else 0

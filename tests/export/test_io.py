@@ -79,3 +79,12 @@ def test_a_stamp_replaces_its_own_keys_and_keeps_the_others(read, graph: Path) -
     io.stamp(model, side="user", precision="w8a32")
     stamped = {"ugsep.model": "m", "ugsep.precision": "w8a32", "ugsep.side": "user"}
     assert list(io.properties(model).items()) == sorted(stamped.items())
+
+
+def test_hard_links_of_weights_are_one_line(graph: Path, tmp_path: Path) -> None:
+    model = onnx.load(graph)
+    onnx.save(model, graph, save_as_external_data=True, location="full.onnx.data", size_threshold=0)
+    io.read_model(graph)
+    os.link(graph.with_name("full.onnx.data"), tmp_path / "other")  # as cp -al makes them, which onnx_ir refuses
+    with pytest.raises(UgsepError, match=r"full.onnx.data' has hard links, .* copy the folder without them"):
+        io.read_model(graph)

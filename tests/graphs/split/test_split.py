@@ -173,6 +173,18 @@ def refused(module: nn.Module, example: Mapping[str, Any], user: list[str], item
     return str(error.value)
 
 
+def test_inputs_that_nothing_reads_are_in_no_graph() -> None:
+    class Ignoring(nn.Module):
+        def forward(self, u: Tensor, more: Tensor, i: Tensor, key: Tensor) -> Tensor:
+            return (u.exp() * i).sum(-1)
+
+    example = {"u": torch.randn(N, D), "more": torch.randn(N, 3), "i": torch.randn(N, D), "key": torch.arange(N)}
+    made = split(Ignoring(), example, user=["u", "more"], item=["i", "key"])
+    assert made.full.inputs == ("u", "i")  # or the whole model would want what requests do not have
+    assert (made.user_inputs, made.item_inputs) == (("u", "more"), ("i", "key"))
+    assert prove_split(made).max_rel <= 1e-6
+
+
 def test_bad_sides() -> None:
     model = Keywords(WORKS["dot product"])
     example = {"u": torch.randn(N, D), "i": torch.randn(N, D)}

@@ -227,7 +227,17 @@ def test_an_npy_file_called_npz_is_refused(spec, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", ["{'descr': '<i8', (", "'''", "{'descr': '<i8',\n  'x': 3,\n 'y'\n  : }", "[" * 900, "-" * 9000]
+    "header",
+    [
+        *("{'descr': '<i8', (", "'''", "{'descr': '<i8',\n  'x': 3,\n 'y'\n  : }", "[" * 900, "-" * 9000),
+        *(
+            "{{1: 2}: 1}",
+            "{1: 2, 'a': 3, 'descr': '<i8'}",
+            "{'descr': '<i8', 'fortran_order': False, 'shape': (1 << 60,)}",
+        ),
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (True,)}",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (0, 1180591620717411303424)}",
+    ],
 )
 def test_a_header_that_is_no_dictionary_is_refused(spec, make_columns, tmp_path, header) -> None:
     """NumPy parses such headers with ``tokenize``, whose error is no ValueError."""
@@ -331,6 +341,15 @@ def test_an_arrow_stream_that_claims_more_than_memory_is_refused(spec, make_colu
     (tmp_path / "a.arrow").write_bytes(raw[:start] + (1 << 62).to_bytes(8, "little") + raw[start + 8 :])
     with pytest.raises(UgsepError, match=r"a.arrow' claims more than memory holds; write it again"):
         list(read_requests([tmp_path / "a.arrow"], spec))
+
+
+def test_a_column_of_structs_is_named_with_its_type(spec, make_columns, make_table, tmp_path) -> None:
+    table = make_table(make_columns(4))
+    structs = pa.array([{"a": row} for row in range(table.num_rows)])
+    table = table.set_column(table.column_names.index("item_id"), "item_id", structs)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UgsepError, match=r"column 'item_id' is struct<a: int64>, the graph takes int64; cast"):
+        list(read_requests([tmp_path / "a.parquet"], spec))
 
 
 @pytest.mark.parametrize("make", [pa.UnionArray.from_sparse, pa.UnionArray.from_dense])
