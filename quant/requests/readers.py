@@ -8,6 +8,7 @@ import lzma
 import math
 import os
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -148,7 +149,8 @@ def _opened(path: Path) -> Iterator[tuple[tuple[str, ...], _Batches]]:
     """Yield a file's column names and a function (names) -> iterator of dicts of arrays or Arrow columns."""
     with path.open("rb") as file:
         if path.suffix == ".npz":
-            archive = np.load(file, allow_pickle=False)
+            with _python_2_allowed():
+                archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UgsepError(f"'{path}' is a single array (.npy); write an .npz with one array per column")
 
@@ -195,21 +197,36 @@ def _member(archive: np.lib.npyio.NpzFile, name: str) -> Array:
     members = archive.zip
     assert members is not None  # NumPy drops it when the archive is closed
     stored = name if name in members.NameToInfo else f"{name}.npy"
-    with members.open(stored) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in _HEADERS:  # the others are for names of fields that are not Latin-1; columns have none
-            raise ValueError(f"array '{name}' has format {version}")
-        try:
-            shape, _, dtype = _HEADERS[version](file)
-        # MemoryError and RecursionError are of Python's parser, for thousands of signs or brackets; TypeError is of
-        # NumPy, for keys and numbers of other types.
-        except (MemoryError, RecursionError, TypeError, ValueError) as error:
-            raise ValueError(f"array '{name}' has a damaged header") from error
+    with _python_2_allowed():
+        with members.open(stored) as file:
+            shape, dtype = _header(file, name)
+        if math.prod(shape) * dtype.itemsize > members.getinfo(stored).file_size:
+            raise ValueError(f"array '{name}' is shorter than its shape")
+        return archive[name]
+
+
+@contextmanager
+def _python_2_allowed() -> Iterator[None]:
+    """Read arrays that were written on Python 2 without NumPy's warning: commands print one line of their own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and dtype of an array in a file; raises ValueError."""
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:  # the others are for names of fields that are not Latin-1; columns have none
+        raise ValueError(f"array '{name}' has format {version}")
+    try:
+        shape, _, dtype = _HEADERS[version](file)
+    # MemoryError and RecursionError are of Python's parser, for thousands of signs or brackets; TypeError of NumPy,
+    # for keys and numbers of other types.
+    except (MemoryError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"array '{name}' has a damaged header") from error
     if any(type(length) is not int or not 0 <= length <= _MOST_ROWS for length in shape):
         raise ValueError(f"array '{name}' has a shape that no array has")
-    if math.prod(shape) * dtype.itemsize > members.getinfo(stored).file_size:
-        raise ValueError(f"array '{name}' is shorter than its shape")
-    return archive[name]
+    return shape, dtype
 
 
 def _ends_early(file: IO[bytes]) -> bool:

@@ -1,4 +1,5 @@
 import os
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -250,6 +251,21 @@ def test_a_header_that_is_no_dictionary_is_refused(spec, make_columns, tmp_path,
     with pytest.raises(UgsepError, match=r"a.npz' is damaged or truncated") as caught:
         list(read_requests([path], spec))
     assert str(caught.value).isprintable()
+
+
+def test_an_array_written_on_python_2_is_read_without_a_warning(spec, make_columns, tmp_path) -> None:
+    columns = make_columns(3)
+    rows = len(columns["item_id"])
+    path = tmp_path / "a.npz"
+    np.savez(path, **{name: values for name, values in columns.items() if name != "item_id"})
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({rows}L,), }}\n".encode()
+    with zipfile.ZipFile(path, "a") as archive:
+        content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + columns["item_id"].tobytes()
+        archive.writestr("item_id.npy", content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = np.concatenate([request.items["item_id"] for request in read_requests([path], spec)])
+    np.testing.assert_array_equal(read, columns["item_id"])
 
 
 @pytest.mark.parametrize(("name", "content"), [("item_id", b"text"), ("item_id.npy", b""), ("item_id.npy", b"NUMPY")])
