@@ -104,7 +104,8 @@ class SourceOptions:
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Directory of config.json and model.safetensors.")
 @click.option("--init", type=click.Choice(["checkpoint", "random"]), default="checkpoint", show_default=True,
               help="random: draw weights from --seed and mark the bundle synthetic.")  # fmt: skip
-@click.option("--calibration", type=click.Path(path_type=Path), multiple=True, help="Calibration requests (Parquet).")
+@click.option("--calibration", type=click.Path(path_type=Path), multiple=True, 
+              help="Calibration requests (Parquet, Arrow, npz).")  # fmt: skip
 @click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Held-out requests for the gates.")
 @click.option("--features", type=click.Path(path_type=Path), help="features.json, for --init random.")
 @click.option("--user", default="", help="User-side inputs of a factory's module, comma-separated.")

@@ -13,6 +13,7 @@ __all__ = ["MAX_DEPTH", "read_json"]
 
 #: Levels of lists and mappings in a document: all of ours have fewer than 10, and Python's own limit is far above.
 MAX_DEPTH = 64
+_MOST_DIGITS = 4300  # that Python reads; its own refusal gives advice for programmers
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)  # strings, to skip them, and brackets
 
 
@@ -25,9 +26,15 @@ def read_json(text: str | bytes, location: str, fix: str) -> Any:
     try:
         decoded = text.decode() if isinstance(text, bytes) else text
         _check_depth(decoded)
-        return json.loads(decoded, object_pairs_hook=unique_names, parse_constant=_no_constant)
+        return json.loads(decoded, object_pairs_hook=unique_names, parse_constant=_no_constant, parse_int=_integer)
     except ValueError as error:
         raise UgsepError(f"{location}: not valid JSON ({error}); {fix}") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def _no_constant(name: str) -> Any:

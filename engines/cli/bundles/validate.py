@@ -16,7 +16,8 @@ from graphs.base.progress import show_progress
 
 @click.command("validate")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--requests", type=click.Path(path_type=Path), multiple=True, help="Held-out requests (Parquet).")
+@click.option("--requests", type=click.Path(path_type=Path), multiple=True,
+              help="Held-out requests (Parquet, Arrow, npz).")  # fmt: skip
 @click.option("--synthetic", is_flag=True, help="Use random requests; checks parity and invariance, but not quality.")
 @click.option("--seed", type=SEED, default=1, show_default=True, help="Seed for synthetic requests.")
 @click.option("--worst", type=click.Path(path_type=Path),

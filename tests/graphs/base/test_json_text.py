@@ -12,6 +12,12 @@ def test_bad_json_is_one_line(text: str | bytes) -> None:
         read_json(text, "here", "fix it")
 
 
+def test_long_integers_are_refused_without_advice_for_programmers() -> None:
+    assert read_json("9" * 400, "here", "fix it") == 10**400 - 1
+    with pytest.raises(UgsepError, match=r"^here: not valid JSON \(an integer of 6000 digits\); fix it$"):
+        read_json("[-" + "9" * 5999 + "]", "here", "fix it")
+
+
 def test_deep_nesting_is_refused_before_anything_recurses_over_it() -> None:
     deepest = "[" * 64 + "]" * 64
     assert read_json(deepest, "here", "fix it") is not None
