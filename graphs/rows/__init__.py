@@ -1,3 +1,3 @@
 """Row rules: how each op carries the batch axis."""
 
-__all__ = ["layout", "row_values", "rules", "sides"]
+__all__ = ["layout", "reach", "row_values", "rules", "sides"]

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from graphs.base.cost import static
+from graphs.rows.reach import ancestors
 from graphs.rows.sides import is_row_count
 
 __all__ = ["ROWS", "row_axis", "same_in_every_row", "values_of_rows"]
@@ -30,7 +31,7 @@ def values_of_rows(graph: fx.Graph, wanted: Sequence[fx.Node], tensor_of: Callab
 
     What reads inputs, parameters, or tensors on the meta device has none. ``tensor_of`` returns the tensor of a name.
     """
-    needed = _ancestors(wanted)
+    needed = ancestors(wanted)
     values: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         if node not in needed:
@@ -63,17 +64,6 @@ def same_in_every_row(node: fx.Node, value: Tensor) -> Tensor | None:
     if axis is None or not torch.equal(value, value.narrow(axis, 0, 1).expand_as(value)):
         return None
     return value.narrow(axis, 0, 1).contiguous()
-
-
-def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return found
 
 
 def _is_computed(node: fx.Node) -> bool:

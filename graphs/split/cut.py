@@ -10,8 +10,8 @@ import torch
 from torch import fx
 
 from graphs.base.cost import gemm_flops, nbytes
+from graphs.rows.reach import reached
 from graphs.rows.sides import NodeSide
-from graphs.split.reach import reached
 
 aten = torch.ops.aten
 

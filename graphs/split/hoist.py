@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, fx
 
 from graphs.base.cost import flops, gemm_flops, nbytes, numel
+from graphs.rows.reach import descendants
 from graphs.rows.sides import NodeSide
 from graphs.split.blocks.known_values import KnownValues
 from graphs.split.blocks.low_rank import Crosses
@@ -40,7 +41,6 @@ from graphs.split.blocks.weighted import Weighted, weighted
 from graphs.split.blocks.written_out import simplified
 from graphs.split.column_provenance import Provenance, is_user, provenance_of
 from graphs.split.prune_columns import narrow_products
-from graphs.split.reach import descendants
 from graphs.split.rewriter import Rewriter
 from graphs.split.row_constants import fold_row_constants
 from graphs.trace.node_location import location_of

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from graphs.rows.reach import ancestors
 from graphs.rows.row_values import ROWS, row_axis, same_in_every_row, values_of_rows
-from graphs.split.reach import ancestors
 from graphs.split.rewriter import Rewriter
 
 aten = torch.ops.aten

@@ -12,11 +12,11 @@ from graphs.base.cost import SideCost, nbytes, side_cost
 from graphs.base.errors import UgsepError, nearest
 from graphs.base.names import USER_INDEX, Side
 from graphs.rows.layout import Rows
+from graphs.rows.reach import ancestors
 from graphs.rows.sides import NodeSide, assign_sides
 from graphs.split.cut import Cut, choose_state
 from graphs.split.hoist import Hoisted, Unmasked, hoist
 from graphs.split.independence import check_rows_independent
-from graphs.split.reach import ancestors
 from graphs.split.subgraphs import build_item_subgraph, build_user_subgraph, state_row_shape
 from graphs.trace.frozen import check_same_scores_later
 from graphs.trace.trace import Example, Traced, trace

@@ -12,9 +12,9 @@ from torch import fx
 from graphs.base.cost import static
 from graphs.base.names import USER_INDEX
 from graphs.rows.layout import Rows
+from graphs.rows.reach import ancestors
 from graphs.rows.sides import NodeSide, is_row_count
 from graphs.split.cut import Cut
-from graphs.split.reach import ancestors
 from graphs.trace.node_location import module_path
 from graphs.trace.trace import Traced, identifier
 

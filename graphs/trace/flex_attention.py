@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from graphs.base.errors import UgsepError
+from graphs.rows.reach import ancestors
 from graphs.trace.node_location import location_of
 
 __all__ = ["write_out_attention"]
@@ -233,7 +234,7 @@ class _Positions:
 
 def _drop(graph: fx.Graph, unused: list[fx.Node]) -> None:
     """Erase what only made block masks: PyTorch's ``vmap`` over a mask_mod, which writes in place."""
-    made = _ancestors(unused)
+    made = ancestors(unused)
     batched: set[fx.Node] = set()
     for node in graph.nodes:
         if node.target is predispatch._add_batch_dim or any(n in batched for n in node.all_input_nodes):
@@ -249,14 +250,3 @@ def _drop(graph: fx.Graph, unused: list[fx.Node]) -> None:
         nesting = [getattr(predispatch, name) for name in _NESTING if hasattr(predispatch, name)]
         for node in [n for n in graph.nodes if n.target in nesting]:
             graph.erase_node(node)
-
-
-def _ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return found
