@@ -36,6 +36,12 @@ def canonicalize(model: ir.Model) -> None:
         if node.op_type == "Reshape":
             _reshape_by_constant(model.graph, node)
             _drop_vector_reshape(model.graph, node)
+    for node in list(model.graph):
+        if node.op_type == "Slice":
+            _drop_whole_slice(model.graph, node)
+    for node in list(model.graph):
+        if node.op_type in _KEEP_ORDER:
+            _skip_to_same_shape(node)
     onnxscript.rewriter.rewrite(model, pattern_rewrite_rules=[no_op_cast_rule])
     common.IdentityEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
@@ -145,6 +151,45 @@ def _drop_vector_reshape(graph: ir.Graph, node: ir.Node) -> None:
     if target is not None and target.numpy().tolist() == [-1]:
         ir.convenience.replace_all_uses_with(out, source)
         graph.remove(node, safe=True)
+
+
+def _drop_whole_slice(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove a slice that takes all of every axis, as ``unbind`` of an axis of one leaves it."""
+    source, out = node.inputs[0], node.outputs[0]
+    given = [None if value is None else value.const_value for value in node.inputs[1:]]
+    if source is None or source.shape is None or len(given) < 3 or out.is_graph_output() or None in given:
+        return
+    starts, ends, axes, *steps = [tensor.numpy().tolist() for tensor in given if tensor is not None]
+    for start, end, axis, step in zip(starts, ends, axes, *steps or [[1] * len(axes)], strict=True):
+        size = source.shape[axis]
+        if not isinstance(size, int) or start not in (0, -size) or end < size or step != 1:
+            return
+    ir.convenience.replace_all_uses_with(out, source)
+    graph.remove(node, safe=True)
+
+
+#: Ops that only name the axes anew: equal shapes before and after a chain of them mean equal values.
+_KEEP_ORDER = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
+
+
+def _skip_to_same_shape(node: ir.Node) -> None:
+    """Let the readers of a reshape read the value of that shape which it was made from, if there is one."""
+    out, value = node.outputs[0], node.inputs[0]
+    if out.is_graph_output() or not _is_known(out.shape):
+        return
+    found = None
+    while value is not None:
+        if value.shape == out.shape:
+            found = value
+        maker = value.producer()
+        value = maker.inputs[0] if maker is not None and maker.op_type in _KEEP_ORDER else None
+    if found is not None:
+        ir.convenience.replace_all_uses_with(out, found)
+
+
+def _is_known(shape: ir.Shape | None) -> bool:
+    """Check that every axis has a size or a name; two without a name need not be equal."""
+    return shape is not None and all(isinstance(dim, int) or dim.value is not None for dim in shape)
 
 
 def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:

@@ -14,10 +14,10 @@ __all__ = [
 
 #: What a derived value is to the one it is named after.
 Role = Literal[
-    "T", "all_rows", "before", "blocks", "calibrated", "cells", "column", "columns", "cut", "dequantized", "experts",
-    "first", "flat", "float", "folded", "fp32", "inner", "int8", "joined", "lists", "matrix", "maximum", "one_row",
-    "places", "product", "rounded", "row", "rows", "scale", "separate", "size", "sizes", "step", "sum", "token",
-    "tokens", "turned", "users", "zeros",
+    "T", "all_rows", "before", "blocks", "calibrated", "cells", "column", "columns", "cut", "dequantized",
+    "experts", "first", "flat", "float", "folded", "fp32", "inner", "int8", "joined", "lists", "matrix", "maximum",
+    "norm", "one_row", "places", "product", "rounded", "row", "rows", "scale", "separate", "size", "sizes", "step",
+    "sum", "token", "tokens", "turned", "users", "vector", "zeros",
 ]  # fmt: skip
 
 

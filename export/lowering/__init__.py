@@ -16,6 +16,7 @@ from export.lowering.matmul_nbits import FUSE_INT8_GEMMS
 from export.lowering.moe import MIN_EXPERT_ELEMENTS, ROUTE_EXPERTS
 from export.lowering.one_position import MULTIPLY_POSITIONS
 from export.lowering.passes import REMOVE_UNUSED, LoweredGraph, Lowering, Pass, lower, read_inferred, run_passes
+from export.lowering.rms_norm import FUSE_RMS_NORMS
 from export.lowering.tensorrt import (
     FOLD_INT8,
     MERGE_SIBLINGS,
@@ -48,9 +49,9 @@ _SPARSE_2D = (
 
 TARGETS: Mapping[str, tuple[Pass, ...]] = {
     "cpu keep": _SPARSE_2D,
-    "cpu matmul-nbits": (*_SPARSE_2D, FUSE_INT8_GEMMS),
-    "cpu integer-rows": (*_SPARSE_2D, MULTIPLY_INT8_ROWS),
-    "cpu calibrated-rows": (*_SPARSE_2D, MULTIPLY_CALIBRATED_ROWS, MULTIPLY_INT8_ROWS),
+    "cpu matmul-nbits": (*_SPARSE_2D, FUSE_INT8_GEMMS, FUSE_RMS_NORMS),
+    "cpu integer-rows": (*_SPARSE_2D, MULTIPLY_INT8_ROWS, FUSE_RMS_NORMS),
+    "cpu calibrated-rows": (*_SPARSE_2D, MULTIPLY_CALIBRATED_ROWS, MULTIPLY_INT8_ROWS, FUSE_RMS_NORMS),
     "one user": (BROADCAST_USER,),
     "gpu": (GATHER_INT8_ROWS,),
     "tensorrt int8": (MERGE_SIBLINGS, SEPARATE_TRANSPOSES, NAME_GEMMS, USE_PLUGIN),
