@@ -13,7 +13,7 @@ from torch import nn
 
 from export.canonical import canonicalize
 from export.onnx_file import Stamp, export_subgraph
-from graphs.split.split import Subgraph, split
+from graphs.split.split import split
 
 N = 5
 
