@@ -100,9 +100,11 @@ _GEMM_DEFAULTS: dict[str, float | int] = {"alpha": 1.0, "beta": 1.0, "transA": 0
 
 def _transpose_weight(graph: ir.Graph, node: ir.Node) -> None:
     weight = _initializer(node.inputs[0])
-    if weight is None or weight.shape is None or len(weight.shape) != 2:
+    if weight is None or weight.shape is None or len(weight.shape) != 2 or node.outputs[0].is_graph_output():
         return
-    layout = _transposed(graph, weight)
+    perm = node.attributes.get("perm")
+    stays = perm is not None and [axis % 2 for axis in perm.as_ints()] == [0, 1]  # tensordot and einsum write such
+    layout = weight if stays else _transposed(graph, weight)
     for user, index in list(node.outputs[0].uses()):
         user.replace_input_with(index, layout)
     graph.remove(node, safe=True)

@@ -48,6 +48,23 @@ def exported(module: nn.Module, path: Path) -> Counter[str]:
     return Counter(node.op_type for node in ir.load(path).graph)
 
 
+class Contracted(nn.Module):
+    """Products whose weights are transposed in name only, and in fact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Parameter(torch.randn(3, 4))
+        self.turned = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, u: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        whole = torch.tensordot(i, self.plain.permute(0, 1), ([-1], [0])) + i @ self.turned.permute(1, 0)
+        return (whole + torch.einsum("nk,kd->nd", i, self.plain) * 2) * u
+
+
+def test_a_weight_is_transposed_only_where_its_axes_change_places(tmp_path: Path) -> None:
+    assert exported(Contracted(), tmp_path / "item.onnx")["MatMul"]
+
+
 def test_an_axis_of_one_and_its_unbind_leave_no_reshape(tmp_path: Path) -> None:
     ops = exported(Pieces(1), tmp_path / "item.onnx")
     assert not {"Reshape", "Slice", "Squeeze", "Split"} & set(ops), ops
