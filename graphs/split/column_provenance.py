@@ -149,7 +149,11 @@ def _joined(rewriter: Rewriter, node: fx.Node, known: dict[fx.Node, Provenance])
             segments.extend(inner.segments)
         else:
             segments.append(segment)
-    return merged(rewriter, node, axis, segments)
+    kept = [s for s in segments if s.meta["val"].shape[axis] != 0]  # features of a kind that the model has none of
+    found = merged(rewriter, node, axis, kept) if kept else None
+    if found is None and 0 < len(kept) < len(segments):
+        rewriter.replace(node, kept[0] if len(kept) == 1 else rewriter.call(node, aten.cat.default, kept, axis))
+    return found
 
 
 def _viewed(rewriter: Rewriter, node: fx.Node, source: fx.Node, found: Provenance) -> Provenance | None:

@@ -28,4 +28,5 @@ def drop_empty_pieces(graph: fx.Graph) -> None:
 
 
 def _is_empty(value: torch.Tensor) -> bool:
-    return tuple(value.shape) == (0,)
+    """Check for a vector of no elements; a size that depends on data is not known to be 0."""
+    return value.dim() == 1 and isinstance(value.shape[0], int) and value.shape[0] == 0

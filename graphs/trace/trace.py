@@ -211,9 +211,10 @@ def _flatten(exported: torch.export.ExportedProgram, names: list[str], example: 
             if node.args[0].op != "placeholder":  # nothing reads what forward writes into its inputs
                 writes.append((str(node.args[0].target), copied[node.args[1]]))
         elif node.target is not torch.ops.aten._assert_tensor_metadata.default:
-            copied[node] = graph.node_copy(node, lambda n: copied[n])
-            _fix_squeeze(copied[node])
-            _fix_einsum(copied[node])
+            new = graph.node_copy(node, lambda n: copied[n])
+            _fix_squeeze(new)
+            _fix_einsum(new)
+            copied[node] = _without_need(new)
     drop_empty_pieces(graph)
     graph.eliminate_dead_code()
     return Traced(fx.GraphModule(whole, graph), tuple(names), tuple(outputs), example, tuple(writes))
@@ -223,6 +224,29 @@ def _other(node: fx.Node) -> str:
     """Return the kind of the first output that is no tensor."""
     value = next(n for n in pytree.tree_leaves(node.args[0]) if not isinstance(n, fx.Node))
     return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _without_need(node: fx.Node) -> fx.Node:
+    """Return the node, or what it reads if it changes nothing; a conversion names its dtype, not a tensor of it."""
+    aten = torch.ops.aten
+    if node.target is aten.type_as.default:
+        like = node.args[1]
+        assert isinstance(like, fx.Node)
+        node.target, node.args, node.kwargs = aten._to_copy.default, node.args[:1], {"dtype": like.meta["val"].dtype}
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return node
+    converts_nothing = node.target is aten._to_copy.default and dict(node.kwargs) == {"dtype": _dtype(source)}
+    drops_nothing = node.target is aten.squeeze.dims and not node.args[1]
+    if not converts_nothing and not drops_nothing:
+        return node
+    node.graph.erase_node(node)
+    return source
+
+
+def _dtype(node: fx.Node) -> torch.dtype | None:
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, Tensor) else None
 
 
 def _fix_squeeze(node: fx.Node) -> None:

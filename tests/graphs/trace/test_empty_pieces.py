@@ -56,3 +56,35 @@ def test_empty_pieces_are_dropped_and_scores_stay() -> None:
     traced = trace(Longer().eval(), example)
     (after,) = traced.module(*traced.example)
     torch.testing.assert_close(after, Longer()(*traced.example))
+
+
+class Towers(nn.Module):
+    """Two towers that read their part of one table of features; the items have no feature of one kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.item = nn.Linear(6, 8), nn.Linear(4, 8)
+
+    def forward(self, u: Tensor, i: Tensor) -> Tensor:
+        mine = torch.cat([u, i[:, :0]], 1)  # [N, 6]
+        return (torch.relu(self.user(mine.reshape(-1, 6))) * self.item(torch.cat([i, u[:, :0]], 1))).sum(1)
+
+
+def test_a_tower_joined_to_an_empty_piece_of_the_other_side_is_the_users() -> None:
+    torch.manual_seed(0)
+    found = split(Towers().eval(), {"u": torch.randn(5, 6), "i": torch.randn(5, 4)}, user=["u"], item=["i"])
+    assert prove_split(found).max_rel <= 1e-6
+    assert found.state_bytes == 8 * 4  # the tower's output
+    assert found.reusable_share > 0.5  # 6 of 10 columns
+
+
+class Selected(nn.Module):
+    """A join with a tensor whose length depends on data, which is not empty."""
+
+    def forward(self, u: Tensor, i: Tensor) -> Tensor:
+        chosen = torch.masked_select(i, i > 0)
+        return torch.cat([chosen, torch.ones(2)]).sum() * (u * i).sum(1)
+
+
+def test_lengths_that_depend_on_data_are_not_empty() -> None:
+    assert cats(Selected(), {"u": torch.randn(3, 4), "i": torch.randn(3, 4)}) == [2]

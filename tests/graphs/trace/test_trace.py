@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from graphs.split.proof import prove_split
 from graphs.split.split import split
-from graphs.trace.trace import identifier
+from graphs.trace.trace import identifier, trace
 from tests.suites import slow_but
 
 N, D = 3, 4
@@ -97,3 +97,15 @@ def test_a_transformer_encoder_computes_what_it_was_trained_with_for_every_mask(
     made = split(Encoded().eval(), rows, user=["history", "mask"], item=["item"])
     assert prove_split(made).max_rel < 1e-5
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_what_changes_nothing_leaves_no_node() -> None:
+    class Unchanged(nn.Module):
+        def forward(self, u: Tensor, i: Tensor) -> Tensor:
+            return (i.squeeze(1).type_as(u) * u.to(torch.float64).type_as(i)).sum(1)
+
+    graph = trace(Unchanged(), (torch.randn(3, 4), torch.randn(3, 4))).module.graph
+    made = [node.target for node in graph.nodes if node.op == "call_function"]
+    aten = torch.ops.aten
+    # To float64 and back is left.
+    assert made == [aten.to.dtype, aten._to_copy.default, aten.mul.Tensor, aten.sum.dim_IntList]
