@@ -52,7 +52,7 @@ class Network(nn.Module):
         for _ in range(self.steps):
             self.step()
         outputs = {"score": self.score()}
-        if self.pick.random() < 0.3:
+        if self.pick.random() < 0.3 and self.vectors:
             outputs["vector"] = self.vectors[-1]
         return outputs
 
