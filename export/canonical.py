@@ -36,6 +36,9 @@ def canonicalize(model: ir.Model) -> None:
         if node.op_type == "Reshape":
             _reshape_by_constant(model.graph, node)
             _drop_vector_reshape(model.graph, node)
+    for node in model.graph:
+        if node.op_type == "Split":  # folded from the exporter's SplitToSequence, without types: outputs need them
+            _type_pieces(node)
     for node in list(model.graph):
         if node.op_type == "Slice":
             _drop_whole_slice(model.graph, node)
@@ -153,6 +156,26 @@ def _drop_vector_reshape(graph: ir.Graph, node: ir.Node) -> None:
     if target is not None and target.numpy().tolist() == [-1]:
         ir.convenience.replace_all_uses_with(out, source)
         graph.remove(node, safe=True)
+
+
+def _type_pieces(node: ir.Node) -> None:
+    """Give the outputs of a split the type of its input, and their shapes where the sizes are constants."""
+    source = node.inputs[0]
+    given = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if source is None:
+        return
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+    whole, count = None if source.shape is None else source.shape[axis], len(node.outputs)
+    if given is not None:
+        sizes = given.numpy().tolist()
+    else:
+        sizes = [whole // count if isinstance(whole, int) and whole % count == 0 else None] * count
+    for out, size in zip(node.outputs, sizes, strict=True):
+        out.type = out.type or source.type
+        if out.shape is None and source.shape is not None and size is not None:
+            dims = list(source.shape)
+            dims[axis] = size
+            out.shape = ir.Shape(dims)
 
 
 def _drop_whole_slice(graph: ir.Graph, node: ir.Node) -> None:

@@ -76,6 +76,25 @@ def test_an_axis_of_two_is_still_cut(tmp_path: Path) -> None:
     assert {"Split", "Slice", "Gather"} & set(ops), ops
 
 
+class Cut(nn.Module):
+    """A state that is a piece of a larger value, cut with sizes."""
+
+    def forward(self, u: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        first, second, third = torch.tanh(u).split([1, 2, 1], 1)
+        halves = torch.sin(u).chunk(2, 1)
+        mine = second.exp().sum(1, keepdim=True) + halves[0][:, :1] * third
+        return (first * i.sum(1, keepdim=True) + mine * i[:, :1] + halves[1][:, 1:] * i[:, 1:2]).squeeze(1)
+
+
+def test_pieces_of_a_split_have_types(tmp_path: Path) -> None:
+    parts = split(Cut(), (torch.randn(N, 4), torch.randn(N, 3)), user=["u"], item=["i"])
+    path = tmp_path / "user.onnx"
+    export_subgraph(parts.user, {"u": torch.randn(2, 4)}, {"u": "users"}, path, Stamp("cut", "user", "fp32", ()))
+    cuts = [node for node in ir.load(path).graph if node.op_type == "Split"]
+    assert cuts
+    assert all(value.type is not None and value.shape is not None for node in cuts for value in node.outputs)
+
+
 def graph_of(*nodes: ir.Node, inputs: list[ir.Value]) -> ir.Model:
     graph = ir.Graph(inputs, list(nodes[-1].outputs), nodes=nodes, opset_imports={"": 21})
     return ir.Model(graph, ir_version=10)
