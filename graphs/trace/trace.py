@@ -227,12 +227,16 @@ def _other(node: fx.Node) -> str:
 
 
 def _without_need(node: fx.Node) -> fx.Node:
-    """Return the node, or what it reads if it changes nothing; a conversion names its dtype, not a tensor of it."""
+    """Return the node, or what it reads if it changes nothing; let it name a dtype or sizes, not a tensor of them."""
     aten = torch.ops.aten
     if node.target is aten.type_as.default:
         like = node.args[1]
         assert isinstance(like, fx.Node)
         node.target, node.args, node.kwargs = aten._to_copy.default, node.args[:1], {"dtype": like.meta["val"].dtype}
+    if node.target is aten.expand_as.default:
+        like = node.args[1]
+        assert isinstance(like, fx.Node)
+        node.target, node.args = aten.expand.default, (node.args[0], _sizes(node, like))
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
         return node
@@ -242,6 +246,20 @@ def _without_need(node: fx.Node) -> fx.Node:
         return node
     node.graph.erase_node(node)
     return source
+
+
+def _sizes(before: fx.Node, like: fx.Node) -> list[fx.Node | int]:
+    """Return the shape of ``like``, read from it where it is not fixed."""
+    sizes: list[fx.Node | int] = []
+    for axis, size in enumerate(like.meta["val"].shape):
+        if isinstance(size, int):
+            sizes.append(size)
+            continue
+        with before.graph.inserting_before(before):
+            read = before.graph.call_function(torch.ops.aten.sym_size.int, (like, axis))
+        read.meta["val"] = size
+        sizes.append(read)
+    return sizes
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:

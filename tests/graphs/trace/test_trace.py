@@ -109,3 +109,18 @@ def test_what_changes_nothing_leaves_no_node() -> None:
     aten = torch.ops.aten
     # To float64 and back is left.
     assert made == [aten.to.dtype, aten._to_copy.default, aten.mul.Tensor, aten.sum.dim_IntList]
+
+
+def test_a_constant_expanded_as_features_are() -> None:
+    class Expanded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.randn(4))
+
+        def forward(self, u: Tensor, i: Tensor) -> Tensor:
+            return ((u + self.shift.expand_as(u)) * i).sum(1)
+
+    found = split(Expanded(), (torch.randn(3, 4), torch.randn(3, 4)), user=["u"], item=["i"])
+    assert prove_split(found).max_rel <= 1e-6
+    assert found.state_bytes == 4 * 4  # the sum, not the feature
+    assert len(found.user.module.graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor)) == 1
