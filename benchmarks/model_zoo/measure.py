@@ -110,8 +110,10 @@ def _exported(found: Result, cut: Split, rounds: int) -> Result:
             _difference(item.run(given), cut.item.outputs, reference),
         )
         found = dataclasses.replace(found, onnx=worst)
-        if not worst <= TOLERANCE32:
-            raise GateFailed(f"ONNX Runtime's scores differ by {worst:.3g} from PyTorch's; bound {TOLERANCE32:g}")
+        # Where scores are small differences of large sums, sums in another order move PyTorch's own scores as well.
+        bound = max(TOLERANCE32, 8 * (found.float32 or 0.0))
+        if not worst <= bound:
+            raise GateFailed(f"ONNX Runtime's scores differ by {worst:.3g} from PyTorch's; bound {bound:.3g}")
         times = interleaved({"whole": whole.run, "user": user.run, "item": item.run}, rounds)
     return dataclasses.replace(
         found,

@@ -71,6 +71,11 @@ def layout_of_call(call: Call) -> Layout:
 def _refuse(call: Call) -> NoReturn:
     if call.name == "masked_scatter":
         raise MixesRows("takes values in one order over all rows; use torch.where, or gather by the mask's cumsum")
+    if call.name == "masked_select":
+        raise MixesRows(
+            "returns as many values as the mask holds; keep them in place with torch.where, or, if the mask is a "
+            "constant, find its positions in __init__ and take x.flatten(1)[:, positions]"
+        )
     if call.name in ("histc", "bincount", "histogram", "unique_dim", "unique2", "_unique2"):
         raise MixesRows("counts values over all rows; compare with the values and sum within a row")
     if call.name == "embedding_renorm":

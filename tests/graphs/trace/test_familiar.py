@@ -59,6 +59,24 @@ def test_an_op_that_has_no_decomposition_is_still_refused() -> None:
         split(model, example, user=["u"], item=["i"])
 
 
+def test_values_chosen_by_a_mask_are_refused_with_a_remedy() -> None:
+    mask = torch.ones(WIDTH, WIDTH).triu(1) > 0
+
+    def pairs(m: Any, u: Tensor, i: Tensor) -> Tensor:
+        products = (u * i).unsqueeze(2) * (u + i).unsqueeze(1)  # [N, D, D]
+        return m.chosen(products).sum(1)
+
+    example = {"u": torch.randn(ROWS, WIDTH), "i": torch.randn(ROWS, WIDTH)}
+    pairs_of = mask.sum().item()
+    model = Keywords(pairs)
+    model.chosen = lambda x: torch.masked_select(x, mask).view(-1, pairs_of)
+    with pytest.raises(UgsepError, match=r"masked_select\.default .* find its positions in __init__"):
+        split(model, example, user=["u"], item=["i"])
+    positions = mask.flatten().nonzero()[:, 0]
+    model.chosen = lambda x: x.flatten(1)[:, positions]  # what the message says
+    assert torch.allclose(split(model, example, user=["u"], item=["i"]).full(example)["output"], model(**example))
+
+
 def test_packed_sequences_are_refused_with_a_remedy() -> None:
     def work(m: Any, u: Tensor, i: Tensor) -> Tensor:
         lengths = (u[:, :, 0] > 0).sum(1).clamp(min=1).cpu()
