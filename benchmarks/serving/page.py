@@ -15,10 +15,10 @@ from engines.verify.checks import Check
 
 _HEADER = """# Serving under load
 
-Written by `python -m benchmarks.serving report` from the results of `python -m benchmarks.serving all`. One machine;
-the server on one core, the load generator on another. Latencies count from when a request was due, not from when it
-could be sent. Every answer, in every campaign, was compared with the score that `Ranker` gives in process for the
-version that the answer names: *wrong* means anything but bit-equal, or beyond the tolerance of a batched call.
+Written by `python -m benchmarks.serving report` from the results of `python -m benchmarks.serving all`: the
+server on one core of a machine, the load generator on another. Latencies count from when a request was due, not from
+when it could be sent. Every answer, in every campaign, was compared with the score that `Ranker` gives in process for
+the version that the answer names: *wrong* means anything but bit-equal, or beyond the tolerance of a batched call.
 """
 
 Section = Callable[[Mapping[str, Any]], list[str]]
@@ -42,16 +42,17 @@ def write_page(found: Mapping[str, Result], out: Path) -> None:
 
 
 def _machine(found: Mapping[str, Result]) -> list[str]:
-    first = next(iter(found.values()))
-    machine = first.machine
-    tools = machine.get("tools", {})
-    load = ", ".join(f"{name} {result.machine.get('load', 0):.1f}" for name, result in found.items())
+    """Name the machine, or those that campaigns were run on at different times, with the load before each."""
+    campaigns: dict[str, list[str]] = {}
+    for name, result in found.items():
+        machine, tools = result.machine, result.machine.get("tools", {})
+        text = (
+            f"{machine.get('processor')}, {machine.get('cores')} cores, {machine.get('system')}, "
+            f"onnxruntime {tools.get('onnxruntime', '?')}"
+        )
+        campaigns.setdefault(text, []).append(f"{name} {machine.get('load', 0):.1f}")
+    lines = [f"{text}. Load average before each campaign: {', '.join(names)}.\n" for text, names in campaigns.items()]
     short = [name for name, result in found.items() if result.short]
-    lines = [
-        f"{machine.get('processor')}, {machine.get('cores')} cores, {machine.get('system')}, "
-        f"onnxruntime {tools.get('onnxruntime', '?')}. Load average before each campaign: {load}.",
-        "",
-    ]
     if short:
         lines += [f"**Short forms, whose times mean nothing: {', '.join(short)}.**", ""]
     return lines

@@ -52,6 +52,17 @@ def test_it_says_what_was_missed(tmp_path: Path) -> None:
     assert "Resident memory" in svg
 
 
+def test_campaigns_of_several_machines_are_named_with_theirs(tmp_path: Path) -> None:
+    checks = (Check("errors", 0, 0),)
+    other = {**MACHINE, "processor": "Intel", "load": 2.0}
+    found = {"soak": Result("soak", False, checks, SOAK, MACHINE)}
+    found |= {"overload": Result("overload", False, checks, OVERLOAD, other)}
+    write_page(found, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "AMD, 2 cores, Linux, onnxruntime 1.31.1. Load average before each campaign: soak 0.1." in text
+    assert "Intel, 2 cores, Linux, onnxruntime 1.31.1. Load average before each campaign: overload 2.0." in text
+
+
 def test_every_campaign_has_a_section() -> None:
     from benchmarks.serving.__main__ import NAMES
 
