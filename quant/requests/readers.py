@@ -265,7 +265,9 @@ def _checked(path: Path, spec: InputSpec, column: Any) -> Array:
     expected = (rows, *spec.row_shape)
     if values.size != int(np.prod(expected)):
         width = values.size / rows if rows else 0
-        raise UgsepError(f"{location} has {width:g} values per row, the graph takes {list(spec.row_shape)}")
+        raise UgsepError(
+            f"{location} has {width:g} values per row, the graph takes {list(spec.row_shape)}; reshape it"
+        )
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UgsepError(f"{location} holds NaN or Inf; clean the data")
     return values.reshape(expected)
