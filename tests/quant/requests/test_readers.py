@@ -45,7 +45,9 @@ def test_requests_are_whole_across_shards_and_batches(spec, make_columns, make_s
     assert requests[0].user["user_id"].shape == (1,)
 
 
-@pytest.mark.parametrize("kind", ["file", "glob", "arrow", "arrow-stream", "npz", "lists", "large_lists"])
+@pytest.mark.parametrize(
+    "kind", ["file", "glob", "arrow", "arrow-stream", "npz", "list_", "large_list", "list_view", "large_list_view"]
+)
 def test_every_form_of_the_data_reads_and_hashes_the_same(
     spec, make_columns, make_table, make_shards, tmp_path, kind
 ) -> None:
@@ -67,10 +69,8 @@ def test_every_form_of_the_data_reads_and_hashes_the_same(
         source = tmp_path / "one.npz"
         np.savez(source, **data)
     else:
-        lists = {n: pa.array(v.tolist()) if v.ndim > 1 else pa.array(v) for n, v in data.items()}
-        make = pa.list_ if kind == "lists" else pa.large_list
-        lists["user_dense"] = lists["user_dense"].cast(make(pa.float32()))
-        lists["item_dense"] = lists["item_dense"].cast(make(pa.float32()))
+        rows = getattr(pa, kind)(pa.float32())
+        lists = {n: pa.array(v.tolist(), rows) if v.ndim > 1 else pa.array(v) for n, v in data.items()}
         parquet.write_table(pa.table(lists), source)
     assert samples_sha256(read_requests([source], spec)) == expected
     data["item_dense"][3, 1] += 1
@@ -207,7 +207,35 @@ def test_a_column_that_is_there_twice_is_refused(spec, make_columns, make_table,
         list(read_requests([tmp_path / "a.parquet"], spec))
 
 
-@pytest.mark.parametrize("kind", [pa.list_, pa.large_list])
+@pytest.mark.parametrize(("view", "offset"), [(pa.ListViewArray, pa.int32()), (pa.LargeListViewArray, pa.int64())])
+def test_views_of_lists_are_read_in_any_order(spec, make_columns, make_table, tmp_path, view, offset) -> None:
+    data = make_columns(4)
+    rows, width = data["item_dense"].shape
+    backwards, table = data["item_dense"][::-1].copy(), make_table(data)
+
+    def written(offsets: list[int], length: int) -> Path:
+        made = view.from_arrays(pa.array(offsets, offset), pa.array([length] * rows, offset), backwards.ravel())
+        views = table.set_column(table.schema.get_field_index("item_dense"), "item_dense", made)
+        with ipc.new_file(tmp_path / "a.arrow", views.schema) as writer:
+            writer.write_table(views, max_chunksize=3)
+        return tmp_path / "a.arrow"
+
+    read = list(read_requests([written([width * (rows - 1 - row) for row in range(rows)], width)], spec))
+    np.testing.assert_array_equal(
+        np.concatenate([request.items["item_dense"] for request in read]), data["item_dense"]
+    )
+    with pytest.raises(UgsepError, match=f"has {rows * width} values per row, the graph takes .3.; reshape it"):
+        list(read_requests([written([0] * rows, rows * width)], spec))
+    raw = written([width] * rows, width).read_bytes()
+    sound, wild = (np.full(3, at, offset.to_pandas_dtype()).tobytes() for at in (width, 9_999))
+    assert sound in raw
+    # The first chunk has the offsets before the lengths, which are the same numbers here.
+    (tmp_path / "a.arrow").write_bytes(raw.replace(sound, wild, 1))
+    with pytest.raises(UgsepError, match=r"a.arrow' is damaged or truncated"):
+        list(read_requests([tmp_path / "a.arrow"], spec))
+
+
+@pytest.mark.parametrize("kind", [pa.list_, pa.large_list, pa.list_view, pa.large_list_view])
 def test_ragged_lists_of_the_right_total_are_refused(spec, make_columns, make_table, tmp_path, kind) -> None:
     data = make_columns(4)
     rows = data["item_dense"].tolist()
@@ -354,6 +382,24 @@ def test_an_arrow_stream_that_claims_more_than_memory_is_refused(spec, make_colu
         (batch,) = reader
     body = ipc.read_message(batch.serialize()).body.size.to_bytes(8, "little")
     start = raw.index(body, len(table.schema.serialize()))  # the header of the batch, behind the schema
+    (tmp_path / "a.arrow").write_bytes(raw[:start] + (1 << 62).to_bytes(8, "little") + raw[start + 8 :])
+    with pytest.raises(UgsepError, match=r"a.arrow' claims more than memory holds; write it again"):
+        list(read_requests([tmp_path / "a.arrow"], spec))
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+@pytest.mark.parametrize("new", [ipc.new_file, ipc.new_stream])
+def test_compressed_columns_that_claim_more_than_memory_are_refused(
+    spec, make_columns, make_table, tmp_path, new, compression
+) -> None:
+    """Each compressed buffer begins with the size that it has when it is expanded."""
+    data = {name: np.zeros_like(values) for name, values in make_columns(12).items()}
+    table = make_table(data)
+    with new(tmp_path / "a.arrow", table.schema, options=ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table)
+    list(read_requests([tmp_path / "a.arrow"], spec))
+    raw = (tmp_path / "a.arrow").read_bytes()
+    start = raw.rindex(data["item_dense"].nbytes.to_bytes(8, "little"))
     (tmp_path / "a.arrow").write_bytes(raw[:start] + (1 << 62).to_bytes(8, "little") + raw[start + 8 :])
     with pytest.raises(UgsepError, match=r"a.arrow' claims more than memory holds; write it again"):
         list(read_requests([tmp_path / "a.arrow"], spec))
