@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from engines.cli.aborted import exit_aborted
 
 if __name__ == "__main__":
     try:
@@ -10,5 +10,4 @@ if __name__ == "__main__":
 
         main()
     except KeyboardInterrupt:  # during the imports, which take seconds: click answers later ones
-        print("aborted", file=sys.stderr)
-        sys.exit(130)
+        exit_aborted()

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from engines.cli.aborted import exit_aborted
 from engines.cli.command_entry import CommandEntry, missing_package
 from graphs.base.errors import GateFailed, UgsepError, nearest, printable_line, printable_text
 
@@ -82,8 +83,7 @@ class Command(click.Command):
         except click.ClickException as error:
             _exit_with(error)
         except click.Abort:
-            click.echo("aborted", err=True)
-            sys.exit(130)
+            exit_aborted()
         sys.exit(status if isinstance(status, int) else 0)
 
 
