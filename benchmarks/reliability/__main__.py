@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from engines.cli.aborted import exit_aborted
+from engines.cli.aborted import exit_aborted, importing
 
 if __name__ == "__main__":
     try:
-        from benchmarks.reliability.commands import main
+        with importing():
+            from benchmarks.reliability.commands import main
 
         main()
     except KeyboardInterrupt:  # during the imports, which take seconds: click answers later ones

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-from engines.cli.aborted import exit_aborted
+from engines.cli.aborted import exit_aborted, importing
 from engines.cli.command_entry import missing_package
 from engines.cli.commands import COMMANDS
 
@@ -28,7 +28,8 @@ def _run(module: str, extra: str) -> None:
     _open_closed_streams()
     try:
         try:
-            command = importlib.import_module(module).main
+            with importing():
+                command = importlib.import_module(module).main
         except ModuleNotFoundError as error:
             print(f"error: {missing_package(error, extra)}", file=sys.stderr)
             sys.exit(2)
