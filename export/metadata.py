@@ -67,5 +67,6 @@ def keep_float_patterns(model: ir.Model | onnx.ModelProto, path: Path) -> tuple[
         UgsepError: the stamp is not a JSON list of strings.
     """
     location = f"'{path}': ugsep.keep_float"
-    patterns = read_json(properties(model).get("ugsep.keep_float", "[]"), location, "export the model again")
-    return parse(_KeepFloat, {"keep_float": patterns}, f"'{path}'").keep_float
+    fix = "export the model again, or stamp a JSON list of names of weights, as in []"
+    patterns = read_json(properties(model).get("ugsep.keep_float", "[]"), location, fix)
+    return parse(_KeepFloat, {"keep_float": patterns}, f"'{path}'", fix=fix).keep_float

@@ -87,7 +87,7 @@ def check_rules(policy: Policy, names: Iterable[tuple[str, str]]) -> None:
     for rule in policy.rules:
         if not any(rule.matches(side, name) for side, name in names):
             hint = nearest(rule.glob.split(":")[-1], {name for _, name in names})
-            raise UgsepError(f"policy '{rule.glob}' matches no weight{hint}")
+            raise UgsepError(f"policy '{rule.glob}' matches no weight{hint}; correct or remove the rule")
 
 
 def policy_from(document: Mapping[str, Any], location: str = "policy") -> Policy:

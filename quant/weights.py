@@ -233,7 +233,10 @@ def _encode(
         size = length + done.scale.size * 4
         return row("absmax", 0, numerics.sqnr_db(values, restored), None, size), entry, None
     if job.block and weight.shape[-2] % job.block:
-        raise UgsepError(f"weight '{weight.name}' has K = {weight.shape[-2]}, not a multiple of block {job.block}")
+        raise UgsepError(
+            f"weight '{weight.name}' has K = {weight.shape[-2]}, not a multiple of block {job.block}; "
+            "choose a block that divides it, or keep the weight float by a rule"
+        )
     seen = job.statistics.of(weight.name) if job.statistics is not None else None
     scaling = job.awq.scalings.get(weight.name, Scaling())
     biased = seen is not None and weight.name in job.biased

@@ -31,6 +31,8 @@ SCENARIOS = {
     "tests/benchmarks/reliability/test_campaigns.py": "the short form of every campaign",
     "tests/benchmarks/serving/campaigns/test_campaigns.py": "the short form of every campaign",
     "tests/export/test_split_graphs.py": "what the splitter writes, exported",
+    "tests/quant/test_remedies.py": "the refusals of quantization and of recipes",
+    "tests/quant/requests/test_arrow_files.py": "requests in Arrow files that others wrote",
     "tests/quant/test_weights_pair.py": "both graphs of a model quantized together",
     "tests/quant/test_weights_ranges.py": "the ranges of activations in quantized graphs",
     "tests/engines/bundle/test_bad_bundles.py": "bundles damaged on disk, from the files to the command",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+from engines.cli.aborted import exit_aborted, importing
 
 if __name__ == "__main__":
     try:
-        from benchmarks.reliability.commands import main
+        with importing():
+            from benchmarks.reliability.commands import main
 
         main()
     except KeyboardInterrupt:  # during the imports, which take seconds: click answers later ones
-        print("aborted", file=sys.stderr)
-        sys.exit(130)
+        exit_aborted()

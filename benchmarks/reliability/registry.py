@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from benchmarks.reliability.contract import Campaign
+from engines.cli.aborted import importing
 from graphs.base.errors import UgsepError, nearest
 
 #: Name -> the module whose ``CAMPAIGN`` it is, in the order of the report.
@@ -28,5 +29,6 @@ def campaign(name: str) -> Campaign[Any]:
     """
     if name not in CAMPAIGNS:
         raise UgsepError(f"unknown campaign '{name}'{nearest(name, CAMPAIGNS)}")
-    found: Campaign[Any] = importlib.import_module(CAMPAIGNS[name]).CAMPAIGN
+    with importing():
+        found: Campaign[Any] = importlib.import_module(CAMPAIGNS[name]).CAMPAIGN
     return found

@@ -28,6 +28,18 @@ class Availability:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Runtime:
+    """What runs a backend's engines: the module to import, the package that brings it, and whether on GPUs alone.
+
+    ``on_gpu``: it runs on NVIDIA GPUs and nowhere else.
+    """
+
+    module: str
+    package: str
+    on_gpu: bool = False
+
+
 class Runner(Protocol):
     """A loaded engine; ``infer`` may be called from several threads at once."""
 
@@ -94,6 +106,11 @@ class LazyRunner(Runner, Protocol):
 
 class Backend(Protocol):
     """What a backend's module defines at its top level."""
+
+    @property
+    def RUNTIME(self) -> Runtime:
+        """What must be installed to run its engines, to be looked for without importing it."""
+        ...
 
     @property
     def ONNX_VARIANT(self) -> Mapping[str, str]:

@@ -6,18 +6,10 @@ import importlib.util
 
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.host import gpu_capability, gpu_name
+from engines.backends.table import backend_names, find_backend
 from engines.backends.trt.gpu import accepts
 
 __all__ = ["lacking"]
-
-#: The module of each backend's runtime, and whether it runs on NVIDIA GPUs alone.
-RUNTIMES: dict[str, tuple[str, bool]] = {
-    "onnxruntime": ("onnxruntime", False),
-    "onnxruntime-gpu": ("onnxruntime", True),
-    "openvino": ("openvino", False),
-    "tensorrt": ("tensorrt", True),
-    "tensorrt-rtx": ("tensorrt_rtx", True),
-}
 
 
 def lacking(built: BuiltEngine) -> str:
@@ -26,12 +18,12 @@ def lacking(built: BuiltEngine) -> str:
     ``Backend.probe`` knows more, but imports the runtime, and PyTorch with it for TensorRT: seconds and memory that a
     server does not spend on engines that it does not serve.
     """
-    if built.backend not in RUNTIMES:
+    if built.backend not in backend_names():
         return f"backend '{built.backend}' is unknown to this version"
-    module, on_gpu = RUNTIMES[built.backend]
-    if importlib.util.find_spec(module) is None:
-        return f"package '{module}' is not installed"
-    if not on_gpu:
+    runtime = find_backend(built.backend).RUNTIME
+    if importlib.util.find_spec(runtime.module) is None:
+        return f"package '{runtime.module}' is not installed"
+    if not runtime.on_gpu:
         return ""
     gpu = gpu_name(0)
     if gpu is None:

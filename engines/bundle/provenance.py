@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from engines.backends.table import backend_names, find_backend
+
 __all__ = ["BUNDLE_CODE", "ENGINE_CODE", "code_sha256", "tool_versions"]
 
 #: The code that turns an ONNX file into an engine; edits elsewhere keep cached engines valid.
@@ -23,16 +25,14 @@ BUNDLE_CODE = (
 )  # fmt: skip
 _ROOT = Path(__file__).parents[2]
 
-TOOLS = (
-    "ugsep", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "polygraphy",
-    "tensorrt-rtx-cu13", "tensorrt-cu13", "numpy",
-)  # fmt: skip
+#: Packages that affect a build whatever its backend.
+_TOOLS = ("ugsep", "torch", "onnx", "onnx-ir", "onnxscript", "polygraphy", "numpy")
 
 
 def tool_versions() -> dict[str, str]:
     """Return the versions of the installed tools that affect a build."""
     found: dict[str, str] = {}
-    for name in TOOLS:
+    for name in (*_TOOLS, *(find_backend(backend).RUNTIME.package for backend in backend_names())):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

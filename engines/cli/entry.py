@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 
+from engines.cli.aborted import exit_aborted, importing
 from engines.cli.command_entry import missing_package
 from engines.cli.commands import COMMANDS
 
@@ -27,14 +28,14 @@ def _run(module: str, extra: str) -> None:
     _open_closed_streams()
     try:
         try:
-            command = importlib.import_module(module).main
+            with importing():
+                command = importlib.import_module(module).main
         except ModuleNotFoundError as error:
             print(f"error: {missing_package(error, extra)}", file=sys.stderr)
             sys.exit(2)
         command()
     except KeyboardInterrupt:  # during the imports, which take a second: click answers later ones
-        print("aborted", file=sys.stderr)
-        sys.exit(130)
+        exit_aborted()
 
 
 def _open_closed_streams() -> None:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from engines.cli.aborted import exit_aborted, importing
 from engines.cli.command_entry import CommandEntry, missing_package
 from graphs.base.errors import GateFailed, UgsepError, nearest, printable_line, printable_text
 
@@ -82,8 +83,7 @@ class Command(click.Command):
         except click.ClickException as error:
             _exit_with(error)
         except click.Abort:
-            click.echo("aborted", err=True)
-            sys.exit(130)
+            exit_aborted()
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -131,7 +131,8 @@ class LazyGroup(CommandGroup):
         entry = self.table.get(cmd_name)
         if entry is not None and cmd_name not in self.commands:
             try:
-                module = importlib.import_module(entry.module)
+                with importing():
+                    module = importlib.import_module(entry.module)
             except ModuleNotFoundError as error:
                 raise UgsepError(missing_package(error, entry.extra)) from error
             self.add_command(getattr(module, f"{cmd_name.replace('-', '_')}_command"), cmd_name)

@@ -101,6 +101,7 @@ class Recipe:
 
 
 _DEEPEST = 8  # sections around a setting; no recipe has more than 3
+_SHOWN = 100  # characters of a setting in a message
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -145,14 +146,19 @@ def _change(values: Any, change: str) -> None:
     key, equals, text = change.partition("=")
     *sections, last = key.split(".")
     if not equals or not last or len(sections) > _DEEPEST:
-        raise UgsepError(f"'{change}' is not a valid setting; write section.name=value, as in config.user_tokens=12")
-    for section in sections:
+        raise UgsepError(
+            f"{_cut(change)} is not a valid setting; write section.name=value, as in config.user_tokens=12"
+        )
+    for done, section in enumerate((*sections, last)):
         if not isinstance(values, dict):
-            raise UgsepError(f"'{change}': '{section}' is not a section of the recipe")
-        values = values.setdefault(section, {})
-    if not isinstance(values, dict):
-        raise UgsepError(f"'{change}': '{'.'.join(sections)}' is not a section of the recipe")
-    values[last] = read_yaml(text, f"the value of {change!a}")
+            raise UgsepError(f"{_cut('.'.join(sections[:done]))} is not a section of the recipe; set it as a whole")
+        if done < len(sections):
+            values = values.setdefault(section, {})
+    values[last] = read_yaml(text, f"the value of {_cut(key)}")
+
+
+def _cut(name: str) -> str:
+    return f"'{name}'" if len(name) <= _SHOWN else f"'{name[:_SHOWN]}...'"
 
 
 def dump_recipe(recipe: Recipe) -> str:

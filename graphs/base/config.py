@@ -20,13 +20,14 @@ __all__ = ["check_plain", "parse", "to_mapping", "unique_names"]
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]
+_FIX = "correct the value"
 _MAX_NUMBER = 1e300  # above any size, count or time, and safe from overflow
 _MAX_INTEGER = 2**63 - 1  # what tensors, columns and counters hold
 _STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 
 
-def parse(cls: type[T], values: Any, location: str, *, complete: bool = False) -> T:
-    """Build the dataclass ``cls`` from ``values``; ``location`` names the file or document in errors.
+def parse(cls: type[T], values: Any, location: str, *, complete: bool = False, fix: str = _FIX) -> T:
+    """Build the dataclass ``cls`` from ``values``; ``location`` names the document in errors, ``fix`` the remedy.
 
     Lists become tuples, and integers are accepted for floats; nothing else is converted. With ``complete``, fields
     that have a default must be given too.
@@ -41,7 +42,7 @@ def parse(cls: type[T], values: Any, location: str, *, complete: bool = False) -
     for path, problem in _wrong_names(cls, values, (), complete):
         raise UgsepError(f"{_named(location, path)}{problem}")
     for path, problem in _unusable(values, ()):
-        raise UgsepError(f"{_named(location, path)} {problem}; correct the value")
+        raise UgsepError(f"{_named(location, path)} {problem}; {fix}")
     try:
         return msgspec.convert(values, cls, strict=True)
     except msgspec.ValidationError as error:
@@ -49,7 +50,7 @@ def parse(cls: type[T], values: Any, location: str, *, complete: bool = False) -
     except UgsepError as error:  # of a __post_init__
         raise UgsepError(f"{location}: {error}") from error
     found, kind = _value_at(values, path), _type_at(cls, path)
-    raise UgsepError(f"{_named(location, path)} is {shown(found)}, not {_wanted(kind)}; correct the value")
+    raise UgsepError(f"{_named(location, path)} is {shown(found)}, not {_wanted(kind)}; {fix}")
 
 
 def check_plain(value: Any, location: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_MAX_LINE = 4_000
+_MAX_LINE = 1_000  # a dozen rows of a terminal; the longest path and a sentence around it
+_MAX_WORD = 200
+_CUT = " ... "
 
 
 class _OneLine(Exception):
@@ -39,16 +41,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def printable_line(text: str) -> str:
     """Return a message as one line that cannot control a terminal: line breaks collapsed, the rest escaped.
 
-    Very long messages lose their middle: they begin with the place and end with the remedy.
+    A message begins with the place and ends with the remedy, so a very long one loses the middle of its long words,
+    which names and values from files are, and then its own.
     """
     line = text if text.isprintable() else " ".join(text.split())
     line = line if line.isprintable() else _escaped(line)
-    return line if len(line) <= _MAX_LINE else f"{line[: _MAX_LINE // 2]} ... {line[-_MAX_LINE // 3 :]}"
+    if len(line) > _MAX_LINE:
+        line = _without_middle(" ".join(_without_middle(word, _MAX_WORD) for word in line.split(" ")), _MAX_LINE)
+    return line
 
 
 def printable_text(text: str) -> str:
     """Return a text that cannot control a terminal or turn a line around: all but its line breaks escaped."""
     return "\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+
+
+def _without_middle(text: str, most: int) -> str:
+    """Return a text of ``most`` characters at the most, an ellipsis in the place of what is left out."""
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - len(_CUT)]}{_CUT}{text[-end:]}"
 
 
 def _escaped(line: str) -> str:

@@ -39,16 +39,26 @@ def read_yaml(text: str | bytes, location: str) -> Any:
         raise UgsepError(f"{location} has {len(text)} bytes, which is out of range (max {_MAX_BYTES}); shorten it")
     try:
         loader = _Loader(text)
-        loader.name = location
         node = loader.get_single_node()
         return None if node is None else loader.construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are not UTF-8, numbers of 5,000 digits
-        raise UgsepError(f"{location} is not YAML: {error}; correct it") from error
+        raise UgsepError(f"{location} is not YAML: {_reason(error)}; correct it") from error
 
 
 def write_yaml(value: Any, width: int = 80) -> str:
     """Return a value of plain JSON types as YAML that :func:`read_yaml` reads back, mappings in their order."""
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=width, allow_unicode=True))
+
+
+def _reason(error: Exception) -> str:
+    """Return what PyYAML says without the text itself, of which its own message repeats a line."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"{error.reason} at position {error.position}"
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)
+    said = ", ".join(part for part in (error.context, error.problem) if part)
+    mark = error.problem_mark or error.context_mark
+    return said if mark is None else f"{said} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def _float(text: str) -> float:

@@ -201,13 +201,18 @@ def session(model: ir.Model, path: Path, threads: int) -> Run:
             ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's own exception classes share no base but Exception
-        raise UgsepError(f"'{path}' does not load in onnxruntime ({first_line(error)[:200]})") from error
+        raise UgsepError(
+            f"'{path}' does not load in onnxruntime ({first_line(error)[:200]}); export the model again"
+        ) from error
 
     def run(names: list[str], values: dict[str, Array]) -> list[Array]:
         try:
             result: list[Any] = loaded.run(names, values)
         except Exception as error:  # see above
-            raise UgsepError(f"'{path}' does not run on these requests ({first_line(error)[:200]})") from error
+            raise UgsepError(
+                f"'{path}' does not run on these requests ({first_line(error)[:200]}); "
+                "give requests that the model can score, ids within its tables among them"
+            ) from error
         return result
 
     return run

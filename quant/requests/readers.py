@@ -238,6 +238,7 @@ def _ends_early(file: IO[bytes]) -> bool:
 def _checked(path: Path, spec: InputSpec, column: Any) -> Array:
     """Return the column as [rows, *row_shape] of the spec's dtype; any mismatch is a UgsepError."""
     location = f"'{path}': column '{spec.name}'"
+    width = math.prod(spec.row_shape)
     if isinstance(column, np.ndarray):
         values, rows = column, len(column)
     else:
@@ -250,6 +251,11 @@ def _checked(path: Path, spec: InputSpec, column: Any) -> Array:
             if len(lengths) > 1:
                 raise UgsepError(
                     f"{location} has lists of {lengths[0]} to {lengths[-1]} values; pad them to one length"
+                )
+            if _is_view(column.type) and lengths and lengths[0] > max(width, 1):
+                # Any number of views may be of the same values: a small file can stand for more than memory holds.
+                raise UgsepError(
+                    f"{location} has {lengths[0]} values per row, the graph takes {list(spec.row_shape)}; reshape it"
                 )
             column = column.flatten()
         if column.null_count:
@@ -264,15 +270,21 @@ def _checked(path: Path, spec: InputSpec, column: Any) -> Array:
         raise UgsepError(f"{location} is {kind}, the graph takes {spec.dtype}; cast the column")
     expected = (rows, *spec.row_shape)
     if values.size != int(np.prod(expected)):
-        width = values.size / rows if rows else 0
-        raise UgsepError(f"{location} has {width:g} values per row, the graph takes {list(spec.row_shape)}")
+        found = values.size / rows if rows else 0
+        raise UgsepError(
+            f"{location} has {found:g} values per row, the graph takes {list(spec.row_shape)}; reshape it"
+        )
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UgsepError(f"{location} holds NaN or Inf; clean the data")
     return values.reshape(expected)
 
 
 def _is_list(kind: Any) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) or _is_view(kind)
+
+
+def _is_view(kind: Any) -> bool:
+    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
 
 
 def _suffixes() -> str:

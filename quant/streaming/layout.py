@@ -86,7 +86,10 @@ def lay_out(weights: Mapping[Weight, int], block: int) -> tuple[tuple[Slot, ...]
         elif bits == 8:
             inputs = weight.shape[-2]
             if block and inputs % block:
-                raise UgsepError(f"weight '{weight.name}' has K = {inputs}, not a multiple of block {block}")
+                raise UgsepError(
+                    f"weight '{weight.name}' has K = {inputs}, not a multiple of block {block}; "
+                    "choose a block that divides it, or keep the weight float by a rule"
+                )
             shape = (*weight.shape[:-2], blocks_of(inputs, block), weight.shape[-1])
         offset = aligned(end, length)
         slots.append(Slot(weight, bits, block, offset, length, scale_end, shape))

@@ -42,6 +42,7 @@ def test_an_unstamped_file_is_what_its_name_says(model: onnx.ModelProto) -> None
         ("{", "'a.onnx': ugsep.keep_float: not valid JSON"),
         ('{"a": 1}', "'a.onnx': keep_float is {\"a\": 1}, not a list"),
         ('["a", 3]', r"'a.onnx': keep_float\[1\] is 3, not a string"),
+        ("null", "keep_float is null, not a list; export the model again, or stamp a JSON list of names"),
     ],
 )
 def test_a_malformed_stamp_names_file_and_field(model: onnx.ModelProto, text: str, message: str) -> None:

@@ -11,7 +11,7 @@ from benchmarks.reliability.fuzz.worker import Ended
 
 __all__ = ["Verdict", "judge", "shown"]
 
-LONGEST = 4000  # characters of a message
+LONGEST = 1_100  # characters of a message: 1,000, and "error: " and the command to ask for help around it
 _PROGRESS = re.compile(r"[^\x00-\x1f:]+ \d+(/\d+)?( [^\x00-\x1f]*)?")
 _AFTER_A_GATE = ("reproduce: ", "worst rows: ")  # what 'ugsep validate' adds
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends.built_engine import TensorSpec
-from engines.backends.contract import Availability
+from engines.backends.contract import Availability, Runtime
 from engines.backends.engine_spec import Option
 from engines.backends.host import host_isa
 from graphs.base.errors import UgsepError, first_line
@@ -143,6 +143,7 @@ def start_session(
 
 
 NAME = "onnxruntime"
+RUNTIME = Runtime("onnxruntime", "onnxruntime")
 
 
 ONNX_VARIANT = {"fp32": "fp32", "w8a32": "w8a32", "w8a8-dynamic": "w8a32", "w8a8-static": "w8a32"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.backends.contract import Availability
+from engines.backends.contract import Availability, Runtime
 from engines.backends.engine_spec import Option
 from engines.backends.host import gpu_name
 from engines.backends.onnxruntime.session import FOLD_INT8
@@ -60,6 +60,7 @@ def check_provider(session: Any, name: str) -> None:
 
 
 NAME = "onnxruntime-gpu"
+RUNTIME = Runtime("onnxruntime", "onnxruntime-gpu", on_gpu=True)
 
 
 #: ``provider``: cuda, or tensorrt, which compiles the whole graph when it is built. ``device``: index of the GPU.

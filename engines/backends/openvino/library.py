@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from engines.backends.contract import Availability
+from engines.backends.contract import Availability, Runtime
 from engines.backends.engine_spec import Option
 from engines.backends.host import host_isa
 from graphs.base.errors import UgsepError
 
 NAME = "openvino"
+RUNTIME = Runtime("openvino", "openvino")
 
 
 INSTALL = "pip install 'ugsep[openvino]'"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from engines.backends.built_engine import BuiltEngine
 from engines.backends.contract import Notify, Runner
 from engines.backends.engine_spec import BuildSpec
-from engines.backends.tensorrt.library import NAME, ONNX_VARIANT, OPTIONS, probe, target
+from engines.backends.tensorrt.library import NAME, ONNX_VARIANT, OPTIONS, RUNTIME, probe, target
 
 if TYPE_CHECKING:
     from export.lowering import LoweredGraph
 
-__all__ = ["NAME", "ONNX_VARIANT", "OPTIONS", "compile", "load", "lower", "probe", "target"]
+__all__ = ["NAME", "ONNX_VARIANT", "OPTIONS", "RUNTIME", "compile", "load", "lower", "probe", "target"]
 
 
 def lower(spec: BuildSpec, folder: Path, progress: Notify) -> LoweredGraph:

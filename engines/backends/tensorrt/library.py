@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.backends.contract import Availability
+from engines.backends.contract import Availability, Runtime
 from engines.backends.engine_spec import Option
 from engines.backends.trt.gpu import gpu
 from graphs.base.errors import UgsepError
 
 NAME = "tensorrt"
+RUNTIME = Runtime("tensorrt", "tensorrt-cu13", on_gpu=True)
 
 
 def import_tensorrt() -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.backends.contract import Availability
+from engines.backends.contract import Availability, Runtime
 from engines.backends.engine_spec import Option
 from graphs.base.errors import UgsepError, nearest
 
 NAME = "tensorrt-rtx"
+RUNTIME = Runtime("tensorrt_rtx", "tensorrt-rtx-cu13", on_gpu=True)
 
 
 #: ``compute_capabilities``: GPU generations in one engine. ``twin``: also compile the FP16 twin of a w8a16 graph

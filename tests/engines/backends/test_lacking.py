@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import subprocess
 import sys
 
 import pytest
 
 from engines.backends.built_engine import BuiltEngine
+from engines.backends.contract import Runtime
 from engines.backends.host import gpu_capability, gpu_name
-from engines.backends.lacking import RUNTIMES, lacking
+from engines.backends.lacking import lacking
 from engines.backends.table import backend_names, find_backend
 
 ENGINE = BuiltEngine("onnxruntime", "item", "fp32", (), 0, (), ())
 
 
-def test_every_backend_is_known() -> None:
-    assert set(RUNTIMES) == set(backend_names())
+def test_a_backend_of_a_later_version_is_unknown() -> None:
+    assert lacking(dataclasses.replace(ENGINE, backend="x")) == "backend 'x' is unknown to this version"
 
 
 @pytest.mark.parametrize("name", backend_names())
@@ -25,9 +27,23 @@ def test_what_is_lacking_keeps_the_backend_from_running(name: str) -> None:
     why = lacking(dataclasses.replace(ENGINE, backend=name))
     here = find_backend(name).probe()
     assert not why or not here.can_run
-    gpu_missing = RUNTIMES[name][1] and gpu_name(0) is None
-    package_missing = importlib.util.find_spec(RUNTIMES[name][0]) is None
+    runtime = find_backend(name).RUNTIME
+    gpu_missing = runtime.on_gpu and gpu_name(0) is None
+    package_missing = importlib.util.find_spec(runtime.module) is None
     assert bool(why) == (gpu_missing or package_missing)
+
+
+def test_no_runtime_is_imported_to_see_what_is_lacking() -> None:
+    code = f"""if True:
+        import sys
+        from engines.backends.built_engine import BuiltEngine
+        from engines.backends.lacking import lacking
+        for name in {backend_names()}:
+            lacking(BuiltEngine(name, "item", "fp32", (), 0, (), ()))
+        runtimes = {{"torch", "onnx", *{[find_backend(name).RUNTIME.module for name in backend_names()]}}}
+        print(sorted(runtimes & set(sys.modules)))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +55,7 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
 def test_a_gpu_of_another_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     here = gpu_capability(0)
     assert here is not None
-    monkeypatch.setitem(RUNTIMES, "tensorrt", ("json", True))
+    monkeypatch.setattr("engines.backends.tensorrt.backend.RUNTIME", Runtime("json", "json", on_gpu=True))
     for wanted, why in ((here, ""), ("3.5", f"it is for compute capability 3.5, this GPU has {here}"), ("3.5+", "")):
         engine = dataclasses.replace(ENGINE, backend="tensorrt", requires={"compute_capability": wanted})
         assert lacking(engine) == why

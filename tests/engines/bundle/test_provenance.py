@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from engines.bundle.provenance import BUNDLE_CODE, ENGINE_CODE, code_sha256
+from engines.backends.table import backend_names, find_backend
+from engines.bundle.provenance import BUNDLE_CODE, ENGINE_CODE, code_sha256, tool_versions
 
 ROOT = Path(__file__).parents[3]
 
@@ -17,6 +19,12 @@ def tree(tmp_path: Path) -> Path:
     for package in ("graphs", "export", "quant", "engines"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
+
+
+def test_the_versions_of_the_runtimes_are_among_the_tools() -> None:
+    installed = {dist.name.lower() for dist in metadata.distributions()}
+    packages = {find_backend(name).RUNTIME.package for name in backend_names()} & installed
+    assert {"onnxruntime", "torch", "numpy"} | packages <= set(tool_versions())
 
 
 @pytest.mark.parametrize("paths", [BUNDLE_CODE, ENGINE_CODE])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,18 @@ def test_bad_changes_are_one_line(change: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "change", ["x", "x=[", "serving.x=[*a", "config=x: {x: 'x", "gates.x.x=1", "model=!x [", "x=1"]
+)
+def test_messages_about_changes_are_short_and_name_a_value_once(change: str) -> None:
+    long = change.replace("x", "x" * 3_000)
+    with pytest.raises(UgsepError) as caught:
+        load_recipe("zenith", [long])
+    message = str(caught.value)
+    assert len(message) < 400
+    assert len(re.findall("x{20,}", message)) <= 1
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("model: zenith\nservng: {}", "unknown setting 'servng', did you mean 'serving'"),
@@ -40,7 +53,7 @@ def test_bad_changes_are_one_line(change: str, message: str) -> None:
         ("- 1", "expected a mapping"),
         (
             "model: zenith\nserving: {}\nserving: {threads: 2}",
-            "'serving' is given twice.* line 3, column 1",
+            "'serving' is given twice .line 3, column 1",
         ),
         ('model: "a\\x1bb"', r"'a\\x1bb' holds characters that cannot be printed"),
         ("model: zenith\nconfig: {a: !!timestamp x}", "tags .* are not accepted"),

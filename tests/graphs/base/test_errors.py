@@ -32,5 +32,16 @@ def test_a_very_long_message_keeps_its_place_and_its_remedy() -> None:
     line = printable_line("here: " + "\n" * 9 + "x\x00" * 90_000 + "; correct it")
     assert line.startswith("here: x")
     assert line.endswith("; correct it")
-    assert len(line) < 4_000
+    assert len(line) <= 1_000
     assert printable_line(line) == line
+
+
+def test_long_names_leave_what_is_wrong_between_them() -> None:
+    first, second = "a" * 3_000, "b\n" * 3_000
+    line = str(UgsepError(f"'{first}' is no weight of '{second[:-1]}', did you mean 'c'?"))
+    assert " is no weight of 'b b" in line
+    assert line.endswith("b', did you mean 'c'?")
+    assert " ... " in line
+    assert len(line) <= 1_000
+    names = " ".join(f"weight_{i}" for i in range(999))
+    assert len(str(UgsepError(f"known: {names}"))) == 1_000

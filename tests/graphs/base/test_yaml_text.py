@@ -41,7 +41,7 @@ def test_what_is_written_is_read_back() -> None:
     ("text", "message"),
     [
         ("a: [", "line 1, column 5"),
-        ("a: 1\nb: 2\na: 3", r"'a' is given twice in \"here\", line 3, column 1"),
+        ("a: 1\nb: 2\na: 3", r"'a' is given twice \(line 3, column 1\)"),
         ("- {x: {y: 1, y: 2}}", "'y' is given twice.*line 1, column 14"),
         ('"\\e[31m": 1', r"x1b\[31m' holds characters that cannot be printed.*line 1, column 1"),
         ("a: \x07", "special characters are not allowed"),
@@ -69,6 +69,13 @@ def test_bad_yaml_is_one_line_that_says_where(text: str | bytes, message: str) -
     with pytest.raises(UgsepError, match=f"^here is not YAML: [^\n]*{message}[^\n]*; correct it$") as caught:
         read_yaml(text, "here")
     assert str(caught.value).isprintable()
+
+
+def test_the_text_is_not_repeated() -> None:
+    for text in ("[" + "x" * 900, "'" + "x" * 900, "a: {" + "x" * 900 + ": 1, b: 2, b: 3}", "x" * 900 + ": *a"):
+        message = refusal(read_yaml, text, "here")
+        assert message.count("here") == 1
+        assert "xxx" not in message
 
 
 def test_a_text_of_a_gigabyte_is_refused_before_it_is_parsed() -> None:
