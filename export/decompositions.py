@@ -30,6 +30,7 @@ def decomposition(node: fx.Node) -> Callable[..., Any] | None:
     if node.target in _DIVISIONS and isinstance(node.args[1], int) and node.args[1] != -1:
         return None
     result = node.meta.get("val")
+    result = result[0] if isinstance(result, (tuple, list)) and result else result  # values, and their positions
     whole = isinstance(result, Tensor) and not result.dtype.is_floating_point and result.dtype != torch.bool
     return _INTEGER.get(node.target) if whole else None
 
@@ -265,18 +266,51 @@ def _sign(values: Tensor) -> Tensor:
     return (values > 0).to(values.dtype) - (values < 0).to(values.dtype)
 
 
-def _maximum(a: Tensor, b: Tensor) -> Tensor:
-    """Return the larger value; ONNX Runtime's Max of int64 is wrong for 2^31 beside a constant."""
-    return torch.where(a > b, a, b)
+def _maximum(a: Tensor, b: Number) -> Tensor:
+    """Return the larger value, by a comparison.
+
+    ONNX Runtime's Max, Min, Clip, ReduceMax and ReduceMin compare the lower halves of int64 as if they had signs, if
+    the upper ones are equal: 2^31 is less than 0 for them.
+    """
+    return a.masked_fill(a < b, b) if isinstance(b, int) else torch.where(a > b, a, b)
 
 
-def _minimum(a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(a < b, a, b)
+def _minimum(a: Tensor, b: Number) -> Tensor:
+    return a.masked_fill(a > b, b) if isinstance(b, int) else torch.where(a < b, a, b)
 
 
-def _clamp(values: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+def _clamp(values: Tensor, low: Number | None = None, high: Number | None = None) -> Tensor:
     values = values if low is None else _maximum(values, low)
     return values if high is None else _minimum(values, high)
+
+
+def _not_negative(values: Tensor) -> Tensor:
+    """Return a ReLU of integers, for which ONNX Runtime has no kernel."""
+    return _maximum(values, 0)
+
+
+def _largest(values: Tensor, dims: Sequence[int] = (), keepdim: bool = False) -> Tensor:
+    """Return the largest values along axes, found by their positions."""
+    return _extreme(aten.argmax, values, dims, keepdim)
+
+
+def _least(values: Tensor, dims: Sequence[int] = (), keepdim: bool = False) -> Tensor:
+    return _extreme(aten.argmin, values, dims, keepdim)
+
+
+def _extreme(position_of: Callable[..., Tensor], values: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
+    for axis in sorted((d % values.dim() for d in dims or range(values.dim())), reverse=True):
+        values = values.gather(axis, position_of(values, axis, True))
+        values = values if keepdim else values.squeeze(axis)
+    return values
+
+
+def _largest_and_position(values: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    return _largest(values, [dim], keepdim), aten.argmax(values, dim, keepdim)
+
+
+def _least_and_position(values: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    return _least(values, [dim], keepdim), aten.argmin(values, dim, keepdim)
 
 
 def _shift_left_by(values: Tensor, by: int) -> Tensor:
@@ -334,9 +368,17 @@ _INTEGER: dict[Any, Callable[..., Any]] = {
     aten.sign.default: _sign,
     aten.maximum.default: _maximum,
     aten.minimum.default: _minimum,
+    aten.clamp.default: _clamp,
     aten.clamp.Tensor: _clamp,
+    aten.clamp_min.default: _maximum,
     aten.clamp_min.Tensor: _maximum,
+    aten.clamp_max.default: _minimum,
     aten.clamp_max.Tensor: _minimum,
+    aten.relu.default: _not_negative,
+    aten.amax.default: _largest,
+    aten.amin.default: _least,
+    aten.max.dim: _largest_and_position,
+    aten.min.dim: _least_and_position,
     aten.bitwise_left_shift.Tensor: _shift_left,
     aten.__lshift__.Tensor: _shift_left,
     aten.bitwise_left_shift.Tensor_Scalar: _shift_left_by,
