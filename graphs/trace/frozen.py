@@ -35,7 +35,11 @@ _Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 #: 115 days, 18 hours, 47 minutes and 41.7 seconds: another second, minute, hour, weekday and month.
 _LATER = 10_003_661.7
-_CLOCKS = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "localtime", "gmtime")
+_CLOCKS = (
+    "time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time",
+    "process_time_ns", "thread_time", "thread_time_ns", "clock_gettime", "clock_gettime_ns",
+    "localtime", "gmtime", "ctime", "asctime", "strftime",
+)  # fmt: skip
 _ENTROPY: tuple[Any, ...] = (os.urandom, uuid.uuid1, uuid.uuid4)
 #: A branch taken at random is the same in two runs half of the time.
 _RUNS = 8
@@ -180,11 +184,14 @@ def _another_day(calls: Mapping[str, None]) -> Iterator[None]:
 
 
 def _later(clock: Callable[..., Any]) -> Callable[..., Any]:
-    if clock in (time.localtime, time.gmtime):
-        now = time.time  # not the later one
+    now, local = time.time, time.localtime  # not the later ones
+    if clock in (time.localtime, time.gmtime, time.ctime):
         return lambda seconds=None: clock(now() + _LATER if seconds is None else seconds)
+    if clock in (time.asctime, time.strftime):
+        given = 0 if clock is time.asctime else 1  # arguments before the moment
+        return lambda *args: clock(*args, *([local(now() + _LATER)] if len(args) == given else []))
     shift = int(_LATER * 1e9) if clock.__name__.endswith("_ns") else _LATER
-    return lambda: clock() + shift
+    return lambda *args: clock(*args) + shift
 
 
 class _LaterDatetime(datetime.datetime):
@@ -195,6 +202,10 @@ class _LaterDatetime(datetime.datetime):
     @classmethod
     def today(cls) -> _LaterDatetime:
         return cls.now()
+
+    @classmethod
+    def utcnow(cls) -> _LaterDatetime:
+        return cls.now(datetime.UTC).replace(tzinfo=None)
 
 
 class _LaterDate(datetime.date):
