@@ -52,13 +52,16 @@ class InputStatistics:
 def observe(x: Floats, tokens: int, gram: bool = False) -> InputStatistics:
     """Return the statistics of one batch of MatMul inputs.
 
-    ``tokens`` is 0 for a 2-D weight: x is [..., K]. Otherwise x is [T, M, K] (or [M, K], the same for every feature
-    token) and the statistics are per feature token.
+    ``tokens`` is 0 for a 2-D weight: x is [..., K]. Otherwise x is [..., T, M, K] (or [M, K] or [..., 1, M, K], the
+    same for every feature token) and the statistics are per feature token.
 
     Raises:
         UgsepError: x holds NaN or Inf.
     """
     inputs = x.shape[-1]
+    if tokens and x.ndim > 3:  # rows first, as products over pairs of fields have it
+        x = x.reshape(-1, *x.shape[-3:]).swapaxes(0, 1)  # [T, N, M, K]
+        x = x.reshape(x.shape[0], -1, inputs)
     rows = x.reshape(-1, inputs) if not tokens else np.broadcast_to(x, (tokens, *x.shape[-2:]))
     squares = np.einsum("...mk,...mk->...k", rows, rows, dtype=np.float64)
     if not np.isfinite(squares).all():
