@@ -1,7 +1,8 @@
 """Decompositions of ops that the ONNX exporter or ONNX Runtime compute otherwise than PyTorch does.
 
-Those of integers are in ``export.integers``. Attention: PyTorch gives a query without keys the value 0, a plain
-softmax NaN. Others have no ONNX form that is valid.
+Those of integers are in ``export.integers``, of floats in ``export.float_forms``, of ops along an axis in
+``export.along_axis``. Attention: PyTorch gives a query without keys the value 0, a plain softmax NaN. Others have no
+ONNX form that is valid.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from export.along_axis import ALONG_AXIS
+from export.float_forms import FLOAT_FORMS
 from export.integers import DIVISIONS, INTEGER
 
 __all__ = ["decomposition", "exporter_differs"]
@@ -26,12 +29,15 @@ def decomposition(node: fx.Node) -> Callable[..., Any] | None:
         return _ALWAYS[node.target]
     if node.target is aten.index.Tensor and _looks_up_rows(node):
         return _rows_of
-    if node.target in DIVISIONS and isinstance(node.args[1], int) and node.args[1] != -1:
-        return None
     result = node.meta.get("val")
     result = result[0] if isinstance(result, (tuple, list)) and result else result  # values, and their positions
-    whole = isinstance(result, Tensor) and not result.dtype.is_floating_point and result.dtype != torch.bool
-    return INTEGER.get(node.target) if whole else None
+    if not isinstance(result, Tensor) or result.dtype == torch.bool:
+        return None
+    if result.dtype.is_floating_point:
+        return FLOAT_FORMS.get(node.target)
+    if node.target in DIVISIONS and isinstance(node.args[1], int) and node.args[1] != -1:
+        return None
+    return INTEGER.get(node.target)
 
 
 def exporter_differs(node: fx.Node) -> bool:
@@ -39,7 +45,7 @@ def exporter_differs(node: fx.Node) -> bool:
     if node.target is aten.scaled_dot_product_attention.default:
         mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
         return mask is not None
-    return node.target in INTEGER and decomposition(node) is not None
+    return node.target in {*INTEGER, *FLOAT_FORMS, *ALONG_AXIS} and decomposition(node) is not None
 
 
 def _looks_up_rows(node: fx.Node) -> bool:
@@ -162,6 +168,7 @@ def _attention(
 
 
 _ALWAYS: dict[Any, Callable[..., Any]] = {
+    **ALONG_AXIS,
     aten.scaled_dot_product_attention.default: _attention,
     aten.isin.Tensor_Tensor: _is_in,
     aten.nan_to_num.default: _finite,

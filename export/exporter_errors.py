@@ -26,6 +26,8 @@ def refusal(tries: Sequence[tuple[Exception, fx.Graph]]) -> UgsepError:
     """
     for error, graph in tries:
         causes = list(_chain(error))
+        if isinstance(causes[-1], UgsepError):
+            return causes[-1]  # names the op and the remedy
         named = next((m[1] for m in (_NODE.search(str(e)) for e in causes) if m), None)
         reason = printable_line(_COLORS.sub("", first_line(causes[-1])))[:_LONGEST]
         node = next((n for n in graph.nodes if n.name == named), None)

@@ -101,7 +101,9 @@ def _decompose(
     for value, position in _values(node).items():
         result = results[position] if position < len(results) else None
         if not isinstance(result, fx.Node):
-            raise UgsepError(f"{location_of(node)} returns several values")
+            raise UgsepError(
+                f"{location_of(node)} has a form in ONNX for its first value only; take positions from torch.sort"
+            )
         value.replace_all_uses_with(result)
         replaced[value.name] = result.name
     for unused in [*node.users, node]:
