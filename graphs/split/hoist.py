@@ -30,6 +30,7 @@ from torch import Tensor, fx
 from graphs.base.cost import flops, gemm_flops, nbytes, numel
 from graphs.rows.reach import descendants
 from graphs.rows.sides import NodeSide
+from graphs.split.blocks.in_order import in_order
 from graphs.split.blocks.known_values import KnownValues
 from graphs.split.blocks.low_rank import Crosses
 from graphs.split.blocks.narrowing import narrow_positions
@@ -133,7 +134,7 @@ def _visit(regions: Regions, node: fx.Node, done: list[Hoisted], coupled: list[U
     norm = node.target in (aten.rms_norm.default, aten.layer_norm.default)
     found = _norm(rewriter, node, known) if norm else provenance_of(rewriter, node, known)
     if found is None and not norm:
-        found = separated(regions, node)
+        found = in_order(regions, node) or separated(regions, node)
     if found is not None:
         known[node] = found
 
