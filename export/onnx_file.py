@@ -18,7 +18,7 @@ from torch.onnx import ONNXProgram
 
 from export import names
 from export.canonical import canonicalize
-from export.decompositions import exporter_differs
+from export.decompositions.table import exporter_differs
 from export.exporter_errors import refusal
 from export.io import check_file, write_model
 from export.metadata import IR_VERSION, OPSET, Stamp

@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 
-from export.decompositions import decomposition
+from export.decompositions.table import decomposition
 from graphs.base.errors import UgsepError
 from graphs.split.split import Subgraph
 from graphs.trace.node_location import location_of

@@ -35,7 +35,7 @@ def turned(work: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 FORMS: dict[str, Callable[[Ordered, Tensor], Tensor]] = {
     "cumsum": lambda m, x: m.mix(x).cumsum(1)[..., :WIDTH],
-    "cumsum over the width": lambda m, x: m.mix(x).cumsum(-1)[..., :WIDTH],
+    "cumsum over the width": lambda m, x: m.mix(x).cumsum(-1)[..., :WIDTH].cumsum(1),
     "count so far": lambda m, x: m.mix(x)[..., :WIDTH] * (x[..., :1] > 0).cumsum(1, dtype=torch.int32),
     "gru": lambda m, x: m.gru(x)[0],
     "gru and its state": lambda m, x: m.gru(x)[0] + m.gru(x)[1][-1][:, None],
@@ -46,7 +46,7 @@ FORMS: dict[str, Callable[[Ordered, Tensor], Tensor]] = {
     "convolution, padded before": lambda m, x: turned(lambda t: m.wide(F.pad(t, (4, 0))))(x),
     "convolution, padded on both sides": lambda m, x: turned(lambda t: m.depthwise(t)[..., : t.shape[-1]])(x),
     "token shift": lambda m, x: m.mix(F.pad(x, (0, 0, 1, -1)))[..., :WIDTH] + x,
-    "padded after": lambda m, x: m.mix(F.pad(x, (0, 0, 0, 2)))[:, 2:, :WIDTH],
+    "padded after": lambda m, x: m.mix(F.pad(x, (0, 0, 0, 2)))[:, 2:, :WIDTH].cumsum(1),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.float_forms import log_add_exp
+from export.decompositions.float_forms import log_add_exp
 from graphs.base.errors import UgsepError
 
 __all__ = ["ALONG_AXIS"]

@@ -1,8 +1,7 @@
 """Decompositions of ops that the ONNX exporter or ONNX Runtime compute otherwise than PyTorch does.
 
-Those of integers are in ``export.integers``, of floats in ``export.float_forms``, of ops along an axis in
-``export.along_axis``. Attention: PyTorch gives a query without keys the value 0, a plain softmax NaN. Others have no
-ONNX form that is valid.
+Those of integers are in ``integers``, of floats in ``float_forms``, of ops along an axis in ``along_axis``.
+Attention: PyTorch gives a query without keys the value 0, a plain softmax NaN. Others have no valid ONNX form.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from export.along_axis import ALONG_AXIS
-from export.float_forms import FLOAT_FORMS
-from export.integers import DIVISIONS, INTEGER
+from export.decompositions.along_axis import ALONG_AXIS
+from export.decompositions.float_forms import FLOAT_FORMS
+from export.decompositions.integers import DIVISIONS, INTEGER
 
 __all__ = ["decomposition", "exporter_differs"]
 
